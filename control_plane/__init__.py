@@ -1,0 +1,1 @@
+"""The brain: decides what runs where; knows no tensors."""

@@ -1,0 +1,1 @@
+"""The ground the three programs stand on: contracts, clock, errors, plumbing."""

@@ -1,0 +1,121 @@
+"""What a user writes in `model.yaml`."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from infra.contracts.base import MODEL_NAME_PATTERN, Contract, ModelName
+
+SOURCE_PATTERN = re.compile(
+    r"^(?:file:///[^\0]{1,4000}"
+    r"|hf://[A-Za-z0-9._-]{1,96}/[A-Za-z0-9._-]{1,96}(?:@[A-Za-z0-9._/-]{1,128})?"
+    r"|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[^\0]{0,1000})?)$"
+)
+
+Seconds = Annotated[float, Field(ge=0, le=7 * 24 * 3600, strict=False)]
+
+
+class EngineSettings(Contract):
+    """How a worker runs the model; every field has a default that works."""
+
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto",
+        description="Number format of weights and arithmetic; auto follows the model.",
+    )
+    max_context_tokens: int | None = Field(
+        default=None, ge=16, le=1 << 20, description="Prompt plus output; unset follows the model."
+    )
+    kv_cache_tokens: int | None = Field(
+        default=None, ge=16, le=1 << 26, description="KV positions to allocate; unset sizes itself."
+    )
+    block_size: Literal[16, 32, 64] = Field(default=16, description="KV positions a block.")
+    max_batch_size: int = Field(default=32, ge=1, le=1024, description="Sequences in one step.")
+    token_budget: int = Field(
+        default=256, ge=16, le=65536, description="Tokens one step may compute (chunked prefill)."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads; unset takes the node's cores."
+    )
+
+
+class Resources(Contract):
+    """What one replica occupies on a node."""
+
+    gpus: int = Field(default=0, ge=0, le=16, description="GPUs a replica; 0 runs on the CPU.")
+    gpu: str | None = Field(
+        default=None, max_length=64, description="GPU class, such as l4 or h100; unset takes any."
+    )
+    memory_mib: int | None = Field(
+        default=None, ge=64, le=1 << 24, description="Host memory a replica; unset is estimated."
+    )
+
+
+class Scaling(Contract):
+    """How many replicas, when, and how far up the ladder spare ones wait."""
+
+    min: int = Field(default=0, ge=0, le=1000, description="Replicas kept even when idle.")
+    max: int = Field(default=1, ge=1, le=1000, description="Replicas at most.")
+    target_concurrency: float = Field(
+        default=8, gt=0, le=10_000, description="In-flight requests a replica should carry."
+    )
+    grace: Seconds = Field(default=60, description="Idle seconds before the last replica stops.")
+    standby: int = Field(
+        default=1, ge=0, le=100, description="Standby workers kept on the runtime rung."
+    )
+
+    @model_validator(mode="after")
+    def _min_at_most_max(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is greater than max ({self.max})")
+        return self
+
+
+class Limits(Contract):
+    """What one model accepts before it says no."""
+
+    max_queue: int = Field(default=1000, ge=0, le=100_000, description="Requests held at most.")
+    max_queue_bytes: int = Field(
+        default=64 << 20, ge=1024, le=1 << 32, description="Bytes of held requests at most."
+    )
+    max_body_bytes: int = Field(
+        default=4 << 20, ge=1024, le=64 << 20, description="Bytes of one request body at most."
+    )
+    max_concurrency: int = Field(
+        default=32, ge=1, le=10_000, description="In-flight requests one replica may have."
+    )
+    max_output_tokens: int | None = Field(
+        default=None, ge=1, le=1 << 20, description="Cap on a request's max_tokens."
+    )
+
+
+class Timeouts(Contract):
+    """Seconds a request may spend; waiting for a cold start is counted apart from execution."""
+
+    cold_start: Seconds = Field(default=300, description="Waiting while no replica is ready.")
+    queue: Seconds = Field(default=60, description="Waiting for a permit on a ready replica.")
+    execution: Seconds = Field(default=600, description="From dispatch to the last byte.")
+
+
+class ModelSpec(Contract):
+    """What the user wrote: one model."""
+
+    name: Annotated[ModelName, StringConstraints(pattern=MODEL_NAME_PATTERN)] = Field(
+        description="Lower-case letters, digits and hyphens; at most 63 characters."
+    )
+    source: str = Field(
+        max_length=4096,
+        description="file:///dir, hf://org/repo@revision or s3://bucket/prefix.",
+    )
+    engine: EngineSettings = EngineSettings()
+    resources: Resources = Resources()
+    scaling: Scaling = Scaling()
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+
+    @field_validator("source")
+    @classmethod
+    def _known_scheme(cls, source: str) -> str:
+        if not SOURCE_PATTERN.match(source):
+            raise ValueError("is not file:///dir, hf://org/repo@revision or s3://bucket/prefix")
+        return source

@@ -1,0 +1,103 @@
+"""What a node agent and the control plane tell each other; the agent always dials."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from infra.contracts.base import Contract, ModelName, NodeId, ReplicaId, RevisionName
+from infra.contracts.model_spec import EngineSettings, Resources
+from infra.contracts.revision import ReplicaState, ResolvedSource
+from infra.contracts.stage import Rung, StageProgress, StageTiming
+
+
+class ClockReading(Contract):
+    """One reading of a process's clocks, to relate two processes' time."""
+
+    wall: float = Field(description="Unix seconds, as this process reckons them.")
+    monotonic: float = Field(description="CLOCK_MONOTONIC seconds at the same instant.")
+    boot_id: str = Field(description="Equal on both sides where CLOCK_MONOTONIC is shared.")
+
+
+class Failure(Contract):
+    """Why a replica ended."""
+
+    code: str = Field(description="A slug of infra.errors.")
+    detail: str
+    is_permanent: bool = Field(description="Starting it again would fail the same way.")
+
+
+class ReplicaAssignment(Contract):
+    """One replica a node should have; a replica missing from the desired state is killed."""
+
+    replica_id: ReplicaId
+    model: ModelName
+    revision: RevisionName
+    desired: Literal["run", "drain"]
+    drain_deadline_s: float = 30
+    source: ResolvedSource
+    engine: EngineSettings
+    resources: Resources
+    max_concurrency: int
+    token: str = Field(repr=False, description="Bearer token the replica asks of its callers.")
+
+
+class DesiredState(Contract):
+    """What a node should look like; `version` grows with every change."""
+
+    version: int
+    standby: int = Field(ge=0, description="Standby workers to keep on the runtime rung.")
+    replicas: tuple[ReplicaAssignment, ...]
+
+
+class ReplicaReport(Contract):
+    """What a node says of one replica; the whole truth of it, so a repeat does no harm."""
+
+    replica_id: ReplicaId
+    revision: RevisionName
+    state: ReplicaState
+    from_rung: Rung = Field(description="The rung its process waited on when it was claimed.")
+    host: str | None = None
+    port: int | None = None
+    stages: tuple[StageTiming, ...] = ()
+    progress: StageProgress | None = None
+    failure: Failure | None = None
+
+
+class LogLine(Contract):
+    """One line of a replica's log."""
+
+    at: float
+    replica_id: ReplicaId
+    revision: RevisionName
+    text: str = Field(max_length=8192)
+
+
+class NodeRegistration(Contract):
+    """A node introduces itself, with what already runs on it."""
+
+    node_id: NodeId
+    cpus: int = Field(ge=1)
+    memory_bytes: int = Field(ge=0)
+    gpus: int = Field(default=0, ge=0)
+    gpu: str | None = None
+    clock: ClockReading
+    started_at: float = Field(description="Unix seconds at which the agent's process began.")
+    replicas: tuple[ReplicaReport, ...] = ()
+
+
+class NodeLease(Contract):
+    """The answer to a registration: the node is ours until the lease runs out."""
+
+    node_id: NodeId
+    lease_s: float
+    clock: ClockReading
+
+
+class NodeReport(Contract):
+    """News from a node; any report renews its lease."""
+
+    node_id: NodeId
+    standby_ready: int = Field(ge=0)
+    clock_uncertainty_s: float = Field(default=0, ge=0)
+    replicas: tuple[ReplicaReport, ...] = ()
+    logs: tuple[LogLine, ...] = ()

@@ -1,0 +1,107 @@
+"""A revision: an immutable spec with everything pinned."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from infra.contracts.base import Contract, ModelName, NodeId, ReplicaId, RevisionName
+from infra.contracts.model_spec import ModelSpec
+from infra.contracts.stage import StageProgress
+
+
+class SourceFile(Contract):
+    """One file of a resolved source."""
+
+    path: str = Field(description="Relative to the source's root, with forward slashes.")
+    size: int = Field(ge=0)
+    digest: str | None = Field(default=None, description="sha256:<hex>, where the source has one.")
+
+
+class ResolvedSource(Contract):
+    """A source whose content can no longer change under us."""
+
+    uri: str = Field(description="The source with its revision pinned.")
+    digest: str = Field(description="sha256:<hex> over the pinned content's identity.")
+    files: tuple[SourceFile, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+class ModelFacts(Contract):
+    """What the control plane needs to know of a model without touching a tensor."""
+
+    architecture: str
+    context_tokens: int = Field(ge=1)
+    vocabulary: int = Field(ge=1)
+    weight_bytes: int = Field(ge=0)
+    longest_token_bytes: int = Field(
+        ge=1, description="No token spells more bytes: a lower bound of a prompt's tokens."
+    )
+
+
+class Revision(Contract):
+    """`name@3`: deploying an equal spec of equal content gives the same revision."""
+
+    name: RevisionName
+    model: ModelName
+    number: int = Field(ge=1)
+    spec: ModelSpec
+    source: ResolvedSource
+    facts: ModelFacts
+    digest: str = Field(description="sha256:<hex> over spec and source digest.")
+    created_at: float
+
+
+class ReplicaState(StrEnum):
+    """Where a replica is in its life."""
+
+    ASSIGNED = "assigned"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    LOST = "lost"
+
+
+class ReplicaStatus(Contract):
+    """One replica as a user sees it."""
+
+    replica_id: ReplicaId
+    node_id: NodeId
+    revision: RevisionName
+    state: ReplicaState
+    since: float
+    progress: StageProgress | None = None
+    in_flight: int = 0
+    detail: str | None = None
+
+
+class ModelState(StrEnum):
+    """One word for `platform ls`."""
+
+    IDLE = "idle"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILING = "failing"
+
+
+class ModelStatus(Contract):
+    """One deployed model as `GET /v1/models/{name}` shows it."""
+
+    name: ModelName
+    state: ModelState
+    revision: RevisionName
+    spec: ModelSpec
+    facts: ModelFacts
+    digest: str
+    url: str
+    created_at: float
+    desired_replicas: int
+    reason: str = Field(description="Why it is where it is, in a line.")
+    in_flight: int
+    waiting: int
+    replicas: tuple[ReplicaStatus, ...]

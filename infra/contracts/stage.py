@@ -1,0 +1,92 @@
+"""Stages of a cold start, their timings, and the report that adds them up."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from infra.contracts.base import Contract, ModelName, NodeId, ReplicaId, RequestId, RevisionName
+
+
+class Rung(StrEnum):
+    """A step of the readiness ladder, cheapest first."""
+
+    OFF = "off"
+    STOPPED = "stopped"
+    NODE = "node"
+    IMAGE = "image"
+    RUNTIME = "runtime"
+    WEIGHTS = "weights"
+    READY = "ready"
+
+
+class Stage(StrEnum):
+    """A named part of a cold start, in the order of the climb."""
+
+    QUEUE = "queue"
+    PROVISION = "provision"
+    IMAGE = "image"
+    RUNTIME = "runtime"
+    WEIGHTS = "weights"
+    ENGINE = "engine"
+    PREFILL = "prefill"
+
+
+class StageTiming(Contract):
+    """One measured interval of one stage, in the control plane's clock (unix seconds)."""
+
+    stage: Stage
+    started_at: float
+    seconds: float = Field(ge=0)
+    bytes: int | None = None
+    source: str | None = Field(default=None, description="Where it came from: fork, spawn, mmap …")
+
+    @property
+    def ended_at(self) -> float:
+        return self.started_at + self.seconds
+
+
+class StageProgress(Contract):
+    """How far the stage a replica is in has come."""
+
+    stage: Stage
+    fraction: float = Field(ge=0, le=1)
+
+
+class StageShare(Contract):
+    """The part of one request's wait that one stage explains."""
+
+    stage: Stage
+    offset_s: float = Field(description="Seconds after the request arrived.")
+    seconds: float
+    bytes: int | None = None
+    source: str | None = None
+
+
+class ColdStartReport(Contract):
+    """Where the time to first token of one request that waited went.
+
+    Conservation law: the shares and `unattributed_s` add up to `ttft_s`.
+    """
+
+    request_id: RequestId
+    model: ModelName
+    revision: RevisionName
+    replica_id: ReplicaId
+    node_id: NodeId
+    from_rung: Rung = Field(description="The rung the climb started from.")
+    started_at: float = Field(description="Unix seconds at which the request arrived.")
+    ttft_s: float
+    shares: tuple[StageShare, ...]
+    unattributed_s: float
+    clock_uncertainty_s: float = Field(
+        description="How far the clocks of gateway and node may differ."
+    )
+
+    def stage_seconds(self) -> dict[Stage, float]:
+        """Seconds a stage, in the order of the climb; stages that took no part are left out."""
+        totals: dict[Stage, float] = {}
+        for stage in Stage:
+            seconds = sum(share.seconds for share in self.shares if share.stage is stage)
+            if any(share.stage is stage for share in self.shares):
+                totals[stage] = seconds
+        return totals

@@ -1,0 +1,70 @@
+"""What a node agent and one worker process tell each other, as JSON lines on a unix socket."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from infra.contracts.base import Contract
+from infra.contracts.node import ClockReading, Failure, ReplicaAssignment
+from infra.contracts.stage import StageProgress, StageTiming
+
+
+class Hello(Contract):
+    """First line of a worker: it has torch and waits on the runtime rung."""
+
+    kind: Literal["hello"] = "hello"
+    pid: int
+    origin: Literal["fork", "spawn"]
+
+
+class Progress(Contract):
+    """The worker is this far into a stage."""
+
+    kind: Literal["progress"] = "progress"
+    progress: StageProgress
+
+
+class StageDone(Contract):
+    """A stage of the climb has ended."""
+
+    kind: Literal["stage"] = "stage"
+    timing: StageTiming
+
+
+class Ready(Contract):
+    """The worker serves on this address."""
+
+    kind: Literal["ready"] = "ready"
+    host: str
+    port: int
+
+
+class Failed(Contract):
+    """The worker could not start and is about to exit."""
+
+    kind: Literal["failed"] = "failed"
+    failure: Failure
+
+
+class Start(Contract):
+    """Climb to READY with this replica; `clock` relates the agent's time to CLOCK_MONOTONIC."""
+
+    kind: Literal["start"] = "start"
+    assignment: ReplicaAssignment
+    clock: ClockReading
+    host: str
+    log_path: str
+
+
+class Drain(Contract):
+    """Finish what runs, take nothing new, then exit; at the deadline exit anyway."""
+
+    kind: Literal["drain"] = "drain"
+    deadline_s: float
+
+
+FromWorker = Annotated[Hello | Progress | StageDone | Ready | Failed, Field(discriminator="kind")]
+ToWorker = Annotated[Start | Drain, Field(discriminator="kind")]
+
+from_worker: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)
+to_worker: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)

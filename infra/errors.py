@@ -1,0 +1,223 @@
+"""Every error this platform raises on purpose.
+
+* PlatformError
+  - Invalid: MalformedJson, SpecInvalid, ContextLengthExceeded, BodyTooLarge, UnsupportedModel,
+    SourceInvalid
+  - Unauthorized
+  - NotFound: ModelNotFound
+  - Conflict
+  - QueueFull
+  - ColdStartTimeout, QueueTimeout, ExecutionTimeout
+  - ReplicaLost, ReplicaFailed, NoCapacity, SourceUnavailable
+  - StoreUnavailable, ShuttingDown
+  - DependencyMissing
+"""
+
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from infra.contracts.problem import OpenAIError, Problem
+
+
+class PlatformError(Exception):
+    """Base class: `slug` and `status` belong to the kind, `detail` and `facts` to the occurrence."""
+
+    slug: ClassVar[str] = "internal"
+    status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
+    openai_type: ClassVar[str] = "server_error"
+
+    def __init__(
+        self, detail: str, *, hint: str | None = None, param: str | None = None, **facts: Any
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.hint = hint
+        self.param = param
+        self.facts = facts
+
+    def problem(self, instance: str | None = None) -> Problem:
+        """This occurrence as an RFC 9457 body; `instance` is the request's path."""
+        return Problem(
+            type=f"/problems/{self.slug}",
+            title=self.slug.replace("-", " ").capitalize(),
+            status=self.status.value,
+            detail=self.detail,
+            instance=instance,
+            hint=self.hint,
+            error=OpenAIError(
+                message=self.detail,
+                type=self.openai_type,
+                param=self.param,
+                code=self.slug.replace("-", "_"),
+            ),
+            **self.facts,
+        )
+
+    def headers(self) -> dict[str, str]:
+        """Response headers that belong to the error."""
+        retry_after_s = self.facts.get("retry_after_s")
+        return {} if retry_after_s is None else {"Retry-After": str(max(1, round(retry_after_s)))}
+
+
+class Invalid(PlatformError):
+    """The caller's input is wrong; the same call will fail again."""
+
+    slug = "invalid-request"
+    status = HTTPStatus.BAD_REQUEST
+    openai_type = "invalid_request_error"
+
+
+class MalformedJson(Invalid):
+    """The body is not JSON as RFC 8259 has it, or nests too deep."""
+
+    slug = "malformed-json"
+
+
+class SpecInvalid(Invalid):
+    """`model.yaml` has problems; `errors` lists all of them."""
+
+    slug = "spec-invalid"
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+
+
+class ContextLengthExceeded(Invalid):
+    """Prompt and output do not fit the model's context."""
+
+    slug = "context-length-exceeded"
+
+
+class BodyTooLarge(Invalid):
+    """The request's body is larger than the model's limit."""
+
+    slug = "body-too-large"
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class UnsupportedModel(Invalid):
+    """The model's files describe something this engine cannot run."""
+
+    slug = "unsupported-model"
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+
+
+class SourceInvalid(Invalid):
+    """The model's source exists and its files are missing, malformed or unsafe."""
+
+    slug = "source-invalid"
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+
+
+class Unauthorized(PlatformError):
+    """The API key is missing or wrong."""
+
+    slug = "unauthorized"
+    status = HTTPStatus.UNAUTHORIZED
+    openai_type = "authentication_error"
+
+
+class NotFound(PlatformError):
+    """There is nothing at this address."""
+
+    slug = "not-found"
+    status = HTTPStatus.NOT_FOUND
+    openai_type = "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    """No model of that name is deployed."""
+
+    slug = "model-not-found"
+
+
+class MethodNotAllowed(PlatformError):
+    """The address exists, the method does not."""
+
+    slug = "method-not-allowed"
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+    openai_type = "invalid_request_error"
+
+
+class Conflict(PlatformError):
+    """Somebody changed the same thing at the same time."""
+
+    slug = "conflict"
+    status = HTTPStatus.CONFLICT
+    openai_type = "invalid_request_error"
+
+
+class QueueFull(PlatformError):
+    """The model holds as many requests as it may; back off and try again."""
+
+    slug = "queue-full"
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    openai_type = "rate_limit_error"
+
+
+class ColdStartTimeout(PlatformError):
+    """No replica became ready before the request's cold-start deadline."""
+
+    slug = "cold-start-timeout"
+    status = HTTPStatus.GATEWAY_TIMEOUT
+
+
+class QueueTimeout(PlatformError):
+    """Replicas were ready and busy until the request's queue deadline."""
+
+    slug = "queue-timeout"
+    status = HTTPStatus.GATEWAY_TIMEOUT
+
+
+class ExecutionTimeout(PlatformError):
+    """The replica did not finish within the execution deadline."""
+
+    slug = "execution-timeout"
+    status = HTTPStatus.GATEWAY_TIMEOUT
+
+
+class ReplicaLost(PlatformError):
+    """The replica that served the request died."""
+
+    slug = "replica-lost"
+    status = HTTPStatus.BAD_GATEWAY
+
+
+class ReplicaFailed(PlatformError):
+    """Replicas of this revision cannot start; the detail says why."""
+
+    slug = "replica-failed"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class NoCapacity(PlatformError):
+    """No machine that fits can be had now."""
+
+    slug = "no-capacity"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class SourceUnavailable(PlatformError):
+    """The model's source cannot be reached or refuses us."""
+
+    slug = "source-unavailable"
+    status = HTTPStatus.BAD_GATEWAY
+
+
+class StoreUnavailable(PlatformError):
+    """The state store does not answer; nothing was changed."""
+
+    slug = "store-unavailable"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class ShuttingDown(PlatformError):
+    """The platform is stopping."""
+
+    slug = "shutting-down"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class DependencyMissing(PlatformError):
+    """An optional part of the installation is needed; the hint says which."""
+
+    slug = "dependency-missing"
+    status = HTTPStatus.NOT_IMPLEMENTED

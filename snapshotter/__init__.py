@@ -1,0 +1,1 @@
+"""The road: bytes on demand. Empty until images are pulled lazily."""

@@ -1,0 +1,1 @@
+"""The hands: one GPU machine, its node agent and its replicas."""
