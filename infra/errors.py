@@ -20,7 +20,7 @@ from infra.contracts.problem import OpenAIError, Problem
 
 
 class PlatformError(Exception):
-    """Base class: `slug` and `status` belong to the kind, `detail` and `facts` to the occurrence."""
+    """Base class: `slug` and `status` are the kind's, `detail` and `facts` the occurrence's."""
 
     slug: ClassVar[str] = "internal"
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR

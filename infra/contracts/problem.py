@@ -17,7 +17,7 @@ class OpenAIError(BaseModel):
 
 
 class Problem(BaseModel):
-    """One error body: `type` names the kind, `detail` this occurrence, further members its facts."""
+    """One error body: `type` is the kind, `detail` the occurrence, further members its facts."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
