@@ -1,0 +1,49 @@
+"""What the environment may say to the control plane; nothing else reads it."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _default_state_dir() -> Path:
+    return Path("~/.local/share/firstlight").expanduser()
+
+
+class Settings(BaseSettings):
+    """Every field can be set as `PLATFORM_<NAME>`; all have defaults that work on one machine."""
+
+    model_config = SettingsConfigDict(env_prefix="PLATFORM_", frozen=True)
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8470, ge=0, le=65535, description="Port; 0 takes a free one.")
+    state_dir: Path = Field(
+        default_factory=_default_state_dir,
+        description="Folder for the embedded Redis, logs and caches.",
+    )
+    redis_url: str | None = Field(
+        default=None, description="An external Redis or Valkey; unset starts an embedded one."
+    )
+    api_key: SecretStr | None = Field(
+        default=None, min_length=16, description="Key that clients must send; unset asks none."
+    )
+    node_token: SecretStr | None = Field(
+        default=None, min_length=16, description="Key of node agents; unset makes a fresh one."
+    )
+    capacity: Literal["local", "none"] = Field(
+        default="local",
+        description="Where machines come from: local starts an agent here, none waits for agents.",
+    )
+    standby_max: int = Field(
+        default=4, ge=0, le=64, description="Standby workers a node keeps at most."
+    )
+    drain_s: float = Field(
+        default=10, ge=0, le=3600, description="Seconds running requests get when stopping."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe event that is logged."
+    )
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="How events are written to standard error."
+    )

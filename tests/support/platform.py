@@ -1,0 +1,120 @@
+"""A real `platform up` in its own process and state folder, for the journey tests."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from tests.support.processes import alive, descendants, until
+
+
+class RunningPlatform:
+    """Starts, talks to, kills and restarts one platform."""
+
+    def __init__(self, state_dir: Path, environment: dict[str, str]) -> None:
+        self.state_dir = state_dir
+        self._environment = environment
+        self._seen: list[psutil.Process] = []
+
+    def start(self) -> None:
+        """Runs `platform up` on a free port and waits until it is ready."""
+        self._log = (self.state_dir / "up.log").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "control_plane.main", "up", "--port", "0"],
+            env=self._environment | {"PLATFORM_STATE_DIR": str(self.state_dir)},
+            stdout=self._log,
+            stderr=self._log,
+        )
+        endpoint = self.state_dir / "endpoint.json"
+        until(
+            lambda: self._announced(endpoint) or self.process.poll() is not None,
+            seconds=30,
+            what="platform up announces its address",
+        )
+        assert self.process.poll() is None, (self.state_dir / "up.log").read_text()[-4000:]
+        self.url = json.loads(endpoint.read_text())["url"]
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+        until(self.is_ready, seconds=30, what="platform is ready")
+
+    def is_ready(self) -> bool:
+        try:
+            return self.client.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def deploy(self, name: str, source: Path, **sections: dict[str, Any]) -> None:
+        """Deploys a model from a folder."""
+        response = self.client.put(
+            f"/v1/models/{name}", json={"name": name, "source": f"file://{source}", **sections}
+        )
+        assert response.status_code == 202, response.text
+
+    def status(self, name: str) -> dict[str, Any]:
+        response = self.client.get(f"/v1/models/{name}")
+        assert response.status_code == 200, response.text
+        return dict(response.json())
+
+    def cold_starts(self, name: str, last: int = 100) -> list[dict[str, Any]]:
+        response = self.client.get(f"/v1/models/{name}/coldstarts", params={"last": last})
+        assert response.status_code == 200, response.text
+        return list(response.json()["data"])
+
+    def until_idle(self, name: str, *, seconds: float = 30) -> None:
+        """Waits until the model has no replica and nothing in flight or waiting."""
+        until(lambda: self._is_idle(name), seconds=seconds, what=f"{name} is at zero")
+
+    def until_standby(self, *, seconds: float = 30) -> None:
+        """Waits until a worker is parked on the runtime rung."""
+        until(lambda: self.parked() > 0, seconds=seconds, what="a standby worker is parked")
+
+    def parked(self) -> int:
+        nodes = self.client.get("/v1/nodes").json()["data"]
+        return sum(node["standby_ready"] for node in nodes)
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that runs below `platform up` now, remembered for `stop`."""
+        self._seen += [p for p in descendants(self.process.pid) if p not in self._seen]
+        return descendants(self.process.pid)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """Ends the platform; nothing of it may be left, however it ended."""
+        self.processes()
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        self.process.wait(timeout=30)
+        self._log.close()
+        until(lambda: not alive(self._seen), seconds=10, what="no process left behind")
+        (self.state_dir / "endpoint.json").unlink(missing_ok=True)
+
+    def _announced(self, endpoint: Path) -> bool:
+        return endpoint.exists() and json.loads(endpoint.read_text())["pid"] == self.process.pid
+
+    def _is_idle(self, name: str) -> bool:
+        status = self.status(name)
+        return (
+            not status["replicas"]
+            and status["in_flight"] == 0
+            and status["waiting"] == 0
+            and status["desired_replicas"] == 0
+        )
+
+
+@contextmanager
+def running_platform(environment: dict[str, str]) -> Iterator[RunningPlatform]:
+    """A started platform that is stopped, and checked for leftovers, at the end."""
+    with tempfile.TemporaryDirectory(prefix="firstlight-") as folder:
+        platform = RunningPlatform(Path(folder), environment)
+        platform.start()
+        try:
+            yield platform
+        finally:
+            platform.stop()
