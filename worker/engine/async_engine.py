@@ -1,0 +1,177 @@
+"""The engine behind an event loop: one thread steps it, one wake-up a step delivers its outputs."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from infra.errors import PlatformError, ReplicaFailed, ShuttingDown
+from worker.engine.request import GenerationRequest, Output
+from worker.engine.stats import EngineStats
+
+log = structlog.get_logger()
+
+
+class StepEngine(Protocol):
+    """The synchronous engine, used by one thread only except for `check` and `context_tokens`."""
+
+    @property
+    def context_tokens(self) -> int: ...
+    def check(self, request: GenerationRequest) -> None: ...
+    def submit(self, request: GenerationRequest) -> None: ...
+    def abort(self, request_id: str) -> None: ...
+    def has_work(self) -> bool: ...
+    def step(self) -> Sequence[Output]: ...
+    def stats(self) -> EngineStats: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Submit:
+    request: GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+_Command = _Submit | _Abort | _Stop
+
+
+class AsyncEngine:
+    """Owns the engine's thread. All methods belong to the event loop that called `start`.
+
+    `on_failure` fires once, on the loop, when the thread dies of an error; from then on every
+    `generate`, running or new, raises ReplicaFailed.
+    """
+
+    def __init__(
+        self, engine: StepEngine, on_failure: Callable[[BaseException], None] | None = None
+    ) -> None:
+        self.on_failure = on_failure
+        self._engine = engine
+        self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._streams: dict[str, asyncio.Queue[Output | PlatformError]] = {}
+        self._stats = engine.stats()
+        self._ended: PlatformError | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def context_tokens(self) -> int:
+        """Prompt plus output tokens a request may have."""
+        return self._engine.context_tokens
+
+    @property
+    def stats(self) -> EngineStats:
+        """As of the last step."""
+        return self._stats
+
+    def start(self) -> None:
+        """Starts the engine's thread; outputs go to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Stops after the current step; what still runs raises ShuttingDown. May be repeated."""
+        self._end(ShuttingDown("the replica is stopping"))
+        self._inbox.put(_Stop())
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
+        """Yields the request's outputs, one a step that made some, until the last.
+
+        Raises ContextLengthExceeded at once for a request that can never run; while iterating, the
+        error that ended the request. Closing or cancelling the iterator aborts it within a step.
+        """
+        if self._ended is not None:
+            raise self._ended
+        self._engine.check(request)
+        return self._stream(request)
+
+    async def _stream(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
+        if self._ended is not None:
+            raise self._ended
+        if request.request_id in self._streams:
+            raise ValueError(f"request id {request.request_id!r} is in flight already")
+        outputs: asyncio.Queue[Output | PlatformError] = asyncio.Queue()
+        self._streams[request.request_id] = outputs
+        self._inbox.put(_Submit(request))
+        is_finished = False
+        try:
+            while not is_finished:
+                output = await outputs.get()
+                error = output if isinstance(output, PlatformError) else output.error
+                is_finished = error is not None or (isinstance(output, Output) and output.is_last)
+                if error is not None:
+                    raise error
+                assert isinstance(output, Output)
+                yield output
+        finally:
+            del self._streams[request.request_id]
+            if not is_finished:
+                self._inbox.put(_Abort(request.request_id))
+
+    # The engine's thread ------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._take_commands():
+                outputs = self._engine.step()
+                self._post(partial(self._deliver, outputs, self._engine.stats()))
+        except BaseException as error:
+            log.exception("engine.failed")
+            self._post(partial(self._fail, error))
+
+    def _take_commands(self) -> bool:
+        """Applies every queued command, waiting for one when idle; False: stop."""
+        while True:
+            try:
+                command = self._inbox.get(block=not self._engine.has_work())
+            except queue.Empty:
+                return True
+            match command:
+                case _Submit(request):
+                    self._engine.submit(request)
+                case _Abort(request_id):
+                    self._engine.abort(request_id)
+                case _Stop():
+                    return False
+
+    def _post(self, callback: Callable[[], None]) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:  # the loop has closed: nobody listens any more
+            self._inbox.put(_Stop())
+
+    # Back on the loop ---------------------------------------------------------------------
+
+    def _deliver(self, outputs: Sequence[Output], stats: EngineStats) -> None:
+        self._stats = stats
+        for output in outputs:
+            if (stream := self._streams.get(output.request_id)) is not None:
+                stream.put_nowait(output)
+
+    def _fail(self, error: BaseException) -> None:
+        self._end(ReplicaFailed(f"the engine died: {type(error).__name__}: {error}"))
+        if self.on_failure is not None:
+            self.on_failure(error)
+
+    def _end(self, error: PlatformError) -> None:
+        if self._ended is None:
+            self._ended = error
+        for stream in self._streams.values():
+            stream.put_nowait(error)

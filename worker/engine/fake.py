@@ -1,0 +1,115 @@
+"""An engine that plays scripts, with AsyncEngine's interface, for tests of what stands on it."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field, replace
+
+from infra.errors import PlatformError, ShuttingDown
+from worker.engine.request import (
+    FinishReason,
+    GenerationRequest,
+    Output,
+    TokenLogprob,
+    refuse_too_long,
+)
+from worker.engine.stats import EngineStats
+
+
+@dataclass(frozen=True)
+class Script:
+    """One answer: a piece of text is one token, with the given seconds before each.
+
+    `error` is raised after the pieces, in place of a finish.
+    """
+
+    pieces: tuple[str, ...] = ("Hello", ", ", "world")
+    first_delay_s: float = 0.0
+    delay_s: float = 0.0
+    finish_reason: FinishReason = "stop"
+    error: PlatformError | None = None
+
+
+@dataclass
+class FakeEngine:
+    """Plays `script` (a value, or a function of the request); keeps what was asked and aborted."""
+
+    script: Script | Callable[[GenerationRequest], Script] = field(default_factory=Script)
+    context_tokens: int = 2048
+    on_failure: Callable[[BaseException], None] | None = None
+    submitted: list[GenerationRequest] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+    stats: EngineStats = field(default_factory=EngineStats)
+    _ended: PlatformError | None = None
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    async def close(self) -> None:
+        """From now on `generate` raises ShuttingDown."""
+        self._ended = ShuttingDown("the replica is stopping")
+
+    def fail(self, error: PlatformError) -> None:
+        """As if the engine's thread had died: running streams raise at their next token."""
+        self._ended = error
+        if self.on_failure is not None:
+            self.on_failure(error)
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
+        """As AsyncEngine.generate."""
+        if self._ended is not None:
+            raise self._ended
+        refuse_too_long(request, context_tokens=self.context_tokens, kv_tokens=self.context_tokens)
+        return self._play(request)
+
+    async def _play(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
+        self.submitted.append(request)
+        self.running.add(request.request_id)
+        self._count(prompt_tokens=len(request.prompt_token_ids))
+        is_finished = False
+        try:
+            script = self.script if isinstance(self.script, Script) else self.script(request)
+            pieces = script.pieces[: request.sampling.max_tokens]
+            is_cut = len(pieces) < len(script.pieces)
+            for index, piece in enumerate(pieces):
+                await asyncio.sleep(script.delay_s if index else script.first_delay_s)
+                if self._ended is not None:
+                    raise self._ended
+                is_finished = index == len(pieces) - 1 and script.error is None
+                reason: FinishReason = "length" if is_cut else script.finish_reason
+                self._count(generated_tokens=1)
+                yield Output(
+                    request_id=request.request_id,
+                    text=piece,
+                    token_ids=(index,),
+                    logprobs=_logprobs(index, piece, request.sampling.logprobs),
+                    finish_reason=reason if is_finished else None,
+                )
+            if script.error is not None:
+                is_finished = True
+                raise script.error
+        finally:
+            self.running.discard(request.request_id)
+            self._count()
+            if not is_finished:
+                self.aborted.append(request.request_id)
+
+    def _count(self, *, prompt_tokens: int = 0, generated_tokens: int = 0) -> None:
+        self.stats = replace(
+            self.stats,
+            running=len(self.running),
+            steps=self.stats.steps + generated_tokens,
+            prompt_tokens=self.stats.prompt_tokens + prompt_tokens,
+            generated_tokens=self.stats.generated_tokens + generated_tokens,
+        )
+
+
+def _logprobs(token_id: int, text: str, count: int | None) -> tuple[TokenLogprob, ...]:
+    if count is None:
+        return ()
+    chosen = TokenLogprob(token_id, text, text.encode(), -0.5)
+    alternatives = tuple(
+        TokenLogprob(1000 + rank, f"alternative{rank}", f"alternative{rank}".encode(), -1.0 - rank)
+        for rank in range(1, count)
+    )
+    return (replace(chosen, top=((chosen, *alternatives) if count else ())),)
