@@ -28,16 +28,16 @@ def keys(contract: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-@pytest.mark.parametrize("kind", set(kinds(PlatformError)), ids=lambda kind: kind.slug)
+@pytest.mark.parametrize("kind", sorted(set(kinds(PlatformError)), key=str), ids=lambda kind: kind.slug)
 def test_every_error_type_is_documented_with_its_status(kind: type[PlatformError]) -> None:
     assert f"| `{kind.slug}` | {kind.status.value} |" in (DOCS / "errors.md").read_text()
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
+@pytest.mark.parametrize("name", list(Settings.model_fields))
 def test_every_setting_is_documented(name: str) -> None:
     assert f"| `PLATFORM_{name.upper()}` |" in (DOCS / "settings.md").read_text()
 
 
-@pytest.mark.parametrize("key", keys(ModelSpec))
+@pytest.mark.parametrize("key", list(keys(ModelSpec)))
 def test_every_key_of_model_yaml_is_documented(key: str) -> None:
     assert f"| `{key}` |" in (DOCS / "model-yaml.md").read_text()
