@@ -1,0 +1,83 @@
+"""Deployed models: a spec becomes an immutable revision, and everybody concerned hears of it."""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from control_plane.deployments.resolver import Resolver
+from control_plane.deployments.store import Change, DeploymentStore, RevisionDraft
+from infra.contracts.base import ModelName
+from infra.contracts.model_spec import ModelSpec
+from infra.contracts.revision import Revision
+from infra.errors import ModelNotFound
+
+log = structlog.get_logger()
+
+ChangeListener = Callable[[Change], None]
+
+
+class Deployments:
+    """Owns which revision each model's requests go to; reads are from memory."""
+
+    def __init__(self, store: DeploymentStore, resolver: Resolver) -> None:
+        self._store = store
+        self._resolver = resolver
+        self._current: dict[ModelName, Revision] = {}
+        self._listeners: list[ChangeListener] = []
+        # Guards the order of changes: listeners hear them in the order the store made them.
+        self._changing = asyncio.Lock()
+
+    async def load(self) -> None:
+        """Reads what is deployed; call once, after every listener has subscribed."""
+        for revision in await self._store.current():
+            self._announce(Change(revision.model, None, revision))
+
+    async def deploy(self, spec: ModelSpec, *, now: float) -> Revision:
+        """Pins the spec and makes it current; an equal one of equal content changes nothing.
+
+        Raises what the resolver raises, and StoreUnavailable.
+        """
+        source, facts = await self._resolver.resolve(spec.source)
+        draft = RevisionDraft.of(spec, source, facts, now=now)
+        async with self._changing:
+            change = await self._store.publish(draft)
+            self._announce(change)
+        assert change.after is not None, "publishing gives a revision"
+        return change.after
+
+    async def delete(self, name: ModelName, *, now: float) -> None:
+        """Takes a model away; raises ModelNotFound, StoreUnavailable."""
+        async with self._changing:
+            change = await self._store.retire(name)
+            was_known = name in self._current
+            self._announce(change)
+        if change.before is None and not was_known:
+            raise ModelNotFound(f"no model {name} is deployed", model=name)
+        log.info("model.deleted", model=name, at=now)
+
+    def get(self, name: ModelName) -> Revision | None:
+        """The revision that requests for a model go to."""
+        return self._current.get(name)
+
+    def all(self) -> tuple[Revision, ...]:
+        """The current revision of every model, by name."""
+        return tuple(self._current[name] for name in sorted(self._current))
+
+    def subscribe(self, listener: ChangeListener) -> None:
+        """Calls the listener at every change, in order, on the event loop; it must not raise."""
+        self._listeners.append(listener)
+
+    def _announce(self, change: Change) -> None:
+        """Takes the change over; our own memory, not the store's reply, says what was before:
+        a change whose reply was lost is announced by its repetition."""
+        before = self._current.get(change.model)
+        seen = Change(change.model, before, change.after)
+        if not seen.is_change:
+            return
+        if seen.after is None:
+            self._current.pop(seen.model, None)
+        else:
+            self._current[seen.model] = seen.after
+        for listener in self._listeners:
+            listener(seen)
