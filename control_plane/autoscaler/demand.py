@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from infra.clock import Clock
 from infra.contracts.base import RevisionName
 
 
@@ -92,18 +93,22 @@ class DemandMeter:
 
 
 class DemandTable:
-    """A DemandSource that is told what to say; ships for tests and simulations."""
+    """A DemandSource made of meters, one a revision that was ever asked for."""
 
-    def __init__(self) -> None:
-        self.meters: dict[RevisionName, DemandMeter] = {}
-        self.is_silent = False
-        self.now = 0.0
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._meters: dict[RevisionName, DemandMeter] = {}
 
     def meter(self, revision: RevisionName) -> DemandMeter:
         """The meter of a revision, made at its first use."""
-        return self.meters.setdefault(revision, DemandMeter())
+        meter = self._meters.get(revision)
+        if meter is None:
+            meter = self._meters[revision] = DemandMeter()
+        return meter
 
     def demand(self, revision: RevisionName) -> Demand | None:
-        if self.is_silent:
-            return None
-        return self.meter(revision).read(now=self.now)
+        return self.meter(revision).read(now=self._clock.now())
+
+    def forget(self, revision: RevisionName) -> None:
+        """Drops the meter of a revision that is gone and has no request left."""
+        self._meters.pop(revision, None)

@@ -1,0 +1,102 @@
+"""Machines on their way for replicas that found no room, and those nobody needs any more."""
+
+import secrets
+from collections.abc import Callable
+
+import structlog
+
+from control_plane.capacity.port import CapacityProvider, Need
+from control_plane.fleet.node import Node
+from control_plane.fleet.state import Fleet
+from infra.clock import Clock
+from infra.contracts.base import NodeId, RevisionName
+from infra.errors import NoCapacity, PlatformError
+from infra.supervise import TaskSet
+
+log = structlog.get_logger()
+
+RefusedListener = Callable[[RevisionName, PlatformError], None]
+
+
+class Machines:
+    """Asks the provider for machines, at most one a replica that waits for room.
+
+    A machine counts as on its way from the wish for it until its node registers or the provider
+    no longer knows it.
+    """
+
+    def __init__(
+        self,
+        capacity: CapacityProvider,
+        fleet: Fleet,
+        *,
+        clock: Clock,
+        tasks: TaskSet,
+        idle_s: float = 300.0,
+    ) -> None:
+        self._capacity = capacity
+        self._fleet = fleet
+        self._clock = clock
+        self._tasks = tasks
+        self._idle_s = idle_s
+        self._pending: dict[NodeId, RevisionName] = {}
+        self._launching: set[NodeId] = set()
+        self._empty_since: dict[NodeId, float] = {}
+        self._refused: list[RefusedListener] = []
+        fleet.subscribe_nodes(self._node_changed)
+
+    def subscribe_refused(self, listener: RefusedListener) -> None:
+        """Calls back when the provider has no machine for a revision."""
+        self._refused.append(listener)
+
+    def are_coming(self) -> bool:
+        """Whether a machine runs or is on its way whose node has not registered."""
+        return bool(self._pending) or any(
+            self._fleet.node(machine.node_id) is None for machine in self._capacity.describe()
+        )
+
+    def want(self, owner: RevisionName, need: Need, count: int) -> None:
+        """`count` replicas of a revision found no room; what is on its way for it counts."""
+        on_their_way = sum(revision == owner for revision in self._pending.values())
+        for _ in range(count - on_their_way):
+            node_id = NodeId(f"node-{secrets.token_hex(4)}")
+            self._pending[node_id] = owner
+            self._launching.add(node_id)
+            self._tasks.start(self._launch(owner, node_id, need), name=f"launch {node_id}")
+
+    def sweep(self, now: float) -> None:
+        """Forgets launches that came to nothing and ends elastic machines idle for `idle_s`."""
+        machines = {machine.node_id: machine for machine in self._capacity.describe()}
+        for node_id, owner in tuple(self._pending.items()):
+            if node_id not in machines and node_id not in self._launching:
+                self._refuse(node_id, owner, NoCapacity(f"machine {node_id} did not start"))
+        for node_id, machine in machines.items():
+            is_empty = self._fleet.node(node_id) is not None and not self._fleet.on_node(node_id)
+            if not (machine.is_elastic and is_empty):
+                self._empty_since.pop(node_id, None)
+            elif now - self._empty_since.setdefault(node_id, now) >= self._idle_s:
+                del self._empty_since[node_id]
+                log.info("machine.idle", node=node_id, seconds=self._idle_s)
+                self._fleet.leave(node_id, now=now, detail="idle")
+                self._tasks.start(self._capacity.terminate(node_id), name=f"terminate {node_id}")
+
+    async def _launch(self, owner: RevisionName, node_id: NodeId, need: Need) -> None:
+        try:
+            await self._capacity.launch(node_id, need)
+        except PlatformError as error:
+            self._refuse(node_id, owner, error)
+        except Exception as error:  # a provider's own failure must not leave the request pending
+            log.exception("machine.launch-failed", node=node_id)
+            self._refuse(node_id, owner, NoCapacity(f"a machine could not be started: {error}"))
+        finally:
+            self._launching.discard(node_id)
+
+    def _refuse(self, node_id: NodeId, owner: RevisionName, error: PlatformError) -> None:
+        if self._pending.pop(node_id, None) is None:
+            return
+        for listener in self._refused:
+            listener(owner, error)
+
+    def _node_changed(self, before: Node | None, after: Node | None) -> None:
+        if before is None and after is not None:
+            self._pending.pop(after.node_id, None)

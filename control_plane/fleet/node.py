@@ -1,0 +1,41 @@
+"""One machine as the fleet knows it: a frozen value."""
+
+from dataclasses import dataclass
+
+from infra.contracts.base import NodeId
+from infra.contracts.node import NodeRegistration
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A registered machine; `version` numbers its desired state, `standby` is part of that."""
+
+    node_id: NodeId
+    cpus: int
+    memory_bytes: int
+    gpus: int
+    gpu: str | None
+    started_at: float
+    registered_at: float
+    lease_until: float
+    version: int
+    standby: int = 0
+    standby_ready: int = 0
+    clock_uncertainty_s: float = 0.0
+
+    @classmethod
+    def registered(
+        cls, registration: NodeRegistration, *, version: int, lease_s: float, now: float
+    ) -> "Node":
+        """The node that a registration introduces."""
+        return cls(
+            node_id=registration.node_id,
+            cpus=registration.cpus,
+            memory_bytes=registration.memory_bytes,
+            gpus=registration.gpus,
+            gpu=registration.gpu,
+            started_at=registration.started_at,
+            registered_at=now,
+            lease_until=now + lease_s,
+            version=version,
+        )

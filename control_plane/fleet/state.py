@@ -1,0 +1,300 @@
+"""The tables of nodes and replicas, their one owner, and who hears of their changes."""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import structlog
+
+from control_plane.fleet.node import Node
+from control_plane.fleet.replica import Climb, Endpoint, Replica
+from infra.contracts.base import NodeId, ReplicaId, RevisionName
+from infra.contracts.node import DesiredState, ReplicaReport
+from infra.contracts.revision import ReplicaState
+from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
+
+log = structlog.get_logger()
+
+ReplicaListener = Callable[[Replica | None, Replica], None]
+NodeListener = Callable[[Node | None, Node | None], None]
+DesiredListener = Callable[[NodeId], None]
+
+_ORDER = {stage: place for place, stage in enumerate(Stage)}
+
+
+class Fleet:
+    """Nodes and replicas, on the event loop only.
+
+    Every change is announced to every listener before the call that made it returns, in the
+    order the changes were made, also when a listener makes further changes.
+    """
+
+    def __init__(self, *, remembered: int = 1000) -> None:
+        self._nodes: dict[NodeId, Node] = {}
+        self._replicas: dict[ReplicaId, Replica] = {}
+        self._by_revision: dict[RevisionName, dict[ReplicaId, None]] = {}
+        self._by_node: dict[NodeId, dict[ReplicaId, None]] = {}
+        self._ready: dict[RevisionName, tuple[Endpoint, ...]] = {}
+        self._ended: dict[ReplicaId, Replica] = {}
+        self._remembered = remembered
+        self._replica_listeners: list[ReplicaListener] = []
+        self._node_listeners: list[NodeListener] = []
+        self._desired_listeners: list[DesiredListener] = []
+        self._announcements: deque[Callable[[], None]] = deque()
+        self._is_announcing = False
+
+    # -- what is -------------------------------------------------------------------------------
+
+    def nodes(self) -> tuple[Node, ...]:
+        """The registered nodes, by id."""
+        return tuple(self._nodes[node_id] for node_id in sorted(self._nodes))
+
+    def node(self, node_id: NodeId) -> Node | None:
+        return self._nodes.get(node_id)
+
+    def replicas(self) -> tuple[Replica, ...]:
+        """Every replica that has not ended, oldest first."""
+        return tuple(self._replicas.values())
+
+    def replica(self, replica_id: ReplicaId) -> Replica | None:
+        """A replica, also one that ended not long ago."""
+        return self._replicas.get(replica_id) or self._ended.get(replica_id)
+
+    def of_revision(self, revision: RevisionName) -> tuple[Replica, ...]:
+        """The revision's replicas that have not ended, oldest first."""
+        return tuple(self._replicas[it] for it in self._by_revision.get(revision, ()))
+
+    def on_node(self, node_id: NodeId) -> tuple[Replica, ...]:
+        """The node's replicas that have not ended, oldest first."""
+        return tuple(self._replicas[it] for it in self._by_node.get(node_id, ()))
+
+    def ready(self, revision: RevisionName) -> tuple[Endpoint, ...]:
+        """Where the revision's READY replicas answer, oldest first."""
+        return self._ready.get(revision, ())
+
+    def climb(self, revision: RevisionName) -> Climb | None:
+        """The revision's loading replica that is furthest up; None when none is loading."""
+        loading = [replica for replica in self.of_revision(revision) if replica.is_loading]
+        if not loading:
+            return None
+        furthest = max(loading, key=_height)
+        return Climb(furthest.replica_id, furthest.state, furthest.progress, len(loading))
+
+    def timings(self, replica_id: ReplicaId) -> tuple[StageTiming, ...]:
+        """The measured stages of a replica's climb; empty for one that is not remembered."""
+        replica = self.replica(replica_id)
+        return () if replica is None else replica.timings()
+
+    def from_rung(self, replica_id: ReplicaId) -> Rung:
+        """The rung a replica's climb began on."""
+        replica = self.replica(replica_id)
+        return Rung.NODE if replica is None else replica.from_rung
+
+    def clock_uncertainty_s(self, node_id: NodeId) -> float:
+        """How far the node's clock may differ from ours."""
+        node = self._nodes.get(node_id)
+        return 0.0 if node is None else node.clock_uncertainty_s
+
+    def desired_state(self, node_id: NodeId) -> DesiredState:
+        """What a registered node should look like; raises KeyError for another."""
+        node = self._nodes[node_id]
+        return DesiredState(
+            version=node.version,
+            standby=node.standby,
+            replicas=tuple(replica.assignment() for replica in self.on_node(node_id)),
+        )
+
+    # -- who hears -----------------------------------------------------------------------------
+
+    def subscribe(self, listener: ReplicaListener) -> None:
+        """Calls `listener(before, after)` at every change of a replica; before is None at first."""
+        self._replica_listeners.append(listener)
+
+    def subscribe_nodes(self, listener: NodeListener) -> None:
+        """Calls `listener(before, after)` when a node joins, changes (not its lease) or leaves."""
+        self._node_listeners.append(listener)
+
+    def subscribe_desired(self, listener: DesiredListener) -> None:
+        """Calls `listener(node_id)` when what a node should look like has changed."""
+        self._desired_listeners.append(listener)
+
+    # -- what changes --------------------------------------------------------------------------
+
+    def join(self, node: Node) -> None:
+        """A node registers; one that is known keeps its place in line and its standby."""
+        before = self._nodes.get(node.node_id)
+        if before is not None:
+            node = replace(node, version=before.version + 1, standby=before.standby)
+        self._put_node(before, node)
+        self._say_desired(node.node_id)
+
+    def renew(self, node_id: NodeId, *, lease_until: float) -> None:
+        """A node was heard of; not announced."""
+        self._nodes[node_id] = replace(self._nodes[node_id], lease_until=lease_until)
+
+    def observe(self, node_id: NodeId, *, standby_ready: int, clock_uncertainty_s: float) -> None:
+        """A node said how it is."""
+        before = self._nodes[node_id]
+        after = replace(
+            before, standby_ready=standby_ready, clock_uncertainty_s=clock_uncertainty_s
+        )
+        if after != before:
+            self._put_node(before, after)
+
+    def set_standby(self, node_id: NodeId, standby: int) -> None:
+        """How many standby workers a node should keep; nothing for a node that is gone."""
+        before = self._nodes.get(node_id)
+        if before is None or before.standby == standby:
+            return
+        self._put_node(before, replace(before, standby=standby, version=before.version + 1))
+        self._say_desired(node_id)
+
+    def leave(self, node_id: NodeId, *, now: float, detail: str) -> None:
+        """A node is gone and all its replicas with it; may be repeated."""
+        before = self._nodes.pop(node_id, None)
+        if before is None:
+            return
+        for replica in self.on_node(node_id):
+            self._put(replica, replica.to(ReplicaState.LOST, now=now, detail=detail))
+        self._say_node(before, None)
+
+    def assign(self, replica: Replica) -> None:
+        """A new replica is given to its node."""
+        assert replica.replica_id not in self._replicas, "a replica is assigned once"
+        assert replica.node_id in self._nodes, "a replica is assigned to a registered node"
+        self._put(None, replica)
+
+    def hear(self, node_id: NodeId, report: ReplicaReport, *, now: float) -> None:
+        """News of a replica from its node; of a replica it does not have, nothing."""
+        before = self._replicas.get(report.replica_id)
+        if before is None or before.node_id != node_id:
+            return
+        after = before.heard(report, now=now)
+        if after != before:
+            self._put(before, after)
+
+    def drain(self, replica_id: ReplicaId, *, deadline_s: float, now: float, detail: str) -> None:
+        """A READY replica takes nothing new, finishes and exits."""
+        before = self._replicas[replica_id]
+        moved = before.to(ReplicaState.DRAINING, now=now, detail=detail)
+        self._put(before, replace(moved, drain_deadline_s=deadline_s))
+
+    def end(self, replica_id: ReplicaId, state: ReplicaState, *, now: float, detail: str) -> None:
+        """A replica is over; its node is told to kill what may be left. May be repeated."""
+        before = self._replicas.get(replica_id)
+        if before is not None:
+            self._put(before, before.to(state, now=now, detail=detail))
+
+    # -- bookkeeping ---------------------------------------------------------------------------
+
+    def check_integrity(self) -> None:
+        """Asserts that every index says the same as the table."""
+        assert all(not replica.is_over for replica in self._replicas.values())
+        assert all(replica.node_id in self._nodes for replica in self._replicas.values())
+        indexed = {it for ids in self._by_revision.values() for it in ids}
+        assert indexed == set(self._replicas) == {it for i in self._by_node.values() for it in i}
+        for revision in {*self._ready, *self._by_revision}:
+            assert self.ready(revision) == _endpoints(self.of_revision(revision))
+
+    def _put(self, before: Replica | None, after: Replica) -> None:
+        revision, node_id = after.revision.name, after.node_id
+        if after.is_over:
+            self._forget(after)
+        else:
+            self._replicas[after.replica_id] = after
+            self._by_revision.setdefault(revision, {})[after.replica_id] = None
+            self._by_node.setdefault(node_id, {})[after.replica_id] = None
+        if _was_ready(before) or _was_ready(after):
+            self._index_ready(revision)
+        for listener in self._replica_listeners:
+            self._announcements.append(_call(listener, before, after))
+        if _told(before) != _told(after) and (node := self._nodes.get(node_id)) is not None:
+            self._nodes[node_id] = replace(node, version=node.version + 1)
+            self._say_desired(node_id)
+        self._announce()
+
+    def _forget(self, ended: Replica) -> None:
+        self._replicas.pop(ended.replica_id, None)
+        _discard(self._by_revision, ended.revision.name, ended.replica_id)
+        _discard(self._by_node, ended.node_id, ended.replica_id)
+        self._ended[ended.replica_id] = ended
+        if len(self._ended) > self._remembered:
+            self._ended.pop(next(iter(self._ended)))
+
+    def _index_ready(self, revision: RevisionName) -> None:
+        endpoints = _endpoints(self.of_revision(revision))
+        if endpoints:
+            self._ready[revision] = endpoints
+        else:
+            self._ready.pop(revision, None)
+
+    def _put_node(self, before: Node | None, after: Node) -> None:
+        self._nodes[after.node_id] = after
+        self._say_node(before, after)
+
+    def _say_node(self, before: Node | None, after: Node | None) -> None:
+        for listener in self._node_listeners:
+            self._announcements.append(_call(listener, before, after))
+        self._announce()
+
+    def _say_desired(self, node_id: NodeId) -> None:
+        for listener in self._desired_listeners:
+            self._announcements.append(_call(listener, node_id))
+        self._announce()
+
+    def _announce(self) -> None:
+        if self._is_announcing:
+            return  # the outermost change delivers them, in order
+        self._is_announcing = True
+        try:
+            while self._announcements:
+                self._announcements.popleft()()
+        finally:
+            self._is_announcing = False
+
+
+def _call(listener: Callable[..., None], *arguments: object) -> Callable[[], None]:
+    """A listener that fails is a bug of its own; the table and the others must not suffer."""
+
+    def call() -> None:
+        try:
+            listener(*arguments)
+        except Exception:
+            log.exception("fleet.listener-failed", listener=repr(listener))
+
+    return call
+
+
+def _told(replica: Replica | None) -> str | None:
+    """What a replica's node is told of it: run, drain or nothing."""
+    if replica is None or replica.is_over:
+        return None
+    return "drain" if replica.state is ReplicaState.DRAINING else "run"
+
+
+def _was_ready(replica: Replica | None) -> bool:
+    return replica is not None and replica.state is ReplicaState.READY
+
+
+def _endpoints(replicas: Iterable[Replica]) -> tuple[Endpoint, ...]:
+    return tuple(it for replica in replicas if (it := replica.endpoint()) is not None)
+
+
+def _height(replica: Replica) -> tuple[int, float]:
+    progress: StageProgress | None = replica.progress
+    if progress is None:
+        return (-1, 0.0) if replica.state is ReplicaState.ASSIGNED else (0, 0.0)
+    return (_ORDER[progress.stage], progress.fraction)
+
+
+def _discard(
+    index: dict[RevisionName, dict[ReplicaId, None]] | dict[NodeId, dict[ReplicaId, None]],
+    key: RevisionName | NodeId,
+    replica_id: ReplicaId,
+) -> None:
+    members = index.get(key)  # type: ignore[arg-type]
+    if members is None:
+        return
+    members.pop(replica_id, None)
+    if not members:
+        del index[key]  # type: ignore[arg-type]
