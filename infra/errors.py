@@ -8,6 +8,7 @@
   - Conflict
   - QueueFull
   - ColdStartTimeout, QueueTimeout, ExecutionTimeout
+  - ClientTooSlow
   - ReplicaLost, ReplicaFailed, NoCapacity, SourceUnavailable
   - StoreUnavailable, ShuttingDown
   - DependencyMissing
@@ -172,6 +173,13 @@ class ExecutionTimeout(PlatformError):
 
     slug = "execution-timeout"
     status = HTTPStatus.GATEWAY_TIMEOUT
+
+
+class ClientTooSlow(PlatformError):
+    """The client reads so much slower than the model writes that its stream was ended."""
+
+    slug = "client-too-slow"
+    status = HTTPStatus.REQUEST_TIMEOUT
 
 
 class ReplicaLost(PlatformError):
