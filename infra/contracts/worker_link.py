@@ -1,4 +1,4 @@
-"""What a node agent and one worker process tell each other, as JSON lines on a unix socket."""
+"""What a node agent tells its workers and its fork server, and hears from them, as JSON."""
 
 from typing import Annotated, Literal
 
@@ -68,3 +68,36 @@ ToWorker = Annotated[Start | Drain, Field(discriminator="kind")]
 
 from_worker: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)
 to_worker: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
+
+
+class Fork(Contract):
+    """Asks the fork server for one worker; the message carries the worker's end of its link."""
+
+    worker: int
+
+
+class ZygoteUp(Contract):
+    """First message of a fork server: it has torch and can fork."""
+
+    kind: Literal["up"] = "up"
+
+
+class Forked(Contract):
+    """A worker was forked; it has been handed over to the agent."""
+
+    kind: Literal["forked"] = "forked"
+    worker: int
+    pid: int
+
+
+class ForkFailed(Contract):
+    """The kernel refused the fork."""
+
+    kind: Literal["fork-failed"] = "fork-failed"
+    worker: int
+    detail: str
+
+
+FromZygote = Annotated[ZygoteUp | Forked | ForkFailed, Field(discriminator="kind")]
+
+from_zygote: TypeAdapter[FromZygote] = TypeAdapter(FromZygote)

@@ -1,0 +1,332 @@
+"""The node's tables: what runs, what should run, and the moves from one to the other."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import structlog
+
+from infra.backoff import Backoff
+from infra.contracts.base import ReplicaId
+from infra.contracts.node import DesiredState, ReplicaAssignment, ReplicaReport
+from infra.contracts.stage import Rung
+from infra.contracts.worker_link import Drain, FromWorker, Hello, Progress, Start
+from worker.node.clock import NodeClock
+from worker.node.launcher import Exit, Launcher
+from worker.node.logs import ReplicaLogs
+from worker.node.plan import (
+    Action,
+    Claim,
+    DrainReplica,
+    Forget,
+    Kill,
+    Launch,
+    NodeView,
+    Origin,
+    ReplicaView,
+    Settle,
+    StartZygote,
+    StopZygote,
+    WorkerId,
+    WorkerView,
+    ZygoteState,
+    plan,
+)
+from worker.node.replica import Replica
+
+log = structlog.get_logger()
+
+LAUNCHES = 3  # processes a replica may lose before its start; then it has failed
+LAUNCH_TIMEOUT_S = 120.0  # from launch to hello
+DRAIN_GRACE_S = 2.0  # past the deadline, before a draining worker is killed
+REFILL_PATIENCE_S = 5.0  # a climb has the cores to itself for so long at most
+REFILL_SETTLE_S = 0.25  # and the first request after it for so long
+STEADY_S = 10.0  # who lived so long did not die of its start
+
+Urgency = Literal["soon", "now"]
+
+
+@dataclass(slots=True)
+class _Worker:
+    origin: Origin
+    launched_at: float
+    is_parked: bool = False
+    is_dying: bool = False
+    replica_id: ReplicaId | None = None
+
+
+class Agent:
+    """Single owner of a node's workers and replicas; every method belongs to the event loop.
+
+    `on_news` is called after every change that the control plane should hear of.
+    """
+
+    def __init__(
+        self, launcher: Launcher, logs: ReplicaLogs, clock: NodeClock, *, host: str
+    ) -> None:
+        self.on_news: Callable[[Urgency], None] = lambda urgency: None
+        self._launcher = launcher
+        self._logs = logs
+        self._clock = clock
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._desired = DesiredState(version=0, standby=0, replicas=())
+        self._workers: dict[WorkerId, _Worker] = {}
+        self._replicas: dict[ReplicaId, Replica] = {}
+        self._unreported: dict[ReplicaId, ReplicaReport] = {}
+        self._worker_ids = 0
+        self._zygote = ZygoteState.ABSENT
+        self._zygote_began_at = 0.0
+        self._zygote_failures = 0
+        self._standby_failures = 0
+        self._refill_at = 0.0
+        launcher.listen(self)
+
+    # What the control plane wants and hears -------------------------------------------------
+
+    def apply(self, desired: DesiredState) -> None:
+        """The desired state from now on."""
+        self._desired = desired
+        self._advance()
+
+    def standby_ready(self) -> int:
+        """Parked workers that nobody has claimed."""
+        return sum(
+            worker.is_parked and worker.replica_id is None and not worker.is_dying
+            for worker in self._workers.values()
+        )
+
+    def reports(self) -> tuple[ReplicaReport, ...]:
+        """The whole truth of every replica; nothing is left unreported."""
+        self._unreported.clear()
+        return tuple(replica.report() for replica in self._replicas.values())
+
+    def take_changes(self) -> tuple[ReplicaReport, ...]:
+        """Reports of the replicas that changed since they were last asked for."""
+        changes = tuple(self._unreported.values())
+        self._unreported.clear()
+        return changes
+
+    async def close(self) -> None:
+        """Ends every process; replicas are then STOPPED."""
+        self._desired = DesiredState(version=0, standby=0, replicas=())
+        for replica_id, replica in self._replicas.items():
+            self._replicas[replica_id] = replica.unwanted()
+        await self._launcher.close()
+
+    # What processes say (the launcher's listener) --------------------------------------------
+
+    def on_message(self, worker_id: WorkerId, message: FromWorker) -> None:
+        worker = self._workers.get(worker_id)
+        if worker is None or worker.is_dying:
+            return
+        if isinstance(message, Hello):
+            self._parked(worker_id, worker)
+        elif worker.replica_id is not None:
+            self._climbed(worker.replica_id, message)
+
+    def on_exit(self, worker_id: WorkerId, end: Exit) -> None:
+        worker = self._workers.pop(worker_id, None)
+        if worker is None:
+            return
+        if worker.replica_id is not None:
+            self._lost_process(worker.replica_id, worker, end)
+        elif not worker.is_dying:
+            self._lost_standby(worker_id, worker, end)
+        self._advance()
+
+    def on_zygote_up(self) -> None:
+        log.info("zygote.up", seconds=round(self._loop.time() - self._zygote_began_at, 3))
+        self._zygote = ZygoteState.UP
+
+    def on_zygote_exit(self, end: Exit) -> None:
+        if self._zygote is ZygoteState.ABSENT:
+            return
+        is_steady = self._loop.time() - self._zygote_began_at > STEADY_S
+        self._zygote_failures = 1 if is_steady else self._zygote_failures + 1
+        rest_s = Backoff().delay_s(self._zygote_failures)
+        log.warning("zygote.lost", end=str(end), rest_s=rest_s)
+        self._zygote = ZygoteState.RESTING
+        self._loop.call_later(rest_s, self._zygote_rested)
+        self._advance()
+
+    def _zygote_rested(self) -> None:
+        if self._zygote is ZygoteState.RESTING:
+            self._zygote = ZygoteState.ABSENT
+            self._advance()
+
+    def _parked(self, worker_id: WorkerId, worker: _Worker) -> None:
+        worker.is_parked = True
+        log.debug("worker.parked", worker=worker_id, origin=worker.origin.value)
+        if worker.replica_id is not None:
+            self._start(worker_id, self._replicas[worker.replica_id].assignment)
+        else:
+            self.on_news("soon")
+
+    def _climbed(self, replica_id: ReplicaId, message: FromWorker) -> None:
+        before = self._replicas[replica_id]
+        replica = before.heard(message)
+        self._put(replica, "soon" if replica.state is before.state else "now")
+        if isinstance(message, Progress) or replica.state is before.state:
+            return
+        log.info("replica.moved", **_facts(replica))
+        if before.is_climbing:
+            self._standby_failures = 0
+            self._refill_in(REFILL_SETTLE_S)
+
+    def _lost_process(self, replica_id: ReplicaId, worker: _Worker, end: Exit) -> None:
+        before = self._replicas[replica_id]
+        last_line = self._logs.close(replica_id)
+        never_began = worker.origin is Origin.FORK and not worker.is_parked
+        if never_began and not before.is_unwanted and before.launches < LAUNCHES:
+            self._replicas[replica_id] = before.unclaimed()
+            return
+        detail = f"{end}; last log line: {last_line[:500]}" if last_line else str(end)
+        replica = before.process_ended(is_clean=end.status == 0, detail=detail)
+        if replica.state is not before.state:
+            log.info("replica.moved", end=str(end), **_facts(replica))
+        self._put(replica, "now")
+        self._refill_in(REFILL_SETTLE_S)
+
+    def _lost_standby(self, worker_id: WorkerId, worker: _Worker, end: Exit) -> None:
+        is_steady = self._loop.time() - worker.launched_at > STEADY_S
+        self._standby_failures = 1 if is_steady else self._standby_failures + 1
+        rest_s = Backoff().delay_s(self._standby_failures)
+        log.warning("standby.lost", worker=worker_id, end=str(end), rest_s=rest_s)
+        self._refill_at = max(self._refill_at, self._loop.time() + rest_s)
+        self._loop.call_later(rest_s, self._advance)
+        self.on_news("soon")
+
+    # From what is to what should be -----------------------------------------------------------
+
+    def _advance(self) -> None:
+        for action in plan(self._desired, self._view()):
+            self._do(action)
+
+    def _view(self) -> NodeView:
+        alive = {
+            worker_id: WorkerView(worker_id, worker.origin, worker.is_parked, worker.replica_id)
+            for worker_id, worker in self._workers.items()
+            if not worker.is_dying
+        }
+        replicas = {
+            replica_id: ReplicaView(
+                replica.state, replica.worker_id if replica.worker_id in alive else None
+            )
+            for replica_id, replica in self._replicas.items()
+        }
+        may_refill = self._loop.time() >= self._refill_at
+        return NodeView(tuple(alive.values()), replicas, self._zygote, may_refill)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Claim(worker_id, assignment):
+                self._claim(worker_id, assignment)
+            case Launch(origin, assignment):
+                self._launch(origin, assignment)
+            case DrainReplica(replica_id, deadline_s):
+                self._drain(replica_id, deadline_s)
+            case Kill(worker_id):
+                self._kill(worker_id)
+            case Settle(assignment):
+                settled = Replica(assignment, self._clock.now()).stopped()
+                self._put(settled, "now")
+            case Forget(replica_id):
+                del self._replicas[replica_id]
+            case StartZygote():
+                self._zygote, self._zygote_began_at = ZygoteState.BOOTING, self._loop.time()
+                self._launcher.start_zygote()
+            case StopZygote():
+                self._zygote = ZygoteState.ABSENT
+                self._launcher.stop_zygote()
+
+    def _launch(self, origin: Origin, assignment: ReplicaAssignment | None) -> None:
+        self._worker_ids += 1
+        worker_id = self._worker_ids
+        self._workers[worker_id] = _Worker(origin, self._loop.time())
+        if assignment is not None:
+            self._claim(worker_id, assignment)
+        match origin:
+            case Origin.FORK:
+                self._launcher.fork(worker_id)
+            case Origin.SPAWN:
+                name = ReplicaId(f"worker-{worker_id}")
+                owner = name if assignment is None else assignment.replica_id
+                self._launcher.spawn(worker_id, self._logs.path(owner))
+        self._loop.call_later(LAUNCH_TIMEOUT_S, self._give_up_launch, worker_id)
+
+    def _give_up_launch(self, worker_id: WorkerId) -> None:
+        worker = self._workers.get(worker_id)
+        if worker is not None and not worker.is_parked:
+            log.warning("worker.launch-timeout", worker=worker_id)
+            self._launcher.kill(worker_id)
+
+    def _claim(self, worker_id: WorkerId, assignment: ReplicaAssignment) -> None:
+        worker = self._workers[worker_id]
+        worker.replica_id = assignment.replica_id
+        self._logs.open(assignment.replica_id, assignment.revision)
+        waiting = self._replicas.get(assignment.replica_id)
+        replica = waiting or Replica(assignment, self._clock.now())
+        if worker.is_parked:
+            self._start(worker_id, assignment)
+            replica = replica.claimed(worker_id, Rung.RUNTIME, "parked")
+        else:
+            replica = replica.claimed(worker_id, Rung.NODE, worker.origin.value)
+        self._refill_at = max(self._refill_at, self._loop.time() + REFILL_PATIENCE_S)
+        self._loop.call_later(REFILL_PATIENCE_S, self._advance)
+        log.info("replica.moved", **_facts(replica))
+        self._put(replica, "soon")
+
+    def _start(self, worker_id: WorkerId, assignment: ReplicaAssignment) -> None:
+        self._launcher.send(
+            worker_id,
+            Start(
+                assignment=assignment,
+                clock=self._clock.reading(),
+                host=self._host,
+                log_path=str(self._logs.path(assignment.replica_id)),
+            ),
+        )
+
+    def _drain(self, replica_id: ReplicaId, deadline_s: float) -> None:
+        replica = self._replicas[replica_id]
+        assert replica.worker_id is not None
+        self._launcher.send(replica.worker_id, Drain(deadline_s=deadline_s))
+        self._loop.call_later(deadline_s + DRAIN_GRACE_S, self._kill, replica.worker_id)
+        self._put(replica.draining(), "now")
+
+    def _kill(self, worker_id: WorkerId) -> None:
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            return
+        worker.is_dying = True
+        if worker.replica_id is not None:
+            self._replicas[worker.replica_id] = self._replicas[worker.replica_id].unwanted()
+        self._launcher.kill(worker_id)
+
+    def _refill_in(self, seconds: float) -> None:
+        """Standby may be refilled then, unless another replica still climbs."""
+        if not any(replica.is_climbing for replica in self._replicas.values()):
+            self._refill_at = self._loop.time() + seconds
+            self._loop.call_later(seconds, self._advance)
+
+    def _put(self, replica: Replica, urgency: Urgency) -> None:
+        replica_id = replica.assignment.replica_id
+        self._replicas[replica_id] = replica
+        self._unreported[replica_id] = replica.report()
+        self.on_news(urgency)
+
+
+def _facts(replica: Replica) -> dict[str, object]:
+    facts: dict[str, object] = {
+        "replica": replica.assignment.replica_id,
+        "revision": replica.assignment.revision,
+        "state": replica.state.value,
+        "source": replica.runtime_source,
+    }
+    if replica.stages:
+        facts["seconds"] = round(replica.stages[-1].ended_at - replica.received_at, 4)
+    if replica.failure is not None:
+        facts |= {"code": replica.failure.code, "detail": replica.failure.detail}
+    return facts

@@ -1,0 +1,67 @@
+"""Where worker processes come from: the port."""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from infra.contracts.worker_link import FromWorker, ToWorker
+from worker.node.plan import WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended: an exit status, or minus the signal's number; None: unknown."""
+
+    status: int | None = None
+    why: str | None = None
+
+    def __str__(self) -> str:
+        if self.why is not None:
+            return self.why
+        if self.status is None:
+            return "the process is gone"
+        if self.status >= 0:
+            return f"exit status {self.status}"
+        return f"killed by {signal.Signals(-self.status).name}"
+
+
+class Listener(Protocol):
+    """Hears what happens to processes, on the event loop, never from inside a call to the port."""
+
+    def on_message(self, worker_id: WorkerId, message: FromWorker) -> None: ...
+
+    def on_exit(self, worker_id: WorkerId, end: Exit) -> None:
+        """Once for every worker launched, after its last message."""
+
+    def on_zygote_up(self) -> None: ...
+
+    def on_zygote_exit(self, end: Exit) -> None:
+        """Once for every zygote started; workers it was about to fork end with an `on_exit`."""
+
+
+class Launcher(Protocol):
+    """Starts, addresses and kills workers and the fork server; every call returns at once."""
+
+    def listen(self, listener: Listener) -> None:
+        """Names the one listener; before anything else."""
+
+    def start_zygote(self) -> None: ...
+
+    def stop_zygote(self) -> None:
+        """Kills it; workers live on. Nothing happens where there is none."""
+
+    def fork(self, worker_id: WorkerId) -> None:
+        """Asks the zygote for a worker, as soon as it is up."""
+
+    def spawn(self, worker_id: WorkerId, log_path: Path) -> None:
+        """Starts a worker as a program of its own that writes to `log_path` from the start."""
+
+    def send(self, worker_id: WorkerId, message: ToWorker) -> None:
+        """Writes to the worker's link; lost where the worker is already gone."""
+
+    def kill(self, worker_id: WorkerId) -> None:
+        """SIGKILL; may be repeated."""
+
+    async def close(self) -> None:
+        """Kills everything and waits until it is gone."""

@@ -1,0 +1,206 @@
+"""Decides what a node does next, from what it should be and what it is."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from infra.contracts.base import ReplicaId
+from infra.contracts.node import DesiredState, ReplicaAssignment
+from infra.contracts.revision import ReplicaState
+
+WorkerId = int
+
+_ENDS = frozenset({ReplicaState.STOPPED, ReplicaState.FAILED, ReplicaState.LOST})
+
+
+class Origin(StrEnum):
+    """How a worker process comes to be."""
+
+    FORK = "fork"
+    SPAWN = "spawn"
+
+
+class ZygoteState(StrEnum):
+    """What the fork server is doing; RESTING waits out a crash."""
+
+    ABSENT = "absent"
+    BOOTING = "booting"
+    UP = "up"
+    RESTING = "resting"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """A live worker that nobody has asked to die; unclaimed while `replica_id` is None."""
+
+    worker_id: WorkerId
+    origin: Origin
+    is_parked: bool
+    replica_id: ReplicaId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """A replica this node has heard of; `worker_id` is None while it waits for a process."""
+
+    state: ReplicaState
+    worker_id: WorkerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """The node as it is. `may_refill` is False while a climb should have the cores to itself."""
+
+    workers: tuple[WorkerView, ...] = ()
+    replicas: Mapping[ReplicaId, ReplicaView] | None = None
+    zygote: ZygoteState = ZygoteState.ABSENT
+    may_refill: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The worker becomes this replica as soon as it is parked."""
+
+    worker_id: WorkerId
+    assignment: ReplicaAssignment
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A new worker; for `assignment`, or unclaimed for the standby pool."""
+
+    origin: Origin
+    assignment: ReplicaAssignment | None
+
+
+@dataclass(frozen=True, slots=True)
+class DrainReplica:
+    """Finish what runs, then exit."""
+
+    replica_id: ReplicaId
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End the worker at once."""
+
+    worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Say STOPPED of a replica that is to drain and has no process here."""
+
+    assignment: ReplicaAssignment
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The control plane no longer lists a replica that has ended."""
+
+    replica_id: ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
+class StartZygote:
+    """Standby is wanted and there is no fork server."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopZygote:
+    """No standby is wanted: give the memory back."""
+
+
+Action = Claim | Launch | DrainReplica | Kill | Settle | Forget | StartZygote | StopZygote
+
+
+def plan(desired: DesiredState, node: NodeView) -> tuple[Action, ...]:
+    """What brings the node closer to the desired state; nothing when it is there.
+
+    1. Unlisted: a replica that the control plane does not list is killed, or forgotten if ended.
+    2. Listed to drain: READY drains, not yet READY is killed, unknown is reported STOPPED.
+    3. Listed to run without a process: claim the most advanced unclaimed worker, else launch.
+    4. Standby: launch what is missing by fork, kill what is too much, least advanced first.
+    5. Zygote: there while standby is wanted.
+    """
+    replicas = node.replicas or {}
+    start_zygote = desired.standby > 0 and node.zygote is ZygoteState.ABSENT
+    origin = Origin.FORK if start_zygote or _can_fork(node.zygote) else Origin.SPAWN
+    unclaimed = _by_advance(worker for worker in node.workers if worker.replica_id is None)
+
+    actions: list[Action] = [StartZygote()] if start_zygote else []
+    actions += _end_unlisted(desired, replicas)
+    for assignment in desired.replicas:
+        replica = replicas.get(assignment.replica_id)
+        if assignment.desired == "drain":
+            actions += _drain(assignment, replica)
+        elif replica is None or _waits_for_a_process(replica):
+            claimed = unclaimed.pop(0) if unclaimed else None
+            actions.append(
+                Launch(origin, assignment)
+                if claimed is None
+                else Claim(claimed.worker_id, assignment)
+            )
+    actions += _size_standby(desired.standby, unclaimed, origin, node)
+    if desired.standby == 0 and _can_fork(node.zygote) and not _forks_pending(node, actions):
+        actions.append(StopZygote())
+    return tuple(actions)
+
+
+def _can_fork(zygote: ZygoteState) -> bool:
+    return zygote in {ZygoteState.BOOTING, ZygoteState.UP}
+
+
+def _by_advance(workers: Iterable[WorkerView]) -> list[WorkerView]:
+    """Most advanced first: parked, then forking, then spawning; the oldest of equals first."""
+    return sorted(
+        workers,
+        key=lambda worker: (not worker.is_parked, worker.origin is Origin.SPAWN, worker.worker_id),
+    )
+
+
+def _end_unlisted(desired: DesiredState, replicas: Mapping[ReplicaId, ReplicaView]) -> list[Action]:
+    listed = {assignment.replica_id for assignment in desired.replicas}
+    actions: list[Action] = []
+    for replica_id, replica in replicas.items():
+        if replica_id in listed:
+            continue
+        if replica.worker_id is not None:
+            actions.append(Kill(replica.worker_id))
+        elif replica.state in _ENDS or _waits_for_a_process(replica):
+            actions.append(Forget(replica_id))
+    return actions
+
+
+def _drain(assignment: ReplicaAssignment, replica: ReplicaView | None) -> list[Action]:
+    if replica is None or _waits_for_a_process(replica):
+        return [Settle(assignment)]
+    if replica.state is ReplicaState.READY:
+        return [DrainReplica(assignment.replica_id, assignment.drain_deadline_s)]
+    if replica.state is ReplicaState.STARTING and replica.worker_id is not None:
+        return [Kill(replica.worker_id)]
+    return []
+
+
+def _waits_for_a_process(replica: ReplicaView) -> bool:
+    return replica.state is ReplicaState.ASSIGNED
+
+
+def _size_standby(
+    wanted: int, unclaimed: list[WorkerView], origin: Origin, node: NodeView
+) -> list[Action]:
+    surplus = unclaimed[wanted:]
+    if surplus:
+        return [Kill(worker.worker_id) for worker in reversed(surplus)]
+    if not node.may_refill or origin is not Origin.FORK:
+        return []
+    return [Launch(origin, None)] * (wanted - len(unclaimed))
+
+
+def _forks_pending(node: NodeView, actions: list[Action]) -> bool:
+    """A replica's worker is still to come from the zygote."""
+    return any(
+        worker.origin is Origin.FORK and not worker.is_parked and worker.replica_id is not None
+        for worker in node.workers
+    ) or any(isinstance(action, Launch) and action.origin is Origin.FORK for action in actions)

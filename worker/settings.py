@@ -1,0 +1,41 @@
+"""What the environment may say to a node agent; nothing else in the worker reads it."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from infra.contracts.base import NodeId
+
+
+class NodeSettings(BaseSettings):
+    """Every field is `PLATFORM_NODE_<NAME>` in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="PLATFORM_NODE_", frozen=True)
+
+    control_plane_url: str = Field(
+        default="http://127.0.0.1:8470",
+        pattern=r"^https?://[^/?#]+/?$",
+        description="Where the control plane answers.",
+    )
+    token: SecretStr = Field(min_length=16, description="Key of node agents.")
+    id: NodeId = Field(pattern=r"^[A-Za-z0-9._-]{1,128}$", description="This node's name.")
+    state_dir: Path = Field(description="Folder for logs and fetched models.")
+    host: str = Field(
+        default="127.0.0.1", description="Address replicas listen on and are reached at."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe event that is logged."
+    )
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="How events are written to standard error."
+    )
+
+    @property
+    def logs_dir(self) -> Path:
+        return self.state_dir / "logs"
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.state_dir / "models"
