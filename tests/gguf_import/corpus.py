@@ -1,0 +1,32 @@
+"""Text that tokenizers disagree about: code, emoji, scripts without spaces, runs of whitespace."""
+# ruff: noqa: RUF001 - letters that look alike are the point
+
+CASES = (
+    "",
+    " ",
+    "Hello, world!",
+    "  leading, trailing  ",
+    "tabs\t\tand\nnew\n\nlines\r\n\r\n   mixed \t \n ",
+    "\n\n\n\n",
+    "          ten spaces then word          ten again",
+    "don't DON'T we'll I'VE they're it's 'quoted' rock'n'roll o'clock",
+    "1 12 123 1234 12345 3.14159 1,000,000 0xDEADBEEF 1e-9 ½ ² ٣ ௧ Ⅷ",
+    "def f(x: int) -> list[str]:\n    return [f'{x!r:>{10}}' for _ in range(x)]  # why?\n",
+    '#include <stdio.h>\nint main(void) {\n\tprintf("%d\\n", 1<<3);\n\treturn 0;\n}\n',
+    '{"a": [1, 2.5, null, true], "b": {"c": "d\\u00e9"}}',
+    '<div class="a-b_c">&nbsp;&lt;x&gt;</div><!-- c -->',
+    "SELECT * FROM t WHERE a='b' AND c<>5; -- done",
+    "https://example.org/a/b?c=d&e=%20#f  user@example.com",
+    "naïve café Ångström Straße ŒUVRE ﬁligree e\u0301 a\u0308",
+    "日本語のテキスト、中文文本。한국어 텍스트! ไทย हिन्दी தமிழ்",
+    "Привет, мир! Γειά σου Κόσμε שלום עולם مرحبا بالعالم",
+    "🎉 🎉🎉 👩\u200d👩\u200d👧\u200d👦 🏳\ufe0f\u200d🌈 👍🏽 🇩🇪 ❤\ufe0f ©®™ ∑∫√≠ → ⟹",
+    "zero\u200bwidth nb\u00a0sp em\u2003sp ideographic\u3000space \ufeffbom line\u2028sep",
+    "nul\x00 bell\x07 esc\x1b[0m del\x7f",
+    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𠜎𠜱 \U0010fffd \ue000",
+    "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|<|im_end|>|> <|endoftext|><|endoftext|> a<|im_end|>b",
+    "_______----======......!!!!????(((())))[[[]]]",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" * 4,
+    "the cat sat on the mat and the other cat sat there",
+)
