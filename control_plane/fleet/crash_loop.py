@@ -52,6 +52,10 @@ class CrashLoop:
             is_permanent=failure.is_permanent,
         )
 
+    def half_closed(self) -> "CrashLoop":
+        """A replica came up: more may be started; until it proves healthy the count stands."""
+        return replace(self, is_open=False, retry_at=0.0)
+
     def wait_s(self, now: float) -> float:
         """Seconds until a replica may be started again."""
         return max(0.0, self.retry_at - now)

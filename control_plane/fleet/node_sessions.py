@@ -74,25 +74,12 @@ class NodeSessions:
         yet; replicas we do not know are adopted when their revision is current, else the desired
         state, which does not list them, ends them.
         """
-        node_id = registration.node_id
-        version = int(now * 1000)  # later than any version of an earlier life of ours
-        self._fleet.join(
-            Node.registered(registration, version=version, lease_s=self._terms.lease_s, now=now)
+        with self._fleet.one_change():
+            self._join(registration, now=now)
+        log.info("node.registered", node=registration.node_id, replicas=len(registration.replicas))
+        return NodeLease(
+            node_id=registration.node_id, lease_s=self._terms.lease_s, clock=self._read_clock()
         )
-        reported = {report.replica_id: report for report in registration.replicas}
-        for replica in self._fleet.on_node(node_id):
-            if replica.replica_id not in reported and replica.state is not ReplicaState.ASSIGNED:
-                self._fleet.end(
-                    replica.replica_id,
-                    ReplicaState.LOST,
-                    now=now,
-                    detail=f"the agent of node {node_id} started again without it",
-                )
-        for report in reported.values():
-            self._adopt(node_id, report, now=now)
-            self._fleet.hear(node_id, report, now=now)
-        log.info("node.registered", node=node_id, replicas=len(reported))
-        return NodeLease(node_id=node_id, lease_s=self._terms.lease_s, clock=self._read_clock())
 
     async def desired(self, node_id: NodeId, after: int, wait_s: float) -> DesiredState:
         """The node's desired state, as soon as its version is not `after` or `wait_s` are over.
@@ -163,6 +150,25 @@ class NodeSessions:
             raise NotFound(f"node {node_id} is not registered", node=node_id)
         return node
 
+    def _join(self, registration: NodeRegistration, *, now: float) -> None:
+        node_id = registration.node_id
+        version = int(now * 1000)  # later than any version of an earlier life of ours
+        self._fleet.join(
+            Node.registered(registration, version=version, lease_s=self._terms.lease_s, now=now)
+        )
+        reported = {report.replica_id: report for report in registration.replicas}
+        for replica in self._fleet.on_node(node_id):
+            if replica.replica_id not in reported and replica.state is not ReplicaState.ASSIGNED:
+                self._fleet.end(
+                    replica.replica_id,
+                    ReplicaState.LOST,
+                    now=now,
+                    detail=f"the agent of node {node_id} started again without it",
+                )
+        for report in reported.values():
+            self._adopt(node_id, report, now=now)
+            self._fleet.hear(node_id, report, now=now)
+
     def _adopt(self, node_id: NodeId, report: ReplicaReport, *, now: float) -> None:
         """Takes a replica over that a control plane before us started."""
         revision = self._current(model_of(report.revision))
@@ -183,6 +189,7 @@ class NodeSessions:
             created_at=began_at,
             since=now,
             progressed_at=now,
+            is_adopted=True,
         )
         self._fleet.assign(adopted)
 

@@ -95,6 +95,7 @@ class Replica:
     ready_at: float | None = None
     failure: Failure | None = None
     detail: str | None = None
+    is_adopted: bool = False
 
     @property
     def model(self) -> ModelName:

@@ -1,7 +1,8 @@
 """The tables of nodes and replicas, their one owner, and who hears of their changes."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import structlog
@@ -117,6 +118,16 @@ class Fleet:
     def subscribe_desired(self, listener: DesiredListener) -> None:
         """Calls `listener(node_id)` when what a node should look like has changed."""
         self._desired_listeners.append(listener)
+
+    @contextmanager
+    def one_change(self) -> Iterator[None]:
+        """Announces what happens inside only when all of it has happened."""
+        was_announcing, self._is_announcing = self._is_announcing, True
+        try:
+            yield
+        finally:
+            self._is_announcing = was_announcing
+            self._announce()
 
     # -- what changes --------------------------------------------------------------------------
 

@@ -1,0 +1,174 @@
+"""How many replicas a revision should have: a pure decision with its reason.
+
+After Knative's KPA (pkg/autoscaler/scaling/autoscaler.go): a stable window sizes, a short panic
+window answers bursts, and in panic nothing shrinks. Differences: demand is an integral rather
+than a scrape, the last replica goes after the model's own grace, and nothing shrinks while a
+replica loads.
+"""
+
+import math
+from dataclasses import dataclass
+
+from control_plane.autoscaler.demand import Demand
+from infra.contracts.model_spec import Scaling
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Constants of the decision; seconds and ratios as in Knative's defaults."""
+
+    stable_s: float = 60.0
+    panic_s: float = 6.0
+    panic_threshold: float = 2.0  # wanted over ready
+    most_growth: float = 1000.0  # times ready, a decision
+    most_shrink: float = 2.0  # divides ready, a decision
+
+
+@dataclass(frozen=True, slots=True)
+class Panic:
+    """A burst is being answered: nothing shrinks below `peak` before `until`."""
+
+    until: float
+    peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything a decision looks at.
+
+    `idle_since` is when the last request left or the youngest replica became ready, whichever
+    was later. `is_contended` says that others wait for the room this revision idles in;
+    `is_superseded` that requests go to another revision of its model.
+    """
+
+    desired: int
+    ready: int
+    loading: int
+    demand: Demand | None
+    stable_mean: float | None = None
+    panic_mean: float | None = None
+    idle_since: float | None = None
+    panic: Panic | None = None
+    is_contended: bool = False
+    is_superseded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """So many replicas, and why; `panic` is handed to the next decision."""
+
+    replicas: int
+    reason: str
+    panic: Panic | None = None
+
+
+def decide(
+    scaling: Scaling,
+    observed: Observed,
+    *,
+    now: float,
+    tuning: Tuning = Tuning(),
+) -> Decision:
+    """The decision, in this order:
+
+    1. nothing is known of the demand: keep what is;
+    2. nothing is asked for: what the minimum and the grace leave (`_at_rest`);
+    3. something is asked for: what the windows say, at least 1 (`_under_load`);
+    4. never fewer while a replica loads, never more than the maximum.
+    """
+    least = 0 if observed.is_superseded else scaling.min
+    demand = observed.demand
+    if demand is None or not math.isfinite(demand.request_seconds):
+        kept = min(max(observed.desired, least), scaling.max)
+        return Decision(kept, "demand unknown, kept", observed.panic)
+    if demand.concurrency <= 0:
+        decision = _at_rest(scaling, observed, least, now=now)
+    else:
+        decision = _under_load(scaling, observed, demand, now=now, tuning=tuning)
+    if decision.replicas < observed.desired and observed.loading > 0:
+        reason = f"{observed.loading} still loading, nothing stops before"
+        decision = Decision(observed.desired, reason, decision.panic)
+    return _bounded(decision, least, scaling.max)
+
+
+def _at_rest(scaling: Scaling, observed: Observed, least: int, *, now: float) -> Decision:
+    if observed.ready == 0 and observed.loading == 0:
+        return Decision(least, "nothing is asked for and nothing runs")
+    grace_s = 0.0 if observed.is_contended or observed.is_superseded else scaling.grace
+    idle_s = 0.0 if observed.idle_since is None else max(0.0, now - observed.idle_since)
+    if idle_s >= grace_s:
+        return Decision(least, _why_to_rest(observed, idle_s))
+    wanted = _replicas_for(observed.stable_mean, scaling.target_concurrency)
+    shrunk = min(observed.desired, max(wanted, observed.ready // 2, 1))
+    return Decision(shrunk, f"idle for {idle_s:.0f} s of {grace_s:g} s grace", observed.panic)
+
+
+def _why_to_rest(observed: Observed, idle_s: float) -> str:
+    if observed.is_superseded:
+        return "superseded, and its requests are served"
+    if observed.is_contended:
+        return f"idle for {idle_s:.0f} s, and others wait for its room"
+    return f"idle for {idle_s:.0f} s"
+
+
+def _under_load(
+    scaling: Scaling, observed: Observed, demand: Demand, *, now: float, tuning: Tuning
+) -> Decision:
+    ready = max(1, observed.ready)
+    stable_mean = _or_now(observed.stable_mean, demand)
+    panic_mean = _or_now(observed.panic_mean, demand)
+    most = math.ceil(tuning.most_growth * ready)
+    fewest = max(1, math.floor(observed.ready / tuning.most_shrink))
+    stable = _clamp(_replicas_for(stable_mean, scaling.target_concurrency), fewest, most)
+    burst = _clamp(_replicas_for(panic_mean, scaling.target_concurrency), fewest, most)
+    panic = _next_panic(observed, burst, scaling.max, now=now, tuning=tuning)
+    if panic is not None:
+        return Decision(
+            max(stable, panic.peak), f"burst of {panic_mean:.1f} at once{_target(scaling)}", panic
+        )
+    if observed.desired == 0 or observed.ready + observed.loading == 0:
+        return Decision(stable, f"{demand.concurrency} waiting{_target(scaling)}")
+    return Decision(stable, f"{stable_mean:.1f} at once{_target(scaling)}")
+
+
+def _next_panic(
+    observed: Observed, burst: int, maximum: int, *, now: float, tuning: Tuning
+) -> Panic | None:
+    """Enters, extends or leaves panic; its peak never falls. A first replica is no panic."""
+    peak = min(burst, maximum)
+    is_over = burst / max(1, observed.ready) >= tuning.panic_threshold
+    before = observed.panic
+    if is_over:
+        return Panic(now + tuning.stable_s, max(peak, before.peak if before else 0))
+    if before is None or now >= before.until:
+        return None
+    return Panic(before.until, max(peak, before.peak))
+
+
+def _or_now(mean: float | None, demand: Demand) -> float:
+    """The mean, or the present load while the window has none."""
+    if mean is None or not math.isfinite(mean):
+        return float(demand.concurrency)
+    return mean
+
+
+def _replicas_for(mean: float | None, target: float) -> int:
+    if mean is None or not math.isfinite(mean) or mean <= 0:
+        return 0
+    return math.ceil(mean / target - 1e-9)  # 1e-9: float noise of the mean is no replica
+
+
+def _clamp(value: int, low: int, high: int) -> int:
+    return max(low, min(value, high))
+
+
+def _bounded(decision: Decision, least: int, most: int) -> Decision:
+    replicas = _clamp(decision.replicas, least, most)
+    if replicas == decision.replicas:
+        return decision
+    bound = "minimum" if replicas > decision.replicas else "maximum"
+    return Decision(replicas, f"{decision.reason}, {bound} {replicas}", decision.panic)
+
+
+def _target(scaling: Scaling) -> str:
+    return f", {scaling.target_concurrency:g} a replica"

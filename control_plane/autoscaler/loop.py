@@ -1,0 +1,293 @@
+"""Looks at every revision's demand, decides, and tells the reconciler; at zero a poke is enough."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import tzinfo
+
+import structlog
+
+from control_plane.autoscaler.decider import Decision, Observed, Panic, Tuning, decide
+from control_plane.autoscaler.demand import Demand, DemandSource
+from control_plane.autoscaler.explain import Explanation, Situation, explain
+from control_plane.autoscaler.window import Window
+from control_plane.deployments.service import Deployments
+from control_plane.deployments.store import Change
+from control_plane.fleet.node import Node
+from control_plane.fleet.reconciler import Reconciler
+from control_plane.fleet.replica import Replica
+from control_plane.fleet.standby import size_standby
+from control_plane.fleet.state import Fleet
+from infra.clock import Clock
+from infra.contracts.base import ModelName, RevisionName
+from infra.contracts.revision import ReplicaState, Revision
+from infra.errors import PlatformError
+
+log = structlog.get_logger()
+
+_REMEMBERED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """One decision with what it looked at; kept where it differs from the one before."""
+
+    at: float
+    revision: RevisionName
+    observed: Observed
+    decision: Decision
+
+
+DecisionListener = Callable[[DecisionRecord], None]
+
+
+class Autoscaler:
+    """Owns what is remembered of each revision between two decisions."""
+
+    def __init__(
+        self,
+        deployments: Deployments,
+        fleet: Fleet,
+        reconciler: Reconciler,
+        *,
+        clock: Clock,
+        is_leading: Callable[[], bool] = lambda: True,
+        tuning: Tuning = Tuning(),  # noqa: B008 - frozen value
+        tick_s: float = 1.0,
+        standby_max: int = 4,
+        zone: tzinfo | None = None,
+    ) -> None:
+        self._deployments = deployments
+        self._fleet = fleet
+        self._reconciler = reconciler
+        self._clock = clock
+        self._is_leading = is_leading
+        self._tuning = tuning
+        self._tick_s = tick_s
+        self._standby_max = standby_max
+        self._zone = zone
+        self._demand: DemandSource | None = None
+        self._revisions: dict[RevisionName, _Tracked] = {}
+        self._listeners: list[DecisionListener] = []
+        deployments.subscribe(self._deployment_changed)
+        fleet.subscribe(self._replica_changed)
+        fleet.subscribe_nodes(self._node_changed)
+        reconciler.subscribe_failed(self._replicas_failed)
+        reconciler.subscribe_no_room(self._reclaim_room)
+
+    def watch(self, demand: DemandSource) -> None:
+        """Names who holds the requests; before that nothing is known and nothing shrinks."""
+        self._demand = demand
+
+    def subscribe(self, listener: DecisionListener) -> None:
+        """Calls back at every decision that differs from the revision's last one."""
+        self._listeners.append(listener)
+
+    def poke(self, revision: RevisionName) -> None:
+        """A request waits and nothing is ready: decides now.
+
+        What has to start was sent to its node when this returns. Cheap to repeat; unknown
+        revisions are ignored.
+        """
+        tracked = self._revisions.get(revision)
+        if tracked is not None and self._is_leading():
+            self._decide(tracked, now=self._clock.now())
+
+    def explain(self, model: ModelName) -> Explanation | None:
+        """What `platform ls` says of a model; None when it is not deployed."""
+        revision = self._deployments.get(model)
+        if revision is None:
+            return None
+        demand = self._read(revision.name)
+        tracked = self._revisions.get(revision.name)
+        situation = Situation(
+            standing=self._reconciler.standing(revision.name),
+            replicas=self._fleet.of_revision(revision.name),
+            climb=self._fleet.climb(revision.name),
+            demand=demand,
+            grace_s=revision.spec.scaling.grace,
+            keeps=revision.spec.scaling.min,
+            idle_since=None if tracked is None else tracked.idle_since(demand),
+        )
+        return explain(situation, now=self._clock.now(), zone=self._zone)
+
+    def decisions(self, revision: RevisionName) -> tuple[DecisionRecord, ...]:
+        """The revision's last decisions, oldest first; repetitions are left out."""
+        tracked = self._revisions.get(revision)
+        return () if tracked is None else tuple(tracked.records)
+
+    async def run(self) -> None:
+        """Ticks until cancelled."""
+        while True:
+            await asyncio.sleep(self._tick_s)
+            try:
+                self.tick(self._clock.now())
+            except Exception:
+                log.exception("autoscaler.tick-failed")
+
+    def tick(self, now: float) -> None:
+        """Decides for every revision and sizes the standby."""
+        if not self._is_leading():
+            return
+        for tracked in tuple(self._revisions.values()):
+            self._decide(tracked, now=now)
+            self._forget_if_gone(tracked)
+        self._size_standby()
+
+    # -- deciding ------------------------------------------------------------------------------
+
+    def _decide(self, tracked: "_Tracked", *, now: float, is_contended: bool = False) -> None:
+        if tracked.is_deleted:
+            return
+        demand = self._read(tracked.name)
+        if demand is not None:
+            tracked.record(demand, now=now)
+        observed = self._observe(tracked, demand, now=now, is_contended=is_contended)
+        decision = decide(tracked.revision.spec.scaling, observed, now=now, tuning=self._tuning)
+        tracked.panic = decision.panic
+        if observed.desired == 0 and decision.replicas > 0 and demand is not None:
+            tracked.window.restart(demand.request_seconds, now=now)
+        self._remember(tracked, DecisionRecord(now, tracked.name, observed, decision))
+        is_abandoned = tracked.is_superseded and decision.replicas == 0
+        self._reconciler.set_desired(
+            tracked.revision,
+            decision.replicas,
+            decision.reason,
+            abandon_loading=is_abandoned,
+        )
+
+    def _read(self, revision: RevisionName) -> Demand | None:
+        if self._demand is None:
+            return None
+        try:
+            return self._demand.demand(revision)
+        except Exception:
+            log.exception("demand.unreadable", revision=revision)
+            return None
+
+    def _observe(
+        self, tracked: "_Tracked", demand: Demand | None, *, now: float, is_contended: bool
+    ) -> Observed:
+        replicas = self._fleet.of_revision(tracked.name)
+        return Observed(
+            desired=self._reconciler.standing(tracked.name).desired,
+            ready=sum(replica.state is ReplicaState.READY for replica in replicas),
+            loading=sum(replica.is_loading for replica in replicas),
+            demand=demand,
+            stable_mean=tracked.window.mean(self._tuning.stable_s, now=now),
+            panic_mean=tracked.window.mean(self._tuning.panic_s, now=now),
+            idle_since=tracked.idle_since(demand),
+            panic=tracked.panic,
+            is_contended=is_contended,
+            is_superseded=tracked.is_superseded,
+        )
+
+    def _remember(self, tracked: "_Tracked", record: DecisionRecord) -> None:
+        last = tracked.records[-1] if tracked.records else None
+        if last is not None and last.decision.replicas == record.decision.replicas:
+            tracked.records[-1] = record  # the newest word on the same number
+            return
+        tracked.records.append(record)
+        for listener in self._listeners:
+            listener(record)
+
+    # -- what happens elsewhere ----------------------------------------------------------------
+
+    def _deployment_changed(self, change: Change) -> None:
+        """The old revision lives as long as requests wait for it; a deleted one does not."""
+        now = self._clock.now()
+        if change.after is not None:
+            tracked = self._revisions.get(change.after.name)
+            if tracked is None:
+                tracked = self._revisions[change.after.name] = _Tracked(
+                    change.after, self._tuning.stable_s
+                )
+            tracked.is_superseded = tracked.is_deleted = False
+        if change.before is not None and (old := self._revisions.get(change.before.name)):
+            old.is_superseded = change.after is not None
+            old.is_deleted = change.after is None
+        if not self._is_leading():
+            return
+        for tracked in tuple(self._revisions.values()):
+            if tracked.revision.model == change.model:
+                self._settle(tracked, now=now)
+        self._size_standby()
+
+    def _settle(self, tracked: "_Tracked", *, now: float) -> None:
+        if tracked.is_deleted:
+            self._reconciler.set_desired(tracked.revision, 0, "deleted", abandon_loading=True)
+        else:
+            self._decide(tracked, now=now)
+        self._forget_if_gone(tracked)
+
+    def _forget_if_gone(self, tracked: "_Tracked") -> None:
+        if not (tracked.is_deleted or tracked.is_superseded):
+            return
+        demand = self._read(tracked.name)
+        is_asked_for = tracked.is_superseded and demand is not None and demand.concurrency > 0
+        if is_asked_for or self._fleet.of_revision(tracked.name):
+            return
+        self._revisions.pop(tracked.name, None)
+        self._reconciler.forget(tracked.name)
+
+    def _replica_changed(self, before: Replica | None, after: Replica) -> None:
+        tracked = self._revisions.get(after.revision.name)
+        if tracked is not None and after.state is ReplicaState.READY:
+            tracked.ready_at = max(tracked.ready_at or 0.0, after.since)
+
+    def _replicas_failed(self, revision: RevisionName, error: PlatformError) -> None:
+        """The waiters are being told; what then is left to want is decided after them."""
+        log.warning("revision.failing", revision=revision, detail=error.detail)
+        asyncio.get_running_loop().call_soon(self.poke, revision)
+
+    def _reclaim_room(self, revision: RevisionName) -> None:
+        """Others wait for room: the revision that idles longest gives its own up at once."""
+        idle = [it for it in self._revisions.values() if self._is_idle(it, revision)]
+        if idle and self._is_leading():
+            longest = min(idle, key=lambda it: it.idle_since(self._read(it.name)) or 0.0)
+            self._decide(longest, now=self._clock.now(), is_contended=True)
+
+    def _is_idle(self, tracked: "_Tracked", other_than: RevisionName) -> bool:
+        demand = self._read(tracked.name)
+        ready = len(self._fleet.ready(tracked.name))
+        return (
+            tracked.name != other_than
+            and demand is not None
+            and demand.concurrency == 0
+            and ready > tracked.revision.spec.scaling.min
+        )
+
+    def _node_changed(self, before: Node | None, after: Node | None) -> None:
+        if before is None:
+            self._size_standby()
+
+    def _size_standby(self) -> None:
+        sizes = size_standby(self._deployments.all(), self._fleet.nodes(), most=self._standby_max)
+        for node_id, standby in sizes.items():
+            self._fleet.set_standby(node_id, standby)
+
+
+class _Tracked:
+    """What the autoscaler remembers of one revision."""
+
+    def __init__(self, revision: Revision, span_s: float) -> None:
+        self.revision = revision
+        self.window = Window(span_s)
+        self.panic: Panic | None = None
+        self.records: deque[DecisionRecord] = deque(maxlen=_REMEMBERED)
+        self.ready_at: float | None = None
+        self.is_superseded = False
+        self.is_deleted = False
+
+    @property
+    def name(self) -> RevisionName:
+        return self.revision.name
+
+    def record(self, demand: Demand, *, now: float) -> None:
+        self.window.record(demand.request_seconds, now=now)
+
+    def idle_since(self, demand: Demand | None) -> float | None:
+        """When the grace began: the last request's end, or the last replica's start if later."""
+        times = [self.ready_at, None if demand is None else demand.last_active_at]
+        return max((it for it in times if it is not None), default=None)
