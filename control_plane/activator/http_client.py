@@ -13,6 +13,9 @@ from control_plane.activator.replica_client import (
 from control_plane.fleet.replica import Endpoint
 from infra.contracts.base import ReplicaId
 
+# What a replica wrote before it ended may still be on its way when its end is known.
+_LAST_WORDS_S = 1.0
+
 
 class HttpReplicaClient:
     """Speaks HTTP/1.1 to replicas; the permits bound how many connections there are.
@@ -40,12 +43,16 @@ class HttpReplicaClient:
 
     def forget(self, replica_id: ReplicaId) -> None:
         peer = self._peers.pop(replica_id, None)
-        if peer is not None:
-            peer.abort("the replica is gone")
+        if peer is None:
+            return
+        peer.drop_idle()
+        if peer.connections:
+            asyncio.get_running_loop().call_later(_LAST_WORDS_S, peer.abort, "the replica is gone")
 
     async def close(self) -> None:
-        for replica_id in tuple(self._peers):
-            self.forget(replica_id)
+        for peer in self._peers.values():
+            peer.abort("the platform is stopping")
+        self._peers.clear()
         await asyncio.sleep(0)  # lets the transports close their sockets
 
     async def _connect(self, peer: "_Peer") -> Connection:
@@ -100,6 +107,11 @@ class _Peer:
         self.connections.discard(connection)
         self.idle.pop(connection, None)
 
+    def drop_idle(self) -> None:
+        for connection in tuple(self.idle):
+            connection.abort("the replica is gone")
+        self.idle.clear()
+
     def abort(self, why: str) -> None:
         self.idle.clear()
         for connection in tuple(self.connections):
@@ -125,7 +137,7 @@ class _HttpResponse:
         self._is_closed = True
         self._connection.finish()
         if self._connection.is_idle:
-            self._peer.idle[self._connection] = None
+            self._peer.idle[self._connection] = None  # aborted with its peer if that is over
 
 
 async def _exchange(

@@ -58,7 +58,10 @@ class ReplicaClient(Protocol):
         ...
 
     def forget(self, replica_id: ReplicaId) -> None:
-        """The replica is over: drops what is kept for it and breaks exchanges still running."""
+        """The replica is over: drops what is kept for it.
+
+        Exchanges still running get a moment for what is on its way, then they break.
+        """
         ...
 
     async def close(self) -> None:

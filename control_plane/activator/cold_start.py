@@ -1,0 +1,96 @@
+"""The account of one cold request: its stages, as a report and as `Server-Timing`."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from control_plane.activator.call import Call
+from control_plane.fleet.replica import Endpoint
+from control_plane.fleet.state import Fleet
+from control_plane.fleet.timeline import ColdRequest, attribute
+from infra.contracts.revision import Revision
+from infra.contracts.stage import ColdStartReport, Stage, StageTiming
+
+_DECODE = re.compile(rb"(?:^|[,\s])decode\s*;\s*dur\s*=\s*([0-9]{1,12}(?:\.[0-9]{0,12})?)")
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One time the request was at a replica, in unix seconds."""
+
+    endpoint: Endpoint
+    dispatched_at: float
+    ended_at: float
+
+
+def decode_seconds(server_timing: bytes) -> float:
+    """Seconds between the first and the last token, as a replica's `Server-Timing` says; else 0."""
+    found = _DECODE.search(server_timing)
+    return 0.0 if found is None else float(found[1]) / 1000
+
+
+def explain(call: Call, revision: Revision, tries: Sequence[Try], fleet: Fleet) -> ColdStartReport:
+    """The report of a request whose last try brought the first token at its `ended_at`.
+
+    The climb is the fleet's account of the replica; before it and after it the request queued
+    here, and its time at replicas is prefill.
+    """
+    last = tries[-1]
+    climb = fleet.timings(last.endpoint.replica_id)
+    request = ColdRequest(
+        request_id=call.request_id,
+        model=revision.model,
+        revision=revision.name,
+        replica_id=last.endpoint.replica_id,
+        node_id=last.endpoint.node_id,
+        from_rung=fleet.from_rung(last.endpoint.replica_id),
+        arrived_at=call.arrived_at,
+        ttft_s=last.ended_at - call.arrived_at,
+    )
+    return attribute(
+        request,
+        [*climb, *_queueing(call, tries, climb, fleet), *map(_prefill, tries)],
+        clock_uncertainty_s=fleet.clock_uncertainty_s(last.endpoint.node_id),
+    )
+
+
+def _queueing(
+    call: Call, tries: Sequence[Try], climb: Sequence[StageTiming], fleet: Fleet
+) -> list[StageTiming]:
+    """From arrival to the wish for a replica, and from READY to each dispatch."""
+    timings: list[StageTiming] = []
+    if climb:
+        begun_at = min(timing.started_at for timing in climb)
+        timings.append(_queue(call.arrived_at, begun_at))
+    for earlier, later in zip((None, *tries), tries, strict=False):
+        replica = fleet.replica(later.endpoint.replica_id)
+        ready_at = None if replica is None else replica.ready_at
+        if ready_at is not None:
+            free_at = ready_at if earlier is None else max(ready_at, earlier.ended_at)
+            timings.append(_queue(free_at, later.dispatched_at))
+    return timings
+
+
+def _queue(started_at: float, ended_at: float) -> StageTiming:
+    return StageTiming(
+        stage=Stage.QUEUE,
+        started_at=started_at,
+        seconds=max(0.0, ended_at - started_at),
+        source="activator",
+    )
+
+
+def _prefill(attempt: Try) -> StageTiming:
+    return StageTiming(
+        stage=Stage.PREFILL,
+        started_at=attempt.dispatched_at,
+        seconds=max(0.0, attempt.ended_at - attempt.dispatched_at),
+        source=attempt.endpoint.replica_id,
+    )
+
+
+def server_timing(report: ColdStartReport) -> str:
+    """The report as a `Server-Timing` value, milliseconds (W3C Server Timing, section 2)."""
+    stages = [(stage.value, seconds) for stage, seconds in report.stage_seconds().items()]
+    parts = [*stages, ("unattributed", report.unattributed_s), ("total", report.ttft_s)]
+    return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in parts)

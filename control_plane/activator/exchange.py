@@ -1,0 +1,37 @@
+"""One request on its way: who asked, where it stands, where it has been."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from control_plane.activator.call import Call, Downstream, Header
+from control_plane.activator.cold_start import Try
+from control_plane.activator.ticket import Ticket
+from infra.contracts.base import RevisionName
+
+
+@dataclass(eq=False, slots=True)
+class Exchange:
+    """What is known of a request between its admission and its end.
+
+    `recording` is the task that stores its cold-start report; the answer ends after it.
+    """
+
+    call: Call
+    client: Downstream
+    ticket: Ticket
+    tries: list[Try] = field(default_factory=list)
+    recording: asyncio.Task[None] | None = None
+
+    def executed_s(self) -> float:
+        """Seconds it has spent at replicas so far."""
+        return sum(attempt.ended_at - attempt.dispatched_at for attempt in self.tries)
+
+    def identity(self, revision: RevisionName) -> list[Header]:
+        """The headers that every answer to it carries."""
+        headers = [
+            (b"firstlight-request-id", self.call.request_id.encode("ascii")),
+            (b"firstlight-revision", revision.encode("ascii")),
+        ]
+        if self.ticket.was_cold:
+            headers.append((b"firstlight-cold-start", b"true"))
+        return headers

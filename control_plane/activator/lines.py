@@ -1,0 +1,138 @@
+"""The waiting line of every revision, kept in step with deployments and the fleet."""
+
+from control_plane.activator.bulletin import Bulletin
+from control_plane.activator.line import Line, Wake
+from control_plane.activator.ticket import Ticket
+from control_plane.autoscaler.demand import Demand
+from control_plane.deployments.service import Deployments
+from control_plane.deployments.store import Change
+from control_plane.fleet.replica import Replica
+from control_plane.fleet.state import Fleet
+from infra.clock import Clock
+from infra.contracts.base import ModelName, RevisionName
+from infra.contracts.revision import Revision
+from infra.errors import ModelNotFound, PlatformError
+
+_NOTHING = Demand(0, 0, None, 0.0)
+
+
+class Lines:
+    """Owns the lines; they hear of the fleet's changes within the call that made them.
+
+    Who waits for a revision that is replaced waits for its successor; who waits for a model that
+    is deleted is told so. It is the DemandSource of the autoscaler, which must have subscribed to
+    the deployments before, so that it knows a revision when it is poked for it.
+    """
+
+    def __init__(self, deployments: Deployments, fleet: Fleet, *, clock: Clock, wake: Wake) -> None:
+        self._deployments = deployments
+        self._fleet = fleet
+        self._clock = clock
+        self._wake = wake
+        self._lines: dict[RevisionName, Line] = {}
+        self._bulletins: dict[RevisionName, Bulletin] = {}
+        deployments.subscribe(self._deployment_changed)
+        fleet.subscribe(self._replica_changed)
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def enter(self, ticket: Ticket, revision: Revision) -> None:
+        """See Line.enter."""
+        self._line(revision).enter(ticket)
+
+    def again(self, ticket: Ticket) -> None:
+        """See Line.again; after a deployment it waits for the revision that is current now.
+
+        Raises ModelNotFound when there is none any more.
+        """
+        line = self._lines[ticket.revision]
+        current = self._deployments.get(line.revision.model)
+        if current is None:
+            raise _deleted(line.revision.model)
+        line.again(ticket)
+        if current.name != line.revision.name:
+            line.move_to(self._line(current))
+
+    def leave(self, ticket: Ticket) -> None:
+        """See Line.leave."""
+        line = self._lines.get(ticket.revision)
+        if line is not None:
+            line.leave(ticket)
+            self._drop_if_done(line)
+
+    def revision_of(self, ticket: Ticket) -> Revision:
+        """The revision in whose line the ticket stands."""
+        return self._lines[ticket.revision].revision
+
+    def bulletin(self, ticket: Ticket) -> Bulletin:
+        """News of the climb that the ticket waits for."""
+        return self._bulletins.setdefault(ticket.revision, Bulletin())
+
+    def dismiss(self, error: PlatformError) -> None:
+        """Sends away everybody who waits anywhere."""
+        for line in tuple(self._lines.values()):
+            line.dismiss(error)
+
+    # -- what others ask and tell --------------------------------------------------------------
+
+    def demand(self, revision: RevisionName) -> Demand:
+        """See DemandSource: this activator holds all requests, so none known means none."""
+        line = self._lines.get(revision)
+        return _NOTHING if line is None else line.demand()
+
+    def in_flight(self, replica: Replica) -> int:
+        """Requests that a replica is serving."""
+        line = self._lines.get(replica.revision.name)
+        return 0 if line is None else line.in_flight(replica.replica_id)
+
+    def fail(self, revision: RevisionName, error: PlatformError) -> None:
+        """The reconciler's FailedListener."""
+        line = self._lines.get(revision)
+        if line is not None:
+            line.fail(error)
+
+    def check_integrity(self) -> None:
+        """Asserts that every line's counters say what its tables say."""
+        for line in self._lines.values():
+            line.check_integrity()
+
+    # -- keeping in step -----------------------------------------------------------------------
+
+    def _line(self, revision: Revision) -> Line:
+        line = self._lines.get(revision.name)
+        if line is None:
+            line = Line(revision, clock=self._clock, wake=self._wake)
+            line.set_ready(self._fleet.ready(revision.name))
+            self._lines[revision.name] = line
+        return line
+
+    def _replica_changed(self, before: Replica | None, after: Replica) -> None:
+        revision = after.revision.name
+        if before is None or before.state is not after.state:
+            line = self._lines.get(revision)
+            if line is not None:
+                line.set_ready(self._fleet.ready(revision))
+        bulletin = self._bulletins.get(revision)
+        if bulletin is not None:
+            bulletin.ring()
+
+    def _deployment_changed(self, change: Change) -> None:
+        line = None if change.before is None else self._lines.get(change.before.name)
+        if line is None:
+            return
+        if change.after is None:
+            line.dismiss(_deleted(change.model))
+        elif change.after.name != line.revision.name:
+            line.move_to(self._line(change.after))
+        self._drop_if_done(line)
+
+    def _drop_if_done(self, line: Line) -> None:
+        """A line whose revision is no longer current goes with its last request."""
+        current = self._deployments.get(line.revision.model)
+        if line.is_empty and (current is None or current.name != line.revision.name):
+            self._lines.pop(line.revision.name, None)
+            self._bulletins.pop(line.revision.name, None)
+
+
+def _deleted(model: ModelName) -> ModelNotFound:
+    return ModelNotFound(f"model {model} was deleted while the request waited", model=model)
