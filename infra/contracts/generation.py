@@ -61,7 +61,7 @@ class ChatMessage(_Wire):
     """One message; only text is understood."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = Field(default=None, max_length=256)
 
     def text(self) -> str:
@@ -91,11 +91,13 @@ class ChatCompletionRequest(_Sampling):
         return self.max_completion_tokens or self.max_tokens
 
 
+# Long lists stop at their first error: a million of them would cost seconds to describe.
+TokenIds = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 Prompt = (
     str
     | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
-    | Annotated[list[int], Field(min_length=1)]
-    | Annotated[list[list[int]], Field(min_length=1, max_length=MAX_CHOICES)]
+    | TokenIds
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_CHOICES)]
 )
 
 
