@@ -1,0 +1,236 @@
+import time
+from typing import Any
+
+import orjson
+import pytest
+
+from infra.virtual_time import run_virtual
+from tests.server.support import (
+    AUTHORIZATION,
+    Client,
+    Reply,
+    chat_body,
+    completion_body,
+    engine_saying,
+    make_server,
+    post,
+)
+from worker.engine.fake import FakeEngine
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+
+def ask(data: Any, path: str = CHAT, engine: FakeEngine | None = None, **options: Any) -> Reply:
+    async def asked() -> Reply:
+        return await post(make_server(engine or engine_saying("a"), **options), path, data)
+
+    return run_virtual(asked())
+
+
+def request(client: Client) -> Reply:
+    async def asked() -> Reply:
+        return await client.run(make_server(engine_saying("a")))
+
+    return run_virtual(asked())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"model": NaN}',
+        b'{"temperature": Infinity}',
+        b'{"model": "\xff"}',
+        b'{"model": "\\ud800"}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"{}{}",
+    ],
+)
+def test_what_is_not_json_is_a_typed_problem(body: bytes):
+    reply = ask(body)
+
+    assert reply.status == 400
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert reply.json["type"] == "/problems/malformed-json"
+    assert reply.json["instance"] == CHAT
+    assert reply.json["error"]["code"] == "malformed_json"
+
+
+@pytest.mark.parametrize("body", [b"[]", b"1", b'"text"', b"null"])
+def test_json_that_is_no_object_is_refused(body: bytes):
+    assert ask(body).json["detail"] == "the body is not a JSON object"
+
+
+@pytest.mark.parametrize(
+    ("members", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": "Hi"}, "messages"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "king"}]}, "messages[1].role"),
+        ({"messages": [{"content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
+        ({"model": 3}, "model"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1 << 63}, "max_tokens"),
+        ({"max_tokens": 1 << 80}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": 65}, "n"),
+        ({"seed": 1 << 63}, "seed"),
+        ({"stop": ["x"] * 10_000}, "stop"),
+        ({"stop": ["x", 3]}, None),
+        ({"stop": ""}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+    ],
+)
+def test_what_the_contract_refuses_names_its_field(members: dict[str, Any], param: str | None):
+    engine = engine_saying("a")
+
+    reply = ask(chat_body(**members), engine=engine)
+
+    assert reply.status == 400
+    assert reply.json["type"] == "/problems/invalid-request"
+    assert reply.json["error"]["type"] == "invalid_request_error"
+    if param is not None:
+        assert reply.json["error"]["param"] == param
+    assert engine.submitted == []
+
+
+def test_neutral_values_of_unsupported_parameters_are_fine():
+    neutral = {"tools": [], "frequency_penalty": 0.0, "response_format": {"type": "text"}}
+
+    assert ask(chat_body(**neutral, user="me", parallel_tool_calls=True)).status == 200
+
+
+def test_a_body_over_the_limit_is_refused_whether_announced_or_not():
+    announced = Client(CHAT, b"{}", headers=[AUTHORIZATION, (b"content-length", b"100000000")])
+    silent = ask(b" " * 2000, most_body_bytes=1000)
+
+    assert request(announced).status == silent.status == 413
+    assert silent.json["type"] == "/problems/body-too-large"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        completion_body(prompt=["a"] * 2 + [3] * 500_000),
+        completion_body(prompt=[None] * 500_000),
+        completion_body(prompt=[["a"] * 1000] * 64),
+        completion_body(prompt=[1] * 500_000),
+        completion_body(prompt="x" * 4_000_000),
+        completion_body(stop=["\x00"] * 100_000),
+        chat_body(messages=[{}] * 10_000),
+        chat_body(messages=[{"role": "user", "content": [{"type": "t"}] * 100}] * 1000),
+    ],
+    ids=range(8),
+)
+def test_hostile_bodies_cost_little(data: Any):
+    body = orjson.dumps(data)
+    started = time.perf_counter()
+
+    reply = ask(body, path=COMPLETIONS if "prompt" in data else CHAT)
+
+    assert reply.status == 400
+    assert len(reply.body) < 10_000
+    assert time.perf_counter() - started < 0.5
+
+
+def test_a_prompt_over_the_context_is_refused_with_openai_s_code():
+    for path, data in (
+        (CHAT, chat_body(messages=[{"role": "user", "content": "x" * 3000}])),
+        (COMPLETIONS, completion_body(prompt="x" * 2048)),
+        (COMPLETIONS, completion_body(prompt="x" * 100_000)),
+        (COMPLETIONS, completion_body(prompt=[1] * 2048)),
+    ):
+        reply = ask(data, path=path)
+
+        assert reply.status == 400
+        assert reply.json["error"]["code"] == "context_length_exceeded"
+        assert reply.json["limit"] == 2048
+
+
+def test_asking_for_more_output_than_fits_is_refused_and_a_default_is_cut():
+    too_much = ask(completion_body(prompt="x" * 2000, max_tokens=49), path=COMPLETIONS)
+    fits = ask(completion_body(prompt="x" * 2000, max_tokens=48), path=COMPLETIONS)
+    engine = engine_saying("a")
+    ask(completion_body(prompt="x" * 2040), path=COMPLETIONS, engine=engine)
+
+    assert too_much.json["error"]["code"] == "context_length_exceeded"
+    assert too_much.json["error"]["param"] == "max_tokens"
+    assert fits.status == 200
+    assert engine.submitted[0].sampling.max_tokens == 8
+
+
+def test_a_model_s_cap_on_output_refuses_what_is_written_and_cuts_what_is_not():
+    engine = engine_saying("a")
+
+    refused = ask(chat_body(max_tokens=101), max_output_tokens=100)
+    ask(chat_body(), engine=engine, max_output_tokens=100)
+
+    assert refused.status == 400
+    assert refused.json["error"]["param"] == "max_tokens"
+    assert engine.submitted[0].sampling.max_tokens == 100
+
+
+def test_prompts_times_choices_are_bounded():
+    reply = ask(completion_body(prompt=["a"] * 64, n=3), path=COMPLETIONS)
+
+    assert reply.status == 400
+    assert reply.json["limit"] == 128
+
+
+def test_another_model_is_not_found_here():
+    reply = ask(chat_body(model="other"))
+
+    assert reply.status == 404
+    assert reply.json["error"]["code"] == "model_not_found"
+    assert ask(chat_body(model="chat@1")).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [(b"authorization", b"")],
+        [(b"authorization", b"Bearer secre")],
+        [(b"authorization", b"Bearer secret ")],
+        [(b"authorization", b"Basic secret")],
+        [(b"authorization", b"Bearer \xff")],
+    ],
+)
+def test_without_the_token_nothing_is_served(headers: list[tuple[bytes, bytes]]):
+    for method, path in (("POST", CHAT), ("GET", "/metrics"), ("GET", "/nowhere")):
+        reply = request(Client(path, b"{}", method=method, headers=headers))
+
+        assert reply.status == 401
+        assert reply.json["error"]["type"] == "authentication_error"
+
+
+def test_unknown_addresses_and_methods_are_problems():
+    nowhere = request(Client("/v1/embeddings", b"", method="POST"))
+    wrong = request(Client(CHAT, b"", method="GET"))
+
+    assert nowhere.status == 404
+    assert wrong.status == 405
+    assert wrong.headers["allow"] == "POST"
+
+
+def test_health_needs_no_token_and_metrics_count():
+    health = request(Client("/healthz", b"", method="GET", headers=[]))
+    metrics = request(Client("/metrics", b"", method="GET"))
+
+    assert health.json == {"status": "ready"}
+    assert b"firstlight_replica_sequences_running 0\n" in metrics.body
+    assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")

@@ -1,0 +1,93 @@
+"""The replica's server: binds, serves, drains, closes."""
+
+import asyncio
+
+from infra.clock import Clock
+from infra.errors import ShuttingDown
+from worker.server.in_flight import InFlight
+from worker.server.listener import Listener
+from worker.server.plan import OutputLimits, SamplingDefaults
+from worker.server.ports import Engine, Tokenizer
+from worker.server.prompts import PromptEncoder
+from worker.server.routes import Routes
+from worker.server.service import GenerationService, Identity
+
+# The largest body limit a model.yaml may set; the gateway enforces the model's own.
+MOST_BODY_BYTES = 64 << 20
+# After the deadline of a drain, for the errors to reach the clients.
+FLUSH_S = 1.0
+
+
+class ReplicaServer:
+    """OpenAI's chat and completions, and function-style invoke, over one engine.
+
+    Every request but `GET /healthz` needs `Authorization: Bearer <token>`. `defaults` hold where a
+    request does not say; `max_output_tokens` caps what it may ask for.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        model: str,
+        revision: str,
+        token: str,
+        clock: Clock,
+        max_output_tokens: int | None = None,
+        defaults: SamplingDefaults = SamplingDefaults(),  # noqa: B008 - frozen value
+        most_body_bytes: int = MOST_BODY_BYTES,
+    ) -> None:
+        self._in_flight = InFlight()
+        self._encoder = PromptEncoder(tokenizer, context_tokens=engine.context_tokens)
+        self._closed = asyncio.Event()
+        service = GenerationService(
+            engine,
+            self._encoder,
+            identity=Identity(model, revision),
+            limits=OutputLimits(engine.context_tokens, max_output_tokens),
+            defaults=defaults,
+            clock=clock,
+        )
+        self.routes = Routes(
+            service,
+            engine,
+            self._in_flight,
+            token=token,
+            most_body_bytes=most_body_bytes,
+            clock=clock,
+        )
+        self._listener = Listener(self.routes)
+
+    async def bind(self, host: str, port: int = 0) -> int:
+        """Serves from now on; returns the port, any free one where 0 was given."""
+        return await self._listener.bind(host, port)
+
+    async def serve(self) -> None:
+        """Returns once the server has been drained or closed."""
+        await self._closed.wait()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Takes nothing new and finishes what runs; what still runs at the deadline ends with
+        ShuttingDown. Then closes."""
+        self._in_flight.is_draining = True
+        self._listener.stop_accepting()
+        if not await self._is_idle_within(deadline_s):
+            self._in_flight.interrupt_all(ShuttingDown("the replica's time to drain is over"))
+            await self._is_idle_within(FLUSH_S)
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends everything at once: requests are aborted, connections cut. May be repeated."""
+        self._in_flight.is_draining = True
+        await self._listener.close()
+        self._encoder.close()
+        self._closed.set()
+
+    async def _is_idle_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._in_flight.idle()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,46 @@
+"""What an answer carries around its choices: id, model, usage."""
+
+from dataclasses import dataclass
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class Letterhead:
+    """What is the same in every chunk of an answer; `created` is in unix seconds."""
+
+    id: str
+    created: int
+    model: str
+    fingerprint: str
+
+    def opening(self, kind: str) -> bytes:
+        """The JSON object's first members, up to and with the comma before `choices`."""
+        members = {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }
+        return orjson.dumps(members)[:-1] + b","
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens in and out; a prompt counts once, however many choices it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    def members(self) -> dict[str, int]:
+        """As a JSON object."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+    def written(self) -> bytes:
+        """As JSON."""
+        return orjson.dumps(self.members())

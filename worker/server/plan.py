@@ -1,0 +1,103 @@
+"""A valid request becomes engine requests, one a choice.
+
+Where OpenAI and vLLM agree, so do we: `prompt + max_tokens` over the context is refused when the
+caller wrote `max_tokens`; what nobody wrote defaults to 16 tokens for completions, to 256 for an
+invocation's raw prompt, to the rest of the context for chat, and never more than fits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from infra.errors import ContextLengthExceeded, Invalid
+from worker.engine.request import GenerationRequest, SamplingParams
+from worker.server.asked import Asked
+
+MOST_CHOICES = 128
+_SEED_RANGE = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What holds where a request says nothing; generation_config.json may have its own."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLimits:
+    """How many tokens fit, and how many a request may ask for at most."""
+
+    context_tokens: int
+    max_output_tokens: int | None = None
+
+
+def refuse_too_many_choices(asked: Asked) -> None:
+    """Raises Invalid, before any prompt is tokenised."""
+    choices = len(asked.prompts) * asked.n
+    if choices > MOST_CHOICES:
+        raise Invalid(
+            f"{len(asked.prompts)} prompts with {asked.n} choices each are {choices} choices; "
+            f"a request may have {MOST_CHOICES}",
+            param="n",
+            limit=MOST_CHOICES,
+        )
+
+
+def engine_requests(
+    asked: Asked,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    request_id: str,
+    limits: OutputLimits,
+    defaults: SamplingDefaults,
+) -> list[GenerationRequest]:
+    """One engine request a choice; raises ContextLengthExceeded or Invalid.
+
+    Choice `j` of any prompt samples with `seed + j`: its text is the same whichever other prompts
+    or how many choices are asked for with it.
+    """
+    return [
+        GenerationRequest(
+            request_id=f"{request_id}-{prompt_index * asked.n + choice}",
+            prompt_token_ids=prompt,
+            sampling=SamplingParams(
+                max_tokens=output_tokens(asked, len(prompt), limits),
+                temperature=_either(asked.temperature, defaults.temperature),
+                top_p=_either(asked.top_p, defaults.top_p),
+                seed=None if asked.seed is None else (asked.seed + choice) % _SEED_RANGE,
+                stop=asked.stop,
+                logprobs=asked.logprobs,
+            ),
+        )
+        for prompt_index, prompt in enumerate(prompts)
+        for choice in range(asked.n)
+    ]
+
+
+def output_tokens(asked: Asked, prompt_tokens: int, limits: OutputLimits) -> int:
+    """Tokens this choice may generate, at least one."""
+    rest = limits.context_tokens - prompt_tokens
+    most = rest if limits.max_output_tokens is None else min(rest, limits.max_output_tokens)
+    if asked.max_tokens is None:
+        return most if asked.default_max_tokens is None else min(most, asked.default_max_tokens)
+    if asked.max_tokens > rest:
+        raise ContextLengthExceeded(
+            f"the prompt's {prompt_tokens} tokens and max_tokens ({asked.max_tokens}) exceed the "
+            f"context of {limits.context_tokens} tokens",
+            hint=f"lower max_tokens to {rest} or less, or leave it out",
+            param="max_tokens",
+            prompt_tokens=prompt_tokens,
+            limit=limits.context_tokens,
+        )
+    if asked.max_tokens > most:
+        raise Invalid(
+            f"max_tokens ({asked.max_tokens}) is more than this model's limit of {most}",
+            param="max_tokens",
+            limit=most,
+        )
+    return asked.max_tokens
+
+
+def _either(asked: float | None, default: float) -> float:
+    return default if asked is None else asked

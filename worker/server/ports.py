@@ -1,0 +1,42 @@
+"""What the replica's server asks of the engine and of the tokenizer."""
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from worker.engine.request import GenerationRequest, Output
+from worker.engine.stats import EngineStats
+
+
+class Engine(Protocol):
+    """Generates; belongs to the event loop. `worker.engine.fake` has an in-memory one."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Prompt plus output tokens one request may have."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats: ...
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
+        """Yields until the last output; raises PlatformError; cancelling it aborts the request."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back; its methods may be called from any thread."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids there are."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def render_chat(self, messages: list[dict[str, str]]) -> str:
+        """The conversation as the model's template writes it; raises PlatformError."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The token's exact spelling."""
+        ...

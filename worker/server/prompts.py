@@ -1,0 +1,122 @@
+"""Prompts become token ids, off the event loop when they are long."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+from infra.errors import ContextLengthExceeded, Invalid
+from worker.server.asked import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+from worker.server.ports import Tokenizer
+
+# Below this a hop to a thread and back costs more than tokenising here (about 1 ms).
+INLINE_CHARACTERS = 2048
+INLINE_MESSAGES = 32
+
+_THREADS = 2
+# A text is cut where it must be too long already, so that refusing 4 MB takes milliseconds. Tokens
+# near the cut may come out otherwise than in the whole text; the slack covers them amply.
+_CHARACTERS_PER_TOKEN = 8
+_SLACK_TOKENS = 256
+
+
+class PromptEncoder:
+    """Knows how many tokens fit and refuses what cannot be shorter than that."""
+
+    def __init__(self, tokenizer: Tokenizer, *, context_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._context_tokens = context_tokens
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenize")
+
+    async def encode(self, prompts: tuple[Prompt, ...]) -> list[tuple[int, ...]]:
+        """Token ids of each prompt, at least one and fewer than the context holds.
+
+        Raises ContextLengthExceeded, Invalid, or what the chat template raises.
+        """
+        if _is_short(prompts):
+            return [self._encode(prompt) for prompt in prompts]
+        loop = asyncio.get_running_loop()
+        return [
+            await loop.run_in_executor(self._threads, self._encode, prompt) for prompt in prompts
+        ]
+
+    def text(self, prompt: Prompt) -> str:
+        """The prompt as text, to be echoed."""
+        match prompt:
+            case TextPrompt(text):
+                return text
+            case TokenPrompt(token_ids):
+                spelling = b"".join(map(self._tokenizer.token_bytes, token_ids))
+                return spelling.decode("utf-8", "replace")
+            case ChatPrompt(messages):
+                return self._tokenizer.render_chat(messages)
+
+    def close(self) -> None:
+        """Threads end with what they are doing; may be repeated."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
+        token_ids = self._token_ids(prompt)
+        if not token_ids:
+            raise Invalid("the prompt has no tokens", param="prompt")
+        if len(token_ids) >= self._context_tokens:
+            raise self._too_long(str(len(token_ids)))
+        if isinstance(prompt, TokenPrompt):
+            self._refuse_unknown(token_ids)
+        return tuple(token_ids)
+
+    def _token_ids(self, prompt: Prompt) -> list[int]:
+        match prompt:
+            case TextPrompt(text):
+                return self._encode_text(text, add_special_tokens=True)
+            case ChatPrompt(messages):
+                conversation = self._tokenizer.render_chat(messages)
+                return self._encode_text(conversation, add_special_tokens=False)
+            case TokenPrompt(token_ids):
+                return token_ids
+
+    def _encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        enough = self._context_tokens + _SLACK_TOKENS
+        if len(text) > enough * _CHARACTERS_PER_TOKEN:
+            if len(text) > self._context_tokens * self._longest_token_bytes:
+                raise self._too_long(f"more than {self._context_tokens}")
+            beginning = text[: enough * _CHARACTERS_PER_TOKEN]
+            if len(self._tokenizer.encode(beginning, add_special_tokens=False)) > enough:
+                raise self._too_long(f"more than {self._context_tokens}")
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    @cached_property
+    def _longest_token_bytes(self) -> int:
+        """No token spells more characters than this."""
+        spellings = map(self._tokenizer.token_bytes, range(self._tokenizer.vocabulary))
+        return max(map(len, spellings))
+
+    def _refuse_unknown(self, token_ids: list[int]) -> None:
+        for position, token_id in enumerate(token_ids):
+            if not 0 <= token_id < self._tokenizer.vocabulary:
+                raise Invalid(
+                    f"{token_id} is not a token id: there are {self._tokenizer.vocabulary}",
+                    param=f"prompt[{position}]",
+                )
+
+    def _too_long(self, how_many: str) -> ContextLengthExceeded:
+        return ContextLengthExceeded(
+            f"the prompt has {how_many} tokens; with at least one of output the context holds "
+            f"{self._context_tokens}",
+            hint="shorten the prompt",
+            limit=self._context_tokens,
+        )
+
+
+def _is_short(prompts: tuple[Prompt, ...]) -> bool:
+    return sum(map(_characters, prompts)) <= INLINE_CHARACTERS
+
+
+def _characters(prompt: Prompt) -> int:
+    match prompt:
+        case TextPrompt(text):
+            return len(text)
+        case TokenPrompt():
+            return 0  # nothing to tokenise
+        case ChatPrompt(messages):
+            characters = sum(len(value) for message in messages for value in message.values())
+            return characters + len(messages) * (INLINE_CHARACTERS // INLINE_MESSAGES)

@@ -1,0 +1,158 @@
+"""One generation from a valid request to its last byte."""
+
+import hashlib
+import itertools
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from infra.clock import Clock
+from infra.errors import Invalid, ModelNotFound
+from worker.engine.request import GenerationRequest
+from worker.server.asked import AnswerWriter, Asked, EventWriter
+from worker.server.envelope import Letterhead, Usage
+from worker.server.generation import Batch, Generation
+from worker.server.plan import (
+    OutputLimits,
+    SamplingDefaults,
+    engine_requests,
+    refuse_too_many_choices,
+)
+from worker.server.ports import Engine
+from worker.server.prompts import PromptEncoder
+from worker.server.responder import Responder
+from worker.server.timing import ServerTiming
+
+# A stream may be this far ahead of its client, a whole answer this large.
+MOST_PENDING_BYTES = 4 << 20
+MOST_ANSWER_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which revision of which model answers here."""
+
+    model: str
+    revision: str
+
+    @property
+    def fingerprint(self) -> str:
+        """OpenAI's `system_fingerprint`: changes when the same seed may give other tokens."""
+        return f"fp_{hashlib.sha256(self.revision.encode()).hexdigest()[:10]}"
+
+
+class GenerationService:
+    """Tokenises, submits, and writes what comes; knows nothing of HTTP but the Responder."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        encoder: PromptEncoder,
+        *,
+        identity: Identity,
+        limits: OutputLimits,
+        defaults: SamplingDefaults,
+        clock: Clock,
+    ) -> None:
+        self._engine = engine
+        self._encoder = encoder
+        self._identity = identity
+        self._fingerprint = identity.fingerprint
+        self._limits = limits
+        self._defaults = defaults
+        self._clock = clock
+        self._numbers = itertools.count(1)
+
+    async def serve(self, asked: Asked, responder: Responder, *, arrived: float) -> None:
+        """Sends the whole response. Raises PlatformError, before or after its head was sent."""
+        self._refuse_other_model(asked)
+        refuse_too_many_choices(asked)
+        prompts = await self._encoder.encode(asked.prompts)
+        requests = engine_requests(
+            asked,
+            prompts,
+            request_id=str(next(self._numbers)),
+            limits=self._limits,
+            defaults=self._defaults,
+        )
+        letterhead = self._letterhead(asked, arrived)
+        timing = ServerTiming(self._clock, arrived)
+        prompt_tokens = sum(map(len, prompts))
+        generation = self._generation(asked, requests)
+        if asked.is_streaming:
+            await _stream(generation, asked.events(letterhead), responder, timing, prompt_tokens)
+        else:
+            writer = asked.answer(letterhead, len(requests))
+            await _collect(generation, writer, responder, timing, prompt_tokens)
+
+    def _refuse_other_model(self, asked: Asked) -> None:
+        if asked.model not in (None, self._identity.model, self._identity.revision):
+            raise ModelNotFound(
+                f"this replica serves {self._identity.model}, not {asked.model}", param="model"
+            )
+
+    def _letterhead(self, asked: Asked, arrived: float) -> Letterhead:
+        return Letterhead(
+            id=f"{asked.id_prefix}{uuid.uuid4().hex}",
+            created=int(arrived),
+            model=self._identity.model,
+            fingerprint=self._fingerprint,
+        )
+
+    def _generation(self, asked: Asked, requests: Sequence[GenerationRequest]) -> Generation:
+        prefixes = [
+            text
+            for prompt in (asked.prompts if asked.is_echo else ())
+            for text in [self._encoder.text(prompt)] * asked.n
+        ]
+        return Generation(
+            [self._engine.generate(request) for request in requests],
+            most_pending_bytes=MOST_PENDING_BYTES if asked.is_streaming else MOST_ANSWER_BYTES,
+            prefixes=prefixes,
+        )
+
+
+async def _stream(
+    generation: Generation,
+    writer: EventWriter,
+    responder: Responder,
+    timing: ServerTiming,
+    prompt_tokens: int,
+) -> None:
+    """Sends the head with the first token, then one part a step, however many choices it has."""
+    async with generation:
+        batch = await generation.next_batch()
+        await responder.begin_events(timing.first_token())
+        while not generation.is_finished:
+            await responder.part(_events(writer, batch))
+            batch = await generation.next_batch()
+    usage = Usage(prompt_tokens, generation.completion_tokens)
+    await responder.finish(_events(writer, batch) + writer.closing(usage))
+
+
+def _events(writer: EventWriter, batch: Batch) -> bytes:
+    return b"".join([writer.delta(index, output) for index, output in batch])
+
+
+async def _collect(
+    generation: Generation,
+    writer: AnswerWriter,
+    responder: Responder,
+    timing: ServerTiming,
+    prompt_tokens: int,
+) -> None:
+    """Sends the whole answer once it is there."""
+    kept_bytes = 0
+    async with generation:
+        batch = await generation.next_batch()
+        timing.first_token()
+        while batch:
+            kept_bytes += sum(writer.add(index, output) for index, output in batch)
+            if kept_bytes > MOST_ANSWER_BYTES:
+                raise Invalid(
+                    f"the answer grew over {MOST_ANSWER_BYTES} bytes",
+                    hint="ask for fewer choices, tokens or log-probabilities, or stream",
+                )
+            batch = await generation.next_batch()
+    body = writer.whole(Usage(prompt_tokens, generation.completion_tokens))
+    await responder.whole(body, headers=(timing.last_token(),))
