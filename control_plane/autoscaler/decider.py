@@ -74,7 +74,8 @@ def decide(
     1. nothing is known of the demand: keep what is;
     2. nothing is asked for: what the minimum and the grace leave (`_at_rest`);
     3. something is asked for: what the windows say, at least 1 (`_under_load`);
-    4. never fewer while a replica loads, never more than the maximum.
+    4. never fewer while a replica loads, unless its revision is superseded and nobody waits for
+       it; never more than the maximum.
     """
     least = 0 if observed.is_superseded else scaling.min
     demand = observed.demand
@@ -85,7 +86,8 @@ def decide(
         decision = _at_rest(scaling, observed, least, now=now)
     else:
         decision = _under_load(scaling, observed, demand, now=now, tuning=tuning)
-    if decision.replicas < observed.desired and observed.loading > 0:
+    is_abandoned = observed.is_superseded and demand.concurrency <= 0
+    if decision.replicas < observed.desired and observed.loading > 0 and not is_abandoned:
         reason = f"{observed.loading} still loading, nothing stops before"
         decision = Decision(observed.desired, reason, decision.panic)
     return _bounded(decision, least, scaling.max)
@@ -98,9 +100,11 @@ def _at_rest(scaling: Scaling, observed: Observed, least: int, *, now: float) ->
     idle_s = 0.0 if observed.idle_since is None else max(0.0, now - observed.idle_since)
     if idle_s >= grace_s:
         return Decision(least, _why_to_rest(observed, idle_s))
+    reason = f"idle for {idle_s:.0f} s of {grace_s:g} s grace"
+    if observed.panic is not None and now < observed.panic.until:
+        return Decision(observed.desired, reason, observed.panic)
     wanted = _replicas_for(observed.stable_mean, scaling.target_concurrency)
-    shrunk = min(observed.desired, max(wanted, observed.ready // 2, 1))
-    return Decision(shrunk, f"idle for {idle_s:.0f} s of {grace_s:g} s grace", observed.panic)
+    return Decision(min(observed.desired, max(wanted, observed.ready // 2, 1)), reason)
 
 
 def _why_to_rest(observed: Observed, idle_s: float) -> str:

@@ -87,12 +87,15 @@ class Autoscaler:
     def poke(self, revision: RevisionName) -> None:
         """A request waits and nothing is ready: decides now.
 
-        What has to start was sent to its node when this returns. Cheap to repeat; unknown
-        revisions are ignored.
+        What has to start was sent to its node when this returns. Cheap to repeat: while a
+        replica is ready or loads, the next tick is soon enough. While replicas crash or no
+        machine can be had, the reconciler's failed-listeners are told soon after. A revision
+        that is not known is ignored.
         """
-        tracked = self._revisions.get(revision)
-        if tracked is not None and self._is_leading():
-            self._decide(tracked, now=self._clock.now())
+        if self._fleet.ready(revision) or self._fleet.climb(revision) is not None:
+            return
+        self._decide_again(revision)
+        self._reconciler.tell_if_hopeless(revision)
 
     def explain(self, model: ModelName) -> Explanation | None:
         """What `platform ls` says of a model; None when it is not deployed."""
@@ -156,6 +159,11 @@ class Autoscaler:
             decision.reason,
             abandon_loading=is_abandoned,
         )
+
+    def _decide_again(self, revision: RevisionName) -> None:
+        tracked = self._revisions.get(revision)
+        if tracked is not None and self._is_leading():
+            self._decide(tracked, now=self._clock.now())
 
     def _read(self, revision: RevisionName) -> Demand | None:
         if self._demand is None:
@@ -236,10 +244,9 @@ class Autoscaler:
         if tracked is not None and after.state is ReplicaState.READY:
             tracked.ready_at = max(tracked.ready_at or 0.0, after.since)
 
-    def _replicas_failed(self, revision: RevisionName, error: PlatformError) -> None:
+    def _replicas_failed(self, revision: RevisionName, _: PlatformError) -> None:
         """The waiters are being told; what then is left to want is decided after them."""
-        log.warning("revision.failing", revision=revision, detail=error.detail)
-        asyncio.get_running_loop().call_soon(self.poke, revision)
+        asyncio.get_running_loop().call_soon(self._decide_again, revision)
 
     def _reclaim_room(self, revision: RevisionName) -> None:
         """Others wait for room: the revision that idles longest gives its own up at once."""

@@ -3,6 +3,8 @@
 import math
 from collections import deque
 
+_RESOLUTION_S = 0.25
+
 
 class Window:
     """Readings of a revision's `request_seconds`, as far back as `span_s`.
@@ -23,7 +25,8 @@ class Window:
             now < self._readings[-1][0] or request_seconds < self._readings[-1][1]
         ):
             self._readings.clear()
-        if self._readings and now == self._readings[-1][0]:
+        # A reading close to the one before the last replaces the last: pokes do not fill memory.
+        if len(self._readings) > 1 and now - self._readings[-2][0] < _RESOLUTION_S:
             self._readings[-1] = (now, request_seconds)
         else:
             self._readings.append((now, request_seconds))

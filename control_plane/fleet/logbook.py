@@ -22,9 +22,12 @@ class LogEntry:
 class Logbook:
     """A bounded ring of lines a model; a slow follower misses the oldest ones, never stalls us."""
 
-    def __init__(self, *, max_lines: int = 2000, max_behind: int = 1000) -> None:
+    def __init__(
+        self, *, max_lines: int = 2000, max_behind: int = 1000, max_models: int = 10_000
+    ) -> None:
         self._max_lines = max_lines
         self._max_behind = max_behind
+        self._max_models = max_models
         self._rings: dict[ModelName, deque[LogEntry]] = {}
         self._followers: dict[ModelName, set[_Follower]] = {}
 
@@ -35,6 +38,8 @@ class Logbook:
         ring = self._rings.get(model)
         if ring is None:
             ring = self._rings[model] = deque(maxlen=self._max_lines)
+            if len(self._rings) > self._max_models:
+                self._rings.pop(next(iter(self._rings)))
         ring.append(entry)
         for follower in self._followers.get(model, ()):
             follower.tell(entry)

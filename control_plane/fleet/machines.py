@@ -2,12 +2,14 @@
 
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 
 from control_plane.capacity.port import CapacityProvider, Need
 from control_plane.fleet.node import Node
 from control_plane.fleet.state import Fleet
+from infra.backoff import Backoff
 from infra.clock import Clock
 from infra.contracts.base import NodeId, RevisionName
 from infra.errors import NoCapacity, PlatformError
@@ -15,7 +17,16 @@ from infra.supervise import TaskSet
 
 log = structlog.get_logger()
 
-RefusedListener = Callable[[RevisionName, PlatformError], None]
+RefusedListener = Callable[[RevisionName], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The provider had no machine for a revision; it is asked again at `retry_at`."""
+
+    error: PlatformError
+    times: int
+    retry_at: float
 
 
 class Machines:
@@ -33,12 +44,15 @@ class Machines:
         clock: Clock,
         tasks: TaskSet,
         idle_s: float = 300.0,
+        ask_again: Backoff = Backoff(first_s=1.0, most_s=30.0),  # noqa: B008 - frozen value
     ) -> None:
         self._capacity = capacity
         self._fleet = fleet
         self._clock = clock
         self._tasks = tasks
         self._idle_s = idle_s
+        self._ask_again = ask_again
+        self._refusals: dict[RevisionName, Refusal] = {}
         self._pending: dict[NodeId, RevisionName] = {}
         self._launching: set[NodeId] = set()
         self._empty_since: dict[NodeId, float] = {}
@@ -49,14 +63,28 @@ class Machines:
         """Calls back when the provider has no machine for a revision."""
         self._refused.append(listener)
 
+    def refusal(self, owner: RevisionName) -> Refusal | None:
+        """The provider's last word, if it was no."""
+        return self._refusals.get(owner)
+
     def are_coming(self) -> bool:
         """Whether a machine runs or is on its way whose node has not registered."""
         return bool(self._pending) or any(
             self._fleet.node(machine.node_id) is None for machine in self._capacity.describe()
         )
 
+    def forget(self, owner: RevisionName) -> None:
+        """Drops what is remembered of a revision that is gone."""
+        self._refusals.pop(owner, None)
+
     def want(self, owner: RevisionName, need: Need, count: int) -> None:
-        """`count` replicas of a revision found no room; what is on its way for it counts."""
+        """`count` replicas of a revision found no room; what is on its way for it counts.
+
+        After a refusal the provider is left alone for a while.
+        """
+        refusal = self._refusals.get(owner)
+        if refusal is not None and self._clock.now() < refusal.retry_at:
+            return
         on_their_way = sum(revision == owner for revision in self._pending.values())
         for _ in range(count - on_their_way):
             node_id = NodeId(f"node-{secrets.token_hex(4)}")
@@ -83,6 +111,7 @@ class Machines:
     async def _launch(self, owner: RevisionName, node_id: NodeId, need: Need) -> None:
         try:
             await self._capacity.launch(node_id, need)
+            self._refusals.pop(owner, None)
         except PlatformError as error:
             self._refuse(node_id, owner, error)
         except Exception as error:  # a provider's own failure must not leave the request pending
@@ -94,9 +123,14 @@ class Machines:
     def _refuse(self, node_id: NodeId, owner: RevisionName, error: PlatformError) -> None:
         if self._pending.pop(node_id, None) is None:
             return
+        before = self._refusals.get(owner)
+        times = 1 if before is None else before.times + 1
+        retry_at = self._clock.now() + self._ask_again.delay_s(times)
+        self._refusals[owner] = Refusal(error, times, retry_at)
         for listener in self._refused:
-            listener(owner, error)
+            listener(owner)
 
     def _node_changed(self, before: Node | None, after: Node | None) -> None:
         if before is None and after is not None:
             self._pending.pop(after.node_id, None)
+            self._refusals.clear()

@@ -103,7 +103,7 @@ class Reconciler:
     ) -> None:
         """The revision should have so many replicas; what is missing starts before this returns.
 
-        May be repeated. While the revision's replicas crash, repeating it tells the waiters so.
+        May be repeated.
         """
         plan = self._plans.get(revision.name)
         if plan is None:
@@ -114,8 +114,12 @@ class Reconciler:
             plan.wanted_at = self._clock.now()
         plan.desired, plan.reason, plan.abandon_loading = replicas, reason, abandon_loading
         self._converge(plan)
-        if replicas > 0 and plan.crash.is_open and self._is_backing_off(plan):
-            self._tell_failed(plan, self._crash_error(plan))
+
+    def tell_if_hopeless(self, revision: RevisionName) -> None:
+        """Tells the failed-listeners again, for a request that came after they were told."""
+        plan = self._plans.get(revision)
+        if plan is not None and (error := self._hopeless(plan)) is not None:
+            self._tell_failed(plan, error)
 
     def standing(self, revision: RevisionName) -> Standing:
         """Where a revision stands; one never heard of wants nothing."""
@@ -132,6 +136,7 @@ class Reconciler:
         assert not self._fleet.of_revision(revision), "its replicas still need a plan"
         plan = self._plans.pop(revision, None)
         self._blocked.pop(revision, None)
+        self._machines.forget(revision)
         if plan is not None and plan.retry is not None:
             plan.retry.cancel()
 
@@ -157,9 +162,9 @@ class Reconciler:
             elif replica.ready_at is not None and now - replica.ready_at >= self._policy.healthy_s:
                 self._forgive(replica.revision.name)
         self._machines.sweep(now)
+        self._retry_blocked()
         for revision in tuple(self._blocked):
-            if (plan := self._plans.get(revision)) is not None:
-                self._converge(plan)
+            self.tell_if_hopeless(revision)
 
     def _stall_s(self, replica: Replica) -> float:
         is_taken = replica.state is not ReplicaState.ASSIGNED
@@ -259,23 +264,30 @@ class Reconciler:
     def _wait_for_room(self, plan: "_Plan", no_room: NoRoom, missing: int) -> None:
         self._blocked[plan.name] = no_room
         self._machines.want(plan.name, need_of(plan.revision), missing)
-        if no_room.may_come:
+        is_making_room = any(it.state is ReplicaState.DRAINING for it in self._fleet.replicas())
+        if no_room.may_come and not is_making_room:
             for listener in self._no_room_listeners:
                 listener(plan.name)
 
-    def _machine_refused(self, revision: RevisionName, error: PlatformError) -> None:
-        """No machine: wait while room or a node may come, else tell the waiters."""
-        plan, no_room = self._plans.get(revision), self._blocked.get(revision)
-        if plan is None or no_room is None or plan.desired == 0:
-            return
+    def _machine_refused(self, revision: RevisionName) -> None:
+        self.tell_if_hopeless(revision)
+
+    def _hopeless(self, plan: "_Plan") -> PlatformError | None:
+        """Why requests for a revision wait in vain now; None while there is hope."""
+        if plan.crash.is_open and self._is_backing_off(plan):
+            return self._crash_error(plan)
+        no_room, refusal = self._blocked.get(plan.name), self._machines.refusal(plan.name)
+        if plan.desired == 0 or no_room is None or refusal is None:
+            return None
         if no_room.may_come or self._machines.are_coming():
-            return
+            return None
         waited_s = self._clock.now() - plan.wanted_at
         if not self._fleet.nodes() and waited_s < self._patience.node_wait_s:
-            return
-        detail = f"{no_room.reason}; {error.detail}"
-        self._tell_failed(
-            plan, NoCapacity(detail, revision=revision, retry_after_s=self._patience.sweep_s)
+            return None
+        return NoCapacity(
+            f"{no_room.reason}; {refusal.error.detail}",
+            revision=plan.name,
+            retry_after_s=max(1.0, refusal.retry_at - self._clock.now()),
         )
 
     # -- failures ------------------------------------------------------------------------------

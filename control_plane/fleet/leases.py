@@ -1,0 +1,133 @@
+"""Who leads: the port of the leader's lease, its memory adapter, and the task that holds it."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from infra.clock import Clock
+from infra.errors import StoreUnavailable
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Leadership:
+    """A granted lease. `fence` grows with every grant to another owner, so that whoever acts
+    under an older one can be told apart and refused.
+    """
+
+    owner: str
+    fence: int
+
+
+class LeaderLease(Protocol):
+    """At most one owner at a time; raises StoreUnavailable where it cannot be asked."""
+
+    async def acquire(self, owner: str, *, ttl_s: float) -> Leadership | None:
+        """The lease, granted or renewed with its old fence; None while another owner has it."""
+        ...
+
+    async def release(self, leadership: Leadership) -> None:
+        """Gives the lease back, if it is still this one; may be repeated."""
+        ...
+
+    async def is_current(self, fence: int) -> bool:
+        """Whether no later fence was ever granted."""
+        ...
+
+
+class MemoryLeaderLease:
+    """A lease among the owners of one process."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._held: Leadership | None = None
+        self._until = 0.0
+        self._fence = 0
+
+    async def acquire(self, owner: str, *, ttl_s: float) -> Leadership | None:
+        now = self._clock.now()
+        is_held = self._held is not None and now < self._until
+        if is_held and self._held is not None and self._held.owner != owner:
+            return None
+        if not is_held or self._held is None:
+            self._fence += 1
+            self._held = Leadership(owner, self._fence)
+        self._until = now + ttl_s
+        return self._held
+
+    async def release(self, leadership: Leadership) -> None:
+        if self._held == leadership:
+            self._held = None
+
+    async def is_current(self, fence: int) -> bool:
+        return fence == self._fence
+
+
+class Leader:
+    """Keeps trying to lead, and renews while it does.
+
+    It believes in its lease only until `ttl_s` after the last renewal was *sent*, by its own
+    clock: a store that does not answer, or a stalled loop, ends its reign no later than the
+    lease itself ends.
+    """
+
+    def __init__(
+        self, lease: LeaderLease, owner: str, *, clock: Clock, ttl_s: float = 10.0
+    ) -> None:
+        self._lease = lease
+        self._owner = owner
+        self._clock = clock
+        self._ttl_s = ttl_s
+        self._held: Leadership | None = None
+        self._until = 0.0
+        self._listeners: list[Callable[[bool], None]] = []
+        self._was_leading = False
+
+    def is_leading(self) -> bool:
+        """Whether decisions may be made here, now."""
+        return self._held is not None and self._clock.now() < self._until
+
+    @property
+    def fence(self) -> int | None:
+        """The fence of the reign, for stores that check it."""
+        return self._held.fence if self._held is not None and self.is_leading() else None
+
+    def subscribe(self, listener: Callable[[bool], None]) -> None:
+        """Calls back with True when a reign begins and False when its end is noticed."""
+        self._listeners.append(listener)
+
+    async def try_once(self) -> bool:
+        """Acquires or renews; returns whether we lead."""
+        sent_at = self._clock.now()
+        try:
+            self._held = await self._lease.acquire(self._owner, ttl_s=self._ttl_s)
+            self._until = sent_at + self._ttl_s
+        except StoreUnavailable as error:
+            log.warning("lease.unavailable", detail=error.detail)
+        self._tell()
+        return self.is_leading()
+
+    async def run(self) -> None:
+        """Leads whenever it can, until cancelled; then gives the lease back."""
+        try:
+            while True:
+                await self.try_once()
+                await asyncio.sleep(self._ttl_s / 3)
+        finally:
+            held, self._held = self._held, None
+            self._tell()
+            if held is not None:
+                await self._lease.release(held)
+
+    def _tell(self) -> None:
+        is_leading = self.is_leading()
+        if is_leading == self._was_leading:
+            return
+        self._was_leading = is_leading
+        log.info("leader.changed", owner=self._owner, leads=is_leading)
+        for listener in self._listeners:
+            listener(is_leading)

@@ -1,0 +1,112 @@
+"""Cold-start reports and the leader's lease in Redis.
+
+Keys (all in one hash slot):
+
+* `{firstlight}:coldstarts:<model>`  list of ColdStartReport as JSON, newest first, capped
+* `{firstlight}:leader`              hash `owner`, `fence`; expires with the lease
+* `{firstlight}:leader:fence`        counter of grants, never deleted
+"""
+
+import structlog
+from pydantic import ValidationError
+
+from control_plane.fleet.leases import Leadership
+from infra.contracts.base import ModelName, RequestId
+from infra.contracts.stage import ColdStartReport
+from infra.redis import Connection, store_errors
+
+log = structlog.get_logger()
+
+_LEADER = "{firstlight}:leader"
+_FENCE = "{firstlight}:leader:fence"
+
+# KEYS: list · ARGV: report, cap
+_APPEND = """
+redis.call('LPUSH', KEYS[1], ARGV[1])
+redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
+"""
+
+# KEYS: leader, fence · ARGV: owner, ttl in ms → fence, or false while another owner has it
+_ACQUIRE = """
+local owner = redis.call('HGET', KEYS[1], 'owner')
+if owner and owner ~= ARGV[1] then return false end
+if not owner then
+  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'fence', redis.call('INCR', KEYS[2]))
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return redis.call('HGET', KEYS[1], 'fence')
+"""
+
+# KEYS: leader · ARGV: owner, fence
+_RELEASE = """
+local held = redis.call('HMGET', KEYS[1], 'owner', 'fence')
+if held[1] == ARGV[1] and held[2] == ARGV[2] then redis.call('DEL', KEYS[1]) end
+"""
+
+
+class RedisTimelineStore:
+    """The TimelineStore that survives a restart."""
+
+    def __init__(self, redis: Connection, *, cap: int = 200) -> None:
+        self._redis = redis
+        self._cap = cap
+        self._append = redis.register_script(_APPEND)
+
+    async def append(self, report: ColdStartReport) -> None:
+        with store_errors():
+            await self._append(
+                keys=[_reports_key(report.model)], args=[report.model_dump_json(), self._cap]
+            )
+
+    async def last(self, model: ModelName, count: int) -> tuple[ColdStartReport, ...]:
+        if count <= 0:
+            return ()
+        with store_errors():
+            records = await self._redis.lrange(_reports_key(model), 0, count - 1)
+        reports = (_report_or_none(record) for record in records)
+        return tuple(report for report in reports if report is not None)
+
+    async def find(self, model: ModelName, request_id: RequestId) -> ColdStartReport | None:
+        reports = await self.last(model, self._cap)
+        return next((report for report in reports if report.request_id == request_id), None)
+
+    async def forget(self, model: ModelName) -> None:
+        with store_errors():
+            await self._redis.delete(_reports_key(model))
+
+
+class RedisLeaderLease:
+    """The LeaderLease among control planes that share a Redis."""
+
+    def __init__(self, redis: Connection) -> None:
+        self._redis = redis
+        self._acquire = redis.register_script(_ACQUIRE)
+        self._release = redis.register_script(_RELEASE)
+
+    async def acquire(self, owner: str, *, ttl_s: float) -> Leadership | None:
+        with store_errors():
+            fence = await self._acquire(
+                keys=[_LEADER, _FENCE], args=[owner, max(1, round(ttl_s * 1000))]
+            )
+        return None if fence is None else Leadership(owner, int(fence))
+
+    async def release(self, leadership: Leadership) -> None:
+        with store_errors():
+            await self._release(keys=[_LEADER], args=[leadership.owner, leadership.fence])
+
+    async def is_current(self, fence: int) -> bool:
+        with store_errors():
+            latest = await self._redis.get(_FENCE)
+        return latest is not None and int(latest) == fence
+
+
+def _reports_key(model: ModelName) -> str:
+    return f"{{firstlight}}:coldstarts:{model}"
+
+
+def _report_or_none(record: bytes | str) -> ColdStartReport | None:
+    try:
+        return ColdStartReport.model_validate_json(record)
+    except ValidationError:
+        log.exception("coldstart.unreadable")
+        return None
