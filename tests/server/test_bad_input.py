@@ -49,7 +49,7 @@ def request(client: Client) -> Reply:
         b"{}{}",
     ],
 )
-def test_what_is_not_json_is_a_typed_problem(body: bytes):
+def test_what_is_not_json_is_a_typed_problem(body: bytes) -> None:
     reply = ask(body)
 
     assert reply.status == 400
@@ -60,7 +60,7 @@ def test_what_is_not_json_is_a_typed_problem(body: bytes):
 
 
 @pytest.mark.parametrize("body", [b"[]", b"1", b'"text"', b"null"])
-def test_json_that_is_no_object_is_refused(body: bytes):
+def test_json_that_is_no_object_is_refused(body: bytes) -> None:
     assert ask(body).json["detail"] == "the body is not a JSON object"
 
 
@@ -95,7 +95,9 @@ def test_json_that_is_no_object_is_refused(body: bytes):
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
     ],
 )
-def test_what_the_contract_refuses_names_its_field(members: dict[str, Any], param: str | None):
+def test_what_the_contract_refuses_names_its_field(
+    members: dict[str, Any], param: str | None
+) -> None:
     engine = engine_saying("a")
 
     reply = ask(chat_body(**members), engine=engine)
@@ -108,13 +110,13 @@ def test_what_the_contract_refuses_names_its_field(members: dict[str, Any], para
     assert engine.submitted == []
 
 
-def test_neutral_values_of_unsupported_parameters_are_fine():
+def test_neutral_values_of_unsupported_parameters_are_fine() -> None:
     neutral = {"tools": [], "frequency_penalty": 0.0, "response_format": {"type": "text"}}
 
     assert ask(chat_body(**neutral, user="me", parallel_tool_calls=True)).status == 200
 
 
-def test_a_body_over_the_limit_is_refused_whether_announced_or_not():
+def test_a_body_over_the_limit_is_refused_whether_announced_or_not() -> None:
     announced = Client(CHAT, b"{}", headers=[AUTHORIZATION, (b"content-length", b"100000000")])
     silent = ask(b" " * 2000, most_body_bytes=1000)
 
@@ -136,7 +138,7 @@ def test_a_body_over_the_limit_is_refused_whether_announced_or_not():
     ],
     ids=range(8),
 )
-def test_hostile_bodies_cost_little(data: Any):
+def test_hostile_bodies_cost_little(data: Any) -> None:
     body = orjson.dumps(data)
     started = time.perf_counter()
 
@@ -147,7 +149,7 @@ def test_hostile_bodies_cost_little(data: Any):
     assert time.perf_counter() - started < 0.5
 
 
-def test_a_prompt_over_the_context_is_refused_with_openai_s_code():
+def test_a_prompt_over_the_context_is_refused_with_openai_s_code() -> None:
     for path, data in (
         (CHAT, chat_body(messages=[{"role": "user", "content": "x" * 3000}])),
         (COMPLETIONS, completion_body(prompt="x" * 2048)),
@@ -161,7 +163,7 @@ def test_a_prompt_over_the_context_is_refused_with_openai_s_code():
         assert reply.json["limit"] == 2048
 
 
-def test_asking_for_more_output_than_fits_is_refused_and_a_default_is_cut():
+def test_asking_for_more_output_than_fits_is_refused_and_a_default_is_cut() -> None:
     too_much = ask(completion_body(prompt="x" * 2000, max_tokens=49), path=COMPLETIONS)
     fits = ask(completion_body(prompt="x" * 2000, max_tokens=48), path=COMPLETIONS)
     engine = engine_saying("a")
@@ -173,7 +175,7 @@ def test_asking_for_more_output_than_fits_is_refused_and_a_default_is_cut():
     assert engine.submitted[0].sampling.max_tokens == 8
 
 
-def test_a_model_s_cap_on_output_refuses_what_is_written_and_cuts_what_is_not():
+def test_a_model_s_cap_on_output_refuses_what_is_written_and_cuts_what_is_not() -> None:
     engine = engine_saying("a")
 
     refused = ask(chat_body(max_tokens=101), max_output_tokens=100)
@@ -184,14 +186,14 @@ def test_a_model_s_cap_on_output_refuses_what_is_written_and_cuts_what_is_not():
     assert engine.submitted[0].sampling.max_tokens == 100
 
 
-def test_prompts_times_choices_are_bounded():
+def test_prompts_times_choices_are_bounded() -> None:
     reply = ask(completion_body(prompt=["a"] * 64, n=3), path=COMPLETIONS)
 
     assert reply.status == 400
     assert reply.json["limit"] == 128
 
 
-def test_another_model_is_not_found_here():
+def test_another_model_is_not_found_here() -> None:
     reply = ask(chat_body(model="other"))
 
     assert reply.status == 404
@@ -210,7 +212,7 @@ def test_another_model_is_not_found_here():
         [(b"authorization", b"Bearer \xff")],
     ],
 )
-def test_without_the_token_nothing_is_served(headers: list[tuple[bytes, bytes]]):
+def test_without_the_token_nothing_is_served(headers: list[tuple[bytes, bytes]]) -> None:
     for method, path in (("POST", CHAT), ("GET", "/metrics"), ("GET", "/nowhere")):
         reply = request(Client(path, b"{}", method=method, headers=headers))
 
@@ -218,7 +220,7 @@ def test_without_the_token_nothing_is_served(headers: list[tuple[bytes, bytes]])
         assert reply.json["error"]["type"] == "authentication_error"
 
 
-def test_unknown_addresses_and_methods_are_problems():
+def test_unknown_addresses_and_methods_are_problems() -> None:
     nowhere = request(Client("/v1/embeddings", b"", method="POST"))
     wrong = request(Client(CHAT, b"", method="GET"))
 
@@ -227,7 +229,7 @@ def test_unknown_addresses_and_methods_are_problems():
     assert wrong.headers["allow"] == "POST"
 
 
-def test_health_needs_no_token_and_metrics_count():
+def test_health_needs_no_token_and_metrics_count() -> None:
     health = request(Client("/healthz", b"", method="GET", headers=[]))
     metrics = request(Client("/metrics", b"", method="GET"))
 

@@ -16,7 +16,7 @@ async def _ask(engine: FakeEngine, members: dict[str, Any]) -> Reply:
     return await post(make_server(engine), PATH, chat_body(**members))
 
 
-def test_a_whole_answer_is_openai_s_chat_completion():
+def test_a_whole_answer_is_openai_s_chat_completion() -> None:
     reply = ask(engine_saying("Hel", "lo"))
 
     answer = reply.json
@@ -43,13 +43,13 @@ def test_a_whole_answer_is_openai_s_chat_completion():
     assert reply.headers["content-type"] == "application/json"
 
 
-def test_a_whole_answer_says_how_long_prefill_and_decode_took():
+def test_a_whole_answer_says_how_long_prefill_and_decode_took() -> None:
     reply = ask(engine_saying("a", "b", "c", first_delay_s=0.25, delay_s=0.01))
 
     assert reply.headers["server-timing"] == "prefill;dur=250.00, decode;dur=20.00"
 
 
-def test_a_stream_begins_with_the_role_and_ends_with_done():
+def test_a_stream_begins_with_the_role_and_ends_with_done() -> None:
     reply = ask(engine_saying("Hel", "lo"), stream=True)
 
     *chunks, done = reply.events
@@ -70,7 +70,7 @@ def test_a_stream_begins_with_the_role_and_ends_with_done():
     assert all("usage" not in chunk for chunk in chunks)
 
 
-def test_a_stream_s_head_waits_for_the_first_token_and_says_how_long():
+def test_a_stream_s_head_waits_for_the_first_token_and_says_how_long() -> None:
     reply = ask(engine_saying("a", "b", first_delay_s=0.5, delay_s=0.1), stream=True)
 
     assert reply.headers["server-timing"] == "prefill;dur=500.00"
@@ -78,7 +78,7 @@ def test_a_stream_s_head_waits_for_the_first_token_and_says_how_long():
     assert [round(at, 3) for at, _ in reply.writes] == [0.5, 0.6]
 
 
-def test_usage_comes_in_a_chunk_of_its_own_when_asked_for():
+def test_usage_comes_in_a_chunk_of_its_own_when_asked_for() -> None:
     reply = ask(engine_saying("a"), stream=True, stream_options={"include_usage": True})
 
     *chunks, last, done = reply.events
@@ -88,7 +88,7 @@ def test_usage_comes_in_a_chunk_of_its_own_when_asked_for():
     assert last["usage"] == {"prompt_tokens": 19, "completion_tokens": 1, "total_tokens": 20}
 
 
-def test_choices_run_at_once_and_share_a_write_a_step():
+def test_choices_run_at_once_and_share_a_write_a_step() -> None:
     engine = FakeEngine(_by_seed)
 
     reply = ask(engine, n=3, seed=7, stream=True)
@@ -98,7 +98,7 @@ def test_choices_run_at_once_and_share_a_write_a_step():
     assert [round(at, 1) for at, _ in reply.writes] == [1.0, 2.0]
 
 
-def test_whole_choices_come_in_order():
+def test_whole_choices_come_in_order() -> None:
     reply = ask(FakeEngine(_by_seed), n=3, seed=-1)
 
     assert [choice["index"] for choice in reply.json["choices"]] == [0, 1, 2]
@@ -121,7 +121,7 @@ def _streamed_texts(reply: Reply) -> dict[int, str]:
     return texts
 
 
-def test_log_probabilities_of_a_whole_answer():
+def test_log_probabilities_of_a_whole_answer() -> None:
     reply = ask(engine_saying("é", "!"), logprobs=True, top_logprobs=2)
 
     logprobs = reply.json["choices"][0]["logprobs"]
@@ -138,7 +138,7 @@ def test_log_probabilities_of_a_whole_answer():
     }
 
 
-def test_log_probabilities_without_alternatives():
+def test_log_probabilities_without_alternatives() -> None:
     reply = ask(engine_saying("a"), logprobs=True)
 
     assert reply.json["choices"][0]["logprobs"]["content"] == [
@@ -146,7 +146,7 @@ def test_log_probabilities_without_alternatives():
     ]
 
 
-def test_streamed_log_probabilities_add_up_to_the_whole_ones():
+def test_streamed_log_probabilities_add_up_to_the_whole_ones() -> None:
     whole = ask(engine_saying("a", "b"), logprobs=True, top_logprobs=3)
     streamed = ask(engine_saying("a", "b"), logprobs=True, top_logprobs=3, stream=True)
 
@@ -158,14 +158,14 @@ def test_streamed_log_probabilities_add_up_to_the_whole_ones():
     assert entries == whole.json["choices"][0]["logprobs"]["content"]
 
 
-def test_alternatives_without_log_probabilities_are_refused():
+def test_alternatives_without_log_probabilities_are_refused() -> None:
     reply = ask(engine_saying("a"), top_logprobs=2)
 
     assert reply.status == 400
     assert reply.json["error"]["param"] == "top_logprobs"
 
 
-def test_text_that_would_break_events_comes_through_whole():
+def test_text_that_would_break_events_comes_through_whole() -> None:
     nasty = '"quoted"\r\n\n\u2028data: [DONE]\x85\x00😀'
 
     reply = ask(engine_saying(nasty), stream=True)
@@ -173,7 +173,7 @@ def test_text_that_would_break_events_comes_through_whole():
     assert _streamed_texts(reply) == {0: nasty}
 
 
-def test_sampling_reaches_the_engine_as_asked():
+def test_sampling_reaches_the_engine_as_asked() -> None:
     engine = engine_saying("a")
 
     ask(engine, temperature=0, top_p=0.5, seed=3, stop=["x", "y"], max_completion_tokens=9)
@@ -185,7 +185,7 @@ def test_sampling_reaches_the_engine_as_asked():
     assert (sampling.stop, sampling.max_tokens, sampling.logprobs) == (("x", "y"), 9, None)
 
 
-def test_content_in_parts_and_the_developer_role_are_understood():
+def test_content_in_parts_and_the_developer_role_are_understood() -> None:
     engine = engine_saying("a")
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
     messages = [{"role": "developer", "content": "Be brief"}, {"role": "user", "content": parts}]
@@ -196,7 +196,7 @@ def test_content_in_parts_and_the_developer_role_are_understood():
     assert engine.submitted[0].prompt_token_ids == tuple(expected)
 
 
-def test_without_max_tokens_a_chat_may_fill_the_context():
+def test_without_max_tokens_a_chat_may_fill_the_context() -> None:
     engine = engine_saying("a")
 
     ask(engine)

@@ -21,7 +21,7 @@ def _echoing_prompt(request: GenerationRequest) -> Script:
     return Script((bytes(request.prompt_token_ids).decode(), "/", str(request.sampling.seed)))
 
 
-def test_a_whole_answer_is_openai_s_text_completion():
+def test_a_whole_answer_is_openai_s_text_completion() -> None:
     reply = ask(engine_saying(" the", "re"))
 
     answer = reply.json
@@ -36,7 +36,7 @@ def test_a_whole_answer_is_openai_s_text_completion():
     }
 
 
-def test_a_stream_ends_with_an_empty_text_and_its_reason():
+def test_a_stream_ends_with_an_empty_text_and_its_reason() -> None:
     reply = ask(engine_saying("a", "b", "c"), max_tokens=2, stream=True)
 
     *chunks, done = reply.events
@@ -49,7 +49,7 @@ def test_a_stream_ends_with_an_empty_text_and_its_reason():
     assert all(chunk["object"] == "text_completion" for chunk in chunks)
 
 
-def test_every_prompt_gets_n_choices_in_order():
+def test_every_prompt_gets_n_choices_in_order() -> None:
     reply = ask(FakeEngine(_echoing_prompt), prompt=["A", "B"], n=2, seed=5)
 
     assert [(choice["index"], choice["text"]) for choice in reply.json["choices"]] == [
@@ -65,7 +65,7 @@ def test_every_prompt_gets_n_choices_in_order():
     }
 
 
-def test_prompts_may_be_token_ids():
+def test_prompts_may_be_token_ids() -> None:
     engine = FakeEngine(_echoing_prompt)
 
     one = ask(engine, prompt=[72, 105])
@@ -75,7 +75,7 @@ def test_prompts_may_be_token_ids():
     assert [choice["text"] for choice in many.json["choices"]] == ["H/None", "i/None"]
 
 
-def test_token_ids_outside_the_vocabulary_are_refused():
+def test_token_ids_outside_the_vocabulary_are_refused() -> None:
     for token_id in (256, -1, 1 << 62):
         engine = engine_saying("a")
 
@@ -86,14 +86,14 @@ def test_token_ids_outside_the_vocabulary_are_refused():
         assert engine.submitted == []
 
 
-def test_an_empty_prompt_is_refused():
+def test_an_empty_prompt_is_refused() -> None:
     reply = ask(engine_saying("a"), prompt="")
 
     assert reply.status == 400
     assert reply.json["detail"] == "the prompt has no tokens"
 
 
-def test_echo_puts_each_prompt_before_its_choices():
+def test_echo_puts_each_prompt_before_its_choices() -> None:
     engine = engine_saying(" the", "re")
 
     whole = ask(engine, prompt=["Hi", "Yo"], n=2, echo=True)
@@ -107,14 +107,14 @@ def test_echo_puts_each_prompt_before_its_choices():
     assert [event["choices"][0]["text"] for event in streamed.events[:-1]] == ["Hi the", "re", ""]
 
 
-def test_echo_with_log_probabilities_is_refused():
+def test_echo_with_log_probabilities_is_refused() -> None:
     reply = ask(engine_saying("a"), echo=True, logprobs=1)
 
     assert reply.status == 400
     assert reply.json["error"]["param"] == "logprobs"
 
 
-def test_log_probabilities_are_four_parallel_lists():
+def test_log_probabilities_are_four_parallel_lists() -> None:
     reply = ask(engine_saying("é", "xy", "!"), logprobs=2)
 
     assert reply.json["choices"][0]["logprobs"] == {
@@ -129,13 +129,13 @@ def test_log_probabilities_are_four_parallel_lists():
     }
 
 
-def test_no_alternatives_still_names_the_chosen_token():
+def test_no_alternatives_still_names_the_chosen_token() -> None:
     reply = ask(engine_saying("a"), logprobs=0)
 
     assert reply.json["choices"][0]["logprobs"]["top_logprobs"] == [{"a": -0.5}]
 
 
-def test_streamed_log_probabilities_add_up_to_the_whole_ones():
+def test_streamed_log_probabilities_add_up_to_the_whole_ones() -> None:
     whole = ask(engine_saying("é", "xy", "!"), logprobs=2)
     streamed = ask(engine_saying("é", "xy", "!"), logprobs=2, stream=True)
 
@@ -147,7 +147,7 @@ def test_streamed_log_probabilities_add_up_to_the_whole_ones():
     assert added == whole.json["choices"][0]["logprobs"]
 
 
-def test_without_max_tokens_a_completion_has_sixteen():
+def test_without_max_tokens_a_completion_has_sixteen() -> None:
     engine = engine_saying("a")
 
     ask(engine)

@@ -16,7 +16,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def test_a_drain_finishes_what_runs_and_takes_nothing_new():
+def test_a_drain_finishes_what_runs_and_takes_nothing_new() -> None:
     async def story() -> None:
         server = make_server(engine_saying("a", "b", first_delay_s=1, delay_s=1))
         running = asyncio.create_task(client(stream=True).run(server))
@@ -40,7 +40,7 @@ def test_a_drain_finishes_what_runs_and_takes_nothing_new():
     run_virtual(story())
 
 
-def test_an_idle_server_drains_at_once():
+def test_an_idle_server_drains_at_once() -> None:
     async def story() -> None:
         server = make_server(engine_saying("a"))
         await server.drain(30)
@@ -50,7 +50,7 @@ def test_an_idle_server_drains_at_once():
     run_virtual(story())
 
 
-def test_at_the_deadline_what_still_runs_is_told_so():
+def test_at_the_deadline_what_still_runs_is_told_so() -> None:
     async def story() -> None:
         engine = engine_saying(*["a"] * 100, first_delay_s=1, delay_s=1)
         server = make_server(engine)
@@ -71,7 +71,7 @@ def test_at_the_deadline_what_still_runs_is_told_so():
     run_virtual(story())
 
 
-def test_a_client_that_does_not_read_cannot_hold_up_a_drain():
+def test_a_client_that_does_not_read_cannot_hold_up_a_drain() -> None:
     async def story() -> None:
         stuck = client(stream=True)
         stuck.is_reading.clear()

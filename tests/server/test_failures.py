@@ -21,7 +21,7 @@ def client(**members: object) -> Client:
     return Client(CHAT, orjson.dumps(chat_body(**members)))
 
 
-def test_an_error_before_the_first_token_keeps_its_status():
+def test_an_error_before_the_first_token_keeps_its_status() -> None:
     engine = FakeEngine(Script(pieces=(), error=ReplicaFailed("the engine died")))
 
     for stream in (False, True):
@@ -31,7 +31,7 @@ def test_an_error_before_the_first_token_keeps_its_status():
         assert reply.json["type"] == "/problems/replica-failed"
 
 
-def test_an_error_after_the_head_is_an_event_and_an_orderly_end():
+def test_an_error_after_the_head_is_an_event_and_an_orderly_end() -> None:
     engine = FakeEngine(Script(pieces=("a", "b"), error=ReplicaFailed("the engine died")))
 
     reply = run_virtual(post(make_server(engine), CHAT, chat_body(stream=True)))
@@ -52,7 +52,7 @@ def test_an_error_after_the_head_is_an_event_and_an_orderly_end():
     assert b'"content":"b"' in reply.body  # what came before the error is not lost
 
 
-def test_one_choice_s_error_ends_the_others():
+def test_one_choice_s_error_ends_the_others() -> None:
     engine = FakeEngine(_second_fails)
 
     async def story() -> None:
@@ -70,7 +70,7 @@ def _second_fails(request: GenerationRequest) -> Script:
     return Script(pieces=("a",) * 100, delay_s=1)
 
 
-def test_a_defect_of_ours_shows_no_insides():
+def test_a_defect_of_ours_shows_no_insides() -> None:
     def broken(request: GenerationRequest) -> Script:
         raise ZeroDivisionError("secret detail")
 
@@ -81,17 +81,17 @@ def test_a_defect_of_ours_shows_no_insides():
     assert b"secret detail" not in reply.body
 
 
-def test_a_client_that_leaves_during_prefill_is_forgotten_at_once():
+def test_a_client_that_leaves_during_prefill_is_forgotten_at_once() -> None:
     assert _leaving_at(0.5, stream=False) == (1, 0.5)
     assert _leaving_at(0.5, stream=True) == (1, 0.5)
 
 
-def test_a_client_that_leaves_during_decode_is_forgotten_at_once():
+def test_a_client_that_leaves_during_decode_is_forgotten_at_once() -> None:
     assert _leaving_at(1.75, stream=False) == (1, 1.75)
     assert _leaving_at(1.75, stream=True) == (1, 1.75)
 
 
-def test_all_choices_of_a_client_that_leaves_are_aborted():
+def test_all_choices_of_a_client_that_leaves_are_aborted() -> None:
     assert _leaving_at(1.75, stream=True, n=5) == (5, 1.75)
 
 
@@ -112,7 +112,7 @@ def _leaving_at(seconds: float, **members: object) -> tuple[int, float]:
     return run_virtual(story())
 
 
-def test_a_client_that_leaves_while_it_does_not_read_is_noticed():
+def test_a_client_that_leaves_while_it_does_not_read_is_noticed() -> None:
     engine = engine_saying(*["a"] * 50, delay_s=0.5)
     leaving = client(stream=True)
 
@@ -128,7 +128,7 @@ def test_a_client_that_leaves_while_it_does_not_read_is_noticed():
     run_virtual(story())
 
 
-def test_a_slow_client_gets_everything_in_few_writes():
+def test_a_slow_client_gets_everything_in_few_writes() -> None:
     pieces = [str(number % 10) for number in range(200)]
     slow = client(stream=True)
 
@@ -146,7 +146,7 @@ def test_a_slow_client_gets_everything_in_few_writes():
     assert len(slow.reply.writes) < 60
 
 
-def test_a_client_too_slow_for_its_stream_ends_its_own_request_only():
+def test_a_client_too_slow_for_its_stream_ends_its_own_request_only() -> None:
     engine = FakeEngine(Script(pieces=("x" * 100_000,) * 100, delay_s=0.01))
     slow, other = client(stream=True), client(stream=True)
 
@@ -167,7 +167,7 @@ def test_a_client_too_slow_for_its_stream_ends_its_own_request_only():
     assert len(slow.reply.body) < 6 << 20
 
 
-def test_an_answer_that_grows_without_bound_is_given_up():
+def test_an_answer_that_grows_without_bound_is_given_up() -> None:
     engine = FakeEngine(Script(pieces=("x" * (1 << 20),) * 100))
 
     reply = run_virtual(post(make_server(engine), CHAT, chat_body()))

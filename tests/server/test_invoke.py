@@ -14,7 +14,7 @@ async def _ask(engine: FakeEngine, members: dict[str, Any]) -> Reply:
     return await post(make_server(engine), "/invoke", members)
 
 
-def test_a_prompt_is_continued():
+def test_a_prompt_is_continued() -> None:
     reply = ask(engine_saying("one", " two"), prompt="Count:", n=2)
 
     answer = InvokeResponse.model_validate_json(reply.body)
@@ -26,7 +26,7 @@ def test_a_prompt_is_continued():
     assert answer.usage == InvokeUsage(prompt_tokens=6, completion_tokens=4, total_tokens=10)
 
 
-def test_messages_are_answered():
+def test_messages_are_answered() -> None:
     engine = engine_saying("a")
 
     ask(engine, messages=[{"role": "user", "content": "Hi"}])
@@ -35,7 +35,7 @@ def test_messages_are_answered():
     assert engine.submitted[0].sampling.max_tokens == engine.context_tokens - 19
 
 
-def test_a_raw_prompt_has_256_tokens_unless_it_asks_for_more():
+def test_a_raw_prompt_has_256_tokens_unless_it_asks_for_more() -> None:
     engine = engine_saying("a")
 
     ask(engine, prompt="Hi")
@@ -43,7 +43,7 @@ def test_a_raw_prompt_has_256_tokens_unless_it_asks_for_more():
     assert engine.submitted[0].sampling.max_tokens == 256
 
 
-def test_a_stream_s_last_event_has_the_usage():
+def test_a_stream_s_last_event_has_the_usage() -> None:
     reply = ask(engine_saying("a", "b"), prompt="Hi", stream=True)
 
     assert [InvokeEvent.model_validate(event) for event in reply.events] == [
@@ -55,7 +55,7 @@ def test_a_stream_s_last_event_has_the_usage():
     ]
 
 
-def test_prompt_and_messages_exclude_each_other():
+def test_prompt_and_messages_exclude_each_other() -> None:
     both = ask(engine_saying("a"), prompt="Hi", messages=[{"role": "user", "content": "Hi"}])
     neither = ask(engine_saying("a"))
 

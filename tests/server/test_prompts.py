@@ -28,7 +28,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(work)
 
 
-def test_short_prompts_are_tokenised_at_once():
+def test_short_prompts_are_tokenised_at_once() -> None:
     tokenizer = WatchedTokenizer()
     encoder = PromptEncoder(tokenizer, context_tokens=100_000)
 
@@ -38,7 +38,7 @@ def test_short_prompts_are_tokenised_at_once():
     assert tokenizer.threads == {threading.get_ident()}
 
 
-def test_long_prompts_and_long_chats_leave_the_event_loop_alone():
+def test_long_prompts_and_long_chats_leave_the_event_loop_alone() -> None:
     text = TextPrompt("x" * (INLINE_CHARACTERS + 1))
     chat = ChatPrompt([{"role": "user", "content": "x"}] * 100)
     for prompt in (text, chat):
@@ -51,7 +51,7 @@ def test_long_prompts_and_long_chats_leave_the_event_loop_alone():
         assert threading.get_ident() not in tokenizer.threads
 
 
-def test_a_text_that_cannot_fit_is_refused_after_its_beginning():
+def test_a_text_that_cannot_fit_is_refused_after_its_beginning() -> None:
     tokenizer = WatchedTokenizer()
     encoder = PromptEncoder(tokenizer, context_tokens=1000)
 
@@ -62,7 +62,7 @@ def test_a_text_that_cannot_fit_is_refused_after_its_beginning():
     assert sum(tokenizer.encoded) < 20_000
 
 
-def test_a_long_text_of_few_tokens_still_fits():
+def test_a_long_text_of_few_tokens_still_fits() -> None:
     class Generous(WatchedTokenizer):
         def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
             return [0] * (len(text) // 100)
@@ -78,7 +78,7 @@ def test_a_long_text_of_few_tokens_still_fits():
     assert len(token_ids) == 990
 
 
-def test_token_ids_are_taken_as_they_are():
+def test_token_ids_are_taken_as_they_are() -> None:
     tokenizer = WatchedTokenizer()
     encoder = PromptEncoder(tokenizer, context_tokens=10)
 

@@ -59,6 +59,16 @@ class ReplicaServer:
         )
         self._listener = Listener(self.routes)
 
+    @property
+    def in_flight(self) -> int:
+        """Requests whose answer has not left yet."""
+        return len(self._in_flight)
+
+    @property
+    def connections(self) -> int:
+        """Open connections."""
+        return self._listener.connections
+
     async def bind(self, host: str, port: int = 0) -> int:
         """Serves from now on; returns the port, any free one where 0 was given."""
         return await self._listener.bind(host, port)

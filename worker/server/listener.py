@@ -148,10 +148,15 @@ class Listener:
         self._config.load()
         self._server: asyncio.Server | None = None
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._state.connections)
+
     async def bind(self, host: str, port: int) -> int:
         """Accepts from now on; returns the port, chosen by the system where 0 was given."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._connection, host, port, backlog=BACKLOG)
+        self._server = await loop.create_server(self._accept, host, port, backlog=BACKLOG)
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
@@ -159,13 +164,13 @@ class Listener:
         """Nobody new; idle connections end, the others end after what they are doing."""
         if self._server is not None:
             self._server.close()
-        for connection in self._connections():
+        for connection in self._open():
             connection.shutdown()
 
     def abort(self) -> None:
         """Cuts every connection."""
         self.stop_accepting()
-        for connection in self._connections():
+        for connection in self._open():
             connection.transport.abort()
 
     async def close(self) -> None:
@@ -173,8 +178,8 @@ class Listener:
         self.abort()
         await asyncio.gather(*self._state.tasks, return_exceptions=True)
 
-    def _connections(self) -> list[BoundedHttp]:
+    def _open(self) -> list[BoundedHttp]:
         return [one for one in self._state.connections if isinstance(one, BoundedHttp)]
 
-    def _connection(self) -> BoundedHttp:
+    def _accept(self) -> BoundedHttp:
         return BoundedHttp(self._config, self._state, {})
