@@ -13,19 +13,19 @@ from control_plane.activator.replica_client import (
 from control_plane.fleet.replica import Endpoint
 from infra.contracts.base import ReplicaId
 
-# What a replica wrote before it ended may still be on its way when its end is known.
-_LAST_WORDS_S = 1.0
-
 
 class HttpReplicaClient:
     """Speaks HTTP/1.1 to replicas; the permits bound how many connections there are.
 
     A connection that was kept may have been closed by the replica at the moment it is used again:
     if it ends without one byte of an answer, the request goes out once more on a new connection.
+    What a replica wrote before it ended may still be on its way when its end is known: it has
+    `last_words_s` to arrive.
     """
 
-    def __init__(self, *, connect_timeout_s: float = 5.0) -> None:
+    def __init__(self, *, connect_timeout_s: float = 5.0, last_words_s: float = 1.0) -> None:
         self._connect_timeout_s = connect_timeout_s
+        self._last_words_s = last_words_s
         self._peers: dict[ReplicaId, _Peer] = {}
 
     async def send(self, endpoint: Endpoint, request: ReplicaRequest) -> ReplicaResponse:
@@ -47,7 +47,8 @@ class HttpReplicaClient:
             return
         peer.drop_idle()
         if peer.connections:
-            asyncio.get_running_loop().call_later(_LAST_WORDS_S, peer.abort, "the replica is gone")
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._last_words_s, peer.abort, "the replica is gone")
 
     async def close(self) -> None:
         for peer in self._peers.values():

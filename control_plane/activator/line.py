@@ -204,7 +204,8 @@ class Line:
     def _wait(self, ticket: Ticket, now: float) -> None:
         self._tick(now)
         ticket.place = Place.WAITING
-        ticket.granted = asyncio.get_running_loop().create_future()
+        if ticket.granted is None or ticket.granted.done():  # else it moves here, still waiting
+            ticket.granted = asyncio.get_running_loop().create_future()
         ticket.was_cold = ticket.was_cold or self._is_cold
         ticket.cold_joined = self._cold_clock
         ticket.queue_joined = self._queue_clock

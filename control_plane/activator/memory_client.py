@@ -37,6 +37,10 @@ class Wire:
         self._failure: str | None = None
         self._changed = asyncio.Event()
 
+    @property
+    def is_broken(self) -> bool:
+        return self._failure is not None
+
     def head(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Answers with a status and headers."""
         self.status, self.headers = status, tuple(headers)
@@ -51,8 +55,8 @@ class Wire:
             await self._wait()
 
     def end(self) -> None:
-        """The body is whole."""
-        self._is_whole = True
+        """The body is whole, unless the connection broke before."""
+        self._is_whole = not self.is_broken
         self._change()
 
     def break_off(self, why: str = "it closed the connection") -> None:
@@ -146,7 +150,7 @@ class MemoryReplicaClient:
     def closed(self, response: "_MemoryResponse") -> None:
         """An exchange is over."""
         self._running[response.replica_id].discard(response)
-        if not response.is_whole:
+        if not response.is_whole and not response.wire.is_broken:
             self.aborted.append(response.request_id)
 
 

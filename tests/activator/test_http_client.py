@@ -1,0 +1,488 @@
+"""The replica client on real sockets: framing, reuse, and every way in which an answer can end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from control_plane.activator.connection import MAX_HEAD_BYTES
+from control_plane.activator.http_client import HttpReplicaClient
+from control_plane.activator.replica_client import ReplicaGone, ReplicaRequest
+from control_plane.fleet.replica import Endpoint
+from infra.contracts.base import NodeId, ReplicaId, RequestId, RevisionName
+
+Handler = Callable[["Peer"], Awaitable[None]]
+
+REQUEST = ReplicaRequest(RequestId("req_1"), "/v1/completions", b'{"a":1}')
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+class Peer:
+    """The replica's end of one connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def request(self) -> tuple[bytes, bytes]:
+        """Head and body of the next request; raises IncompleteReadError at the end."""
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
+        return head, await self.reader.readexactly(length)
+
+    async def say(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+
+class Replica:
+    """A server whose connections do what `handler` says."""
+
+    def __init__(self) -> None:
+        self.handler: Handler = answer_each
+        self.connections = 0
+        self.peers: list[Peer] = []
+        self.closed = asyncio.Event()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> Endpoint:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        return Endpoint(
+            ReplicaId("r1"), NodeId("n1"), RevisionName("m@1"), "127.0.0.1", port, "token", 8
+        )
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for peer in self.peers:
+            peer.writer.transport.abort()
+        await asyncio.sleep(0.01)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        peer = Peer(reader, writer)
+        self.peers.append(peer)
+        try:
+            await self.handler(peer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.closed.set()
+        finally:
+            writer.close()
+
+
+async def answer_each(peer: Peer) -> None:
+    while True:
+        await peer.request()
+        await peer.say(OK)
+
+
+def says(data: bytes) -> Handler:
+    """Answers one request with these bytes and closes."""
+
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(data)
+
+    return handler
+
+
+@pytest.fixture
+async def replica() -> AsyncIterator[Replica]:
+    replica = Replica()
+    yield replica
+    await replica.stop()
+
+
+@pytest.fixture
+async def endpoint(replica: Replica) -> Endpoint:
+    return await replica.start()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[HttpReplicaClient]:
+    client = HttpReplicaClient(connect_timeout_s=1, last_words_s=0.1)
+    yield client
+    await client.close()
+
+
+async def everything(client: HttpReplicaClient, endpoint: Endpoint) -> bytes:
+    response = await client.send(endpoint, REQUEST)
+    try:
+        parts = []
+        while data := await response.read():
+            parts.append(data)
+        return b"".join(parts)
+    finally:
+        response.close()
+
+
+async def test_a_request_carries_its_token_its_id_and_its_body(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def handler(peer: Peer) -> None:
+        seen.append(await peer.request())
+        await peer.say(OK)
+
+    replica.handler = handler
+
+    assert await everything(client, endpoint) == b"ok"
+
+    [(head, body)] = seen
+    assert head.split(b"\r\n") == [
+        b"POST /v1/completions HTTP/1.1",
+        b"host: 127.0.0.1:%d" % endpoint.port,
+        b"authorization: Bearer token",
+        b"content-type: application/json",
+        b"firstlight-request-id: req_1",
+        b"content-length: 7",
+        b"",
+        b"",
+    ]
+    assert body == b'{"a":1}'
+
+
+async def test_one_connection_serves_one_request_after_another(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    for _ in range(5):
+        assert await everything(client, endpoint) == b"ok"
+
+    assert replica.connections == 1
+
+
+async def test_requests_at_once_get_a_connection_each(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    answers = await asyncio.gather(*(everything(client, endpoint) for _ in range(8)))
+
+    assert answers == [b"ok"] * 8
+    assert replica.connections == 8
+
+
+async def test_chunks_are_passed_on_as_they_come(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    goes_on = asyncio.Event()
+
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        for number in range(3):
+            await peer.say(b"7\r\ndata: %d\r\n" % number)
+            goes_on.clear()
+            await goes_on.wait()
+        await peer.say(b"0\r\n\r\n")
+        await answer_each(peer)
+
+    replica.handler = handler
+    response = await client.send(endpoint, REQUEST)
+
+    for number in range(3):
+        assert await response.read() == b"data: %d" % number
+        goes_on.set()
+    assert await response.read() == b""
+    response.close()
+    assert await everything(client, endpoint) == b"ok"
+    assert replica.connections == 1
+
+
+async def test_an_answer_split_at_every_byte_is_the_same_answer(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nA: b\r\n\r\n2\r\nok\r\n0\r\n\r\n"
+
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        for place in range(len(answer)):
+            await peer.say(answer[place : place + 1])
+            await asyncio.sleep(0)
+
+    replica.handler = handler
+    response = await client.send(endpoint, REQUEST)
+
+    assert (response.status, response.headers) == (
+        200,
+        ((b"transfer-encoding", b"chunked"), (b"a", b"b")),
+    )
+    assert [await response.read(), await response.read()] == [b"ok", b""]
+    response.close()
+
+
+async def test_an_informational_answer_is_skipped(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    replica.handler = says(b"HTTP/1.1 100 Continue\r\n\r\n" + OK)
+
+    assert await everything(client, endpoint) == b"ok"
+
+
+async def test_a_kept_connection_that_was_closed_meanwhile_is_not_used(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    replica.handler = says(OK)
+
+    for _ in range(3):
+        assert await everything(client, endpoint) == b"ok"
+        await asyncio.sleep(0.01)
+
+    assert replica.connections == 3
+
+
+async def test_a_kept_connection_that_closes_as_it_is_used_is_replaced_unseen(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    async def closes_on_the_second(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(OK)
+        await peer.request()
+
+    replica.handler = closes_on_the_second
+    assert await everything(client, endpoint) == b"ok"
+
+    assert await everything(client, endpoint) == b"ok"
+
+    assert replica.connections == 2
+
+
+async def test_a_new_connection_that_closes_without_an_answer_is_gone(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    replica.handler = says(b"")
+
+    with pytest.raises(ReplicaGone, match="without an answer"):
+        await everything(client, endpoint)
+
+    assert replica.connections == 1
+
+
+async def test_nobody_at_the_port_is_gone(endpoint: Endpoint, replica: Replica) -> None:
+    await replica.stop()
+
+    with pytest.raises(ReplicaGone, match="no connection"):
+        await HttpReplicaClient().send(endpoint, REQUEST)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n8\r\nhalf",
+        b"HTTP/1.1 200 OK\r\n\r\nhalf",
+    ],
+    ids=["content-length", "between chunks", "within a chunk", "no length at all"],
+)
+async def test_a_body_that_breaks_off_is_never_taken_for_a_whole_one(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient, answer: bytes
+) -> None:
+    replica.handler = says(answer)
+    response = await client.send(endpoint, REQUEST)
+
+    assert await response.read() == b"half"
+    with pytest.raises(ReplicaGone, match="before its answer was whole"):
+        await response.read()
+    response.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\x00\x01\x02\x03" * 100,
+        b"HTTP/1.1 two hundred\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok",
+        b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_garbage_is_gone(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient, answer: bytes
+) -> None:
+    replica.handler = says(answer)
+
+    with pytest.raises(ReplicaGone):
+        await everything(client, endpoint)
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"HTTP/1.1 200 OK\r\na: ",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\ntrailer: ",
+    ],
+    ids=["head", "trailer"],
+)
+async def test_a_head_without_end_is_cut_off(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient, beginning: bytes
+) -> None:
+    sent = 0
+
+    async def handler(peer: Peer) -> None:
+        nonlocal sent
+        await peer.request()
+        await peer.say(beginning)
+        while True:
+            await peer.say(b"x" * 65536)
+            sent += 65536
+
+    replica.handler = handler
+
+    with pytest.raises(ReplicaGone, match=f"exceeds {MAX_HEAD_BYTES}"):
+        await everything(client, endpoint)
+    await replica.closed.wait()
+
+    assert sent < 100 << 20
+
+
+async def test_what_follows_a_whole_answer_spoils_the_connection_and_not_the_answer(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(OK + OK.replace(b"ok", b"no"))
+        await asyncio.sleep(1)
+
+    replica.handler = handler
+    assert await everything(client, endpoint) == b"ok"
+
+    replica.handler = answer_each
+    assert await everything(client, endpoint) == b"ok"
+    assert replica.connections == 2
+
+
+async def test_a_connection_that_speaks_unasked_is_not_used(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(OK)
+        await asyncio.sleep(0.01)
+        await peer.say(OK.replace(b"ok", b"no"))
+        await answer_each(peer)
+
+    replica.handler = handler
+    assert await everything(client, endpoint) == b"ok"
+    await asyncio.sleep(0.03)
+    replica.handler = answer_each
+
+    assert await everything(client, endpoint) == b"ok"
+    assert replica.connections == 2
+
+
+async def test_closing_early_tells_the_replica_at_once(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+        await peer.request()
+
+    replica.handler = handler
+    response = await client.send(endpoint, REQUEST)
+    await response.read()
+
+    response.close()
+    response.close()
+
+    await asyncio.wait_for(replica.closed.wait(), 1)
+
+
+async def test_cancelling_before_the_head_tells_the_replica_at_once(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.request()
+
+    replica.handler = handler
+    sending = asyncio.ensure_future(client.send(endpoint, REQUEST))
+    await asyncio.sleep(0.02)
+
+    sending.cancel()
+
+    await asyncio.wait_for(replica.closed.wait(), 1)
+
+
+async def test_a_reader_that_does_not_read_holds_the_replica_back(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    sent = 0
+    total = 64 << 20
+
+    async def handler(peer: Peer) -> None:
+        nonlocal sent
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % total)
+        while sent < total:
+            await peer.say(b"x" * 65536)
+            sent += 65536
+
+    replica.handler = handler
+    response = await client.send(endpoint, REQUEST)
+    await asyncio.sleep(0.1)
+    held_back_at = sent
+
+    assert held_back_at < 16 << 20, "what the kernel's buffers take, no more"
+    size = 0
+    while data := await response.read():
+        size += len(data)
+    response.close()
+    assert size == total
+
+
+async def test_a_large_request_goes_out_whole(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    sizes: list[int] = []
+
+    async def handler(peer: Peer) -> None:
+        await asyncio.sleep(0.05)
+        sizes.append(len((await peer.request())[1]))
+        await peer.say(OK)
+
+    replica.handler = handler
+    body = b"x" * (8 << 20)
+    response = await client.send(endpoint, ReplicaRequest(RequestId("r"), "/invoke", body))
+    response.close()
+
+    assert sizes == [len(body)]
+
+
+async def test_forgetting_closes_what_is_kept_and_lets_last_words_arrive(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no")
+        await asyncio.sleep(0.02)
+        await peer.say(b"k")
+        await peer.request()
+
+    replica.handler = handler
+    response = await client.send(endpoint, REQUEST)
+    client.forget(endpoint.replica_id)
+
+    assert await response.read() == b"o"
+    assert await response.read() == b"k"
+    response.close()
+
+
+async def test_forgetting_breaks_what_never_ends(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n")
+        await peer.request()
+
+    replica.handler = handler
+    response = await client.send(endpoint, REQUEST)
+    client.forget(endpoint.replica_id)
+
+    with pytest.raises(ReplicaGone, match="the replica is gone"):
+        await asyncio.wait_for(response.read(), 3)
+    response.close()
