@@ -14,7 +14,17 @@ class SourceFile(Contract):
 
     path: str = Field(description="Relative to the source's root, with forward slashes.")
     size: int = Field(ge=0)
-    digest: str | None = Field(default=None, description="sha256:<hex>, where the source has one.")
+    digest: str | None = Field(
+        default=None,
+        description="sha256:<hex>, git-sha1:<hex> or etag:<value>, whichever the source pins.",
+    )
+    version: str | None = Field(
+        default=None, description="The object's version, where its store keeps versions."
+    )
+    modified_ns: int | None = Field(
+        default=None,
+        description="Of a local file: when it changed last; if equal it need not be read again.",
+    )
 
 
 class ResolvedSource(Contract):
