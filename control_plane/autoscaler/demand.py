@@ -1,9 +1,8 @@
-"""What is asked of a revision: the value, the port that tells it, and the meter behind it."""
+"""What is asked of a revision: the value, the port that tells it, and a meter to count it."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from infra.clock import Clock
 from infra.contracts.base import RevisionName
 
 
@@ -90,25 +89,3 @@ class DemandMeter:
             load = self.in_flight + self.waiting
             self._request_seconds += load * (now - self._integrated_to)
             self._integrated_to = now
-
-
-class DemandTable:
-    """A DemandSource made of meters, one a revision that was ever asked for."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._meters: dict[RevisionName, DemandMeter] = {}
-
-    def meter(self, revision: RevisionName) -> DemandMeter:
-        """The meter of a revision, made at its first use."""
-        meter = self._meters.get(revision)
-        if meter is None:
-            meter = self._meters[revision] = DemandMeter()
-        return meter
-
-    def demand(self, revision: RevisionName) -> Demand | None:
-        return self.meter(revision).read(now=self._clock.now())
-
-    def forget(self, revision: RevisionName) -> None:
-        """Drops the meter of a revision that is gone and has no request left."""
-        self._meters.pop(revision, None)

@@ -134,9 +134,20 @@ class Autoscaler:
         if not self._is_leading():
             return
         for tracked in tuple(self._revisions.values()):
-            self._decide(tracked, now=now)
-            self._forget_if_gone(tracked)
+            if not self._is_asleep(tracked):
+                self._decide(tracked, now=now)
+                self._forget_if_gone(tracked)
         self._size_standby()
+
+    def _is_asleep(self, tracked: "_Tracked") -> bool:
+        """Most models, most of the time: nothing wanted, nothing there, nothing asked for."""
+        if tracked.revision.spec.scaling.min > 0 or tracked.is_superseded or tracked.is_deleted:
+            return False
+        if self._fleet.of_revision(tracked.name):
+            return False
+        demand = self._read(tracked.name)
+        is_quiet = demand is not None and demand.concurrency == 0
+        return is_quiet and self._reconciler.desired(tracked.name) == 0
 
     # -- deciding ------------------------------------------------------------------------------
 
@@ -179,7 +190,7 @@ class Autoscaler:
     ) -> Observed:
         replicas = self._fleet.of_revision(tracked.name)
         return Observed(
-            desired=self._reconciler.standing(tracked.name).desired,
+            desired=self._reconciler.desired(tracked.name),
             ready=sum(replica.state is ReplicaState.READY for replica in replicas),
             loading=sum(replica.is_loading for replica in replicas),
             demand=demand,

@@ -121,6 +121,11 @@ class Reconciler:
         if plan is not None and (error := self._hopeless(plan)) is not None:
             self._tell_failed(plan, error)
 
+    def desired(self, revision: RevisionName) -> int:
+        """How many replicas a revision should have."""
+        plan = self._plans.get(revision)
+        return 0 if plan is None else plan.desired
+
     def standing(self, revision: RevisionName) -> Standing:
         """Where a revision stands; one never heard of wants nothing."""
         plan = self._plans.get(revision)
