@@ -1,7 +1,17 @@
 from typing import Any
 
+import orjson
+
 from infra.virtual_time import EPOCH, run_virtual
-from tests.server.support import Reply, chat_body, engine_saying, make_server, post
+from tests.server.support import (
+    AUTHORIZATION,
+    Client,
+    Reply,
+    chat_body,
+    engine_saying,
+    make_server,
+    post,
+)
 from worker.engine.fake import FakeEngine, Script
 from worker.engine.request import GenerationRequest
 
@@ -47,6 +57,20 @@ def test_a_whole_answer_says_how_long_prefill_and_decode_took() -> None:
     reply = ask(engine_saying("a", "b", "c", first_delay_s=0.25, delay_s=0.01))
 
     assert reply.headers["server-timing"] == "prefill;dur=250.00, decode;dur=20.00"
+
+
+def test_an_answer_carries_the_gateway_s_name_for_the_request() -> None:
+    def named(name: bytes) -> str:
+        headers = [AUTHORIZATION, (b"firstlight-request-id", name)]
+        client = Client(PATH, orjson.dumps(chat_body()), headers=headers)
+
+        async def asked() -> Reply:
+            return await client.run(make_server(engine_saying("a")))
+
+        return str(run_virtual(asked()).json["id"])
+
+    assert named(b"req-17") == "chatcmpl-req-17"
+    assert len(named(b'"\xff\n')) == len("chatcmpl-") + 32
 
 
 def test_a_stream_begins_with_the_role_and_ends_with_done() -> None:

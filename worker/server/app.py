@@ -70,7 +70,7 @@ class ReplicaServer:
         return self._listener.connections
 
     async def bind(self, host: str, port: int = 0) -> int:
-        """Serves from now on; returns the port, any free one where 0 was given."""
+        """Serves from now on at a numeric address; returns the port, any free one for 0."""
         return await self._listener.bind(host, port)
 
     async def serve(self) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import hmac
+import re
+import uuid
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
@@ -20,6 +22,8 @@ from worker.server.responder import Responder, Send
 from worker.server.service import GenerationService
 
 log = structlog.get_logger()
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 Scope = MutableMapping[str, Any]
 
@@ -101,7 +105,9 @@ class Routes:
                 body = await read_body(receive, headers, most_bytes=self._most_body_bytes)
                 watch = asyncio.create_task(_watch(receive, interruption))
                 try:
-                    await self._service.serve(read(json_object(body)), responder, arrived=arrived)
+                    asked = read(json_object(body))
+                    request_id = _request_id(headers)
+                    await self._service.serve(asked, request_id, responder, arrived=arrived)
                 finally:
                     watch.cancel()
         except Exception as error:
@@ -128,6 +134,12 @@ async def _fail(responder: Responder, error: Exception) -> None:
         case _:
             log.error("request.failed", exc_info=error)
             await responder.problem(problems.unexpected())
+
+
+def _request_id(headers: Headers) -> str:
+    """The gateway's name for the request, so that the answer carries it; else one of our own."""
+    given = headers.get(b"firstlight-request-id", b"")
+    return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _allow(method: str, *allowed: str) -> None:

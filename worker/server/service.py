@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,7 +62,9 @@ class GenerationService:
         self._clock = clock
         self._numbers = itertools.count(1)
 
-    async def serve(self, asked: Asked, responder: Responder, *, arrived: float) -> None:
+    async def serve(
+        self, asked: Asked, request_id: str, responder: Responder, *, arrived: float
+    ) -> None:
         """Sends the whole response. Raises PlatformError, before or after its head was sent."""
         self._refuse_other_model(asked)
         refuse_too_many_choices(asked)
@@ -71,11 +72,17 @@ class GenerationService:
         requests = engine_requests(
             asked,
             prompts,
-            request_id=str(next(self._numbers)),
+            # numbered, as a gateway's second try may meet its first, not yet aborted
+            request_id=f"{request_id}-{next(self._numbers)}",
             limits=self._limits,
             defaults=self._defaults,
         )
-        letterhead = self._letterhead(asked, arrived)
+        letterhead = Letterhead(
+            id=asked.id_prefix + request_id,
+            created=int(arrived),
+            model=self._identity.model,
+            fingerprint=self._fingerprint,
+        )
         timing = ServerTiming(self._clock, arrived)
         prompt_tokens = sum(map(len, prompts))
         generation = self._generation(asked, requests)
@@ -90,14 +97,6 @@ class GenerationService:
             raise ModelNotFound(
                 f"this replica serves {self._identity.model}, not {asked.model}", param="model"
             )
-
-    def _letterhead(self, asked: Asked, arrived: float) -> Letterhead:
-        return Letterhead(
-            id=f"{asked.id_prefix}{uuid.uuid4().hex}",
-            created=int(arrived),
-            model=self._identity.model,
-            fingerprint=self._fingerprint,
-        )
 
     def _generation(self, asked: Asked, requests: Sequence[GenerationRequest]) -> Generation:
         prefixes = [
