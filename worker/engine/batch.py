@@ -1,0 +1,35 @@
+"""What one step computes."""
+
+from dataclasses import dataclass
+
+from worker.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The next `count` tokens of one sequence, from `first` on."""
+
+    sequence: Sequence
+    first: int
+    count: int
+
+    @property
+    def catches_up(self) -> bool:
+        """Its last token is the sequence's last, so that its logits give the next token."""
+        return self.first + self.count == self.sequence.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Slices in order of arrival; a sequence appears once."""
+
+    slices: tuple[Slice, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(piece.count for piece in self.slices)
+
+    @property
+    def sampled(self) -> tuple[Slice, ...]:
+        """The slices that yield a token."""
+        return tuple(piece for piece in self.slices if piece.catches_up)

@@ -1,0 +1,44 @@
+"""The engine's state of one generation."""
+
+from dataclasses import dataclass, field
+
+from worker.engine.request import GenerationRequest
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens known, tokens computed, and where their keys and values lie.
+
+    A sequence has no phases: it runs until `num_computed_tokens` has caught up with `num_tokens`,
+    and each catching up yields one more token. Owned by the scheduler.
+    """
+
+    request: GenerationRequest
+    seed: int
+    token_ids: list[int] = field(init=False)
+    num_computed_tokens: int = 0
+    block_table: list[int] = field(default_factory=list)
+    lane: int | None = None
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_token_ids)
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
