@@ -1,5 +1,6 @@
 """What the environment may say to a node agent; nothing else in the worker reads it."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -39,3 +40,12 @@ class NodeSettings(BaseSettings):
     @property
     def cache_dir(self) -> Path:
         return self.state_dir / "models"
+
+
+def child_environment() -> dict[str, str]:
+    """What workers inherit: everything but what is the agent's alone, its token above all."""
+    return {
+        name: value
+        for name, value in os.environ.items()  # noqa: TID251 - settings may
+        if not name.startswith("PLATFORM_")
+    }

@@ -80,7 +80,7 @@ class Agent:
         self._zygote_began_at = 0.0
         self._zygote_failures = 0
         self._standby_failures = 0
-        self._refill_at = 0.0
+        self._refill_timer: asyncio.TimerHandle | None = None  # set: no refilling until then
         launcher.listen(self)
 
     # What the control plane wants and hears -------------------------------------------------
@@ -173,7 +173,7 @@ class Agent:
         log.info("replica.moved", **_facts(replica))
         if before.is_climbing:
             self._standby_failures = 0
-            self._refill_in(REFILL_SETTLE_S)
+            self._climb_ended()
 
     def _lost_process(self, replica_id: ReplicaId, worker: _Worker, end: Exit) -> None:
         before = self._replicas[replica_id]
@@ -187,15 +187,15 @@ class Agent:
         if replica.state is not before.state:
             log.info("replica.moved", end=str(end), **_facts(replica))
         self._put(replica, "now")
-        self._refill_in(REFILL_SETTLE_S)
+        if before.is_climbing:
+            self._climb_ended()
 
     def _lost_standby(self, worker_id: WorkerId, worker: _Worker, end: Exit) -> None:
         is_steady = self._loop.time() - worker.launched_at > STEADY_S
         self._standby_failures = 1 if is_steady else self._standby_failures + 1
         rest_s = Backoff().delay_s(self._standby_failures)
         log.warning("standby.lost", worker=worker_id, end=str(end), rest_s=rest_s)
-        self._refill_at = max(self._refill_at, self._loop.time() + rest_s)
-        self._loop.call_later(rest_s, self._advance)
+        self._hold_refill(rest_s)
         self.on_news("soon")
 
     # From what is to what should be -----------------------------------------------------------
@@ -216,7 +216,7 @@ class Agent:
             )
             for replica_id, replica in self._replicas.items()
         }
-        may_refill = self._loop.time() >= self._refill_at
+        may_refill = self._refill_timer is None
         return NodeView(tuple(alive.values()), replicas, self._zygote, may_refill)
 
     def _do(self, action: Action) -> None:
@@ -273,8 +273,7 @@ class Agent:
             replica = replica.claimed(worker_id, Rung.RUNTIME, "parked")
         else:
             replica = replica.claimed(worker_id, Rung.NODE, worker.origin.value)
-        self._refill_at = max(self._refill_at, self._loop.time() + REFILL_PATIENCE_S)
-        self._loop.call_later(REFILL_PATIENCE_S, self._advance)
+        self._hold_refill(REFILL_PATIENCE_S)
         log.info("replica.moved", **_facts(replica))
         self._put(replica, "soon")
 
@@ -305,11 +304,22 @@ class Agent:
             self._replicas[worker.replica_id] = self._replicas[worker.replica_id].unwanted()
         self._launcher.kill(worker_id)
 
-    def _refill_in(self, seconds: float) -> None:
-        """Standby may be refilled then, unless another replica still climbs."""
+    def _climb_ended(self) -> None:
+        """Unless another replica still climbs, the pool may soon be refilled."""
         if not any(replica.is_climbing for replica in self._replicas.values()):
-            self._refill_at = self._loop.time() + seconds
-            self._loop.call_later(seconds, self._advance)
+            self._hold_refill(REFILL_SETTLE_S, anew=True)
+
+    def _hold_refill(self, seconds: float, *, anew: bool = False) -> None:
+        """No refilling for so long, and as long as was said before unless `anew`."""
+        if self._refill_timer is not None:
+            if not anew and self._refill_timer.when() >= self._loop.time() + seconds:
+                return
+            self._refill_timer.cancel()
+        self._refill_timer = self._loop.call_later(seconds, self._refill)
+
+    def _refill(self) -> None:
+        self._refill_timer = None
+        self._advance()
 
     def _put(self, replica: Replica, urgency: Urgency) -> None:
         replica_id = replica.assignment.replica_id

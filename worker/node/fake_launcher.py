@@ -35,7 +35,8 @@ class FakeLauncher:
         asyncio.get_running_loop().call_later(self.zygote_s, self._zygote_up, self.zygotes)
 
     def stop_zygote(self) -> None:
-        self.lose_zygote(Exit(-9))
+        self.has_zygote = self.is_up = False
+        self._lose_forks("the fork server was stopped")
 
     def fork(self, worker_id: WorkerId) -> None:
         assert self.has_zygote
@@ -76,13 +77,14 @@ class FakeLauncher:
 
     def lose_zygote(self, end: Exit) -> None:
         """The zygote's process ends, and with it the workers it had yet to fork."""
-        if not self.has_zygote:
-            return
-        self.has_zygote = self.is_up = False
         assert self._listener is not None
+        self.has_zygote = self.is_up = False
         asyncio.get_running_loop().call_soon(self._listener.on_zygote_exit, end)
-        for worker_id in [worker for worker in self._forks if worker not in self.parked]:
-            self.lose(worker_id, Exit(why="the fork server died"))
+        self._lose_forks("the fork server died")
+
+    def _lose_forks(self, why: str) -> None:
+        for worker_id in self._forks:
+            self.lose(worker_id, Exit(why=why))
         self._forks.clear()
 
     def _zygote_up(self, number: int) -> None:

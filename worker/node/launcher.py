@@ -37,7 +37,7 @@ class Listener(Protocol):
     def on_zygote_up(self) -> None: ...
 
     def on_zygote_exit(self, end: Exit) -> None:
-        """Once for every zygote started; workers it was about to fork end with an `on_exit`."""
+        """Once for every zygote that was not stopped; then `on_exit` for what it had to fork."""
 
 
 class Launcher(Protocol):
@@ -49,7 +49,7 @@ class Launcher(Protocol):
     def start_zygote(self) -> None: ...
 
     def stop_zygote(self) -> None:
-        """Kills it; workers live on. Nothing happens where there is none."""
+        """Kills it, where there is one; the workers it has forked live on."""
 
     def fork(self, worker_id: WorkerId) -> None:
         """Asks the zygote for a worker, as soon as it is up."""

@@ -121,7 +121,8 @@ def plan(desired: DesiredState, node: NodeView) -> tuple[Action, ...]:
     1. Unlisted: a replica that the control plane does not list is killed, or forgotten if ended.
     2. Listed to drain: READY drains, not yet READY is killed, unknown is reported STOPPED.
     3. Listed to run without a process: claim the most advanced unclaimed worker, else launch.
-    4. Standby: launch what is missing by fork, kill what is too much, least advanced first.
+    4. Standby: fork what is missing, not beside a climb; kill what is too much, least advanced
+       first.
     5. Zygote: there while standby is wanted.
     """
     replicas = node.replicas or {}
@@ -142,7 +143,9 @@ def plan(desired: DesiredState, node: NodeView) -> tuple[Action, ...]:
                 if claimed is None
                 else Claim(claimed.worker_id, assignment)
             )
-    actions += _size_standby(desired.standby, unclaimed, origin, node)
+    is_climb_ahead = any(isinstance(action, Claim | Launch) for action in actions)
+    may_refill = node.may_refill and not is_climb_ahead and origin is Origin.FORK
+    actions += _size_standby(desired.standby, unclaimed, may_refill=may_refill)
     if desired.standby == 0 and _can_fork(node.zygote) and not _forks_pending(node, actions):
         actions.append(StopZygote())
     return tuple(actions)
@@ -187,15 +190,11 @@ def _waits_for_a_process(replica: ReplicaView) -> bool:
     return replica.state is ReplicaState.ASSIGNED
 
 
-def _size_standby(
-    wanted: int, unclaimed: list[WorkerView], origin: Origin, node: NodeView
-) -> list[Action]:
+def _size_standby(wanted: int, unclaimed: list[WorkerView], *, may_refill: bool) -> list[Action]:
     surplus = unclaimed[wanted:]
     if surplus:
         return [Kill(worker.worker_id) for worker in reversed(surplus)]
-    if not node.may_refill or origin is not Origin.FORK:
-        return []
-    return [Launch(origin, None)] * (wanted - len(unclaimed))
+    return [Launch(Origin.FORK, None)] * (wanted - len(unclaimed) if may_refill else 0)
 
 
 def _forks_pending(node: NodeView, actions: list[Action]) -> bool:

@@ -21,7 +21,7 @@ LOG_POLL_S = 0.2
 MOST_LINES = 500  # of log, in one report
 MOST_DELIVERIES = 8  # reports under way at once
 FAREWELL_S = 0.5  # for the last report
-REDIAL = Backoff(first_s=0.05, most_s=5.0)
+REDIAL = Backoff(first_s=0.05, most_s=2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,9 @@ class Session:
             except* UnknownNode:
                 log.info("node.unknown", node=self._facts.node_id)
             except* Unreachable as errors:
-                log.warning("control-plane.unreachable", why=str(errors.exceptions[0]))
+                log.warning("control-plane.unreachable", why=_first(errors))
+            except* Exception:
+                log.exception("node.session-failed")
             failures += 1
             await asyncio.sleep(REDIAL.delay_s(failures))
 
@@ -161,3 +163,11 @@ async def _heard(event: asyncio.Event, within_s: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> str:
+    """The first error of the group, however deep."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)

@@ -1,0 +1,121 @@
+"""The worker's programs with a scripted climb in place of a model, for tests of the processes.
+
+The source's folder holds `script.json`: seconds a stage takes, what it prints, how it fails.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from infra import errors
+from infra.clock import Clock
+from infra.contracts.node import ReplicaAssignment
+from infra.contracts.stage import Stage
+from worker.boot.ports import Climbed, Server
+from worker.boot.process import begin
+from worker.boot.replica import run_replica
+from worker.boot.stages import StageTimer
+from worker.boot.zygote import run_zygote
+from worker.node.service import run_node
+from worker.settings import NodeSettings, child_environment
+
+
+@dataclass
+class ScriptedEngine:
+    on_failure: Callable[[BaseException], None] | None = None
+    script: dict[str, Any] = field(default_factory=dict)
+
+    def start(self) -> None:
+        if after_s := self.script.get("engine_dies_after_s"):
+            asyncio.get_running_loop().call_later(after_s, self._die)
+
+    def _die(self) -> None:
+        assert self.on_failure is not None
+        self.on_failure(RuntimeError("the engine came to a bad end"))
+
+
+def climb(assignment: ReplicaAssignment, stages: StageTimer) -> Climbed:
+    folder = Path(assignment.source.uri.removeprefix("file://"))
+    script = json.loads((folder / "script.json").read_text())
+    for line in script.get("print", ()):
+        print(line, flush=True)  # noqa: T201 - what a log catches
+    steps = 20
+    for step in range(steps):
+        time.sleep(script.get("weights_s", 0) / steps)  # noqa: TID251 - in a thread of its own
+        stages.progress(Stage.WEIGHTS, step / steps)
+    if "fails" in script:
+        raise getattr(errors, script["fails"])(script.get("detail", "as the script says"))
+    if "signal" in script:
+        os.kill(os.getpid(), signal.Signals[script["signal"]])
+    stages.done(Stage.WEIGHTS, source="mmap", size=1234)
+    time.sleep(script.get("engine_s", 0))  # noqa: TID251 - in a thread of its own
+    return Climbed(ScriptedEngine(script=script), tokenizer=None)
+
+
+class ScriptedServer:
+    """Answers every connection with its pid, and drains as long as the script says."""
+
+    def __init__(self, script: dict[str, Any]) -> None:
+        self._script = script
+
+    async def bind(self, host: str) -> int:
+        self._server = await asyncio.start_server(self._answer, host, 0)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def serve(self) -> None:
+        await asyncio.Event().wait()
+
+    async def drain(self, deadline_s: float) -> None:
+        print("draining", flush=True)  # noqa: T201 - what a log catches
+        await asyncio.sleep(self._script.get("drain_s", 0))
+
+    async def close(self) -> None:
+        self._server.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(str(os.getpid()).encode())
+        writer.close()
+
+
+def build_server(climbed: Climbed, assignment: ReplicaAssignment, clock: Clock) -> Server:
+    assert isinstance(climbed.engine, ScriptedEngine)
+    return ScriptedServer(climbed.engine.script)
+
+
+def serve(descriptor: int, origin: Any) -> NoReturn:
+    run_replica(descriptor, origin=origin, climb=climb, build_server=build_server)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("program")
+    parser.add_argument("--link", type=int)
+    parser.add_argument("--parent", type=int)
+    parser.add_argument("--cache")
+    arguments = parser.parse_args()
+    match arguments.program:
+        case "node":
+            program = (sys.executable, "-m", "tests.node.scripted_program")
+            run_node(NodeSettings(), program=program, environment=child_environment())
+        case "zygote":
+            begin("fl-zygote", parent=arguments.parent)
+            run_zygote(
+                arguments.link,
+                preload=lambda: None,
+                become=lambda descriptor: serve(descriptor, "fork"),
+            )
+        case "replica":
+            begin("fl-replica", parent=arguments.parent)
+            serve(arguments.link, "spawn")
+
+
+if __name__ == "__main__":
+    main()

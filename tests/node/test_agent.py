@@ -1,0 +1,447 @@
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from infra.contracts.base import NodeId, ReplicaId
+from infra.contracts.node import Failure, ReplicaReport
+from infra.contracts.revision import ReplicaState
+from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
+from infra.contracts.worker_link import Drain, Failed, Progress, Ready, StageDone, Start
+from infra.virtual_time import run_virtual
+from tests.node.makers import assignment, desired
+from worker.node.agent import Agent
+from worker.node.clock import NodeClock
+from worker.node.fake_control_plane import FakeControlPlane
+from worker.node.fake_launcher import FakeLauncher
+from worker.node.launcher import Exit
+from worker.node.logs import ReplicaLogs
+from worker.node.plan import Origin, WorkerId
+from worker.node.session import NodeFacts, Session
+
+R1, R2 = ReplicaId("r1"), ReplicaId("r2")
+
+
+@dataclass
+class Node:
+    """An agent with its session, between a fake control plane and a fake launcher."""
+
+    control_plane: FakeControlPlane
+    launcher: FakeLauncher
+    agent: Agent
+    clock: NodeClock
+    logs: ReplicaLogs
+
+    def report(self, replica_id: ReplicaId = R1) -> ReplicaReport:
+        return self.control_plane.replicas[replica_id]
+
+    def started(self, replica_id: ReplicaId = R1) -> WorkerId:
+        """The worker that was told to become this replica, last."""
+        return [
+            worker_id
+            for worker_id, message in self.launcher.sent
+            if isinstance(message, Start) and message.assignment.replica_id == replica_id
+        ][-1]
+
+    def climb(self, replica_id: ReplicaId = R1) -> None:
+        """The replica's worker passes all its stages at once."""
+        worker_id = self.started(replica_id)
+        for stage in (Stage.RUNTIME, Stage.WEIGHTS, Stage.ENGINE):
+            timing = StageTiming(stage=stage, started_at=self.clock.now(), seconds=0)
+            self.launcher.say(worker_id, StageDone(timing=timing))
+        self.launcher.say(worker_id, Ready(host="127.0.0.1", port=4711))
+
+
+@asynccontextmanager
+async def node(folder: Path, control_plane: FakeControlPlane) -> AsyncIterator[Node]:
+    clock = NodeClock()
+    launcher = FakeLauncher()
+    logs = ReplicaLogs(folder, clock)
+    agent = Agent(launcher, logs, clock, host="127.0.0.1")
+    facts = NodeFacts(NodeId("n1"), cpus=2, memory_bytes=1 << 30, started_at=clock.now())
+    session = asyncio.create_task(Session(control_plane, agent, logs, clock, facts).run())
+    try:
+        yield Node(control_plane, launcher, agent, clock, logs)
+    finally:
+        session.cancel()
+        await asyncio.wait({session})
+
+
+@pytest.fixture
+def simulate(tmp_path: Path) -> Callable[[Callable[[Node], Awaitable[None]]], None]:
+    def run(story: Callable[[Node], Awaitable[None]]) -> None:
+        async def main() -> None:
+            async with asyncio.timeout(3600), node(tmp_path, FakeControlPlane()) as it:
+                await story(it)
+
+        run_virtual(main())
+
+    return run
+
+
+def test_a_claim_of_a_parked_worker(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(standby=1, version=1))
+        await asyncio.sleep(5)
+        assert node.control_plane.reports[-1].standby_ready == 1
+
+        node.control_plane.want(desired(assignment(), standby=1, version=2))
+        await asyncio.sleep(0.001)
+        assert node.started() == 1
+
+        node.climb()
+        await asyncio.sleep(0.001)
+        report = node.report()
+        assert (report.state, report.from_rung) == (ReplicaState.READY, Rung.RUNTIME)
+        assert (report.host, report.port) == ("127.0.0.1", 4711)
+        assert [timing.stage for timing in report.stages] == [
+            Stage.RUNTIME,
+            Stage.WEIGHTS,
+            Stage.ENGINE,
+        ]
+        assert report.stages[0].source == "parked"
+
+    simulate(story)
+
+
+def test_the_runtime_stage_runs_from_receipt_to_where_the_worker_says_it_ended(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(assignment()))
+        await asyncio.sleep(2)  # spawned
+        received_at = node.agent.reports()[0].stages
+        ended_at = node.clock.now() + 1
+        timing = StageTiming(stage=Stage.RUNTIME, started_at=ended_at, seconds=0)
+
+        node.launcher.say(node.started(), StageDone(timing=timing))
+
+        assert received_at == ()
+        (runtime,) = node.agent.reports()[0].stages
+        assert runtime.source == "spawn"
+        assert runtime.ended_at == pytest.approx(ended_at, abs=1e-6)
+        assert 1 <= runtime.seconds < 2  # in real time, which the fakes do not slow down
+
+    simulate(story)
+
+
+def test_the_pool_refills_after_the_climb_and_not_beside_it(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(standby=1, version=1))
+        await asyncio.sleep(5)
+        node.control_plane.want(desired(assignment(), standby=1, version=2))
+        await asyncio.sleep(2)
+        assert list(node.launcher.alive) == [1]
+
+        node.climb()
+        await asyncio.sleep(0.2)
+        assert list(node.launcher.alive) == [1]
+        await asyncio.sleep(0.2)
+        assert list(node.launcher.alive) == [1, 2]
+        assert node.control_plane.reports[-1].standby_ready == 1
+
+    simulate(story)
+
+
+def test_a_long_climb_does_not_keep_the_pool_empty_for_ever(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(standby=1, version=1))
+        await asyncio.sleep(5)
+        node.control_plane.want(desired(assignment(), standby=1, version=2))
+        await asyncio.sleep(6)
+
+        assert list(node.launcher.alive) == [1, 2]
+
+    simulate(story)
+
+
+def test_without_standby_a_replica_is_spawned_and_says_so(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(assignment()))
+        await asyncio.sleep(1)
+        assert node.launcher.alive == {1: Origin.SPAWN}
+        assert node.report().state is ReplicaState.STARTING
+        assert node.report().progress == StageProgress(stage=Stage.RUNTIME, fraction=0)
+
+        await asyncio.sleep(1)
+        node.climb()
+        await asyncio.sleep(0.1)
+        assert (node.report().from_rung, node.report().stages[0].source) == (Rung.NODE, "spawn")
+        assert node.launcher.zygotes == 0
+
+    simulate(story)
+
+
+def test_progress_is_reported_while_it_climbs(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(assignment()))
+        await asyncio.sleep(2)
+        progress = StageProgress(stage=Stage.WEIGHTS, fraction=0.4)
+
+        node.launcher.say(node.started(), Progress(progress=progress))
+        await asyncio.sleep(0.01)
+
+        assert node.report().progress == progress
+
+    simulate(story)
+
+
+@pytest.mark.parametrize(
+    ("is_ready", "state", "code"),
+    [
+        (False, ReplicaState.FAILED, "replica-failed"),
+        (True, ReplicaState.LOST, "replica-lost"),
+    ],
+)
+def test_a_killed_replica_is_reported_with_its_signal_and_last_log_line(
+    simulate, is_ready: bool, state: ReplicaState, code: str
+) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(assignment()))
+        await asyncio.sleep(2)
+        if is_ready:
+            node.climb()
+        node.logs.path(R1).write_text("loading\nout of luck\n")
+
+        node.launcher.lose(node.started(), Exit(-9))
+        await asyncio.sleep(0.001)
+
+        assert node.report().state is state
+        assert node.report().failure == Failure(
+            code=code,
+            detail="killed by SIGKILL; last log line: out of luck",
+            is_permanent=False,
+        )
+        await asyncio.sleep(30)
+        assert node.launcher.alive == {}  # starting again is the control plane's decision
+        node.control_plane.want(desired(version=2))
+        await asyncio.sleep(1)
+        assert node.agent.reports() == ()
+
+    simulate(story)
+
+
+def test_a_failure_of_the_climb_is_reported_as_the_worker_says_it(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(assignment()))
+        await asyncio.sleep(2)
+        failure = Failure(code="unsupported-model", detail="no such layer", is_permanent=True)
+
+        node.launcher.say(node.started(), Failed(failure=failure))
+        node.launcher.lose(node.started(), Exit(1))
+        await asyncio.sleep(0.1)
+
+        assert (node.report().state, node.report().failure) == (ReplicaState.FAILED, failure)
+
+    simulate(story)
+
+
+def test_draining_ends_in_stopped(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(assignment(), version=1))
+        await asyncio.sleep(2)
+        node.climb()
+        node.control_plane.want(desired(assignment(desired="drain"), version=2))
+        await asyncio.sleep(0.1)
+        assert node.report().state is ReplicaState.DRAINING
+        assert node.launcher.sent[-1] == (1, Drain(deadline_s=5))
+
+        node.launcher.lose(1, Exit(0))
+        await asyncio.sleep(0.1)
+        assert (node.report().state, node.report().failure) == (ReplicaState.STOPPED, None)
+
+    simulate(story)
+
+
+def test_a_worker_that_does_not_drain_in_time_is_killed(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(assignment(), version=1))
+        await asyncio.sleep(2)
+        node.climb()
+        node.control_plane.want(desired(assignment(desired="drain"), version=2))
+        await asyncio.sleep(6.9)
+        assert node.launcher.killed == []
+        await asyncio.sleep(0.2)
+
+        assert node.launcher.killed == [1]
+        assert node.report().state is ReplicaState.STOPPED
+
+    simulate(story)
+
+
+def test_a_replica_that_crashes_while_it_drains_is_lost(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(assignment(), version=1))
+        await asyncio.sleep(2)
+        node.climb()
+        node.control_plane.want(desired(assignment(desired="drain"), version=2))
+        await asyncio.sleep(0.1)
+
+        node.launcher.lose(1, Exit(-11))
+        await asyncio.sleep(0.1)
+
+        failure = node.report().failure
+        assert node.report().state is ReplicaState.LOST
+        assert failure is not None
+        assert failure.detail == "killed by SIGSEGV"
+
+    simulate(story)
+
+
+def test_a_replica_that_is_no_longer_listed_is_killed_at_once(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(assignment(), version=1))
+        await asyncio.sleep(2)
+        node.climb()
+        node.control_plane.want(desired(version=2))
+        await asyncio.sleep(0.01)
+
+        assert node.launcher.killed == [1]
+        assert node.report().state is ReplicaState.STOPPED
+        assert node.agent.reports() == ()
+
+    simulate(story)
+
+
+def test_a_lost_zygote_is_replaced_and_replicas_and_parked_workers_live_on(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(standby=1, version=1))
+        await asyncio.sleep(5)
+        node.control_plane.want(desired(assignment(), standby=1, version=2))
+        await asyncio.sleep(0.01)
+        node.climb()
+        await asyncio.sleep(1)
+        assert len(node.launcher.alive) == 2
+
+        node.launcher.lose_zygote(Exit(-9))
+        await asyncio.sleep(5)
+
+        assert node.launcher.zygotes == 2
+        assert node.launcher.is_up
+        assert list(node.launcher.alive) == [1, 2]
+        assert node.report().state is ReplicaState.READY
+
+    simulate(story)
+
+
+def test_a_replica_that_was_to_be_forked_by_a_lost_zygote_gets_another_process(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(assignment(), standby=1, version=1))
+        await asyncio.sleep(0.5)
+        assert node.launcher.alive[1] is Origin.FORK
+
+        node.launcher.lose_zygote(Exit(-9))
+        await asyncio.sleep(3)
+        node.climb()
+        await asyncio.sleep(0.1)
+
+        assert node.report().state is ReplicaState.READY
+        assert node.report().failure is None
+
+    simulate(story)
+
+
+def test_a_zygote_that_keeps_dying_is_started_ever_less_often(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.launcher.zygote_s = 1e9
+        node.control_plane.want(desired(standby=1))
+        for _ in range(1000):
+            await asyncio.sleep(0.1)
+            if node.launcher.has_zygote:
+                node.launcher.lose_zygote(Exit(1))
+
+        assert node.launcher.zygotes <= 12
+
+    simulate(story)
+
+
+def test_a_standby_worker_that_keeps_dying_is_replaced_ever_less_often(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(standby=1))
+        for _ in range(1000):
+            await asyncio.sleep(0.1)
+            for worker_id in list(node.launcher.parked):
+                node.launcher.lose(worker_id, Exit(1))
+
+        assert node.agent._worker_ids <= 12
+
+    simulate(story)
+
+
+def test_a_killed_standby_worker_is_replaced_soon(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(standby=1))
+        await asyncio.sleep(60)
+        node.launcher.lose(1, Exit(-9))
+        await asyncio.sleep(0.3)
+
+        assert node.launcher.parked == {2}
+
+    simulate(story)
+
+
+def test_the_lease_is_renewed_while_nothing_happens(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(standby=1))
+        await asyncio.sleep(10)
+        before = len(node.control_plane.reports)
+        await asyncio.sleep(90)
+
+        assert 29 <= len(node.control_plane.reports) - before <= 31
+
+    simulate(story)
+
+
+def test_a_restarted_control_plane_is_told_of_the_replicas_that_run(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(assignment()))
+        await asyncio.sleep(2)
+        node.climb()
+        node.control_plane.is_down = True
+        node.control_plane.forget_nodes()
+        await asyncio.sleep(60)
+        assert node.launcher.alive == {1: Origin.SPAWN}
+
+        node.control_plane.is_down = False
+        await asyncio.sleep(3)
+
+        assert [r.state for r in node.control_plane.registrations[-1].replicas] == [
+            ReplicaState.READY
+        ]
+        assert node.launcher.alive == {1: Origin.SPAWN}
+
+    simulate(story)
+
+
+def test_log_lines_are_shipped_and_survive_an_outage(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(assignment()))
+        await asyncio.sleep(2)
+        with node.logs.path(R1).open("a") as file:
+            file.write("one\n")
+        await asyncio.sleep(1)
+        node.control_plane.is_down = True
+        node.control_plane.forget_nodes()
+        with node.logs.path(R1).open("a") as file:
+            file.write("two\n")
+        await asyncio.sleep(10)
+        node.control_plane.is_down = False
+        await asyncio.sleep(5)
+
+        shipped = [line for report in node.control_plane.reports for line in report.logs]
+        assert [(line.replica_id, line.text) for line in shipped] == [(R1, "one"), (R1, "two")]
+
+    simulate(story)
+
+
+def test_closing_ends_every_process(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(assignment(), standby=2))
+        await asyncio.sleep(5)
+
+        await node.agent.close()
+
+        assert node.launcher.is_closed
+
+    simulate(story)

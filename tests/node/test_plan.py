@@ -1,0 +1,170 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.contracts.base import ReplicaId
+from infra.contracts.revision import ReplicaState
+from tests.node.makers import assignment, desired
+from worker.node.plan import (
+    Claim,
+    DrainReplica,
+    Forget,
+    Kill,
+    Launch,
+    NodeView,
+    Origin,
+    ReplicaView,
+    Settle,
+    StartZygote,
+    StopZygote,
+    WorkerView,
+    ZygoteState,
+    plan,
+)
+
+R1 = ReplicaId("r1")
+UP = ZygoteState.UP
+
+
+def parked(worker_id: int) -> WorkerView:
+    return WorkerView(worker_id, Origin.FORK, is_parked=True)
+
+
+def forking(worker_id: int) -> WorkerView:
+    return WorkerView(worker_id, Origin.FORK, is_parked=False)
+
+
+def spawning(worker_id: int) -> WorkerView:
+    return WorkerView(worker_id, Origin.SPAWN, is_parked=False)
+
+
+def owned(worker_id: int, replica: str = "r1") -> WorkerView:
+    return WorkerView(worker_id, Origin.FORK, is_parked=True, replica_id=ReplicaId(replica))
+
+
+def test_an_empty_node_that_should_be_empty_has_nothing_to_do() -> None:
+    assert plan(desired(), NodeView()) == ()
+
+
+def test_the_most_advanced_unclaimed_worker_is_claimed_and_the_oldest_of_equals() -> None:
+    workers = (spawning(1), forking(2), owned(3, "other"), parked(5), parked(4))
+    replicas = {ReplicaId("other"): ReplicaView(ReplicaState.READY, 3)}
+    wanted = [assignment(f"r{n}") for n in range(4)]
+
+    actions = plan(
+        desired(assignment("other"), *wanted),
+        NodeView(workers, replicas, zygote=ZygoteState.ABSENT),
+    )
+
+    assert actions == tuple(
+        Claim(worker_id, replica) for worker_id, replica in zip([4, 5, 2, 1], wanted, strict=True)
+    )
+
+
+def test_without_a_standby_a_replica_is_forked_where_there_is_a_zygote_else_spawned() -> None:
+    want = desired(assignment(), standby=0)
+
+    assert plan(want, NodeView(zygote=UP)) == (Launch(Origin.FORK, assignment()),)
+    assert plan(want, NodeView(zygote=ZygoteState.BOOTING)) == (Launch(Origin.FORK, assignment()),)
+    assert plan(want, NodeView(zygote=ZygoteState.ABSENT)) == (Launch(Origin.SPAWN, assignment()),)
+    assert plan(want, NodeView(zygote=ZygoteState.RESTING)) == (Launch(Origin.SPAWN, assignment()),)
+
+
+def test_standby_starts_a_zygote_and_forks_what_is_missing() -> None:
+    assert plan(desired(standby=2), NodeView()) == (
+        StartZygote(),
+        Launch(Origin.FORK, None),
+        Launch(Origin.FORK, None),
+    )
+    assert plan(desired(standby=2), NodeView((forking(1),), zygote=UP)) == (
+        Launch(Origin.FORK, None),
+    )
+
+
+def test_refilling_waits_while_a_climb_has_the_cores_and_while_the_zygote_rests() -> None:
+    want = desired(standby=1)
+
+    assert plan(want, NodeView(zygote=UP, may_refill=False)) == ()
+    assert plan(want, NodeView(zygote=ZygoteState.RESTING)) == ()
+
+
+def test_too_many_standby_workers_are_killed_least_advanced_first() -> None:
+    workers = (parked(1), parked(2), forking(3))
+
+    assert plan(desired(standby=1), NodeView(workers, zygote=UP)) == (Kill(3), Kill(2))
+
+
+def test_no_standby_stops_the_zygote_unless_a_replica_still_comes_from_it() -> None:
+    climbing = WorkerView(1, Origin.FORK, is_parked=False, replica_id=R1)
+    replicas = {R1: ReplicaView(ReplicaState.STARTING, 1)}
+
+    assert plan(desired(), NodeView(zygote=UP)) == (StopZygote(),)
+    assert plan(desired(assignment()), NodeView((climbing,), replicas, UP)) == ()
+
+
+def test_an_unlisted_replica_is_killed_and_forgotten_once_it_has_ended() -> None:
+    def node(state: ReplicaState, worker_id: int | None) -> NodeView:
+        return NodeView((owned(1),) if worker_id else (), {R1: ReplicaView(state, worker_id)})
+
+    assert plan(desired(), node(ReplicaState.READY, 1)) == (Kill(1),)
+    assert plan(desired(), node(ReplicaState.FAILED, 1)) == (Kill(1),)
+    assert plan(desired(), node(ReplicaState.READY, None)) == ()  # it is dying
+    assert plan(desired(), node(ReplicaState.STOPPED, None)) == (Forget(R1),)
+    assert plan(desired(), node(ReplicaState.ASSIGNED, None)) == (Forget(R1),)
+
+
+def test_an_ended_replica_that_is_still_listed_is_not_started_again() -> None:
+    for state in (ReplicaState.FAILED, ReplicaState.LOST, ReplicaState.STOPPED):
+        assert plan(desired(assignment()), NodeView(replicas={R1: ReplicaView(state)})) == ()
+
+
+def test_a_replica_whose_fork_came_to_nothing_gets_another_process() -> None:
+    replicas = {R1: ReplicaView(ReplicaState.ASSIGNED)}
+
+    assert plan(desired(assignment()), NodeView((parked(7),), replicas)) == (
+        Claim(7, assignment()),
+    )
+
+
+def test_draining() -> None:
+    want = desired(assignment(desired="drain"))
+
+    def act(state: ReplicaState) -> object:
+        return plan(want, NodeView((owned(1),), {R1: ReplicaView(state, 1)}))
+
+    assert act(ReplicaState.READY) == (DrainReplica(R1, 5),)
+    assert act(ReplicaState.STARTING) == (Kill(1),)
+    assert act(ReplicaState.DRAINING) == ()
+    assert plan(want, NodeView()) == (Settle(assignment(desired="drain")),)
+
+
+worker_views = st.builds(
+    WorkerView, st.integers(1, 6), st.sampled_from(Origin), st.booleans(), st.none()
+)
+
+
+@given(
+    workers=st.lists(worker_views, unique_by=lambda worker: worker.worker_id, max_size=6),
+    replicas=st.integers(0, 5),
+    standby=st.integers(0, 4),
+    zygote=st.sampled_from(ZygoteState),
+    may_refill=st.booleans(),
+)
+def test_every_replica_gets_one_process_and_no_worker_two_fates(
+    workers: list[WorkerView], replicas: int, standby: int, zygote: ZygoteState, may_refill: bool
+) -> None:
+    wanted = [assignment(f"r{n}") for n in range(replicas)]
+
+    actions = plan(
+        desired(*wanted, standby=standby), NodeView(tuple(workers), {}, zygote, may_refill)
+    )
+
+    claims = [action for action in actions if isinstance(action, Claim)]
+    launches = [action for action in actions if isinstance(action, Launch)]
+    kills = [action for action in actions if isinstance(action, Kill)]
+    given_to = [c.assignment for c in claims] + [x.assignment for x in launches if x.assignment]
+    assert sorted(a.replica_id for a in given_to) == sorted(a.replica_id for a in wanted)
+    fates = [claim.worker_id for claim in claims] + [kill.worker_id for kill in kills]
+    assert len(fates) == len(set(fates))
+    spare = len(workers) - len(claims) - len(kills) + sum(x.assignment is None for x in launches)
+    assert spare <= max(standby, 0)
+    assert not (claims and len(claims) < len(workers) and any(x.assignment for x in launches))

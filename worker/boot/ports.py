@@ -1,0 +1,51 @@
+"""What a replica's process needs from above and below: something to climb, something to serve."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from infra.clock import Clock
+from infra.contracts.node import ReplicaAssignment
+from worker.boot.stages import StageTimer
+
+
+class Engine(Protocol):
+    """The engine behind the event loop; see worker.engine.async_engine."""
+
+    on_failure: Callable[[BaseException], None] | None
+
+    def start(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Climbed:
+    """What stands at the end of the climb; the tokenizer is the server's affair."""
+
+    engine: Engine
+    tokenizer: Any
+
+
+class Climb(Protocol):
+    """Loads weights and builds the engine, in a thread that may block."""
+
+    def __call__(self, assignment: ReplicaAssignment, stages: StageTimer) -> Climbed:
+        """Ends the stage `weights`, and leaves `engine` to be ended when the server listens."""
+
+
+class Server(Protocol):
+    """The replica's HTTP surface; see worker.server.app."""
+
+    async def bind(self, host: str) -> int:
+        """Listens on a free port of that address."""
+
+    async def serve(self) -> None:
+        """Until it is closed."""
+
+    async def drain(self, deadline_s: float) -> None:
+        """Takes nothing new; returns when nothing runs any more, or at the deadline."""
+
+    async def close(self) -> None:
+        """Ends what still runs."""
+
+
+BuildServer = Callable[[Climbed, ReplicaAssignment, Clock], Server]

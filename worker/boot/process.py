@@ -1,0 +1,47 @@
+"""What a process of ours does to itself: its name, its output, its tether, its end."""
+
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from infra.tether import die_with_parent
+
+_PR_SET_NAME = 15
+
+
+def name_process(name: str) -> None:
+    """The name that `ps` and `top` show, of at most 15 bytes (prctl(2)); no-op where not Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+
+
+def begin(name: str, *, parent: int) -> None:
+    """A child of the agent: named, killed when the agent ends, deaf to the terminal's Ctrl-C."""
+    name_process(name)
+    die_with_parent()
+    if os.getppid() != parent:  # it ended before we were tethered
+        leave(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def redirect_output(path: str) -> None:
+    """File descriptors 1 and 2 append to that file from now on; crashes of C code show there."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    faulthandler.enable(file=2, all_threads=False)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process at once: no handlers, no waiting for threads."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)

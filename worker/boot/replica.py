@@ -1,0 +1,124 @@
+"""The life of one worker process: parked, climbing, serving, draining, gone."""
+
+import asyncio
+import os
+import sys
+import traceback
+from typing import Literal, NoReturn
+
+import structlog
+import uvloop
+
+from infra.clock import SystemClock
+from infra.contracts.stage import Stage
+from infra.contracts.worker_link import Drain, Failed, FromWorker, Hello, Ready, Start
+from infra.logs import configure
+from worker.boot.failure import failure_of
+from worker.boot.link import AgentLink
+from worker.boot.ports import BuildServer, Climb, Climbed, Server
+from worker.boot.process import leave, name_process, redirect_output
+from worker.boot.stages import StageTimer
+
+log = structlog.get_logger()
+
+FAILED = 1
+ORPHANED = 3
+
+
+def run_replica(
+    descriptor: int, *, origin: Literal["fork", "spawn"], climb: Climb, build_server: BuildServer
+) -> NoReturn:
+    """Parks on the inherited link, then does as the agent says until the process ends."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_live(descriptor, origin, climb, build_server))
+    except BaseException:
+        traceback.print_exc()
+    leave(FAILED)
+
+
+async def _live(
+    descriptor: int, origin: Literal["fork", "spawn"], climb: Climb, build_server: BuildServer
+) -> NoReturn:
+    link = await AgentLink.open(descriptor)
+    link.tell(Hello(pid=os.getpid(), origin=origin))
+    start = await link.hear()
+    if not isinstance(start, Start):
+        leave(0 if start is None else FAILED)
+    replica = _Replica(link, start, climb, build_server)
+    try:
+        await replica.run()
+    except Exception as error:
+        log.exception("replica.failed", replica=start.assignment.replica_id)
+        await replica.give_up(error)
+
+
+class _Replica:
+    """One assignment in this process."""
+
+    def __init__(
+        self, link: AgentLink, start: Start, climb: Climb, build_server: BuildServer
+    ) -> None:
+        self._link = link
+        self._assignment = start.assignment
+        self._host = start.host
+        self._climb = climb
+        self._build_server = build_server
+        self._clock = SystemClock(start.clock)
+        self._stages = StageTimer(self._clock, self._tell_from_any_thread)
+        self._loop = asyncio.get_running_loop()
+        self._drain_deadline_s: asyncio.Future[float] = self._loop.create_future()
+        self._log_path = start.log_path
+        self._stages.done(Stage.RUNTIME)
+
+    async def run(self) -> NoReturn:
+        """Climbs, serves, drains, ends the process; raises what ended it before."""
+        name_process("fl-replica")
+        redirect_output(self._log_path)
+        configure(as_json=False, stream=sys.stderr)
+        self._listening = self._loop.create_task(self._listen())
+        climbed = await asyncio.to_thread(self._climb, self._assignment, self._stages)
+        server = await self._open(climbed)
+        serving = self._loop.create_task(server.serve())
+        serving.add_done_callback(self._server_ended)
+        deadline_s = await self._drain_deadline_s
+        serving.remove_done_callback(self._server_ended)
+        await server.drain(deadline_s)
+        await server.close()
+        log.info("replica.drained", replica=self._assignment.replica_id)
+        leave(0)
+
+    async def give_up(self, error: BaseException) -> NoReturn:
+        """Says why, and ends the process."""
+        self._tell_from_any_thread(Failed(failure=failure_of(error)))
+        await asyncio.sleep(0)  # what was told from threads is written first
+        await self._link.flush()
+        leave(FAILED)
+
+    async def _open(self, climbed: Climbed) -> Server:
+        climbed.engine.on_failure = self._engine_died
+        climbed.engine.start()
+        server = self._build_server(climbed, self._assignment, self._clock)
+        port = await server.bind(self._host)
+        self._stages.done(Stage.ENGINE)
+        self._tell_from_any_thread(Ready(host=self._host, port=port))
+        return server
+
+    async def _listen(self) -> None:
+        while (message := await self._link.hear()) is not None:
+            if isinstance(message, Drain) and not self._drain_deadline_s.done():
+                self._drain_deadline_s.set_result(message.deadline_s)
+        log.warning("agent.lost", replica=self._assignment.replica_id)
+        leave(ORPHANED)
+
+    def _server_ended(self, serving: asyncio.Task[None]) -> None:
+        error = None if serving.cancelled() else serving.exception()
+        if not self._drain_deadline_s.done():
+            ended = RuntimeError("the server ended by itself")
+            self._drain_deadline_s.set_exception(error or ended)
+
+    def _engine_died(self, error: BaseException) -> None:
+        self._ending = self._loop.create_task(self.give_up(error))
+
+    def _tell_from_any_thread(self, message: FromWorker) -> None:
+        self._loop.call_soon_threadsafe(self._link.tell, message)

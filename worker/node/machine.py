@@ -1,0 +1,31 @@
+"""What this machine has."""
+
+import os
+import time
+from pathlib import Path
+
+from infra.clock import Clock
+
+
+def cpus() -> int:
+    """Cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Physical memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def process_started_at(clock: Clock) -> float:
+    """Unix seconds at which this process began, to a hundredth; now, where not known."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # since the boot, proc(5) field 22
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - began_s
+    except (OSError, IndexError, ValueError, AttributeError):
+        return clock.now()
+    return clock.now() - max(0.0, age_s)

@@ -1,0 +1,73 @@
+"""Runs the node agent until it is told to stop."""
+
+import asyncio
+import signal
+
+import structlog
+import uvloop
+
+from infra.logs import configure
+from infra.supervise import TaskSet
+from infra.tether import adopt_orphans
+from worker.boot.process import name_process
+from worker.node import machine
+from worker.node.agent import Agent
+from worker.node.clock import NodeClock
+from worker.node.http_control_plane import HttpControlPlane
+from worker.node.logs import ReplicaLogs
+from worker.node.process_launcher import ProcessLauncher, Programs
+from worker.node.session import NodeFacts, Session
+from worker.settings import NodeSettings
+
+log = structlog.get_logger()
+
+
+def run_node(
+    settings: NodeSettings, *, program: tuple[str, ...], environment: dict[str, str]
+) -> None:
+    """Serves this machine to the control plane; returns after SIGTERM or SIGINT.
+
+    `program` is the command that understands `zygote` and `replica`.
+    """
+    configure(level=settings.log_level, as_json=settings.log_format == "json")
+    name_process("fl-node")
+    adopt_orphans()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, program, environment))
+
+
+async def _serve(
+    settings: NodeSettings, program: tuple[str, ...], environment: dict[str, str]
+) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    clock = NodeClock()
+    logs = ReplicaLogs(settings.logs_dir, clock)
+    logs.prune()
+    programs = Programs(
+        zygote=(*program, "zygote"),
+        replica=(*program, "replica"),
+        environment=environment,
+        cache_dir=settings.cache_dir,
+        zygote_log=settings.logs_dir / "zygote.log",
+    )
+    agent = Agent(ProcessLauncher(programs), logs, clock, host=settings.host)
+    control_plane = HttpControlPlane(
+        settings.control_plane_url, token=settings.token.get_secret_value()
+    )
+    facts = NodeFacts(
+        node_id=settings.id,
+        cpus=machine.cpus(),
+        memory_bytes=machine.memory_bytes(),
+        started_at=machine.process_started_at(clock),
+    )
+    session = Session(control_plane, agent, logs, clock, facts)
+    tasks = TaskSet()
+    tasks.start(session.run(), name="node.session")
+    await stop.wait()
+    await tasks.close()
+    await agent.close()
+    await session.say_goodbye()
+    await control_plane.close()
+    log.info("node.stopped", node=settings.id)
