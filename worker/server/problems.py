@@ -48,11 +48,10 @@ def unexpected() -> PlatformError:
 
 def of_validation(error: ValidationError, data: JsonObject) -> Invalid:
     """All that is wrong with a request, up to a bound, in the caller's own field names."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
     errors = [
-        {"path": _path(item["loc"], data), "message": item["msg"]}
-        for item in error.errors(include_url=False, include_context=False, include_input=False)[
-            :MOST_ERRORS
-        ]
+        {"path": _path(item["loc"], data, item["type"] == "missing"), "message": item["msg"]}
+        for item in found[:MOST_ERRORS]
     ]
     first = errors[0]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -63,17 +62,18 @@ def of_validation(error: ValidationError, data: JsonObject) -> Invalid:
     )
 
 
-def _path(location: tuple[int | str, ...], data: Any) -> str:
+def _path(location: tuple[int | str, ...], data: Any, is_missing: bool) -> str:
     """`messages[3].role`; what pydantic adds to name a branch of a union is left out."""
-    return "".join(_steps(location, data)).removeprefix(".")
+    missing = f".{location[-1]}" if is_missing else ""
+    return ("".join(_steps(location, data)) + missing).removeprefix(".")
 
 
 def _steps(location: tuple[int | str, ...], data: Any) -> Iterator[str]:
-    for depth, part in enumerate(location):
+    for part in location:
         match part, data:
             case int(), list():
                 yield f"[{part}]"
                 data = data[part]
-            case str(), dict() if part in data or depth == len(location) - 1:
+            case str(), dict() if part in data:
                 yield f".{part}"
-                data = data.get(part)
+                data = data[part]
