@@ -75,11 +75,17 @@ class ChatMessage(_Wire):
                 return "".join(part.text for part in parts)
 
 
+# Long lists stop at their first bad entry: a million of them would cost seconds to describe.
+Messages = Annotated[
+    list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+]
+
+
 class ChatCompletionRequest(_Sampling):
     """`POST /v1/chat/completions`."""
 
     model: str = Field(max_length=256)
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Messages
     max_tokens: int | None = Field(default=None, ge=1, le=1 << 31)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=1 << 31)
     logprobs: bool | None = None
@@ -91,7 +97,6 @@ class ChatCompletionRequest(_Sampling):
         return self.max_completion_tokens or self.max_tokens
 
 
-# Long lists stop at their first error: a million of them would cost seconds to describe.
 TokenIds = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 Prompt = (
     str
@@ -123,7 +128,7 @@ class InvokeRequest(_Sampling):
     )
 
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
+    messages: Messages | None = None
     max_tokens: int | None = Field(default=None, ge=1, le=1 << 31)
 
     @property
