@@ -2,7 +2,6 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 
 from infra.errors import ContextLengthExceeded, Invalid
 from worker.server.asked import ChatPrompt, Prompt, TextPrompt, TokenPrompt
@@ -13,8 +12,9 @@ INLINE_CHARACTERS = 2048
 INLINE_MESSAGES = 32
 
 _THREADS = 2
-# A text is cut where it must be too long already, so that refusing 4 MB takes milliseconds. Tokens
-# near the cut may come out otherwise than in the whole text; the slack covers them amply.
+# Of a long text ever longer beginnings are tokenised first, so that one of 4 MB that cannot fit is
+# refused in milliseconds. Tokens near the cut may come out otherwise than in the whole text; the
+# slack covers them amply.
 _CHARACTERS_PER_TOKEN = 8
 _SLACK_TOKENS = 256
 
@@ -76,25 +76,19 @@ class PromptEncoder:
 
     def _encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
         enough = self._context_tokens + _SLACK_TOKENS
-        if len(text) > enough * _CHARACTERS_PER_TOKEN:
-            if len(text) > self._context_tokens * self._longest_token_bytes:
+        cut = enough * _CHARACTERS_PER_TOKEN
+        while cut < len(text):
+            if len(self._tokenizer.encode(text[:cut], add_special_tokens=False)) > enough:
                 raise self._too_long(f"more than {self._context_tokens}")
-            beginning = text[: enough * _CHARACTERS_PER_TOKEN]
-            if len(self._tokenizer.encode(beginning, add_special_tokens=False)) > enough:
-                raise self._too_long(f"more than {self._context_tokens}")
+            cut *= 2
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
-    @cached_property
-    def _longest_token_bytes(self) -> int:
-        """No token spells more characters than this."""
-        spellings = map(self._tokenizer.token_bytes, range(self._tokenizer.vocabulary))
-        return max(map(len, spellings))
-
     def _refuse_unknown(self, token_ids: list[int]) -> None:
+        vocabulary = self._tokenizer.vocabulary
         for position, token_id in enumerate(token_ids):
-            if not 0 <= token_id < self._tokenizer.vocabulary:
+            if not 0 <= token_id < vocabulary:
                 raise Invalid(
-                    f"{token_id} is not a token id: there are {self._tokenizer.vocabulary}",
+                    f"{token_id} is not a token id: there are {vocabulary}",
                     param=f"prompt[{position}]",
                 )
 
