@@ -1,0 +1,52 @@
+"""Every kind of source behind one door: the URI's scheme chooses."""
+
+import asyncio
+from pathlib import Path
+
+from infra.contracts.revision import ModelFacts, ResolvedSource
+from infra.errors import SourceInvalid
+from infra.sources.file import FileSource
+from infra.sources.hub import HubSource
+from infra.sources.port import ModelSource, OnProgress
+from infra.sources.s3 import S3Source
+
+
+class Sources:
+    """A ModelSource for all schemes; endpoints are for stand-ins of the hub and of S3."""
+
+    def __init__(
+        self,
+        *,
+        hub_endpoint: str | None = None,
+        hub_token: str | None = None,
+        s3_endpoint: str | None = None,
+    ) -> None:
+        self._by_scheme: dict[str, ModelSource] = {
+            "file": FileSource(),
+            "hf": HubSource(hub_endpoint, hub_token),
+            "s3": S3Source(s3_endpoint),
+        }
+
+    def for_uri(self, uri: str) -> ModelSource:
+        """Raises SourceInvalid for schemes that nobody knows."""
+        source = self._by_scheme.get(uri.partition(":")[0])
+        if source is None:
+            raise SourceInvalid(f"{uri[:200]} is none of file://, hf:// and s3://")
+        return source
+
+    def resolve(self, uri: str) -> tuple[ResolvedSource, ModelFacts]:
+        return self.for_uri(uri).resolve(uri)
+
+    def fetch(self, resolved: ResolvedSource, cache_dir: Path, on_progress: OnProgress) -> Path:
+        return self.for_uri(resolved.uri).fetch(resolved, cache_dir, on_progress)
+
+
+class ThreadedResolver:
+    """Resolves in a thread, for callers on an event loop."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self._source = source
+
+    async def resolve(self, source: str) -> tuple[ResolvedSource, ModelFacts]:
+        """As ModelSource.resolve."""
+        return await asyncio.to_thread(self._source.resolve, source)
