@@ -24,6 +24,10 @@ from infra.errors import ReplicaLost
 # when this one dies; one that is larger than this goes out as it comes.
 WHOLE_BYTES = 1 << 20
 
+# Half an event that is larger than this goes out as it is.
+_HALF_EVENT_BYTES = 1 << 20
+_BLANK_LINES = (b"\n\n", b"\r\n\r\n")
+
 # How long the end of a cold answer waits for its report: a client may ask for it at once.
 _RECORDING_S = 0.25
 
@@ -91,14 +95,17 @@ class Relay:
             await client.start(200, _headers(exchange, revision, response, timing))
         elif timing is not None:
             await client.send(b": server-timing %s\n\n" % timing)
+        half = b""
         try:
             while data:
-                await client.send(data)
+                whole, half = _whole_events(half + data if half else data)
+                if whole:
+                    await client.send(whole)
                 data = await response.read()
         except ReplicaGone as gone:
             raise _lost(exchange, gone) from gone
         await _recorded(exchange)
-        await client.finish()
+        await client.finish(half)
 
     async def _whole(
         self,
@@ -152,6 +159,15 @@ def _headers(
         headers = [header for header in headers if header[0] != b"server-timing"]
         headers.append((b"server-timing", timing))
     return headers + exchange.identity(revision.name)
+
+
+def _whole_events(data: bytes) -> tuple[bytes, bytes]:
+    """Splits after the last whole event: what a dying replica left half said is not passed on, so
+    that the error event after it can be read."""
+    if data.endswith(_BLANK_LINES) or len(data) > _HALF_EVENT_BYTES:
+        return data, b""
+    end = max((data.rfind(it) + len(it) for it in _BLANK_LINES if it in data), default=0)
+    return data[:end], data[end:]
 
 
 async def _beginning(response: ReplicaResponse) -> tuple[bytes, bool]:

@@ -503,6 +503,28 @@ async def test_a_stream_that_breaks_off_is_an_error_and_not_a_retry(world: World
 
 
 @scenario
+async def test_half_an_event_of_a_dying_replica_is_not_passed_on(world: World) -> None:
+    async def half(request: ReplicaRequest, wire: Wire) -> None:
+        wire.head(200)
+        for part in (b"data: 1\n\nda", b"ta: 2\n\n", b"data: 3\n\nevent: x\r\n\r\ndata: {"):
+            await wire.write(part)
+            await asyncio.sleep(1)
+        wire.break_off()
+
+    revision = await world.deploy()
+    world.ready(revision, half)
+    running = world.start(world.call(stream=True), revision)
+
+    await running.refused()
+
+    assert running.client.parts == [
+        b"data: 1\n\n",
+        b"data: 2\n\n",
+        b"data: 3\n\nevent: x\r\n\r\n",
+    ]
+
+
+@scenario
 async def test_a_client_that_leaves_in_mid_stream_is_noticed_upstream_at_once(
     world: World,
 ) -> None:
@@ -525,7 +547,7 @@ async def test_a_replica_is_held_back_by_a_client_that_does_not_read(world: Worl
         nonlocal written
         wire.head(200)
         while True:
-            await wire.write(b"x" * 1000)
+            await wire.write(b"x" * 998 + b"\n\n")
             written += 1000
 
     revision = await world.deploy()

@@ -1,0 +1,218 @@
+"""The hot path: a generation request from its first byte to the activator, below any framework."""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import Any
+
+import structlog
+
+from control_plane.activator.activator import Activator
+from control_plane.activator.call import Call, ReplicaRefused
+from control_plane.api import problems
+from control_plane.api.asgi_client import AsgiDownstream, Receive, Send, WhileConnected
+from control_plane.api.auth import KeyRing
+from control_plane.api.generation import (
+    json_object,
+    model_not_found,
+    refuse_what_cannot_fit,
+    validated,
+)
+from control_plane.api.intake import ClientGone, IncomingBody, Intake
+from control_plane.deployments.service import Deployments
+from control_plane.deployments.store import Change
+from infra.clock import Clock
+from infra.contracts.base import ModelName, RequestId
+from infra.contracts.generation import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationBody,
+    InvokeRequest,
+)
+from infra.contracts.model_spec import Limits
+from infra.contracts.revision import Revision
+from infra.errors import MethodNotAllowed, PlatformError
+from infra.metrics import Counter
+
+log = structlog.get_logger()
+
+CLIENT_LEFT = 499
+_LINGER_S = 2.0
+_INVOKE_PREFIX, _INVOKE_SUFFIX = "/v1/models/", "/invoke"
+
+Scope = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a path means: a contract, the replica's path for it, the model if the path names it."""
+
+    contract: type[GenerationBody]
+    replica_path: str
+    model: str | None = None
+
+
+_TARGETS = {
+    "/v1/chat/completions": Target(ChatCompletionRequest, "/v1/chat/completions"),
+    "/v1/completions": Target(CompletionRequest, "/v1/completions"),
+}
+
+
+def target_of(path: str) -> Target | None:
+    """The hot target of a path; None for every other path."""
+    target = _TARGETS.get(path)
+    if target is None and path.endswith(_INVOKE_SUFFIX) and path.startswith(_INVOKE_PREFIX):
+        model = path[len(_INVOKE_PREFIX) : -len(_INVOKE_SUFFIX)]
+        return Target(InvokeRequest, "/invoke", model) if "/" not in model else None
+    return target
+
+
+class HotPath:
+    """Auth, bounded body, JSON, contract, model, what can never fit: then the activator.
+
+    Whatever is wrong is told as a problem before anything is held, allocated or woken.
+    """
+
+    def __init__(
+        self,
+        deployments: Deployments,
+        activator: Activator,
+        keys: KeyRing,
+        requests: Counter,
+        clock: Clock,
+    ) -> None:
+        self._deployments = deployments
+        self._activator = activator
+        self._keys = keys
+        self._requests = requests
+        self._clock = clock
+        self._intake = Intake()
+        self._most_body_bytes = Limits().max_body_bytes
+        deployments.subscribe(self._deployment_changed)
+        self._measure_limits()
+
+    async def __call__(self, target: Target, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        arrived_at = self._clock.now()
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        body = IncomingBody(
+            receive,
+            self._intake,
+            headers.get(b"content-length"),
+            most_bytes=self._most_body_bytes,
+        )
+        client = AsgiDownstream(send)
+        request = _Request(target, scope, headers, receive, body, client, arrived_at)
+        try:
+            await self._answer(request)
+        except ClientGone:
+            request.outcome = CLIENT_LEFT
+        except (PlatformError, ReplicaRefused) as error:
+            await self._refuse(request, error)
+        except Exception:
+            log.exception("request.failed", request_id=request.request_id, path=scope["path"])
+            await self._refuse(request, problems.unexpected())
+        finally:
+            request.body.let_go()
+            self._requests.add(request.model, str(request.outcome or request.client.status))
+
+    async def _answer(self, request: "_Request") -> None:
+        if request.scope["method"] != "POST":
+            raise MethodNotAllowed("only POST is possible here", allowed=["POST"])
+        self._keys.check(request.headers.get(b"authorization"))
+        named = request.target.model
+        if named is not None:
+            request.body.bound(self._revision(named).spec.limits.max_body_bytes)
+        content = await request.body.read()
+        asked: Any = validated(request.target.contract, json_object(content))
+        revision = self._revision(named if named is not None else asked.model)
+        request.model = revision.model
+        refuse_what_cannot_fit(asked, len(content), revision)
+        await self._serve(request, asked, content, revision)
+
+    async def _serve(
+        self, request: "_Request", asked: GenerationBody, content: bytes, revision: Revision
+    ) -> None:
+        request.is_streaming = asked.is_streaming
+        call = Call(
+            request_id=request.request_id,
+            path=request.target.replica_path,
+            body=content,
+            is_streaming=asked.is_streaming,
+            wants_progress=request.headers.get(b"firstlight-progress", b"").lower() == b"true",
+            arrived_at=request.arrived_at,
+        )
+        connected = WhileConnected(request.receive, request.client)
+        async with connected:
+            await self._activator.serve(call, revision, request.client)
+        if connected.has_left:
+            raise ClientGone
+
+    async def _refuse(self, request: "_Request", error: PlatformError | ReplicaRefused) -> None:
+        """Says what is wrong in the way that is left: a response, a last event, or the cut of an
+        answer whose length was promised."""
+        client = request.client
+        problem_status = _status(error)
+        request.outcome = problem_status
+        if problem_status >= 500:
+            log.warning("request.refused", request_id=request.request_id, error=str(error))
+        if isinstance(error, ReplicaRefused) or client.has_started:
+            if request.is_streaming:
+                await client.finish(problems.event(error))
+            return
+        answer = problems.response(error, path=request.scope["path"])
+        headers = [*answer.headers, (b"firstlight-request-id", request.request_id.encode())]
+        if request.body.is_whole or request.body.is_small:
+            await client.start(answer.status, headers)
+            await client.finish(answer.body)
+        else:
+            await client.start(answer.status, [*headers, (b"connection", b"close")])
+            await client.send(answer.body)
+            await _linger(request.body)
+            await client.finish()
+
+    def _revision(self, name: str) -> Revision:
+        revision = self._deployments.get(ModelName(name))
+        if revision is None:
+            raise model_not_found(name, (one.model for one in self._deployments.all()))
+        return revision
+
+    def _deployment_changed(self, change: Change) -> None:
+        self._measure_limits()
+
+    def _measure_limits(self) -> None:
+        """A body that some model would take is not refused before its model is known."""
+        limits = [revision.spec.limits.max_body_bytes for revision in self._deployments.all()]
+        self._most_body_bytes = max(limits, default=Limits().max_body_bytes)
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    """One request on the hot path; `outcome` is its status code where the response's is not."""
+
+    target: Target
+    scope: Scope
+    headers: dict[bytes, bytes]
+    receive: Receive
+    body: IncomingBody
+    client: AsgiDownstream
+    arrived_at: float
+    request_id: RequestId = field(default_factory=lambda: RequestId("req_" + token_hex(12)))
+    model: str = ""
+    is_streaming: bool = False
+    outcome: int = 0
+
+
+def _status(error: PlatformError | ReplicaRefused) -> int:
+    if isinstance(error, ReplicaRefused):
+        return error.problem.status
+    return error.status.value
+
+
+async def _linger(body: IncomingBody) -> None:
+    """Reads on for a moment: closing on unread bytes would reset the connection, and the client
+    might lose the answer (RFC 9112, section 9.6)."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            await body.discard()

@@ -1,0 +1,128 @@
+"""Error bodies: the only maker of them here (RFC 9457, with OpenAI's error object inside)."""
+
+import html
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from control_plane.activator.call import Header, ReplicaRefused
+from infra.contracts.problem import Problem
+from infra.errors import PlatformError
+
+CONTENT_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorResponse:
+    """A whole response but for its framing."""
+
+    status: int
+    headers: tuple[Header, ...]
+    body: bytes
+
+
+def response(error: PlatformError, *, path: str | None) -> ErrorResponse:
+    """The error as the answer to a request for `path`."""
+    body = _written(error.problem(path))
+    own = {**error.headers(), **_headers_of_status(error)}
+    headers = (
+        (b"content-type", CONTENT_TYPE.encode()),
+        (b"content-length", b"%d" % len(body)),
+        *((name.lower().encode(), value.encode()) for name, value in own.items()),
+    )
+    return ErrorResponse(error.status.value, headers, body)
+
+
+def event(error: PlatformError | ReplicaRefused) -> bytes:
+    """The last event of a stream that fails after its head was sent: the problem as its data."""
+    problem = error.problem if isinstance(error, ReplicaRefused) else error.problem()
+    return b"event: error\ndata: %b\n\n" % _written(problem)
+
+
+def raw_response(error: PlatformError) -> bytes:
+    """A whole HTTP/1.1 response, for a connection that never made a request we could read."""
+    answer = response(error, path=None)
+    lines = [b"HTTP/1.1 %d %b" % (answer.status, error.status.phrase.encode())]
+    lines += [b"%b: %b" % header for header in answer.headers]
+    return b"\r\n".join([*lines, b"connection: close", b"", answer.body])
+
+
+def unexpected() -> PlatformError:
+    """What a client learns of a defect of ours; the log has the rest."""
+    return PlatformError("the platform failed at this request; its log says why")
+
+
+def page(slug: str) -> str | None:
+    """The documentation of a kind of error as HTML; None where there is no such kind."""
+    kind = _kinds().get(slug)
+    if kind is None:
+        return None
+    title = html.escape(_title(kind))
+    return _PAGE.format(
+        title=title,
+        status=f"{kind.status.value} {html.escape(kind.status.phrase)}",
+        meaning=html.escape(_meaning(kind)),
+        code=html.escape(kind.slug.replace("-", "_")),
+        openai_type=html.escape(kind.openai_type),
+    )
+
+
+def index() -> str:
+    """A page that lists every kind of error."""
+    kinds = sorted(_kinds().items())
+    items = "\n".join(
+        f'<li><a href="/problems/{slug}">{slug}</a>: {html.escape(_meaning(kind))}</li>'
+        for slug, kind in kinds
+    )
+    return f"<!doctype html><title>Problems</title><h1>Problems</h1><ul>\n{items}\n</ul>"
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{title}</title>
+<h1>{title}</h1>
+<p>{meaning}</p>
+<dl>
+<dt>HTTP status</dt><dd>{status}</dd>
+<dt>OpenAI error type</dt><dd>{openai_type}</dd>
+<dt>OpenAI error code</dt><dd>{code}</dd>
+</dl>
+<p><a href="/problems">All problems</a></p>
+</html>
+"""
+
+
+def _kinds() -> dict[str, type[PlatformError]]:
+    return {kind.slug: kind for kind in _descendants(PlatformError)}
+
+
+def _descendants(kind: type[PlatformError]) -> Iterator[type[PlatformError]]:
+    yield kind
+    for heir in kind.__subclasses__():
+        yield from _descendants(heir)
+
+
+def _title(kind: type[PlatformError]) -> str:
+    return kind.slug.replace("-", " ").capitalize()
+
+
+def _meaning(kind: type[PlatformError]) -> str:
+    if kind is PlatformError:
+        return "Something failed that should not have; the platform's log has the details."
+    return " ".join((kind.__doc__ or "").split())
+
+
+def _written(problem: Problem) -> bytes:
+    members: dict[str, Any] = problem.model_dump(mode="json")
+    return orjson.dumps({name: value for name, value in members.items() if value is not None})
+
+
+def _headers_of_status(error: PlatformError) -> dict[str, str]:
+    if error.status == 401:
+        return {"WWW-Authenticate": "Bearer"}
+    if error.status == 405:
+        return {"Allow": ", ".join(error.facts.get("allowed", ()))}
+    return {}
