@@ -101,3 +101,17 @@ class NodeReport(Contract):
     clock_uncertainty_s: float = Field(default=0, ge=0)
     replicas: tuple[ReplicaReport, ...] = ()
     logs: tuple[LogLine, ...] = ()
+
+
+class NodeStatus(Contract):
+    """One registered node as `GET /v1/nodes` shows it."""
+
+    node_id: NodeId
+    cpus: int
+    memory_bytes: int
+    gpus: int
+    gpu: str | None
+    started_at: float
+    standby: int = Field(description="Standby workers it should keep.")
+    standby_ready: int = Field(description="Standby workers that wait on the runtime rung.")
+    replicas: tuple[ReplicaId, ...]
