@@ -1,0 +1,218 @@
+"""The official OpenAI client through the whole platform, with the real model, from zero."""
+
+import asyncio
+from collections.abc import Iterator
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletionMessageParam
+
+from tests.support.platform import RunningPlatform
+from tests.support.processes import until
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
+
+COLOURS: list[ChatCompletionMessageParam] = [
+    {"role": "system", "content": "You answer in one short sentence."},
+    {"role": "user", "content": "Name three primary colours."},
+]
+
+
+@pytest.fixture(scope="module")
+def client(platform: RunningPlatform) -> Iterator[openai.OpenAI]:
+    url = f"{platform.url}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as one:
+        yield one
+
+
+def test_a_stream_from_zero(platform: RunningPlatform, client: openai.OpenAI) -> None:
+    platform.until_idle("chat")
+
+    chunks = list(
+        client.chat.completions.create(
+            model="chat",
+            messages=COLOURS,
+            max_tokens=24,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+
+    first, last = chunks[0], chunks[-1]
+    assert first.choices[0].delta.role == "assistant"
+    assert last.choices == []
+    assert last.usage is not None
+    assert 1 <= last.usage.completion_tokens <= 24
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert {chunk.id for chunk in chunks} == {first.id}
+    assert {chunk.model for chunk in chunks} == {"chat"}
+
+
+def test_a_whole_answer_from_zero_accounts_for_its_stages(
+    platform: RunningPlatform, client: openai.OpenAI
+) -> None:
+    platform.until_idle("chat")
+
+    response = client.chat.completions.with_raw_response.create(
+        model="chat", messages=COLOURS, max_tokens=4, temperature=0
+    )
+
+    assert response.headers["firstlight-cold-start"] == "true"
+    assert "prefill;dur=" in response.headers["server-timing"]
+    assert response.parse().choices[0].message.content
+
+
+def test_streamed_and_whole_greedy_answers_are_the_same(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(
+        model="chat", messages=COLOURS, max_tokens=24, temperature=0
+    )
+    stream = client.chat.completions.create(
+        model="chat", messages=COLOURS, max_tokens=24, temperature=0, stream=True
+    )
+
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert streamed == whole.choices[0].message.content
+
+
+def test_a_seed_makes_sampling_repeatable_choice_by_choice(client: openai.OpenAI) -> None:
+    def texts(n: int, seed: int) -> list[str | None]:
+        answer = client.chat.completions.create(
+            model="chat", messages=COLOURS, n=n, seed=seed, temperature=1.2, max_tokens=16
+        )
+        return [choice.message.content for choice in answer.choices]
+
+    three = texts(3, 11)
+
+    assert texts(3, 11) == three
+    assert texts(1, 11) == three[:1]
+    assert texts(1, 12) == three[1:2]
+    assert len(set(three)) > 1
+
+
+def test_max_tokens_and_stop_end_an_answer(client: openai.OpenAI) -> None:
+    prompt = "one two three four five six"
+    cut = client.completions.create(model="chat", prompt=prompt, temperature=0, max_tokens=3)
+    whole = client.completions.create(model="chat", prompt=prompt, temperature=0, max_tokens=12)
+    text = whole.choices[0].text
+    stop = text[len(text) // 2 : len(text) // 2 + 3]
+
+    stopped = client.completions.create(
+        model="chat", prompt=prompt, temperature=0, max_tokens=12, stop=[stop]
+    )
+
+    assert cut.choices[0].finish_reason == "length"
+    assert cut.usage is not None
+    assert cut.usage.completion_tokens == 3
+    assert stopped.choices[0].finish_reason == "stop"
+    assert stopped.choices[0].text == text[: text.index(stop)]
+
+
+def test_log_probabilities_belong_to_the_text(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="chat",
+        messages=COLOURS,
+        max_tokens=8,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=3,
+    )
+
+    choice = answer.choices[0]
+    assert choice.logprobs is not None
+    content = choice.logprobs.content
+    assert content is not None
+    assert answer.usage is not None
+    assert len(content) == answer.usage.completion_tokens
+    spelled = b"".join(bytes(entry.bytes or []) for entry in content).decode()
+    assert spelled.startswith(choice.message.content or "nothing")
+    for entry in content:
+        likeliest = [other.logprob for other in entry.top_logprobs]
+        assert entry.logprob == likeliest[0]  # greedy
+        assert likeliest == sorted(likeliest, reverse=True)
+        assert all(logprob <= 0 for logprob in likeliest)
+
+
+def test_completions_of_texts_and_token_ids(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model="chat",
+        prompt=["The capital of France is", "Two and two make"],
+        n=2,
+        seed=1,
+        max_tokens=4,
+        echo=True,
+    )
+    ids = client.completions.create(model="chat", prompt=[504, 3575], logprobs=2, max_tokens=4)
+
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert all(choice.text.startswith("The capital") for choice in answer.choices[:2])
+    assert all(choice.text.startswith("Two and two") for choice in answer.choices[2:])
+    assert ids.choices[0].logprobs is not None
+    assert ids.choices[0].logprobs.tokens is not None
+    assert "".join(ids.choices[0].logprobs.tokens).startswith(ids.choices[0].text)
+
+
+def test_the_model_is_listed(client: openai.OpenAI) -> None:
+    assert "chat" in [model.id for model in client.models.list()]
+
+
+def test_errors_are_the_client_s_own_exceptions(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.chat.completions.create(model="nobody", messages=COLOURS)
+    with pytest.raises(openai.BadRequestError) as too_long:
+        client.completions.create(model="chat", prompt="word " * 20_000)
+    with pytest.raises(openai.BadRequestError) as too_much:
+        client.completions.create(model="chat", prompt="word", max_tokens=1_000_000)
+    with pytest.raises(openai.BadRequestError) as tools:
+        client.chat.completions.create(
+            model="chat",
+            messages=COLOURS,
+            tools=[{"type": "function", "function": {"name": "f"}}],
+        )
+
+    assert unknown.value.code == "model_not_found"
+    assert too_long.value.code == "context_length_exceeded"
+    assert too_much.value.code == "context_length_exceeded"
+    assert tools.value.param == "tools"
+
+
+def test_closing_a_stream_frees_its_permit_at_once(
+    platform: RunningPlatform, client: openai.OpenAI
+) -> None:
+    stream = client.completions.create(
+        model="chat", prompt="Once upon a time", max_tokens=2000, stream=True
+    )
+    next(iter(stream))
+    assert platform.status("chat")["in_flight"] == 1
+
+    stream.close()
+
+    until(
+        lambda: platform.status("chat")["in_flight"] == 0,
+        seconds=5,
+        what="the closed stream is no longer in flight",
+    )
+    platform.until_idle("chat")
+
+
+def test_many_clients_at_once_each_get_their_own_answer(platform: RunningPlatform) -> None:
+    async def ask(client: openai.AsyncOpenAI, number: int) -> str | None:
+        answer = await client.chat.completions.create(
+            model="chat",
+            messages=[{"role": "user", "content": f"Repeat the number {number}."}],
+            max_tokens=12,
+            temperature=0,
+        )
+        return answer.choices[0].message.content
+
+    async def all_at_once(numbers: list[int]) -> list[str | None]:
+        url = f"{platform.url}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            return await asyncio.gather(*(ask(client, number) for number in numbers))
+
+    numbers = list(range(20))
+    together = asyncio.run(all_at_once(numbers))
+
+    assert together[7:8] == asyncio.run(all_at_once([7]))
+    assert together[13:14] == asyncio.run(all_at_once([13]))
+    assert all(together)
