@@ -30,6 +30,7 @@ class Lines:
         self._clock = clock
         self._wake = wake
         self._lines: dict[RevisionName, Line] = {}
+        self._by_model: dict[ModelName, dict[RevisionName, Line]] = {}
         self._bulletins: dict[RevisionName, Bulletin] = {}
         deployments.subscribe(self._deployment_changed)
         fleet.subscribe(self._replica_changed)
@@ -80,6 +81,18 @@ class Lines:
         line = self._lines.get(revision)
         return _NOTHING if line is None else line.demand()
 
+    def demand_of(self, model: ModelName) -> Demand:
+        """The load of all revisions of a model that still have any."""
+        loads = [line.demand() for line in self._by_model.get(model, {}).values()]
+        return Demand(
+            in_flight=sum(load.in_flight for load in loads),
+            waiting=sum(load.waiting for load in loads),
+            last_active_at=max(
+                (at for load in loads if (at := load.last_active_at) is not None), default=None
+            ),
+            request_seconds=sum(load.request_seconds for load in loads),
+        )
+
     def in_flight(self, replica: Replica) -> int:
         """Requests that a replica is serving."""
         line = self._lines.get(replica.revision.name)
@@ -104,6 +117,7 @@ class Lines:
             line = Line(revision, clock=self._clock, wake=self._wake)
             line.set_ready(self._fleet.ready(revision.name))
             self._lines[revision.name] = line
+            self._by_model.setdefault(revision.model, {})[revision.name] = line
         return line
 
     def _replica_changed(self, before: Replica | None, after: Replica) -> None:
@@ -128,10 +142,17 @@ class Lines:
 
     def _drop_if_done(self, line: Line) -> None:
         """A line whose revision is no longer current goes with its last request."""
-        current = self._deployments.get(line.revision.model)
-        if line.is_empty and (current is None or current.name != line.revision.name):
-            self._lines.pop(line.revision.name, None)
-            self._bulletins.pop(line.revision.name, None)
+        name, model = line.revision.name, line.revision.model
+        current = self._deployments.get(model)
+        if not line.is_empty or (current is not None and current.name == name):
+            return
+        self._bulletins.pop(name, None)
+        if self._lines.pop(name, None) is None:
+            return
+        siblings = self._by_model[model]
+        del siblings[name]
+        if not siblings:
+            del self._by_model[model]
 
 
 def _deleted(model: ModelName) -> ModelNotFound:

@@ -1,7 +1,7 @@
 """A body becomes a valid request for a model, or the error that says why it is none."""
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -71,7 +71,8 @@ def validated(contract: type[Body], data: Any) -> Body:
     try:
         return contract.model_validate(data)
     except ValidationError as error:
-        raise _invalid(error, data) from None
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        raise invalid(details, data) from None
 
 
 def refuse_what_cannot_fit(request: GenerationBody, body_bytes: int, revision: Revision) -> None:
@@ -208,8 +209,9 @@ class _Fault:
         return "".join(named).removeprefix(".")
 
 
-def _invalid(error: ValidationError, data: Any) -> Invalid:
-    faults = _faults(error, data)
+def invalid(details: Sequence[Mapping[str, Any]], data: Any) -> Invalid:
+    """The error that lists what pydantic found wrong with the data; at least one thing."""
+    faults = _faults(details, data)
     first = faults[0]
     more = "" if len(faults) == 1 else f" (and {len(faults) - 1} more problems)"
     return Invalid(
@@ -222,9 +224,8 @@ def _invalid(error: ValidationError, data: Any) -> Invalid:
     )
 
 
-def _faults(error: ValidationError, data: Any) -> list[_Fault]:
+def _faults(details: Sequence[Mapping[str, Any]], data: Any) -> list[_Fault]:
     by_steps: dict[tuple[str | int, ...], dict[str, None]] = {}
-    details = error.errors(include_url=False, include_context=False, include_input=False)
     for detail in details:
         steps = tuple(_steps(detail["loc"], data))
         by_steps.setdefault(steps, {})[_lowered(detail["msg"])] = None

@@ -1,0 +1,172 @@
+"""The whole HTTP surface: hot routes first, then FastAPI for everything else."""
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from control_plane.api import problems
+from control_plane.api.asgi_client import AsgiDownstream, Message, Receive, Send
+from control_plane.api.auth import KeyRing
+from control_plane.api.documentation import document
+from control_plane.api.gauges import register_gauges, requests_counter
+from control_plane.api.generation import invalid
+from control_plane.api.hot import CLIENT_LEFT, HotPath, Scope, target_of
+from control_plane.api.intake import ClientGone
+from control_plane.api.models import models_router
+from control_plane.api.nodes import nodes_router
+from control_plane.api.operations import operations_router
+from control_plane.api.services import Services
+from infra.errors import (
+    BodyTooLarge,
+    Invalid,
+    MalformedJson,
+    MethodNotAllowed,
+    NotFound,
+    PlatformError,
+)
+
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_OPEN = frozenset({"/healthz", "/readyz", "/docs", "/redoc", "/openapi.json", "/problems"})
+_INTERNAL_PREFIX = "/internal/"
+MOST_BODY_BYTES = 16 << 20
+
+
+def create_app(services: Services) -> AsgiApp:
+    """The ASGI app; everything it needs comes with `services`, its lifespan does nothing."""
+    register_gauges(services)
+    hot = HotPath(
+        services.deployments,
+        services.activator,
+        services.api_keys,
+        requests_counter(services),
+        services.clock,
+    )
+    return Edge(hot, management_app(services), services.api_keys, services.node_keys)
+
+
+class Edge:
+    """Sends each request where it belongs, after its key was checked."""
+
+    def __init__(
+        self, hot: HotPath, management: AsgiApp, api_keys: KeyRing, node_keys: KeyRing
+    ) -> None:
+        self._hot = hot
+        self._management = management
+        self._api_keys = api_keys
+        self._node_keys = node_keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            target = target_of(scope["path"])
+            if target is not None:
+                return await self._hot(target, scope, receive, send)
+            try:
+                self._check(scope)
+            except PlatformError as error:
+                return await _refuse(error, scope, send)
+            receive = _bounded(receive)
+        return await self._management(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        """Raises Unauthorized, or BodyTooLarge where Content-Length tells."""
+        path: str = scope["path"]
+        headers = dict(scope["headers"])
+        if path not in _OPEN and not path.startswith("/problems/"):
+            keys = self._node_keys if path.startswith(_INTERNAL_PREFIX) else self._api_keys
+            keys.check(headers.get(b"authorization"))
+        if int(headers.get(b"content-length", b"0")) > MOST_BODY_BYTES:
+            raise _too_large()
+
+
+def management_app(services: Services) -> FastAPI:
+    """Everything that is not hot."""
+    app = FastAPI(
+        title="Firstlight",
+        description="Serverless inference: models that nobody calls cost nothing.",
+        version="1",
+        redirect_slashes=False,
+    )
+    app.include_router(models_router(services))
+    app.include_router(operations_router(services))
+    app.include_router(nodes_router(services))
+    app.add_exception_handler(PlatformError, _platform_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientGone, _client_gone)
+    app.add_exception_handler(Exception, _unexpected)
+    document(app)
+    return app
+
+
+def _rendered(request: Request, error: PlatformError) -> Response:
+    answer = problems.response(error, path=request.url.path)
+    response = Response(answer.body, status_code=answer.status)
+    response.raw_headers = list(answer.headers)
+    return response
+
+
+async def _platform_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, PlatformError)
+    return _rendered(request, error)
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    details = error.errors()
+    if details[0]["type"] == "json_invalid":
+        return _rendered(request, MalformedJson(f"the body is not JSON: {details[0]['msg']}"))
+    within = [{**detail, "loc": detail["loc"][1:]} for detail in details]
+    return _rendered(request, invalid(within, error.body))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    match error:
+        case HTTPException(__cause__=PlatformError() as cause):
+            return _rendered(request, cause)
+        case HTTPException(status_code=404):
+            nothing = NotFound("there is nothing at this address", hint="see /docs")
+            return _rendered(request, nothing)
+        case HTTPException(status_code=405):
+            allowed = (error.headers or {}).get("Allow", "").split(", ")
+            sentence = f"{request.method} is not possible here"
+            return _rendered(request, MethodNotAllowed(sentence, allowed=allowed))
+        case _:
+            return _rendered(request, Invalid(str(error.detail)))
+
+
+async def _client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    return _rendered(request, problems.unexpected())
+
+
+async def _refuse(error: PlatformError, scope: Scope, send: Send) -> None:
+    answer = problems.response(error, path=scope["path"])
+    client = AsgiDownstream(send)
+    await client.start(answer.status, answer.headers)
+    await client.finish(answer.body)
+
+
+def _bounded(receive: Receive) -> Receive:
+    """Raises BodyTooLarge when a body turns out larger than any management request is."""
+    received = 0
+
+    async def bounded() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MOST_BODY_BYTES:
+            raise _too_large()
+        return message
+
+    return bounded
+
+
+def _too_large() -> BodyTooLarge:
+    return BodyTooLarge(f"the body has more than {MOST_BODY_BYTES} bytes", limit=MOST_BODY_BYTES)

@@ -1,0 +1,130 @@
+"""The OpenAPI description of everything, the hot routes included, which FastAPI does not serve."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from infra.contracts.generation import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    InvokeEvent,
+    InvokeRequest,
+    InvokeResponse,
+)
+from infra.contracts.model_spec import ModelSpec
+from infra.contracts.openai import ChatCompletion, ChatCompletionChunk, Completion
+from infra.contracts.problem import Problem
+
+_REF = "#/components/schemas/{model}"
+
+_HEADERS = {
+    "Firstlight-Request-Id": "Names the request, in logs and in its cold-start report.",
+    "Firstlight-Revision": "The revision that answered.",
+    "Firstlight-Cold-Start": "`true` when the request waited for a replica to start.",
+    "Server-Timing": "Where the time to the first token went, in milliseconds.",
+}
+_PROBLEMS = {
+    400: "Not JSON, not a valid request, or more than the context holds.",
+    401: "The API key is missing or wrong.",
+    404: "No model of that name is deployed.",
+    413: "The body is larger than the model takes.",
+    429: "The model holds as many requests as it may.",
+    502: "Replicas were lost.",
+    503: "Replicas cannot start, or no machine can be had.",
+    504: "A deadline passed: cold start, queue or execution.",
+}
+
+
+def document(app: FastAPI) -> None:
+    """Makes the app's OpenAPI description whole."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None or "/v1/completions" not in app.openapi_schema["paths"]:
+            _add_hot_routes(described())
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _add_hot_routes(schema: dict[str, Any]) -> None:
+    paths, schemas = schema["paths"], schema["components"]["schemas"]
+    paths["/v1/chat/completions"] = _operation(
+        "Answers a conversation, in OpenAI's form.",
+        ChatCompletionRequest,
+        ChatCompletion,
+        ChatCompletionChunk,
+    )
+    paths["/v1/completions"] = _operation(
+        "Continues prompts, in OpenAI's form.", CompletionRequest, Completion, Completion
+    )
+    paths["/v1/models/{name}/invoke"] = _operation(
+        "Calls a model like a function.", InvokeRequest, InvokeResponse, InvokeEvent
+    )
+    paths["/v1/models/{name}/invoke"]["post"]["parameters"].append(
+        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    )
+    schemas.update(_schemas())
+
+
+def _operation(
+    summary: str, asked: type[BaseModel], answer: type[BaseModel], event: type[BaseModel]
+) -> dict[str, Any]:
+    return {
+        "post": {
+            "tags": ["generation"],
+            "summary": summary,
+            "description": "With `stream`, server-sent events. A model at zero replicas is woken "
+            "and the request is held until one is ready.",
+            "parameters": [
+                {
+                    "name": "Firstlight-Progress",
+                    "in": "header",
+                    "required": False,
+                    "description": "`true`: a held stream begins at once, with comments that tell "
+                    "how far the start of a replica has come.",
+                    "schema": {"type": "string", "enum": ["true"]},
+                }
+            ],
+            "requestBody": {"required": True, "content": {"application/json": _of(asked)}},
+            "responses": {
+                "200": {
+                    "description": "The answer, or its events.",
+                    "headers": {
+                        name: {"description": text, "schema": {"type": "string"}}
+                        for name, text in _HEADERS.items()
+                    },
+                    "content": {"application/json": _of(answer), "text/event-stream": _of(event)},
+                },
+                **{
+                    str(status): {
+                        "description": text,
+                        "content": {"application/problem+json": _of(Problem)},
+                    }
+                    for status, text in _PROBLEMS.items()
+                },
+            },
+        }
+    }
+
+
+def _of(model: type[BaseModel]) -> dict[str, Any]:
+    return {"schema": {"$ref": _REF.format(model=model.__name__)}}
+
+
+def _schemas() -> dict[str, Any]:
+    asked = (ChatCompletionRequest, CompletionRequest, InvokeRequest, ModelSpec)
+    answered = (
+        *(ChatCompletion, ChatCompletionChunk, Completion),
+        *(InvokeResponse, InvokeEvent, Problem),
+    )
+    _, schema = models_json_schema(
+        [(model, "validation") for model in asked]
+        + [(model, "serialization") for model in answered],
+        ref_template=_REF,
+    )
+    definitions: dict[str, Any] = schema["$defs"]
+    return definitions

@@ -1,0 +1,60 @@
+"""What `/metrics` shows beside the activator's own counters, read from the state at each scrape."""
+
+from collections import Counter as Tally
+from collections.abc import Iterator
+
+from control_plane.api.services import Services
+from control_plane.autoscaler.loop import DecisionRecord
+from infra.metrics import Counter, Labels
+
+
+def requests_counter(services: Services) -> Counter:
+    """Generation requests by how they ended; 499: the client left."""
+    return services.metrics.counter(
+        "requests_total", "Generation requests by model and status code.", ("model", "code")
+    )
+
+
+def register_gauges(services: Services) -> None:
+    """Adds the gauges and the counter of decisions to the metrics."""
+    metrics, deployments = services.metrics, services.deployments
+
+    def in_flight() -> Iterator[tuple[Labels, float]]:
+        for one in deployments.all():
+            yield (one.model,), services.lines.demand_of(one.model).in_flight
+
+    def waiting() -> Iterator[tuple[Labels, float]]:
+        for one in deployments.all():
+            yield (one.model,), services.lines.demand_of(one.model).waiting
+
+    def replicas() -> Iterator[tuple[Labels, float]]:
+        tally = Tally((it.model, it.state.value) for it in services.fleet.replicas())
+        yield from sorted(tally.items())
+
+    def desired() -> Iterator[tuple[Labels, float]]:
+        for one in deployments.all():
+            explanation = services.autoscaler.explain(one.model)
+            if explanation is not None:
+                yield (one.model,), explanation.desired_replicas
+
+    def nodes() -> Iterator[tuple[Labels, float]]:
+        yield (), len(services.fleet.nodes())
+
+    def standby() -> Iterator[tuple[Labels, float]]:
+        for node in services.fleet.nodes():
+            yield (node.node_id,), node.standby_ready
+
+    metrics.gauge("in_flight", "Requests at replicas.", ("model",), in_flight)
+    metrics.gauge("waiting", "Requests held for a permit.", ("model",), waiting)
+    metrics.gauge("replicas", "Replicas that have not ended.", ("model", "state"), replicas)
+    metrics.gauge("desired_replicas", "Replicas decided on.", ("model",), desired)
+    metrics.gauge("nodes", "Registered nodes.", (), nodes)
+    metrics.gauge("standby_ready", "Standby workers that wait.", ("node",), standby)
+    decisions = metrics.counter(
+        "decisions_total", "Decisions that changed a revision's replicas.", ("model",)
+    )
+
+    def decided(record: DecisionRecord) -> None:
+        decisions.add(record.revision.rpartition("@")[0])
+
+    services.autoscaler.subscribe(decided)

@@ -1,0 +1,166 @@
+"""Routes of deployed models: deploy, show, delete, their cold starts and their logs."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any, cast
+
+import orjson
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from control_plane.api.generation import json_object, model_not_found
+from control_plane.api.intake import IncomingBody, Intake
+from control_plane.api.services import Services
+from control_plane.api.views import (
+    ColdStartList,
+    ModelList,
+    NodeList,
+    model_list,
+    model_status,
+    node_status,
+)
+from control_plane.fleet.logbook import Logbook, LogEntry
+from infra.contracts.base import ModelName, RequestId
+from infra.contracts.model_spec import ModelSpec
+from infra.contracts.revision import ModelStatus, Revision
+from infra.errors import MalformedJson, SpecInvalid
+from infra.spec_file import load_spec, validate_spec
+
+MOST_SPEC_BYTES = 256 << 10
+YAML_TYPES = frozenset(
+    {"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "application/vnd.yaml"}
+)
+NDJSON = "application/x-ndjson"
+
+Name = Annotated[ModelName, Path(max_length=256)]
+
+_SPEC_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/ModelSpec"}},
+            "application/yaml": {"schema": {"$ref": "#/components/schemas/ModelSpec"}},
+        },
+    }
+}
+
+
+def models_router(services: Services) -> APIRouter:
+    """The routes below /v1 that are not generation."""
+    router = APIRouter(prefix="/v1", tags=["models"])
+    intake = Intake(most_bytes=64 * MOST_SPEC_BYTES)
+
+    def deployed(name: ModelName) -> Revision:
+        revision = services.deployments.get(name)
+        if revision is None:
+            raise model_not_found(name, (one.model for one in services.deployments.all()))
+        return revision
+
+    @router.get("/models")
+    async def list_models(request: Request) -> ModelList:
+        """Every deployed model, in OpenAI's form."""
+        return model_list(services, base_url=str(request.base_url))
+
+    @router.get("/models/{name}")
+    async def show_model(name: Name, request: Request) -> ModelStatus:
+        """How a model stands, and why."""
+        return model_status(services, deployed(name), base_url=str(request.base_url))
+
+    @router.put("/models/{name}", status_code=202, openapi_extra=_SPEC_BODY)
+    async def deploy_model(name: Name, request: Request, response: Response) -> ModelStatus:
+        """Deploys a spec: it becomes an immutable revision, which gets every new request.
+
+        An equal spec of equal content changes nothing. The body is `model.yaml`, or the same as
+        JSON.
+        """
+        body = IncomingBody(
+            request.receive,
+            intake,
+            request.headers.get("content-length", "").encode(),
+            most_bytes=MOST_SPEC_BYTES,
+        )
+        try:
+            spec = _spec(await body.read(), request.headers.get("content-type", ""))
+        finally:
+            body.let_go()
+        if spec.name != name:
+            raise _other_name(name, spec)
+        revision = await services.deployments.deploy(spec, now=services.clock.now())
+        response.headers["Location"] = f"/v1/models/{name}"
+        return model_status(services, revision, base_url=str(request.base_url))
+
+    @router.delete("/models/{name}", status_code=204)
+    async def delete_model(name: Name) -> None:
+        """Takes a model away: who waits for it is told, its replicas finish and stop."""
+        deployed(name)
+        await services.deployments.delete(name, now=services.clock.now())
+        await services.timelines.forget(name)
+
+    @router.get("/models/{name}/coldstarts")
+    async def list_cold_starts(
+        name: Name,
+        last: Annotated[int, Query(ge=1, le=1000)] = 20,
+        request_id: Annotated[RequestId | None, Query(max_length=128)] = None,
+    ) -> ColdStartList:
+        """Where the time of the last cold requests went, or of one of them."""
+        deployed(name)
+        if request_id is None:
+            return ColdStartList(data=list(await services.timelines.last(name, last)))
+        report = await services.timelines.find(name, request_id)
+        return ColdStartList(data=[] if report is None else [report])
+
+    @router.get(
+        "/models/{name}/logs",
+        response_class=StreamingResponse,
+        responses={200: {"content": {NDJSON: {}}}},
+    )
+    async def read_logs(
+        name: Name,
+        follow: bool = False,
+        last: Annotated[int, Query(ge=0, le=2000)] = 100,
+    ) -> Response:
+        """The newest lines of a model's log as JSON lines; with `follow`, more as they come."""
+        deployed(name)
+        if follow:
+            lines = _followed(services.logbook, name, last)
+            return StreamingResponse(lines, media_type=NDJSON)
+        entries = services.logbook.last(name, last)
+        return Response(b"".join(map(_line, entries)), media_type=NDJSON)
+
+    @router.get("/nodes", tags=["nodes"])
+    async def list_nodes() -> NodeList:
+        """Every registered node and its standby."""
+        return NodeList(data=[node_status(services, node) for node in services.fleet.nodes()])
+
+    return router
+
+
+def _spec(body: bytes, content_type: str) -> ModelSpec:
+    if content_type.partition(";")[0].strip().lower() not in YAML_TYPES:
+        return validate_spec(json_object(body), filename="the body")
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedJson(f"the body is not UTF-8: {error.reason}", offset=error.start) from None
+    return load_spec(text, filename="the body")
+
+
+def _other_name(name: str, spec: ModelSpec) -> SpecInvalid:
+    message = f"is {spec.name}; the address says {name}"
+    return SpecInvalid(
+        f"name: {message}",
+        errors=[
+            {"line": None, "column": None, "path": "name", "message": message, "suggestion": None}
+        ],
+    )
+
+
+async def _followed(logbook: Logbook, name: ModelName, last: int) -> AsyncIterator[bytes]:
+    following = cast(AsyncGenerator[LogEntry, None], logbook.follow(name, last=last))
+    async with aclosing(following) as entries:
+        async for entry in entries:
+            yield _line(entry)
+
+
+def _line(entry: LogEntry) -> bytes:
+    return orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)

@@ -1,0 +1,41 @@
+"""What the HTTP edge stands on."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from control_plane.activator.activator import Activator
+from control_plane.activator.lines import Lines
+from control_plane.api.auth import KeyRing
+from control_plane.autoscaler.loop import Autoscaler
+from control_plane.deployments.service import Deployments
+from control_plane.fleet.logbook import Logbook
+from control_plane.fleet.node_sessions import NodeSessions
+from control_plane.fleet.state import Fleet
+from control_plane.fleet.timeline import TimelineStore
+from infra.clock import Clock
+from infra.metrics import Metrics
+
+ReadinessCheck = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything that a route may call.
+
+    `api_keys` are asked of clients, `node_keys` of node agents. Each of the `readiness` checks
+    raises, or takes longer than a moment, while the platform should get no traffic.
+    """
+
+    deployments: Deployments
+    fleet: Fleet
+    lines: Lines
+    activator: Activator
+    autoscaler: Autoscaler
+    sessions: NodeSessions
+    timelines: TimelineStore
+    logbook: Logbook
+    metrics: Metrics
+    clock: Clock
+    api_keys: KeyRing
+    node_keys: KeyRing
+    readiness: Mapping[str, ReadinessCheck] = field(default_factory=dict)

@@ -1,0 +1,127 @@
+"""What the management routes show."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel
+
+from control_plane.api.services import Services
+from control_plane.fleet.node import Node
+from control_plane.fleet.replica import Replica
+from infra.contracts.base import ModelName
+from infra.contracts.node import NodeStatus
+from infra.contracts.revision import ModelStatus, ReplicaStatus, Revision
+from infra.contracts.stage import ColdStartReport
+
+
+class ModelEntry(BaseModel):
+    """One model as OpenAI lists it, and how it stands."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "firstlight"
+    status: ModelStatus
+
+
+class ModelList(BaseModel):
+    """Every deployed model, by name."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelEntry]
+
+
+class ColdStartList(BaseModel):
+    """Reports of cold requests, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[ColdStartReport]
+
+
+class NodeList(BaseModel):
+    """Every registered node, by id."""
+
+    object: Literal["list"] = "list"
+    data: list[NodeStatus]
+
+
+class Readiness(BaseModel):
+    """What was checked."""
+
+    status: Literal["ready"] = "ready"
+    checks: list[str]
+
+
+def model_list(services: Services, *, base_url: str) -> ModelList:
+    """Every deployed model as it stands."""
+    replicas: dict[ModelName, list[Replica]] = defaultdict(list)
+    for replica in services.fleet.replicas():
+        replicas[replica.model].append(replica)
+    return ModelList(
+        data=[
+            ModelEntry(
+                id=revision.model,
+                created=int(revision.created_at),
+                status=_status(services, revision, replicas[revision.model], base_url),
+            )
+            for revision in services.deployments.all()
+        ]
+    )
+
+
+def model_status(services: Services, revision: Revision, *, base_url: str) -> ModelStatus:
+    """A deployed model as it stands; replicas of its former revisions are shown until they end."""
+    replicas = [it for it in services.fleet.replicas() if it.model == revision.model]
+    return _status(services, revision, replicas, base_url)
+
+
+def _status(
+    services: Services, revision: Revision, replicas: Sequence[Replica], base_url: str
+) -> ModelStatus:
+    explanation = services.autoscaler.explain(revision.model)
+    assert explanation is not None, "it is deployed"
+    demand = services.lines.demand_of(revision.model)
+    return ModelStatus(
+        name=revision.model,
+        state=explanation.state,
+        revision=revision.name,
+        spec=revision.spec,
+        facts=revision.facts,
+        digest=revision.digest,
+        url=f"{base_url.rstrip('/')}/v1/models/{revision.model}/invoke",
+        created_at=revision.created_at,
+        desired_replicas=explanation.desired_replicas,
+        reason=explanation.reason,
+        in_flight=demand.in_flight,
+        waiting=demand.waiting,
+        replicas=tuple(_replica_status(services, replica) for replica in replicas),
+    )
+
+
+def _replica_status(services: Services, replica: Replica) -> ReplicaStatus:
+    return ReplicaStatus(
+        replica_id=replica.replica_id,
+        node_id=replica.node_id,
+        revision=replica.revision.name,
+        state=replica.state,
+        since=replica.since,
+        progress=replica.progress,
+        in_flight=services.lines.in_flight(replica),
+        detail=replica.detail,
+    )
+
+
+def node_status(services: Services, node: Node) -> NodeStatus:
+    """A registered node."""
+    return NodeStatus(
+        node_id=node.node_id,
+        cpus=node.cpus,
+        memory_bytes=node.memory_bytes,
+        gpus=node.gpus,
+        gpu=node.gpu,
+        started_at=node.started_at,
+        standby=node.standby,
+        standby_ready=node.standby_ready,
+        replicas=tuple(it.replica_id for it in services.fleet.on_node(node.node_id)),
+    )
