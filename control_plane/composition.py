@@ -1,0 +1,190 @@
+"""Chooses every adapter and wires the control plane together."""
+
+import secrets
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Self
+
+from control_plane.activator.activator import Activator
+from control_plane.activator.http_client import HttpReplicaClient
+from control_plane.activator.ledger import Ledger
+from control_plane.activator.lines import Lines
+from control_plane.activator.meters import ActivatorMeters
+from control_plane.activator.relay import Relay
+from control_plane.api.auth import KeyRing
+from control_plane.api.services import Services
+from control_plane.autoscaler.loop import Autoscaler
+from control_plane.capacity.local import LOCAL, LocalAgent, LocalCapacity
+from control_plane.capacity.port import CapacityProvider, NoMachines
+from control_plane.deployments.redis_store import RedisDeploymentStore
+from control_plane.deployments.service import Deployments
+from control_plane.fleet.chronicle import Chronicle
+from control_plane.fleet.leases import Leader, LeaderLease, MemoryLeaderLease
+from control_plane.fleet.logbook import Logbook
+from control_plane.fleet.machines import Machines
+from control_plane.fleet.node_sessions import NodeSessions
+from control_plane.fleet.reconciler import Reconciler
+from control_plane.fleet.redis_store import RedisLeaderLease, RedisTimelineStore
+from control_plane.fleet.state import Fleet
+from control_plane.fleet.tokens import replica_tokens
+from control_plane.settings import Settings
+from infra.clock import SystemClock
+from infra.errors import StoreUnavailable
+from infra.metrics import Metrics
+from infra.redis import Connection, EmbeddedRedis, connect, store_errors
+from infra.sources.sources import Sources, ThreadedResolver
+from infra.supervise import TaskSet
+
+
+class ControlPlane:
+    """Everything between the HTTP edge and the machines, as one async context.
+
+    `url` is where the API answers for agents on this machine.
+    """
+
+    def __init__(self, settings: Settings, *, url: str, environment: Mapping[str, str]) -> None:
+        self.settings = settings
+        self.url = url
+        self.clock = SystemClock.start()
+        self.node_token = _secret(settings)
+        self._environment = environment
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self.redis = await self._connect_redis(stack)
+            self._wire()
+            stack.push_async_callback(self.tasks.close)
+            stack.callback(self.reconciler.close)
+            if isinstance(self.capacity, LocalCapacity):
+                stack.push_async_callback(self.capacity.close)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def start(self) -> None:
+        """Takes the lead, loads what is deployed and brings up this machine's node."""
+        await self.leader.try_once()
+        await self.deployments.load()
+        for name, loop in (
+            ("leader", self.leader.run()),
+            ("leases", self.sessions.watch_leases()),
+            ("reconciler", self.reconciler.run()),
+            ("autoscaler", self.autoscaler.run()),
+        ):
+            self.tasks.start(loop, name=name)
+        if isinstance(self.capacity, LocalCapacity):
+            await self.capacity.launch(LOCAL)
+
+    def services(self) -> Services:
+        """What the HTTP edge stands on."""
+        settings = self.settings
+        return Services(
+            deployments=self.deployments,
+            fleet=self.fleet,
+            lines=self.lines,
+            activator=self.activator,
+            autoscaler=self.autoscaler,
+            sessions=self.sessions,
+            timelines=self.timelines,
+            logbook=self.logbook,
+            metrics=self.metrics,
+            clock=self.clock,
+            api_keys=KeyRing(
+                () if settings.api_key is None else (settings.api_key.get_secret_value(),)
+            ),
+            node_keys=KeyRing((self.node_token,)),
+            readiness={"store": self._store_answers, "leader": self._leads},
+        )
+
+    async def _store_answers(self) -> None:
+        with store_errors():
+            await self.redis.ping()
+
+    async def _leads(self) -> None:
+        if not self.leader.is_leading():
+            raise StoreUnavailable("another control plane leads")
+
+    async def _connect_redis(self, stack: AsyncExitStack) -> Connection:
+        url = self.settings.redis_url
+        if url is None:
+            folder = self.settings.state_dir / "redis"
+            url = (await stack.enter_async_context(EmbeddedRedis(folder))).url
+        redis = connect(url)
+        stack.push_async_callback(redis.aclose)
+        return redis
+
+    def _wire(self) -> None:
+        """Listeners hear of a change in the order in which they are made here."""
+        clock, token = self.clock, replica_tokens(self.node_token.encode())
+        self.tasks, self.metrics, self.logbook = TaskSet(), Metrics(), Logbook()
+        self.timelines = RedisTimelineStore(self.redis)
+        self.leader = Leader(self._lease(), secrets.token_hex(8), clock=clock)
+        self.deployments = Deployments(
+            RedisDeploymentStore(self.redis), ThreadedResolver(Sources())
+        )
+        self.fleet = Fleet()
+        self.sessions = NodeSessions(
+            self.fleet,
+            clock=clock,
+            read_clock=clock.reading,
+            current=self.deployments.get,
+            token=token,
+            logbook=self.logbook,
+        )
+        self.capacity = self._capacity()
+        self.capacity.subscribe_ended(self.sessions.lose)
+        machines = Machines(self.capacity, self.fleet, clock=clock, tasks=self.tasks)
+        self.reconciler = Reconciler(self.fleet, machines, clock=clock, token=token)
+        self.autoscaler = Autoscaler(
+            self.deployments,
+            self.fleet,
+            self.reconciler,
+            clock=clock,
+            is_leading=self.leader.is_leading,
+            standby_max=self.settings.standby_max,
+        )
+        self._wire_activator()
+        chronicle = Chronicle(self.logbook)
+        self.fleet.subscribe(chronicle.replica_changed)
+        self.fleet.subscribe_nodes(chronicle.node_changed)
+        self.deployments.subscribe(chronicle.deployment_changed)
+
+    def _wire_activator(self) -> None:
+        lines = Lines(self.deployments, self.fleet, clock=self.clock, wake=self.autoscaler.poke)
+        self.autoscaler.watch(lines)
+        self.reconciler.subscribe_failed(lines.fail)
+        meters = ActivatorMeters.on(self.metrics)
+        replicas = HttpReplicaClient()
+        ledger = Ledger(self.fleet, self.timelines, meters, self.tasks)
+        relay = Relay(replicas, ledger, self.clock)
+        self.lines = lines
+        self.activator = Activator(lines, self.fleet, replicas, relay, meters)
+
+    def _lease(self) -> LeaderLease:
+        """The embedded Redis is locked to one platform, so its lease needs no second keeper."""
+        if self.settings.redis_url is None:
+            return MemoryLeaderLease(self.clock)
+        return RedisLeaderLease(self.redis)
+
+    def _capacity(self) -> CapacityProvider:
+        settings = self.settings
+        if settings.capacity == "none":
+            return NoMachines()
+        agent = LocalAgent(
+            control_plane_url=self.url,
+            token=self.node_token,
+            state_dir=settings.state_dir / "node",
+            environment=self._environment,
+            log_level=settings.log_level,
+            log_format=settings.log_format,
+        )
+        return LocalCapacity(agent, clock=self.clock)
+
+
+def _secret(settings: Settings) -> str:
+    """The node agents' key: the one that was set, or a fresh one for our own agent."""
+    token = settings.node_token
+    return secrets.token_urlsafe(32) if token is None else token.get_secret_value()
