@@ -133,6 +133,7 @@ class LocalCapacity:
                 *tethered(*self._agent.command),
                 env=self._agent.variables(LOCAL),
                 stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C in our terminal is ours to handle
             )
         except OSError as error:
             return f"the agent could not be started: {error}"

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from control_plane.autoscaler.decider import Tuning
 from control_plane.autoscaler.demand import Demand, DemandMeter
+from control_plane.autoscaler.explain import Explanation
 from control_plane.autoscaler.loop import Autoscaler
 from control_plane.capacity.port import CapacityProvider
 from control_plane.capacity.simulated import (
@@ -115,6 +116,9 @@ class Gateway:
             return outcome
         finally:
             meter.leave(was_in_flight=is_in_flight, now=self._world.now())
+
+    def meters(self) -> tuple[DemandMeter, ...]:
+        return tuple(self._meters.values())
 
     def replica_changed(self, before: Replica | None, after: Replica) -> None:
         if after.is_over:
@@ -257,6 +261,16 @@ class World:
 
     def machine(self) -> SimulatedMachine:
         return self.capacity.machine(LOCAL)
+
+    def explain(self, model: str = "chat") -> Explanation:
+        explanation = self.autoscaler.explain(ModelName(model))
+        assert explanation is not None
+        return explanation
+
+    def load(self, revision: str = "chat@1") -> int:
+        """Requests in flight and waiting."""
+        demand = self.gateway.demand(RevisionName(revision))
+        return 0 if demand is None else demand.concurrency
 
     def alive(self, model: str = "chat") -> list[ReplicaState]:
         return [it.state for it in self.fleet.replicas() if it.model == model]

@@ -1,0 +1,96 @@
+from typing import Any
+
+from control_plane.capacity.port import Need
+from control_plane.fleet.node import Node
+from control_plane.fleet.placement import NoRoom, Room, need_of, place, room_on
+from control_plane.fleet.standby import size_standby
+from infra.contracts.base import NodeId
+from infra.contracts.revision import ReplicaState
+from tests.fleet.makers import GIB, a_registration, a_revision
+from tests.fleet.test_replica import a_ready_report, a_replica
+
+
+def a_room(name: str, **changes: Any) -> Room:
+    facts: dict[str, Any] = {
+        "memory_bytes": 16 * GIB,
+        "gpus": 0,
+        "gpu": None,
+        "free_memory_bytes": 16 * GIB,
+        "free_gpus": 0,
+        "standby_free": 0,
+        "replicas": 0,
+    }
+    return Room(NodeId(name), **(facts | changes))
+
+
+def a_node(name: str = "n1", **changes: Any) -> Node:
+    return Node.registered(a_registration(name, **changes), version=1, lease_s=10, now=0)
+
+
+ONE_GIB = Need(GIB)
+
+
+def test_a_parked_worker_beats_an_emptier_node():
+    rooms = [a_room("a"), a_room("b", standby_free=1, replicas=3)]
+    assert place(ONE_GIB, rooms) == "b"
+
+
+def test_the_emptiest_node_then_the_most_memory_then_the_first_id():
+    assert place(ONE_GIB, [a_room("a", replicas=1), a_room("b")]) == "b"
+    assert place(ONE_GIB, [a_room("a"), a_room("b", free_memory_bytes=17 * GIB)]) == "b"
+    assert place(ONE_GIB, [a_room("b"), a_room("a")]) == "a"
+
+
+def test_memory_that_others_use_may_come_free():
+    refusal = place(ONE_GIB, [a_room("a", free_memory_bytes=GIB - 1)])
+    assert refusal == NoRoom(
+        "a replica needs 1.0 GiB of memory; node a has 1.0 GiB of 16.0 GiB memory free", True
+    )
+
+
+def test_memory_that_no_node_has_never_comes_free():
+    refusal = place(Need(20 * GIB, is_estimate=True), [a_room("a")])
+    assert isinstance(refusal, NoRoom) and not refusal.may_come
+    assert "estimated from its weights: set resources.memory_mib" in refusal.reason
+
+
+def test_gpus_are_counted_and_their_class_heeded():
+    rooms = [a_room("a"), a_room("b", gpus=2, gpu="l4", free_gpus=1)]
+    assert place(Need(GIB, gpus=1), rooms) == "b"
+    assert place(Need(GIB, gpus=1, gpu="l4"), rooms) == "b"
+    busy = place(Need(GIB, gpus=2), rooms)
+    assert isinstance(busy, NoRoom) and busy.may_come
+    assert "2 GPUs and 1.0 GiB" in busy.reason and "1 of 2 GPUs free" in busy.reason
+    wrong = place(Need(GIB, gpus=1, gpu="h100"), rooms)
+    assert isinstance(wrong, NoRoom) and not wrong.may_come
+    assert "1 h100 GPUs" in wrong.reason and "has l4 GPUs" in wrong.reason
+
+
+def test_without_any_node_there_is_no_room():
+    assert place(ONE_GIB, []) == NoRoom("no node is registered", may_come=False)
+
+
+def test_what_a_replica_needs_is_what_the_spec_says_or_an_estimate():
+    assert need_of(a_revision(resources={"memory_mib": 2048, "gpus": 1, "gpu": "l4"})) == Need(
+        2 * GIB, 1, "l4"
+    )
+    estimate = need_of(a_revision())
+    assert estimate.is_estimate and 0.5 * GIB < estimate.memory_bytes < GIB
+
+
+def test_draining_replicas_still_take_room_and_loading_ones_claim_parked_workers():
+    node = a_node()
+    loading = a_replica()
+    draining = a_replica().heard(a_ready_report(), now=11).to(ReplicaState.DRAINING, now=12)
+    need = need_of(loading.revision).memory_bytes
+    room = room_on(node, [loading, draining])
+    assert room.free_memory_bytes == 16 * GIB - 2 * need
+    assert (room.standby_free, room.replicas) == (-1, 2)
+
+
+def test_standby_is_the_largest_wish_within_bounds():
+    nodes = [a_node("big"), a_node("small", memory_bytes=2 * GIB)]
+    wishes = [a_revision(scaling={"standby": wish}) for wish in (0, 3, 1)]
+    assert size_standby(wishes, nodes, most=4) == {"big": 3, "small": 1}
+    assert size_standby(wishes, nodes, most=2) == {"big": 2, "small": 1}
+    assert size_standby([], nodes, most=4) == {"big": 0, "small": 0}
