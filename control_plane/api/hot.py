@@ -14,10 +14,9 @@ from control_plane.api import problems
 from control_plane.api.asgi_client import AsgiDownstream, Receive, Send, WhileConnected
 from control_plane.api.auth import KeyRing
 from control_plane.api.generation import (
-    json_object,
     model_not_found,
+    read_request,
     refuse_what_cannot_fit,
-    validated,
 )
 from control_plane.api.intake import ClientGone, IncomingBody, Intake
 from control_plane.deployments.service import Deployments
@@ -125,7 +124,7 @@ class HotPath:
         if named is not None:
             request.body.bound(self._revision(named).spec.limits.max_body_bytes)
         content = await request.body.read()
-        asked: Any = validated(request.target.contract, json_object(content))
+        asked: Any = read_request(request.target.contract, content)
         revision = self._revision(named if named is not None else asked.model)
         request.model = revision.model
         refuse_what_cannot_fit(asked, len(content), revision)

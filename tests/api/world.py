@@ -1,0 +1,248 @@
+"""The whole control plane in memory, its HTTP surface called as an ASGI server would call it."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+import orjson
+
+from control_plane.activator.activator import Activator
+from control_plane.activator.ledger import Ledger
+from control_plane.activator.lines import Lines
+from control_plane.activator.memory_client import MemoryReplicaClient, Script
+from control_plane.activator.meters import ActivatorMeters
+from control_plane.activator.relay import Relay
+from control_plane.api.app import create_app
+from control_plane.api.auth import KeyRing
+from control_plane.api.services import Services
+from control_plane.fleet.replica import Replica
+from control_plane.fleet.timeline import MemoryTimelineStore
+from infra.contracts.revision import ReplicaState
+from infra.errors import StoreUnavailable
+from infra.metrics import Metrics
+from infra.virtual_time import run_virtual
+from tests.activator.world import says
+from tests.fleet.world import World
+
+CHAT = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
+
+
+class EdgeWorld:
+    """A fleet on a simulated machine, replicas that do what `script` says, and the app."""
+
+    def __init__(
+        self, world: World, *, api_keys: Iterable[str] = (), node_keys: Iterable[str] = ("node",)
+    ) -> None:
+        self.world = world
+        self.script: Script = says("hello")
+        self.replicas = MemoryReplicaClient()
+        world.fleet.subscribe(self._replica_changed)
+        self.timelines = MemoryTimelineStore()
+        self.metrics = Metrics()
+        self.store_is_up = True
+        meters = ActivatorMeters.on(self.metrics)
+        self.lines = Lines(
+            world.deployments, world.fleet, clock=world.clock, wake=world.autoscaler.poke
+        )
+        world.autoscaler.watch(self.lines)
+        world.reconciler.subscribe_failed(self.lines.fail)
+        relay = Relay(
+            self.replicas, Ledger(world.fleet, self.timelines, meters, world.tasks), world.clock
+        )
+        self.activator = Activator(self.lines, world.fleet, self.replicas, relay, meters)
+        self.services = Services(
+            deployments=world.deployments,
+            fleet=world.fleet,
+            lines=self.lines,
+            activator=self.activator,
+            autoscaler=world.autoscaler,
+            sessions=world.sessions,
+            timelines=self.timelines,
+            logbook=world.logbook,
+            metrics=self.metrics,
+            clock=world.clock,
+            api_keys=KeyRing(api_keys),
+            node_keys=KeyRing(node_keys),
+            readiness={"store": self._check_store},
+        )
+        self.app = create_app(self.services)
+
+    # -- calling -------------------------------------------------------------------------------
+
+    def start(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterable[bytes] = b"",
+        *,
+        headers: dict[str, str] | None = None,
+        length: int | None = None,
+    ) -> "Exchange":
+        """Sends a request; several parts of a body come without a Content-Length."""
+        return Exchange(self.app, method, path, body, headers or {}, length)
+
+    async def call(self, method: str, path: str, body: Any = b"", **more: Any) -> "Exchange":
+        """Sends a request and waits for the whole answer; what is not bytes is sent as JSON."""
+        content = body if isinstance(body, bytes) else orjson.dumps(body)
+        exchange = self.start(method, path, content, **more)
+        await exchange.done()
+        return exchange
+
+    async def chat(self, **changes: Any) -> "Exchange":
+        return await self.call("POST", "/v1/chat/completions", CHAT | changes)
+
+    # -- around it -----------------------------------------------------------------------------
+
+    def is_asleep(self) -> bool:
+        """Nothing was ever started, sent or held."""
+        return (
+            self.world.started() == 0
+            and not self.replicas.sent
+            and all(self.lines.demand_of(one.model).last_active_at is None for one in self._all())
+        )
+
+    def check(self) -> None:
+        """The invariant of every scenario's end: nothing held, nothing running, all at zero."""
+        self.lines.check_integrity()
+        assert self.replicas.running == 0
+        for one in self._all():
+            demand = self.lines.demand_of(one.model)
+            assert (demand.in_flight, demand.waiting) == (0, 0)
+        hot = self.app._hot  # type: ignore[attr-defined]
+        assert hot._intake.held_bytes == 0, "a body is still counted"
+
+    async def settled(self) -> None:
+        for _ in range(30):
+            await asyncio.sleep(0)
+
+    def _all(self) -> Any:
+        return self.world.deployments.all()
+
+    async def _check_store(self) -> None:
+        if not self.store_is_up:
+            raise StoreUnavailable("the store does not answer")
+
+    def _replica_changed(self, before: Replica | None, after: Replica) -> None:
+        if after.state is ReplicaState.READY:
+            self.replicas.scripts[after.replica_id] = self.script
+        elif after.is_over:
+            self.replicas.kill(after.replica_id)
+
+
+class Exchange:
+    """One request and its answer so far."""
+
+    def __init__(
+        self,
+        app: Any,
+        method: str,
+        path: str,
+        body: bytes | Iterable[bytes],
+        headers: dict[str, str],
+        length: int | None,
+    ) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.parts: list[bytes] = []
+        self.is_whole = False
+        self.was_read = 0
+        self._left = asyncio.Event()
+        parts = [body] if isinstance(body, bytes) else list(body)
+        self._body = [
+            {"type": "http.request", "body": part, "more_body": place < len(parts) - 1}
+            for place, part in enumerate(parts)
+        ]
+        path, _, query = path.partition("?")
+        if isinstance(body, bytes):
+            headers = {"content-length": str(len(body) if length is None else length), **headers}
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "scheme": "http",
+            "headers": [
+                (b"host", b"test"),
+                *((k.encode(), v.encode()) for k, v in headers.items()),
+            ],
+            "server": ("test", 80),
+            "client": ("127.0.0.1", 1),
+            "state": {},
+        }
+        self.task = asyncio.ensure_future(app(scope, self._receive, self._send))
+
+    @property
+    def content(self) -> bytes:
+        return b"".join(self.parts)
+
+    @property
+    def text(self) -> str:
+        return self.content.decode()
+
+    def json(self) -> Any:
+        return orjson.loads(self.content)
+
+    def problem(self) -> dict[str, Any]:
+        """The answer, which must be a problem with all that clients rely on."""
+        assert self.headers["content-type"] == "application/problem+json", self.text
+        problem: dict[str, Any] = self.json()
+        assert problem["status"] == self.status
+        assert problem["type"].startswith("/problems/")
+        assert problem["error"]["message"] and problem["error"]["code"]
+        assert "Traceback" not in self.text
+        return problem
+
+    async def done(self) -> None:
+        await self.task
+
+    async def leave(self) -> None:
+        """The client goes away."""
+        self._left.set()
+        await self.task
+
+    async def _receive(self) -> dict[str, Any]:
+        if self._body:
+            message = self._body.pop(0)
+            self.was_read += len(message["body"])  # type: ignore[arg-type]
+            return message
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            assert self.status == 0
+            self.status = message["status"]
+            self.headers = {k.decode(): v.decode() for k, v in message["headers"]}
+        else:
+            assert self.status and not self.is_whole
+            self.parts.append(message.get("body", b""))
+            self.is_whole = not message.get("more_body", False)
+            if self.is_whole:
+                self._left.set()
+
+
+def scenario(
+    main: Callable[[EdgeWorld], Coroutine[Any, Any, None]],
+) -> Callable[[], None]:
+    """A test under virtual time, given a world with `chat` deployed at zero replicas."""
+
+    def test() -> None:
+        async def run() -> None:
+            async with World() as world:
+                edge = EdgeWorld(world)
+                await world.deploy("chat")
+                await edge.settled()
+                await main(edge)
+                await edge.settled()
+                edge.check()
+                await edge.replicas.close()
+
+        run_virtual(run())
+
+    test.__name__ = main.__name__
+    test.__doc__ = main.__doc__
+    return test
