@@ -1,0 +1,204 @@
+"""Continuous batching: every step schedules, runs, samples, and says what came of it."""
+
+import math
+import secrets
+from dataclasses import dataclass
+
+import torch
+
+from infra.contracts.model_spec import EngineSettings
+from infra.errors import Invalid, PlatformError
+from worker.engine.batch import Batch
+from worker.engine.block_pool import BlockPool
+from worker.engine.choice import Choice, Draw, uniform
+from worker.engine.completion import Completion, Tokenizer
+from worker.engine.kv_size import host_memory_bytes, kv_blocks
+from worker.engine.request import GenerationRequest, Output, refuse_too_long
+from worker.engine.sampler import sample
+from worker.engine.scheduler import Scheduler
+from worker.engine.sequence import Sequence
+from worker.engine.stats import EngineStats
+from worker.kernels.port import KVCache, Span
+from worker.models.causal_model import CausalModel
+
+MOST_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    """A request in flight: what the scheduler knows of it, and its answer so far."""
+
+    sequence: Sequence
+    completion: Completion
+
+
+class Engine:
+    """Owns the model, the KV cache and everything in flight. Used by one thread.
+
+    `check` and `context_tokens` may be used by any.
+    """
+
+    def __init__(self, model: CausalModel, tokenizer: Tokenizer, settings: EngineSettings) -> None:
+        """Raises Invalid for a KV cache that the machine has no memory for."""
+        self._model = model
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._pool = BlockPool(
+            kv_blocks(
+                settings,
+                context_tokens=model.context_tokens,
+                bytes_per_token=model.kv_bytes_per_token,
+                memory_bytes=host_memory_bytes(),
+            )
+        )
+        self._scheduler = Scheduler(
+            self._pool,
+            block_size=settings.block_size,
+            max_running=min(settings.max_batch_size, settings.token_budget),
+            token_budget=settings.token_budget,
+        )
+        self._generations: dict[str, _Generation] = {}
+        self._cache: KVCache | None = None
+        self._num_steps = 0
+        self._num_prompt_tokens = 0
+        self._num_generated_tokens = 0
+
+    @property
+    def context_tokens(self) -> int:
+        return self._model.context_tokens
+
+    def warm(self) -> None:
+        """Reserves the KV cache: address space only, in well under a millisecond.
+
+        No forward pass: the first prompt's would cost the same again, since the kernels that
+        torch compiles at first use are made for one number of tokens each.
+        """
+        if self._cache is None:
+            self._cache = self._model.allocate_cache(
+                num_blocks=self._pool.total_blocks, block_size=self._settings.block_size
+            )
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raises ContextLengthExceeded or Invalid for a request that can never run."""
+        refuse_too_long(
+            request,
+            context_tokens=self.context_tokens,
+            kv_tokens=self._pool.total_blocks * self._settings.block_size,
+        )
+        _check_prompt(request, vocabulary=self._model.vocabulary)
+        _check_sampling(request)
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queues a checked request."""
+        seed = request.sampling.seed
+        sequence = Sequence(request, seed=secrets.randbits(64) if seed is None else seed)
+        completion = Completion(request, self._tokenizer)
+        self._generations[request.request_id] = _Generation(sequence, completion)
+        self._scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Forgets a request, if it is still in flight; its blocks are free at once."""
+        generation = self._generations.pop(request_id, None)
+        if generation is not None:
+            self._scheduler.remove(generation.sequence)
+
+    def has_work(self) -> bool:
+        return self._scheduler.has_work()
+
+    def step(self) -> list[Output]:
+        """Computes one batch; an output for every sequence that has a new token or has failed."""
+        batch = self._scheduler.schedule()
+        if not batch.slices:
+            return []
+        sequences = [piece.sequence for piece in batch.sampled]
+        logits = self._logits(batch)
+        self._scheduler.computed(batch)
+        self._num_steps += 1
+        choices = sample(logits, [_draw(sequence) for sequence in sequences])
+        return [
+            self._append(sequence, choice)
+            for sequence, choice in zip(sequences, choices, strict=True)
+        ]
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=self._scheduler.num_running,
+            waiting=self._scheduler.num_waiting,
+            free_blocks=self._pool.free_blocks,
+            total_blocks=self._pool.total_blocks,
+            steps=self._num_steps,
+            prompt_tokens=self._num_prompt_tokens,
+            generated_tokens=self._num_generated_tokens,
+            preemptions=self._scheduler.num_preemptions,
+        )
+
+    def check_integrity(self) -> None:
+        """Asserts that no block leaks and nothing in flight is forgotten."""
+        self._scheduler.check_integrity()
+        in_flight = {sequence.request_id for sequence in self._scheduler.sequences()}
+        assert in_flight == set(self._generations)
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        """Of the sequences that get a token, in the batch's order: [sampled, vocabulary]."""
+        assert self._cache is not None, "warm() comes before the first step"
+        token_ids: list[int] = []
+        spans, sampled = [], []
+        for piece in batch.slices:
+            sequence = piece.sequence
+            token_ids += sequence.token_ids[piece.first : piece.first + piece.count]
+            spans.append(Span(piece.first, piece.count, sequence.block_table))
+            if piece.catches_up:
+                sampled.append(len(token_ids) - 1)
+        return self._model.logits(token_ids, spans, sampled, self._cache)
+
+    def _append(self, sequence: Sequence, choice: Choice | None) -> Output:
+        """Takes a sequence one token on; it leaves when that was its last."""
+        if choice is None:
+            self.abort(sequence.request_id)
+            return _failed(sequence)
+        if sequence.num_generated_tokens == 0:
+            self._num_prompt_tokens += sequence.num_prompt_tokens
+        self._num_generated_tokens += 1
+        sequence.token_ids.append(choice.token_id)
+        output = self._generations[sequence.request_id].completion.push(choice)
+        if output.is_last:
+            self.abort(sequence.request_id)
+        return output
+
+
+def _draw(sequence: Sequence) -> Draw:
+    sampling = sequence.request.sampling
+    is_greedy = sampling.temperature == 0
+    return Draw(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        uniform=0.0 if is_greedy else uniform(sequence.seed, sequence.num_generated_tokens),
+        num_logprobs=sampling.logprobs,
+    )
+
+
+def _failed(sequence: Sequence) -> Output:
+    error = PlatformError("the model computed numbers that are not finite for this prompt")
+    return Output(sequence.request_id, "", (), (), None, error)
+
+
+def _check_prompt(request: GenerationRequest, *, vocabulary: int) -> None:
+    token_ids = request.prompt_token_ids
+    if not token_ids:
+        raise Invalid("the prompt has no tokens", param="prompt")
+    if min(token_ids) < 0 or max(token_ids) >= vocabulary:
+        raise Invalid(f"the prompt has a token id that is not below {vocabulary}", param="prompt")
+
+
+def _check_sampling(request: GenerationRequest) -> None:
+    sampling = request.sampling
+    if sampling.max_tokens < 1:
+        raise Invalid("max_tokens is less than 1", param="max_tokens")
+    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
+        raise Invalid("temperature is not a number of 0 or more", param="temperature")
+    if not 0 < sampling.top_p <= 1:
+        raise Invalid("top_p is not over 0 and at most 1", param="top_p")
+    if sampling.logprobs is not None and not 0 <= sampling.logprobs <= MOST_LOGPROBS:
+        raise Invalid(f"logprobs is not from 0 to {MOST_LOGPROBS}", param="logprobs")
+    if "" in sampling.stop:
+        raise Invalid("a stop string is empty", param="stop")

@@ -1,0 +1,43 @@
+"""What the engine asks of a language model."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from worker.kernels.port import KVCache, Span
+
+
+class CausalModel(Protocol):
+    """Weights and arithmetic; what is specific to sequences lies in the cache."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits a token has."""
+        ...
+
+    @property
+    def context_tokens(self) -> int:
+        """Positions that it can tell apart, as far as the settings allow."""
+        ...
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values of one token, all layers together."""
+        ...
+
+    def allocate_cache(self, *, num_blocks: int, block_size: int) -> KVCache: ...
+
+    def logits(
+        self,
+        token_ids: Sequence[int],
+        spans: Sequence[Span],
+        sampled: Sequence[int],
+        cache: KVCache,
+    ) -> torch.Tensor:
+        """Computes the spans' tokens into the cache.
+
+        `token_ids` are the tokens of all spans in order; `sampled` are the indices among them whose
+        logits are wanted. Returns them as [sampled, vocabulary].
+        """
+        ...
