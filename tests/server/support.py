@@ -2,12 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, MutableMapping
+import threading
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+import uvloop
 
 from infra.virtual_time import LoopClock
 from worker.engine.fake import FakeEngine, Script
@@ -126,3 +129,37 @@ async def listening(server: ReplicaServer) -> AsyncIterator[int]:
         yield port
     finally:
         await server.close()
+
+
+class ServerThread:
+    """A server on its own loop and thread, for clients that block."""
+
+    def __init__(self, build: Callable[[], ReplicaServer]) -> None:
+        self._build = build
+        self._server: ReplicaServer | None = None
+        self._port: Future[int] = Future()
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def url(self) -> str:
+        """Waits until the server listens."""
+        return f"http://127.0.0.1:{self._port.result(60)}"
+
+    def close(self) -> None:
+        assert self._server is not None
+        asyncio.run_coroutine_threadsafe(self._server.drain(1), self._loop).result(10)
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        except Exception as error:
+            self._port.set_exception(error)
+        finally:
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        self._server = self._build()
+        self._port.set_result(await self._server.bind("127.0.0.1"))
+        await self._server.serve()

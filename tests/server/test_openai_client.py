@@ -3,17 +3,14 @@
 import asyncio
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
 
 import openai
 import pytest
-import uvloop
 
 from infra.errors import ReplicaFailed
-from tests.server.support import TOKEN, make_server
+from tests.server.support import TOKEN, ServerThread, make_server
 from worker.engine.fake import FakeEngine, Script
 from worker.engine.request import GenerationRequest
-from worker.server.app import ReplicaServer
 
 pytestmark = pytest.mark.real
 
@@ -32,44 +29,21 @@ def _scripted(request: GenerationRequest) -> Script:
     return Script(("Hello", " wörld", " 😀", f" {request.sampling.seed}"), delay_s=0.001)
 
 
-class ServerThread:
-    """A server on its own loop and thread, so that the client may block."""
-
-    def __init__(self) -> None:
-        self.engine = FakeEngine(_scripted)
-        self.port: Future[int] = Future()
-        self._loop = uvloop.new_event_loop()
-        self._server: ReplicaServer | None = None
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def close(self) -> None:
-        assert self._server is not None
-        asyncio.run_coroutine_threadsafe(self._server.drain(1), self._loop).result(10)
-        self._thread.join(10)
-
-    def _run(self) -> None:
-        try:
-            self._loop.run_until_complete(self._serve())
-        finally:
-            self._loop.close()
-
-    async def _serve(self) -> None:
-        self._server = make_server(self.engine)
-        self.port.set_result(await self._server.bind("127.0.0.1"))
-        await self._server.serve()
+@pytest.fixture(scope="module")
+def engine() -> FakeEngine:
+    return FakeEngine(_scripted)
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ServerThread]:
-    running = ServerThread()
+def server(engine: FakeEngine) -> Iterator[ServerThread]:
+    running = ServerThread(lambda: make_server(engine))
     yield running
     running.close()
 
 
 @pytest.fixture(scope="module")
 def client(server: ServerThread) -> Iterator[openai.OpenAI]:
-    url = f"http://127.0.0.1:{server.port.result(10)}/v1"
+    url = f"{server.url()}/v1"
     with openai.OpenAI(base_url=url, api_key=TOKEN, max_retries=0) as one:
         yield one
 
@@ -215,8 +189,8 @@ def test_an_error_in_the_middle_of_a_stream_is_an_exception(client: openai.OpenA
     assert error.value.code == "replica_failed"
 
 
-def test_closing_a_stream_aborts_it(client: openai.OpenAI, server: ServerThread) -> None:
-    before = len(server.engine.aborted)
+def test_closing_a_stream_aborts_it(client: openai.OpenAI, engine: FakeEngine) -> None:
+    before = len(engine.aborted)
     stream = client.chat.completions.create(
         model="chat", messages=[{"role": "user", "content": "long"}], stream=True
     )
@@ -225,16 +199,16 @@ def test_closing_a_stream_aborts_it(client: openai.OpenAI, server: ServerThread)
     stream.close()
 
     for _ in range(100):
-        if len(server.engine.aborted) > before:
+        if len(engine.aborted) > before:
             break
         threading.Event().wait(0.01)
-    assert len(server.engine.aborted) == before + 1
-    assert server.engine.running == set()
+    assert len(engine.aborted) == before + 1
+    assert engine.running == set()
 
 
 def test_many_at_once(server: ServerThread) -> None:
     async def story() -> list[str | None]:
-        url = f"http://127.0.0.1:{server.port.result()}/v1"
+        url = f"{server.url()}/v1"
         async with openai.AsyncOpenAI(base_url=url, api_key=TOKEN, max_retries=0) as client:
             answers = await asyncio.gather(
                 *(
