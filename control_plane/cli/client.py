@@ -1,0 +1,241 @@
+"""The platform's HTTP API as calls, every failure as a CommandFailed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from control_plane.cli.failure import CommandFailed, from_problem
+from control_plane.cli.sse import Comment, Event, read_events
+from infra.contracts.model_spec import ModelSpec
+from infra.contracts.problem import Problem
+from infra.contracts.revision import ModelStatus
+from infra.contracts.stage import ColdStartReport
+
+CONNECT_S = 5.0
+ANSWER_S = 30.0  # of a call that has nothing to wait for
+MAX_PROBLEM_BYTES = 1 << 20
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class _ModelEntry(BaseModel):
+    status: ModelStatus
+
+
+class _ModelList(BaseModel):
+    data: list[_ModelEntry]
+
+
+class _ReportList(BaseModel):
+    data: list[ColdStartReport]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer to an invocation."""
+
+    body: str
+    request_id: str
+    was_cold: bool
+
+
+class PlatformClient:
+    """Blocks; one call at a time."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+
+    @classmethod
+    def connect(cls, url: str, *, api_key: str | None) -> "PlatformClient":
+        """A client of the platform at `url`; nothing is sent yet."""
+        headers = {"User-Agent": "firstlight-cli"}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        http = httpx.Client(
+            base_url=url,
+            headers=headers,
+            timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+            trust_env=not _is_here(url),  # no proxy knows this machine's own address
+        )
+        return cls(http)
+
+    @property
+    def url(self) -> str:
+        return str(self._http.base_url).rstrip("/")
+
+    @property
+    def sends_key(self) -> bool:
+        """Whether the platform's key was given."""
+        return "Authorization" in self._http.headers
+
+    def close(self) -> None:
+        self._http.close()
+
+    def deploy(self, spec: ModelSpec) -> ModelStatus:
+        """Publishes the spec; hashing or finding its source may take long, so this waits."""
+        path = _model_path(spec.name)
+        content = self._call("PUT", path, json=spec.model_dump(mode="json"), timeout=None)
+        return _parsed(ModelStatus, content)
+
+    def status(self, name: str) -> ModelStatus:
+        return _parsed(ModelStatus, self._call("GET", _model_path(name)))
+
+    def models(self) -> list[ModelStatus]:
+        """Every deployed model, by name."""
+        listed = _parsed(_ModelList, self._call("GET", "/v1/models")).data
+        return sorted((entry.status for entry in listed), key=lambda status: status.name)
+
+    def delete(self, name: str) -> None:
+        self._call("DELETE", _model_path(name))
+
+    def cold_starts(
+        self, name: str, *, last: int | None = None, request_id: str | None = None
+    ) -> list[ColdStartReport]:
+        """Reports of cold requests, newest first."""
+        asked = {"last": last, "request_id": request_id}
+        content = self._call(
+            "GET",
+            f"{_model_path(name)}/coldstarts",
+            params={key: value for key, value in asked.items() if value is not None},
+        )
+        return _parsed(_ReportList, content).data
+
+    def invoke(self, name: str, body: dict[str, Any]) -> Answer:
+        """A generation, whole."""
+        with _http_errors(self.url):
+            response = self._http.post(f"{_model_path(name)}/invoke", json=body, timeout=_patient())
+            _raise_problem(response)
+            return Answer(response.text, _request_id(response), _was_cold(response))
+
+    @contextmanager
+    def invoke_stream(self, name: str, body: dict[str, Any]) -> Iterator["Stream"]:
+        """A generation, as it comes, with comments that say how the wait for it goes on."""
+        with (
+            _http_errors(self.url),
+            self._http.stream(
+                "POST",
+                f"{_model_path(name)}/invoke",
+                json=body | {"stream": True},
+                headers={"Accept": "text/event-stream", "Firstlight-Progress": "true"},
+                timeout=_patient(),
+            ) as response,
+        ):
+            _raise_problem(response)
+            yield Stream(
+                items=read_events(response.iter_bytes()),
+                request_id=_request_id(response),
+                was_cold=_was_cold(response),
+            )
+
+    @contextmanager
+    def logs(self, name: str, *, follow: bool) -> Iterator[Iterator[str]]:
+        """Lines of JSON, oldest first; with `follow` they do not end."""
+        with (
+            _http_errors(self.url),
+            self._http.stream(
+                "GET",
+                f"{_model_path(name)}/logs",
+                params={"follow": "true"} if follow else {},
+                timeout=_patient() if follow else ANSWER_S,
+            ) as response,
+        ):
+            _raise_problem(response)
+            yield response.iter_lines()
+
+    def _call(self, method: str, path: str, **request: Any) -> bytes:
+        with _http_errors(self.url):
+            response = self._http.request(method, path, **request)
+            _raise_problem(response)
+            return response.content
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A streaming answer whose head has come."""
+
+    items: Iterator[Comment | Event]
+    request_id: str
+    was_cold: bool
+
+
+def _model_path(name: str) -> str:
+    return f"/v1/models/{quote(name, safe='')}"
+
+
+def _request_id(response: httpx.Response) -> str:
+    return str(response.headers.get("Firstlight-Request-Id", ""))
+
+
+def _was_cold(response: httpx.Response) -> bool:
+    return str(response.headers.get("Firstlight-Cold-Start")).lower() == "true"
+
+
+def _patient() -> httpx.Timeout:
+    """The platform itself bounds how long an invocation may take."""
+    return httpx.Timeout(None, connect=CONNECT_S)
+
+
+def _is_here(url: str) -> bool:
+    host = httpx.URL(url).host
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _raise_problem(response: httpx.Response) -> None:
+    """Raises what an error response says."""
+    if response.is_success:
+        return
+    content = response.read()[:MAX_PROBLEM_BYTES]
+    try:
+        problem = Problem.model_validate_json(content)
+    except ValidationError:
+        where = f"{response.request.method} {response.request.url}"
+        raise CommandFailed(
+            f"{where} answered {response.status_code} without saying why",
+            hint="is this address the platform's?",
+        ) from None
+    if response.status_code == 401 and problem.hint is None:
+        raise CommandFailed(problem.detail, hint="set PLATFORM_API_KEY to the platform's key")
+    raise from_problem(problem)
+
+
+def _parsed(contract: type[Body], content: bytes) -> Body:
+    try:
+        return contract.model_validate_json(content)
+    except ValidationError as error:
+        raise CommandFailed(
+            f"the platform's answer cannot be read: {error.errors(include_url=False)[0]['msg']}",
+            hint="are the platform and this command of one version?",
+        ) from error
+
+
+@contextmanager
+def _http_errors(url: str) -> Iterator[None]:
+    """Turns what httpx raises into words."""
+    try:
+        yield
+    except httpx.ConnectError as error:
+        raise CommandFailed(
+            f"nothing answers at {url}", hint="start it with `platform up`"
+        ) from error
+    except httpx.ConnectTimeout as error:
+        raise CommandFailed(
+            f"{url} cannot be reached: no connection after {CONNECT_S:.0f} s",
+            hint="check PLATFORM_URL",
+        ) from error
+    except httpx.TimeoutException as error:
+        raise CommandFailed(f"{url} did not answer in time") from error
+    except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
+        raise CommandFailed(
+            "the platform closed the connection before its answer was complete"
+        ) from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise CommandFailed(f"{url}: {error}") from error

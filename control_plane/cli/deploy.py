@@ -1,0 +1,64 @@
+"""`platform deploy`: publishes a model.yaml and follows it until it can be called."""
+
+import sys
+from pathlib import Path
+
+from control_plane.cli.failure import CommandFailed, from_platform_error
+from control_plane.cli.session import Session
+from control_plane.cli.units import amount
+from control_plane.cli.wait import wait_for
+from control_plane.cli.waiting import Waiting
+from infra.contracts.model_spec import ModelSpec
+from infra.contracts.revision import ModelState, ModelStatus
+from infra.errors import SpecInvalid
+from infra.spec_file import load_spec
+
+STANDARD_INPUT = Path("-")
+READ_BYTES = 1 << 20
+
+
+def deploy(session: Session, file: Path, *, is_waiting: bool, timeout_s: float) -> ModelStatus:
+    """Publishes the file's spec; where replicas are always kept, waits until one is ready."""
+    spec = read_spec(file)
+    with Waiting(session.err, f"deploying {spec.name}", now=session.now) as waiting:
+        waiting.show(f"reading {spec.source}")
+        status = session.platform.deploy(spec)
+    if is_waiting and spec.scaling.min > 0:
+        status = wait_for(session, spec.name, ModelState.READY, timeout_s=timeout_s)
+    return status
+
+
+def read_spec(file: Path) -> ModelSpec:
+    """The spec in a file, or on standard input for `-`; its file sources made absolute."""
+    is_piped = file == STANDARD_INPUT
+    name = "standard input" if is_piped else str(file)
+    try:
+        if is_piped:
+            content = sys.stdin.buffer.read(READ_BYTES)
+        else:
+            with file.open("rb") as opened:
+                content = opened.read(READ_BYTES)
+        text = content.decode()
+    except OSError as error:
+        raise CommandFailed(f"cannot read {name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CommandFailed(f"{name} is not UTF-8 at byte {error.start}") from error
+    folder = Path.cwd() if is_piped else file.parent.absolute()
+    try:
+        return load_spec(text, filename=name, folder=folder)
+    except SpecInvalid as error:
+        raise from_platform_error(error, filename=name) from error
+
+
+def describe_deployed(status: ModelStatus, *, sends_key: bool) -> str:
+    """What was deployed and how to call it."""
+    facts = status.facts
+    key = ' -H "Authorization: Bearer $PLATFORM_API_KEY"' if sends_key else ""
+    return (
+        f"{status.revision} is deployed: {facts.architecture}, {amount(facts.weight_bytes)} of "
+        f"weights, {facts.context_tokens:,} tokens of context\n"
+        f"  state  {status.state.value}\n"
+        f"  url    {status.url}\n"
+        f"  try    platform invoke {status.name} --prompt Hello --stream\n"
+        f'  curl   curl {status.url}{key} -d \'{{"prompt": "Hello", "max_tokens": 32}}\'\n'
+    )
