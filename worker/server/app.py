@@ -4,9 +4,10 @@ import asyncio
 
 from infra.clock import Clock
 from infra.errors import ShuttingDown
+from worker.server.defaults import SamplingDefaults
 from worker.server.in_flight import InFlight
 from worker.server.listener import Listener
-from worker.server.plan import OutputLimits, SamplingDefaults
+from worker.server.plan import OutputLimits
 from worker.server.ports import Engine, Tokenizer
 from worker.server.prompts import PromptEncoder
 from worker.server.routes import Routes

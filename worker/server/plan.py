@@ -11,17 +11,10 @@ from dataclasses import dataclass
 from infra.errors import ContextLengthExceeded, Invalid
 from worker.engine.request import GenerationRequest, SamplingParams
 from worker.server.asked import Asked
+from worker.server.defaults import SamplingDefaults
 
 MOST_CHOICES = 128
 _SEED_RANGE = 1 << 64
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingDefaults:
-    """What holds where a request says nothing; generation_config.json may have its own."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from infra.clock import Clock
 from infra.errors import Invalid, ModelNotFound
 from worker.engine.request import GenerationRequest
 from worker.server.asked import AnswerWriter, Asked, EventWriter
+from worker.server.defaults import SamplingDefaults
 from worker.server.envelope import Letterhead, Usage
 from worker.server.generation import Batch, Generation
 from worker.server.plan import (
     OutputLimits,
-    SamplingDefaults,
     engine_requests,
     refuse_too_many_choices,
 )
