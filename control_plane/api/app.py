@@ -119,7 +119,8 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     if details[0]["type"] == "json_invalid":
         return _rendered(request, MalformedJson(f"the body is not JSON: {details[0]['msg']}"))
     within = [{**detail, "loc": detail["loc"][1:]} for detail in details]
-    return _rendered(request, invalid(within, error.body))
+    is_body = details[0]["loc"][0] == "body"
+    return _rendered(request, invalid(within, error.body if is_body else {}))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

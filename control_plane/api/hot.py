@@ -37,7 +37,7 @@ from infra.metrics import Counter
 log = structlog.get_logger()
 
 CLIENT_LEFT = 499
-_LINGER_S = 2.0
+LINGER_S = 2.0
 _INVOKE_PREFIX, _INVOKE_SUFFIX = "/v1/models/", "/invoke"
 
 Scope = dict[str, Any]
@@ -213,5 +213,5 @@ async def _linger(body: IncomingBody) -> None:
     """Reads on for a moment: closing on unread bytes would reset the connection, and the client
     might lose the answer (RFC 9112, section 9.6)."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_LINGER_S):
+        async with asyncio.timeout(LINGER_S):
             await body.discard()

@@ -83,7 +83,10 @@ class EdgeWorld:
 
     async def call(self, method: str, path: str, body: Any = b"", **more: Any) -> "Exchange":
         """Sends a request and waits for the whole answer; what is not bytes is sent as JSON."""
-        content = body if isinstance(body, bytes) else orjson.dumps(body)
+        content = body
+        if not isinstance(body, bytes):
+            content = orjson.dumps(body)
+            more["headers"] = {"content-type": "application/json"} | more.get("headers", {})
         exchange = self.start(method, path, content, **more)
         await exchange.done()
         return exchange
