@@ -47,6 +47,10 @@ class DesiredState(Contract):
     version: int
     standby: int = Field(ge=0, description="Standby workers to keep on the runtime rung.")
     replicas: tuple[ReplicaAssignment, ...]
+    prepare: tuple[ResolvedSource, ...] = Field(
+        default=(),
+        description="Likely to be started next: standby workers read what is small of them.",
+    )
 
 
 class ReplicaReport(Contract):

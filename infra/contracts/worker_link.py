@@ -6,6 +6,7 @@ from pydantic import Field, TypeAdapter
 
 from infra.contracts.base import Contract
 from infra.contracts.node import ClockReading, Failure, ReplicaAssignment
+from infra.contracts.revision import ResolvedSource
 from infra.contracts.stage import StageProgress, StageTiming
 
 
@@ -56,6 +57,13 @@ class Start(Contract):
     log_path: str
 
 
+class Prepare(Contract):
+    """While parked: read what is small of these sources, most likely first."""
+
+    kind: Literal["prepare"] = "prepare"
+    sources: tuple[ResolvedSource, ...]
+
+
 class Drain(Contract):
     """Finish what runs, take nothing new, then exit; at the deadline exit anyway."""
 
@@ -64,7 +72,7 @@ class Drain(Contract):
 
 
 FromWorker = Annotated[Hello | Progress | StageDone | Ready | Failed, Field(discriminator="kind")]
-ToWorker = Annotated[Start | Drain, Field(discriminator="kind")]
+ToWorker = Annotated[Start | Prepare | Drain, Field(discriminator="kind")]
 
 from_worker: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)
 to_worker: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)

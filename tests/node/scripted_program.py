@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from infra import errors
 from infra.clock import Clock
 from infra.contracts.node import ReplicaAssignment
+from infra.contracts.revision import ResolvedSource
 from infra.contracts.stage import Stage
 from worker.boot.ports import Climbed, Server
 from worker.boot.process import begin
@@ -42,22 +43,33 @@ class ScriptedEngine:
         self.on_failure(RuntimeError("the engine came to a bad end"))
 
 
-def climb(assignment: ReplicaAssignment, stages: StageTimer) -> Climbed:
-    folder = Path(assignment.source.uri.removeprefix("file://"))
-    script = json.loads((folder / "script.json").read_text())
-    for line in script.get("print", ()):
-        print(line, flush=True)  # noqa: T201 - what a log catches
-    steps = 20
-    for step in range(steps):
-        time.sleep(script.get("weights_s", 0) / steps)  # noqa: TID251 - in a thread of its own
-        stages.progress(Stage.WEIGHTS, step / steps)
-    if "fails" in script:
-        raise getattr(errors, script["fails"])(script.get("detail", "as the script says"))
-    if "signal" in script:
-        os.kill(os.getpid(), signal.Signals[script["signal"]])
-    stages.done(Stage.WEIGHTS, source="mmap", size=1234)
-    time.sleep(script.get("engine_s", 0))  # noqa: TID251 - in a thread of its own
-    return Climbed(ScriptedEngine(script=script), tokenizer=None)
+class ScriptedClimb:
+    """Sleeps, prints and fails as the source's script says."""
+
+    def __init__(self) -> None:
+        self.prepared: list[str] = []
+
+    def prepare(self, source: ResolvedSource) -> None:
+        self.prepared.append(source.digest)
+
+    def __call__(self, assignment: ReplicaAssignment, stages: StageTimer) -> Climbed:
+        folder = Path(assignment.source.uri.removeprefix("file://"))
+        script = json.loads((folder / "script.json").read_text())
+        if assignment.source.digest in self.prepared:
+            print("prepared", flush=True)  # noqa: T201 - what a log catches
+        for line in script.get("print", ()):
+            print(line, flush=True)  # noqa: T201 - what a log catches
+        steps = 20
+        for step in range(steps):
+            time.sleep(script.get("weights_s", 0) / steps)  # noqa: TID251 - in a thread of its own
+            stages.progress(Stage.WEIGHTS, step / steps)
+        if "fails" in script:
+            raise getattr(errors, script["fails"])(script.get("detail", "as the script says"))
+        if "signal" in script:
+            os.kill(os.getpid(), signal.Signals[script["signal"]])
+        stages.done(Stage.WEIGHTS, source="mmap", size=1234)
+        time.sleep(script.get("engine_s", 0))  # noqa: TID251 - in a thread of its own
+        return Climbed(ScriptedEngine(script=script), tokenizer=None)
 
 
 class ScriptedServer:
@@ -91,7 +103,7 @@ def build_server(climbed: Climbed, assignment: ReplicaAssignment, clock: Clock) 
 
 
 def serve(descriptor: int, origin: Any) -> NoReturn:
-    run_replica(descriptor, origin=origin, climb=climb, build_server=build_server)
+    run_replica(descriptor, origin=origin, climb=ScriptedClimb(), build_server=build_server)
 
 
 def main() -> None:

@@ -8,12 +8,12 @@ import pytest
 
 from infra.contracts.base import NodeId, ReplicaId
 from infra.contracts.node import Failure, ReplicaReport
-from infra.contracts.revision import ReplicaState
+from infra.contracts.revision import ReplicaState, ResolvedSource
 from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
-from infra.contracts.worker_link import Drain, Failed, Progress, Ready, StageDone, Start
+from infra.contracts.worker_link import Drain, Failed, Prepare, Progress, Ready, StageDone, Start
 from infra.virtual_time import run_virtual
 from tests.node.makers import assignment, desired
-from worker.node.agent import Agent
+from worker.node.agent import Agent, worth_preparing
 from worker.node.clock import NodeClock
 from worker.node.fake_control_plane import FakeControlPlane
 from worker.node.fake_launcher import FakeLauncher
@@ -443,5 +443,35 @@ def test_closing_ends_every_process(simulate) -> None:
         await node.agent.close()
 
         assert node.launcher.is_closed
+
+    simulate(story)
+
+
+def source(name: str, scheme: str = "file") -> ResolvedSource:
+    return ResolvedSource(uri=f"{scheme}://{name}", digest=f"sha256:{name}", files=())
+
+
+def test_what_standby_workers_may_read_ahead() -> None:
+    a, b, hub, seen_hub = source("a"), source("b"), source("h", "hf"), source("s", "hf")
+
+    assert worth_preparing((a, hub, seen_hub), (b, seen_hub)) == (a, seen_hub, b)
+    assert len(worth_preparing(tuple(source(str(n)) for n in range(50)), ())) == 8
+
+
+def test_parked_workers_hear_of_likely_sources_and_later_ones_too(simulate) -> None:
+    async def story(node: Node) -> None:
+        likely = desired(standby=2).model_copy(update={"prepare": (source("a"),)})
+        node.control_plane.want(likely)
+        await asyncio.sleep(5)
+        assert node.launcher.sent == [
+            (1, Prepare(sources=(source("a"),))),
+            (2, Prepare(sources=(source("a"),))),
+        ]
+
+        node.control_plane.want(desired(assignment(), standby=2, version=2))
+        await asyncio.sleep(0.1)
+        node.climb()
+
+        assert node.launcher.sent[-1] == (2, Prepare(sources=(assignment().source,)))
 
     simulate(story)

@@ -1,16 +1,12 @@
-import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
 from infra.contracts.node import Failure
-from infra.contracts.revision import ResolvedSource, SourceFile
 from infra.contracts.stage import Stage, StageProgress, StageTiming
 from infra.contracts.worker_link import FromWorker, Progress, StageDone
-from infra.errors import DependencyMissing, SourceInvalid, SourceUnavailable, UnsupportedModel
+from infra.errors import DependencyMissing, SourceUnavailable, UnsupportedModel
 from worker.boot.failure import failure_of
-from worker.boot.source import ModelFiles, locate
 from worker.boot.stages import StageTimer
 
 
@@ -20,93 +16,6 @@ class HandClock:
 
     def now(self) -> float:
         return self.at
-
-
-def resolved(folder: Path, *, uri: str | None = None) -> ResolvedSource:
-    files = tuple(
-        SourceFile(
-            path=path.name,
-            size=path.stat().st_size,
-            digest=f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
-        )
-        for path in sorted(folder.iterdir())
-    )
-    return ResolvedSource(uri=uri or f"file://{folder}", digest="sha256:0", files=files)
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "a model with spaces"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "model.safetensors").write_bytes(bytes(100))
-    return folder
-
-
-def refuse_fetch(*_: object) -> Path:
-    raise AssertionError("a folder is not fetched")
-
-
-def located(source: ResolvedSource) -> ModelFiles:
-    return locate(source, cache_dir=Path("/cache"), fetch=refuse_fetch, on_progress=lambda _: None)
-
-
-def test_a_folder_is_used_in_place(model: Path) -> None:
-    escaped = str(model).replace(" ", "%20")
-
-    assert located(resolved(model)) == ModelFiles(model, "mmap")
-    assert located(resolved(model, uri=f"file://{escaped}")) == ModelFiles(model, "mmap")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda folder: (folder / "config.json").write_text('{"model_type": "other"}'),
-        lambda folder: (folder / "config.json").write_text('{"model_type": "llamb"}'),
-        lambda folder: (folder / "model.safetensors").write_bytes(bytes(101)),
-        lambda folder: (folder / "model.safetensors").unlink(),
-    ],
-    ids=["other size", "same size", "grown", "gone"],
-)
-def test_a_folder_that_changed_since_it_was_deployed_is_refused_for_good(model, change) -> None:
-    source = resolved(model)
-    change(model)
-
-    with pytest.raises(SourceInvalid) as caught:
-        located(source)
-
-    assert failure_of(caught.value).is_permanent
-
-
-@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a/../../b"])
-def test_a_path_out_of_the_folder_is_refused(model: Path, path: str) -> None:
-    source = ResolvedSource(
-        uri=f"file://{model}", digest="sha256:0", files=(SourceFile(path=path, size=1),)
-    )
-
-    with pytest.raises(SourceInvalid):
-        located(source)
-
-
-@pytest.mark.parametrize(("uri", "origin"), [("hf://a/b@c", "hub"), ("s3://a/b", "s3")])
-def test_other_sources_are_fetched_into_the_cache_with_progress(
-    model: Path, uri: str, origin: str
-) -> None:
-    fractions: list[float] = []
-
-    def fetch(source: ResolvedSource, cache_dir: Path, on_progress) -> Path:
-        on_progress(0.5)
-        return cache_dir / source.uri[:2]
-
-    files = locate(
-        resolved(model, uri=uri),
-        cache_dir=Path("/cache"),
-        fetch=fetch,
-        on_progress=fractions.append,
-    )
-
-    assert files == ModelFiles(Path("/cache") / uri[:2], origin)
-    assert fractions == [0.5]
 
 
 def test_stages_begin_where_the_last_one_ended() -> None:

@@ -401,6 +401,18 @@ async def test_two_replicas_at_once_with_one_parked_worker(node: RealNode, tmp_p
     assert [first.stages[0].source, second.stages[0].source] == ["parked", "fork"]
 
 
+async def test_a_standby_worker_reads_ahead_what_climbed_here_before(
+    node: RealNode, tmp_path: Path
+) -> None:
+    await ready(node, scripted(tmp_path), standby=1)
+    await node.until_parked(1)
+    node.fake.want(desired(scripted(tmp_path), scripted(tmp_path, "r2"), standby=1, version=3))
+
+    await node.until_state(ReplicaState.READY, "r2")
+
+    assert (node.state_dir / "logs" / "r2.log").read_text().startswith("prepared\n")
+
+
 async def test_a_replicas_log_file_is_its_own(node: RealNode, tmp_path: Path) -> None:
     await ready(node, scripted(tmp_path, print=["hello"]), standby=1)
 

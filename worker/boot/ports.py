@@ -6,27 +6,24 @@ from typing import Any, Protocol
 
 from infra.clock import Clock
 from infra.contracts.node import ReplicaAssignment
+from infra.contracts.revision import ResolvedSource
 from worker.boot.stages import StageTimer
-
-
-class Engine(Protocol):
-    """The engine behind the event loop; see worker.engine.async_engine."""
-
-    on_failure: Callable[[BaseException], None] | None
-
-    def start(self) -> None: ...
+from worker.engine.async_engine import AsyncEngine
 
 
 @dataclass(frozen=True, slots=True)
 class Climbed:
     """What stands at the end of the climb; the tokenizer is the server's affair."""
 
-    engine: Engine
+    engine: AsyncEngine
     tokenizer: Any
 
 
 class Climb(Protocol):
-    """Loads weights and builds the engine, in a thread that may block."""
+    """Loads weights and builds the engine; both methods may block, and run in threads."""
+
+    def prepare(self, source: ResolvedSource) -> None:
+        """Reads what is small of a source while the worker is parked. Raises PlatformError."""
 
     def __call__(self, assignment: ReplicaAssignment, stages: StageTimer) -> Climbed:
         """Ends the stage `weights`, and leaves `engine` to be ended when the server listens."""

@@ -10,8 +10,17 @@ import structlog
 import uvloop
 
 from infra.clock import SystemClock
+from infra.contracts.revision import ResolvedSource
 from infra.contracts.stage import Stage
-from infra.contracts.worker_link import Drain, Failed, FromWorker, Hello, Ready, Start
+from infra.contracts.worker_link import (
+    Drain,
+    Failed,
+    FromWorker,
+    Hello,
+    Prepare,
+    Ready,
+    Start,
+)
 from infra.logs import configure
 from worker.boot.failure import failure_of
 from worker.boot.link import AgentLink
@@ -42,15 +51,38 @@ async def _live(
 ) -> NoReturn:
     link = await AgentLink.open(descriptor)
     link.tell(Hello(pid=os.getpid(), origin=origin))
-    start = await link.hear()
-    if not isinstance(start, Start):
-        leave(0 if start is None else FAILED)
+    start = await _parked(link, climb)
     replica = _Replica(link, start, climb, build_server)
     try:
         await replica.run()
     except Exception as error:
         log.exception("replica.failed", replica=start.assignment.replica_id)
         await replica.give_up(error)
+
+
+async def _parked(link: AgentLink, climb: Climb) -> Start:
+    """Waits to be started; ends the process when the agent has no use for it."""
+    preparing: set[asyncio.Task[None]] = set()
+    while True:
+        match await link.hear():
+            case Start() as start:
+                for task in preparing:
+                    task.cancel()
+                return start
+            case Prepare(sources=sources):
+                preparing = {asyncio.create_task(_prepare(climb, sources))}
+            case Drain():
+                continue
+            case None:
+                leave(0)
+
+
+async def _prepare(climb: Climb, sources: tuple[ResolvedSource, ...]) -> None:
+    for source in sources:
+        try:
+            await asyncio.to_thread(climb.prepare, source)
+        except Exception as error:  # the climb will say it again, to somebody who waits
+            log.info("standby.unprepared", source=source.uri, why=str(error))
 
 
 class _Replica:

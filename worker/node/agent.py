@@ -10,8 +10,9 @@ import structlog
 from infra.backoff import Backoff
 from infra.contracts.base import ReplicaId
 from infra.contracts.node import DesiredState, ReplicaAssignment, ReplicaReport
+from infra.contracts.revision import ReplicaState, ResolvedSource
 from infra.contracts.stage import Rung
-from infra.contracts.worker_link import Drain, FromWorker, Hello, Progress, Start
+from infra.contracts.worker_link import Drain, FromWorker, Hello, Prepare, Progress, Start
 from worker.node.clock import NodeClock
 from worker.node.launcher import Exit, Launcher
 from worker.node.logs import ReplicaLogs
@@ -37,6 +38,7 @@ from worker.node.replica import Replica
 
 log = structlog.get_logger()
 
+MOST_PREPARED = 8  # sources whose small files standby workers read ahead
 LAUNCHES = 3  # processes a replica may lose before its start; then it has failed
 LAUNCH_TIMEOUT_S = 120.0  # from launch to hello
 DRAIN_GRACE_S = 2.0  # past the deadline, before a draining worker is killed
@@ -75,6 +77,8 @@ class Agent:
         self._workers: dict[WorkerId, _Worker] = {}
         self._replicas: dict[ReplicaId, Replica] = {}
         self._unreported: dict[ReplicaId, ReplicaReport] = {}
+        self._at_hand: dict[str, ResolvedSource] = {}  # climbed here, by digest, oldest first
+        self._prepared: tuple[ResolvedSource, ...] = ()
         self._worker_ids = 0
         self._zygote = ZygoteState.ABSENT
         self._zygote_began_at = 0.0
@@ -89,6 +93,7 @@ class Agent:
         """The desired state from now on."""
         self._desired = desired
         self._advance()
+        self._prepare_standby()
 
     def standby_ready(self) -> int:
         """Parked workers that nobody has claimed."""
@@ -162,6 +167,7 @@ class Agent:
         if worker.replica_id is not None:
             self._start(worker_id, self._replicas[worker.replica_id].assignment)
         else:
+            self._send_prepare(worker_id)
             self.on_news("soon")
 
     def _climbed(self, replica_id: ReplicaId, message: FromWorker) -> None:
@@ -174,6 +180,8 @@ class Agent:
         if before.is_climbing:
             self._standby_failures = 0
             self._climb_ended()
+        if replica.state is ReplicaState.READY:
+            self._remember(replica.assignment.source)
 
     def _lost_process(self, replica_id: ReplicaId, worker: _Worker, end: Exit) -> None:
         before = self._replicas[replica_id]
@@ -240,6 +248,27 @@ class Agent:
             case StopZygote():
                 self._zygote = ZygoteState.ABSENT
                 self._launcher.stop_zygote()
+
+    def _remember(self, source: ResolvedSource) -> None:
+        """Its files are on this machine: standby workers may read them without fetching."""
+        self._at_hand.pop(source.digest, None)
+        self._at_hand[source.digest] = source
+        while len(self._at_hand) > MOST_PREPARED:
+            del self._at_hand[next(iter(self._at_hand))]
+        self._prepare_standby()
+
+    def _prepare_standby(self) -> None:
+        sources = worth_preparing(self._desired.prepare, tuple(self._at_hand.values()))
+        if sources == self._prepared:
+            return
+        self._prepared = sources
+        for worker_id, worker in self._workers.items():
+            if worker.is_parked and worker.replica_id is None:
+                self._send_prepare(worker_id)
+
+    def _send_prepare(self, worker_id: WorkerId) -> None:
+        if self._prepared:
+            self._launcher.send(worker_id, Prepare(sources=self._prepared))
 
     def _launch(self, origin: Origin, assignment: ReplicaAssignment | None) -> None:
         self._worker_ids += 1
@@ -326,6 +355,19 @@ class Agent:
         self._replicas[replica_id] = replica
         self._unreported[replica_id] = replica.report()
         self.on_news(urgency)
+
+
+def worth_preparing(
+    likely: tuple[ResolvedSource, ...], at_hand: tuple[ResolvedSource, ...]
+) -> tuple[ResolvedSource, ...]:
+    """Sources that standby workers can read without fetching: likely ones first, then the latest.
+
+    `at_hand` is in the order in which they climbed here.
+    """
+    here = {source.digest for source in at_hand}
+    readable = [s for s in likely if s.digest in here or s.uri.startswith("file:")]
+    chosen = {source.digest: source for source in (*readable, *reversed(at_hand))}
+    return tuple(chosen.values())[:MOST_PREPARED]
 
 
 def _facts(replica: Replica) -> dict[str, object]:
