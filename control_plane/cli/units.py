@@ -6,6 +6,11 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:,.1f} ms"
 
 
+def elapsed(seconds: float) -> str:
+    """`412 ms` below a second, then `5.3 s`: a counter that people watch."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
 def duration(seconds: float) -> str:
     """`0.8 s`, `42 s`, `3 min`, `5 h`, `2 d`."""
     if seconds < 10:

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from control_plane.cli.units import milliseconds
+from control_plane.cli.units import elapsed
 
 REFRESH_PER_SECOND: Final = 12
 
@@ -59,7 +59,7 @@ class Waiting:
         self.stop()
 
     def _line(self) -> Spinner:
-        elapsed = milliseconds(self._now() - self._started_at)
+        waited = elapsed(self._now() - self._started_at)
         step = f"  {self._step}" if self._step else ""
-        self._spinner.update(text=Text(f"{self._what}{step}  {elapsed}"))
+        self._spinner.update(text=Text(f"{self._what}{step}  {waited}"))
         return self._spinner

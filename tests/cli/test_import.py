@@ -48,7 +48,7 @@ def test_progress_is_drawn_on_a_terminal(
 
     outcome = run("models", "import", "x.gguf", str(tmp_path), force_terminal=True)
 
-    assert "importing x.gguf  weights 40%  0.0 ms" in outcome.err
+    assert "importing x.gguf  weights 40%  0 ms" in outcome.err
 
 
 def test_the_workers_reason_is_told(

@@ -106,7 +106,7 @@ def test_a_wait_shows_the_stage_and_the_time_on_a_terminal(
 
     outcome = run("invoke", "chat", "--prompt", "x", force_terminal=True)
 
-    assert "waking chat  weights 40%  0.0 ms" in outcome.err
+    assert "waking chat  weights 40%  0 ms" in outcome.err
 
 
 def test_a_report_that_is_missing_is_no_failure(run: Run, platform: FakePlatform) -> None:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from control_plane.cli.failure import CommandFailed
 from control_plane.cli.sse import Comment, Event, read_events
-from control_plane.cli.units import amount, duration, milliseconds
+from control_plane.cli.units import amount, duration, elapsed, milliseconds
 from control_plane.cli.waterfall import Canvas, waterfall
 from infra.contracts.stage import Stage
 from tests.cli.fake_platform import report
@@ -55,6 +55,12 @@ def test_bytes_in_powers_of_ten(size: int, expected: str) -> None:
 )  # fmt: skip
 def test_durations_in_one_unit(seconds: float, expected: str) -> None:
     assert duration(seconds) == expected
+
+
+def test_a_watched_counter_changes_unit_at_a_second() -> None:
+    assert [elapsed(0.0), elapsed(0.9994), elapsed(1.0), elapsed(75.26)] == [
+        *("0 ms", "999 ms", "1.0 s", "75.3 s")
+    ]
 
 
 def test_milliseconds_have_one_decimal() -> None:
