@@ -126,7 +126,7 @@ def _ls(context: typer.Context, json: Json = False) -> None:
     if json:
         session.print_json(f"[{','.join(model.model_dump_json() for model in found)}]")
     elif found:
-        session.out.print(listing.listing(found, unix_now=session.unix_now()))
+        session.out.print(*listing.listing(found, unix_now=session.unix_now()), sep="\n")
     else:
         session.err.print("nothing is deployed: platform deploy model.yaml")
 

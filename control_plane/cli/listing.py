@@ -1,6 +1,8 @@
 """`platform ls`: what is deployed, and where it stands."""
 
-from rich.table import Column, Table
+from collections.abc import Sequence
+
+from rich.text import Text
 
 from control_plane.cli.session import printable
 from control_plane.cli.units import duration
@@ -13,34 +15,39 @@ STATE_STYLES = {
     ModelState.DRAINING: "yellow",
     ModelState.FAILING: "red",
 }
+HEADINGS = ("NAME", "STATE", "REVISION", "REPLICAS", "RUNNING", "WAITING", "AGE", "REASON")
+NUMBERS = frozenset({"REPLICAS", "RUNNING", "WAITING", "AGE"})
+GAP = "  "
 
 
-def listing(models: list[ModelStatus], *, unix_now: float) -> Table:
-    """One line a model."""
-    table = Table(
-        Column("NAME", no_wrap=True),
-        Column("STATE", no_wrap=True),
-        Column("REVISION", no_wrap=True),
-        Column("REPLICAS", justify="right", no_wrap=True),
-        Column("RUNNING", justify="right", no_wrap=True),
-        Column("WAITING", justify="right", no_wrap=True),
-        Column("AGE", justify="right", no_wrap=True),
-        Column("REASON"),
-        box=None,
-        pad_edge=False,
-        header_style="",
-    )
-    for model in models:
-        style = STATE_STYLES[model.state]
-        ready = sum(replica.state is ReplicaState.READY for replica in model.replicas)
-        table.add_row(
-            model.name,
-            f"[{style}]{model.state.value}[/]",
-            model.revision,
-            f"{ready}/{model.desired_replicas}",
-            str(model.in_flight),
-            str(model.waiting),
-            duration(unix_now - model.created_at),
-            printable(model.reason).replace("[", r"\["),
-        )
-    return table
+def listing(models: Sequence[ModelStatus], *, unix_now: float) -> list[Text]:
+    """One line a model below a line of headings; lines are never broken, so that they can be
+    searched."""
+    rows = [[Text(heading) for heading in HEADINGS]]
+    rows += [_row(model, unix_now) for model in models]
+    widths = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
+    return [_line(row, widths) for row in rows]
+
+
+def _row(model: ModelStatus, unix_now: float) -> list[Text]:
+    ready = sum(replica.state is ReplicaState.READY for replica in model.replicas)
+    return [
+        Text(model.name),
+        Text(model.state.value, style=STATE_STYLES[model.state]),
+        Text(model.revision),
+        Text(f"{ready}/{model.desired_replicas}"),
+        Text(str(model.in_flight)),
+        Text(str(model.waiting)),
+        Text(duration(unix_now - model.created_at)),
+        Text(printable(model.reason)),
+    ]
+
+
+def _line(row: Sequence[Text], widths: Sequence[int]) -> Text:
+    cells = []
+    for heading, cell, width in zip(HEADINGS, row, widths, strict=True):
+        filling = Text(" " * (width - cell.cell_len))
+        cells.append(filling + cell if heading in NUMBERS else cell + filling)
+    line = Text(GAP).join(cells)
+    line.rstrip()
+    return line

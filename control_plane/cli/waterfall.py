@@ -19,11 +19,12 @@ STYLES = {
     Stage.ENGINE: "green",
     Stage.PREFILL: "bright_blue",
 }
+LABEL_WIDTH = 14
 UNATTRIBUTED = "unattributed"
 TOTAL = "total"
 MAX_BAR_WIDTH = 60
 MIN_BAR_WIDTH = 10
-FIXED_WIDTH = 46  # columns beside the bars: stage, time, bytes, source
+FIXED_WIDTH = 54  # columns beside the bars: stage, time, bytes, source
 COMPARED_WIDTH = 48  # columns beside both bars of a comparison: stage, two times, change
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -58,7 +59,7 @@ def canvas(console_width: int, encoding: str, *, beside: int, bars: int = 1) -> 
 def waterfall(report: ColdStartReport, canvas: Canvas) -> RenderableType:
     """One request's stages in order of time; they and `unattributed` add up to the total."""
     table = Table.grid(
-        Column(no_wrap=True),
+        Column(no_wrap=True, min_width=LABEL_WIDTH),
         Column(justify="right", no_wrap=True),
         Column(no_wrap=True, min_width=canvas.width),
         Column(justify="right", no_wrap=True),
@@ -95,7 +96,7 @@ def _heading(report: ColdStartReport) -> Text:
 def comparison(before: ColdStartReport, after: ColdStartReport, canvas: Canvas) -> RenderableType:
     """Two requests side by side on one scale, and what each stage gained or lost."""
     table = Table.grid(
-        Column(no_wrap=True),
+        Column(no_wrap=True, min_width=LABEL_WIDTH),
         Column(justify="right", no_wrap=True),
         Column(no_wrap=True, min_width=canvas.width),
         Column(justify="right", no_wrap=True),

@@ -30,13 +30,13 @@ ANSWER = {
 WATERFALL = """\
 
 cold start of chat@1 from rung runtime, request req_0123456789abcdef01234567
-  queue          0.4 ms ▏                                                               activator
-  provision      3.1 ms █▏
-  runtime       12.0 ms  ███▉                                                           parked
-  weights        7.9 ms     ███▍                                               269.1 MB mmap
-  engine        34.7 ms        ███████████▎
-  queue          0.8 ms                   ▌                                             activator
-  prefill      112.2 ms                   ███████████████████████████████████▉
+  queue          0.4 ms ▏                                                       activator
+  provision      3.1 ms █
+  runtime       12.0 ms ████▏                                                   parked
+  weights        7.9 ms     ██▎                                        269.1 MB mmap
+  engine        34.7 ms       █████████▋
+  queue          0.8 ms                ▊                                        activator
+  prefill      112.2 ms                ██████████████████████████████▉
   unattributed   0.3 ms
   total        171.4 ms to the first token
 """
