@@ -39,7 +39,7 @@ class HttpFakeControlPlane:
         self.report_times: list[tuple[float, NodeReport]] = []
 
     async def start(self) -> None:
-        listener = socket.socket()
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))
         self.port = listener.getsockname()[1]

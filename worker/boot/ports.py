@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from infra.clock import Clock
@@ -13,8 +14,9 @@ from worker.engine.async_engine import AsyncEngine
 
 @dataclass(frozen=True, slots=True)
 class Climbed:
-    """What stands at the end of the climb; the tokenizer is the server's affair."""
+    """What stands at the end of the climb; tokenizer and files are the server's affair."""
 
+    folder: Path
     engine: AsyncEngine
     tokenizer: Any
 

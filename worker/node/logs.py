@@ -178,6 +178,17 @@ class ReplicaLogs:
         )
 
 
+def last_line(path: Path) -> str:
+    """The last line of a file that is not blank; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LONGEST_LINE))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
 def surplus(files: Iterable[tuple[Path, float, int]]) -> list[Path]:
     """Of (path, modified at, bytes): those to remove, so that the newest stay within the limits."""
     kept_bytes, removed = 0, []

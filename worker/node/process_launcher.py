@@ -12,6 +12,7 @@ from infra.contracts.worker_link import FromWorker, Hello, ToWorker
 from infra.supervise import TaskSet
 from worker.node.child import Child, reap_zombies, spawn
 from worker.node.launcher import Exit, Listener
+from worker.node.logs import last_line
 from worker.node.plan import WorkerId
 from worker.node.worker_link import WorkerLink
 from worker.node.zygote_process import ZygoteProcess
@@ -242,6 +243,7 @@ class ProcessLauncher:
             self._loop.call_later(later_s, reap_zombies, STRAYS)
         if zygote is self._zygote:
             self._zygote = None
+            log.warning("zygote.ended", last_line=last_line(self._programs.zygote_log))
             self._heard.on_zygote_exit(end)
         for worker_id, process in tuple(self._processes.items()):
             if process.zygote is zygote and process.child is None:

@@ -14,6 +14,7 @@ from worker.node.plan import WorkerId
 log = structlog.get_logger()
 
 LONGEST_MESSAGE = 4096  # bytes
+LAST_WORDS_S = 0.2  # between the end of its control socket and its own
 
 
 class ZygoteListener(Protocol):
@@ -70,7 +71,7 @@ class ZygoteProcess:
         except (OSError, ValueError) as error:
             log.warning("zygote.broken", why=str(error))
             self._close()
-            self.kill()
+            self._loop.call_later(LAST_WORDS_S, self.kill)  # unless it is ending by itself
 
     def _said(self, message: FromZygote) -> None:
         match message:

@@ -1,0 +1,108 @@
+"""The worker's programs: `node`, `zygote`, `replica`, `import-gguf`. Chooses every adapter."""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from typing import Literal, NoReturn
+
+PROGRAM = (sys.executable, "-m", "worker.main")
+
+
+def run() -> None:
+    """`python -m worker.main PROGRAM …`"""
+    arguments = _parser().parse_args()
+    match arguments.program:
+        case "node":
+            _node()
+        case "zygote":
+            _zygote(arguments.link, arguments.parent, arguments.cache)
+        case "replica":
+            _replica(arguments.link, arguments.parent, arguments.cache)
+        case _:
+            _import_gguf(arguments.source, arguments.target)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="worker", description=__doc__)
+    programs = parser.add_subparsers(dest="program", required=True)
+    programs.add_parser("node", help="agent of one machine; settings: PLATFORM_NODE_*")
+    for name, what in (("zygote", "fork server"), ("replica", "one worker")):
+        program = programs.add_parser(name, help=f"{what}; started by the node agent")
+        program.add_argument("--link", type=int, required=True, help="inherited socket")
+        program.add_argument("--parent", type=int, required=True, help="process id of the agent")
+        program.add_argument("--cache", type=Path, required=True, help="folder of fetched models")
+    importer = programs.add_parser("import-gguf", help="GGUF file to Hugging Face folder")
+    importer.add_argument("source", type=Path)
+    importer.add_argument("target", type=Path)
+    return parser
+
+
+def _node() -> None:
+    from worker.node.service import run_node
+    from worker.settings import NodeSettings, child_environment
+
+    run_node(NodeSettings(), program=PROGRAM, environment=child_environment())
+
+
+def _zygote(link: int, parent: int, cache_dir: Path) -> NoReturn:
+    from worker.boot.process import begin
+
+    begin("fl-zygote", parent=parent)
+    from worker.boot.zygote import run_zygote
+
+    run_zygote(link, preload=_load, become=lambda worker: _become(worker, cache_dir, origin="fork"))
+
+
+def _replica(link: int, parent: int, cache_dir: Path) -> NoReturn:
+    from worker.boot.process import begin
+
+    begin("fl-replica", parent=parent)
+    _load()
+    _become(link, cache_dir, origin="spawn")
+
+
+def _load() -> None:
+    """Imports everything a replica needs, and starts no thread."""
+    from worker.engine.preload import preload
+
+    preload()
+    for module in ("worker.boot.climb", "worker.boot.replica", "worker.server.app"):
+        importlib.import_module(module)
+
+
+def _become(link: int, cache_dir: Path, *, origin: Literal["fork", "spawn"]) -> NoReturn:
+    """Composes a replica's process: the climb below it, the server above it."""
+    from infra.clock import Clock
+    from infra.contracts.node import ReplicaAssignment
+    from infra.sources.sources import Sources
+    from worker.boot.climb import ModelClimb
+    from worker.boot.ports import Climbed, Server
+    from worker.boot.replica import run_replica
+    from worker.node.machine import cpus
+    from worker.server.app import ReplicaServer
+    from worker.server.defaults import read_sampling_defaults
+
+    def build_server(climbed: Climbed, assignment: ReplicaAssignment, clock: Clock) -> Server:
+        return ReplicaServer(
+            climbed.engine,
+            climbed.tokenizer,
+            model=assignment.model,
+            revision=assignment.revision,
+            token=assignment.token,
+            clock=clock,
+            defaults=read_sampling_defaults(climbed.folder),
+        )
+
+    climb = ModelClimb(Sources(), cache_dir=cache_dir, cpus=cpus())
+    run_replica(link, origin=origin, climb=climb, build_server=build_server)
+
+
+def _import_gguf(source: Path, target: Path) -> NoReturn:
+    from worker.weights.import_program import run_import
+
+    sys.exit(run_import(source, target, sys.stdout))
+
+
+if __name__ == "__main__":
+    run()
