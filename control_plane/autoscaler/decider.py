@@ -95,7 +95,7 @@ def decide(
 
 def _at_rest(scaling: Scaling, observed: Observed, least: int, *, now: float) -> Decision:
     if observed.ready == 0 and observed.loading == 0:
-        return Decision(least, "nothing is asked for and nothing runs")
+        return Decision(least, "the minimum" if least else "nothing is asked for")
     grace_s = 0.0 if observed.is_contended or observed.is_superseded else scaling.grace
     idle_s = 0.0 if observed.idle_since is None else max(0.0, now - observed.idle_since)
     if idle_s >= grace_s:

@@ -273,6 +273,7 @@ class Autoscaler:
             tracked.name != other_than
             and demand is not None
             and demand.concurrency == 0
+            and self._fleet.climb(tracked.name) is None
             and ready > tracked.revision.spec.scaling.min
         )
 

@@ -64,12 +64,15 @@ class LocalCapacity:
         backoff: Backoff = Backoff(first_s=0.1, most_s=10.0),  # noqa: B008 - frozen value
         healthy_s: float = 10.0,
         stop_s: float = 5.0,
+        boot_s: float = 30.0,
     ) -> None:
         self._agent = agent
         self._clock = clock
         self._backoff = backoff
         self._healthy_s = healthy_s
         self._stop_s = stop_s
+        self._boot_s = boot_s
+        self._last_end: str | None = None
         self._tasks = TaskSet()
         self._keeper: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -79,7 +82,8 @@ class LocalCapacity:
     async def launch(self, node_id: NodeId, need: Need | None = None) -> None:
         """Starts the local agent once; any other id is refused with NoCapacity."""
         if node_id != LOCAL:
-            raise NoCapacity("this platform runs on one machine")
+            why = "" if self._last_end is None else f", and last {self._last_end}"
+            raise NoCapacity(f"this platform runs on one machine{why}")
         if self._keeper is None:
             self._launched_at = self._clock.now()
             self._keeper = self._tasks.start(self._keep(), name="local agent")
@@ -101,7 +105,7 @@ class LocalCapacity:
         """This machine, from its launch to its termination, also between two agents."""
         if self._keeper is None:
             return ()
-        return (Machine(LOCAL, self._launched_at, is_elastic=False),)
+        return (Machine(LOCAL, self._launched_at, is_elastic=False, boot_s=self._boot_s),)
 
     def subscribe_ended(self, listener: EndedListener) -> None:
         self._listeners.append(listener)
@@ -119,6 +123,7 @@ class LocalCapacity:
             reason = await self._run_agent()
             served_s = self._clock.now() - began_at
             failures = 1 if served_s >= self._healthy_s else failures + 1
+            self._last_end = reason
             wait_s = self._backoff.delay_s(failures)
             log.warning("agent.ended", reason=reason, seconds=served_s, retry_s=wait_s)
             for listener in self._listeners:

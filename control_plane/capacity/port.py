@@ -22,12 +22,15 @@ class Need:
 class Machine:
     """One machine that a provider runs or is about to run.
 
-    `is_elastic` says that it was launched for replicas and may be terminated without them.
+    `is_elastic` says that it was launched for replicas and may be terminated without them. When
+    its node has not registered within `boot_s` of its launch, or of having left, nobody waits
+    for it any longer.
     """
 
     node_id: NodeId
     launched_at: float
     is_elastic: bool
+    boot_s: float
 
 
 EndedListener = Callable[[NodeId, str], None]

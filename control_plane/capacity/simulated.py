@@ -136,7 +136,12 @@ class SimulatedCapacity:
 
     def describe(self) -> tuple[Machine, ...]:
         return tuple(
-            Machine(machine.node_id, machine.launched_at, self._is_elastic)
+            Machine(
+                machine.node_id,
+                machine.launched_at,
+                self._is_elastic,
+                boot_s=2 * self._shape.boot_s + 60,
+            )
             for machine in self._machines.values()
         )
 

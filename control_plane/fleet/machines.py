@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from control_plane.capacity.port import CapacityProvider, Need
+from control_plane.capacity.port import CapacityProvider, Machine, Need
 from control_plane.fleet.node import Node
 from control_plane.fleet.state import Fleet
 from infra.backoff import Backoff
@@ -56,6 +56,8 @@ class Machines:
         self._pending: dict[NodeId, RevisionName] = {}
         self._launching: set[NodeId] = set()
         self._empty_since: dict[NodeId, float] = {}
+        self._left_at: dict[NodeId, float] = {}
+        self._ending: set[NodeId] = set()
         self._refused: list[RefusedListener] = []
         fleet.subscribe_nodes(self._node_changed)
 
@@ -68,9 +70,12 @@ class Machines:
         return self._refusals.get(owner)
 
     def are_coming(self) -> bool:
-        """Whether a machine runs or is on its way whose node has not registered."""
-        return bool(self._pending) or any(
-            self._fleet.node(machine.node_id) is None for machine in self._capacity.describe()
+        """Whether a node may be expected to register soon."""
+        now = self._clock.now()
+        return bool(self._launching) or any(
+            self._fleet.node(machine.node_id) is None
+            and self._absent_s(machine, now) < machine.boot_s
+            for machine in self._capacity.describe()
         )
 
     def forget(self, owner: RevisionName) -> None:
@@ -93,20 +98,48 @@ class Machines:
             self._tasks.start(self._launch(owner, node_id, need), name=f"launch {node_id}")
 
     def sweep(self, now: float) -> None:
-        """Forgets launches that came to nothing and ends elastic machines idle for `idle_s`."""
+        """Forgets launches that came to nothing; ends elastic machines that nobody needs or that
+        never became, or no longer are, a node.
+        """
         machines = {machine.node_id: machine for machine in self._capacity.describe()}
         for node_id, owner in tuple(self._pending.items()):
             if node_id not in machines and node_id not in self._launching:
                 self._refuse(node_id, owner, NoCapacity(f"machine {node_id} did not start"))
-        for node_id, machine in machines.items():
-            is_empty = self._fleet.node(node_id) is not None and not self._fleet.on_node(node_id)
-            if not (machine.is_elastic and is_empty):
-                self._empty_since.pop(node_id, None)
-            elif now - self._empty_since.setdefault(node_id, now) >= self._idle_s:
-                del self._empty_since[node_id]
-                log.info("machine.idle", node=node_id, seconds=self._idle_s)
-                self._fleet.leave(node_id, now=now, detail="idle")
-                self._tasks.start(self._capacity.terminate(node_id), name=f"terminate {node_id}")
+        for machine in machines.values():
+            if machine.is_elastic:
+                self._end_if_useless(machine, now)
+        for forgotten in self._empty_since.keys() - machines.keys():
+            del self._empty_since[forgotten]
+        for forgotten in self._left_at.keys() - machines.keys():
+            del self._left_at[forgotten]
+
+    def _end_if_useless(self, machine: Machine, now: float) -> None:
+        node_id = machine.node_id
+        if self._fleet.node(node_id) is None:
+            if self._absent_s(machine, now) >= machine.boot_s:
+                self._end(node_id, f"is no node after {machine.boot_s:g} s")
+        elif self._fleet.on_node(node_id):
+            self._empty_since.pop(node_id, None)
+        elif now - self._empty_since.setdefault(node_id, now) >= self._idle_s:
+            self._fleet.leave(node_id, now=now, detail="idle")
+            self._end(node_id, f"idle for {self._idle_s:g} s")
+
+    def _end(self, node_id: NodeId, reason: str) -> None:
+        if node_id in self._ending:
+            return
+        log.info("machine.ended", node=node_id, reason=reason)
+        self._ending.add(node_id)
+        self._tasks.start(self._terminate(node_id), name=f"terminate {node_id}")
+
+    async def _terminate(self, node_id: NodeId) -> None:
+        try:
+            await self._capacity.terminate(node_id)
+        finally:
+            self._ending.discard(node_id)
+
+    def _absent_s(self, machine: Machine, now: float) -> float:
+        """How long a machine without a node has had to become one."""
+        return now - max(machine.launched_at, self._left_at.get(machine.node_id, 0.0))
 
     async def _launch(self, owner: RevisionName, node_id: NodeId, need: Need) -> None:
         try:
@@ -134,3 +167,5 @@ class Machines:
         if before is None and after is not None:
             self._pending.pop(after.node_id, None)
             self._refusals.clear()
+        elif before is not None and after is None:
+            self._left_at[before.node_id] = self._clock.now()

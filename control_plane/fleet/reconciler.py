@@ -1,6 +1,7 @@
 """Makes the fleet have as many replicas of each revision as somebody decided."""
 
 import asyncio
+import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -269,10 +270,18 @@ class Reconciler:
     def _wait_for_room(self, plan: "_Plan", no_room: NoRoom, missing: int) -> None:
         self._blocked[plan.name] = no_room
         self._machines.want(plan.name, need_of(plan.revision), missing)
-        is_making_room = any(it.state is ReplicaState.DRAINING for it in self._fleet.replicas())
-        if no_room.may_come and not is_making_room:
-            for listener in self._no_room_listeners:
-                listener(plan.name)
+        if no_room.may_come:
+            self._ask_for_room(plan)
+
+    def _ask_for_room(self, plan: "_Plan") -> None:
+        """Not again before the next sweep: whoever makes room may be waiting for some itself."""
+        now = self._clock.now()
+        is_coming = any(it.state is ReplicaState.DRAINING for it in self._fleet.replicas())
+        if is_coming or now < plan.asked_for_room_at + self._patience.sweep_s:
+            return
+        plan.asked_for_room_at = now
+        for listener in self._no_room_listeners:
+            listener(plan.name)
 
     def _machine_refused(self, revision: RevisionName) -> None:
         self.tell_if_hopeless(revision)
@@ -415,6 +424,7 @@ class _Plan:
         self.is_converging = False
         self.is_stale = False
         self.wanted_at = wanted_at
+        self.asked_for_room_at = -math.inf
         self.crash = CrashLoop()
         self.legacy: tuple[StageTiming, ...] = ()
         self.retry: asyncio.TimerHandle | None = None
