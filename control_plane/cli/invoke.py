@@ -65,6 +65,8 @@ def invoke(session: Session, invocation: Invocation) -> None:
         with Waiting(session.err, f"waiting for {invocation.model}", now=session.now):
             answer = session.platform.invoke(invocation.model, invocation.body)
         session.print_json(answer.body)
+        if answer.was_cold:
+            print_waterfall(session, invocation.model, answer.request_id)
         return
     _Dialogue(session, invocation).run()
 
@@ -90,7 +92,7 @@ class _Dialogue:
             self._was_cold = stream.was_cold
             self._read(stream, waiting)
         self._finish(started_at, session.now())
-        if self._was_cold and not self._invocation.is_json:
+        if self._was_cold:
             print_waterfall(session, model, stream.request_id)
 
     def _read(self, stream: Stream, waiting: Waiting) -> None:
@@ -111,7 +113,7 @@ class _Dialogue:
         kind, _, rest = comment.partition(" ")
         match kind:
             case "stage":
-                waiting.show(rest)
+                waiting.show(rest.removesuffix(" 0%"))
             case "server-timing":
                 self._was_cold = True
             case _:  # a word to keep the line open

@@ -1,6 +1,7 @@
 import io
 import json
 
+import httpx
 import pytest
 
 from infra.errors import ColdStartTimeout, ModelNotFound, QueueFull, ReplicaLost
@@ -127,6 +128,18 @@ def test_json_is_the_platforms_own_answer(run: Run, platform: FakePlatform) -> N
     assert json.loads(outcome.out) == ANSWER
     assert outcome.err == ""
     assert "stream" not in platform.asked()
+
+
+def test_a_cold_answer_as_json_leaves_its_waterfall_beside_it(
+    run: Run, platform: FakePlatform
+) -> None:
+    cold = {"Firstlight-Cold-Start": "true", "Firstlight-Request-Id": REQUEST_ID}
+    platform.answer(INVOKE, httpx.Response(200, json=ANSWER, headers=cold))
+    platform.answer(COLD_STARTS, reports(report()))
+
+    outcome = run("invoke", "chat", "--prompt", "x", "--json")
+
+    assert (json.loads(outcome.out), outcome.err) == (ANSWER, WATERFALL)
 
 
 def test_json_of_a_stream_is_one_event_a_line(run: Run, platform: FakePlatform) -> None:

@@ -1,3 +1,4 @@
+import io
 import json
 from pathlib import Path
 
@@ -47,6 +48,19 @@ def test_deploy_sends_the_spec_and_tells_how_to_call_the_model(
 
     assert (outcome.code, outcome.out, outcome.err) == (0, DEPLOYED, "")
     assert platform.asked()["source"] == (spec.parent / "smollm2").as_uri()
+
+
+def test_a_spec_can_be_piped_in(
+    run: Run, platform: FakePlatform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(SPEC.encode())))
+    monkeypatch.chdir(tmp_path)
+    platform.answer(f"PUT {MODEL}", model_json(model(), 202))
+
+    outcome = run("deploy", "-")
+
+    assert outcome.code == 0
+    assert platform.asked()["source"] == (tmp_path / "smollm2").as_uri()
 
 
 def test_the_curl_line_carries_the_key_by_name(

@@ -49,6 +49,7 @@ def hub_standin() -> Iterator[HubStandin]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body in one packet
 
         def log_message(self, *args: object) -> None:
             """Is quiet."""

@@ -31,6 +31,22 @@ def test_an_object_changed_since_it_was_resolved_is_refused(s3: S3World, tmp_pat
     assert not (tmp_path / resolved.digest.removeprefix("sha256:")).exists()
 
 
+def test_damaged_bytes_are_refused_and_asked_for_again(
+    s3: S3World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: Contents
+) -> None:
+    resolved, _ = s3.source.resolve(s3.put(model_files()))
+    monkeypatch.setattr("infra.sources.s3.md5", lambda path: "0" * 32)
+    with pytest.raises(SourceUnavailable, match=r"config\.json arrived damaged"):
+        s3.source.fetch(resolved, tmp_path, silent)
+    monkeypatch.undo()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+
+    folder = s3.source.fetch(resolved, tmp_path, silent)
+
+    assert contents(folder)["model.safetensors"] == WEIGHTS
+
+
 def test_in_a_bucket_with_versions_the_pinned_version_is_fetched(
     s3: S3World, tmp_path: Path, contents: Contents
 ) -> None:
