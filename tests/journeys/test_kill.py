@@ -16,7 +16,7 @@ from tests.support.processes import alive, until
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
 BODY = {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
-LONG = {"prompt": "Once upon a time", "max_tokens": 400, "temperature": 0}
+LONG = {"prompt": "Once upon a time", "max_tokens": 120, "temperature": 0}
 
 
 @pytest.fixture
