@@ -1,0 +1,245 @@
+"""The engine over a small random model: the same tokens however they are computed."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from infra.errors import ContextLengthExceeded, Invalid, PlatformError
+from tests.engine.tiny import (
+    CONFIG,
+    LetterTokenizer,
+    greedy_alone,
+    load_model,
+    make_engine,
+    random_tensors,
+    request,
+    run,
+    write_model,
+)
+from worker.models.causal_model import CausalModel
+
+LETTERS = range(97, 123)
+
+
+def prompts(count: int, *, longest: int = 60, seed: int = 1) -> list[list[int]]:
+    chance = random.Random(seed)
+    return [chance.choices(LETTERS, k=chance.randint(1, longest)) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="roomy"),
+        pytest.param({"token_budget": 16, "max_batch_size": 4}, id="chunks of 16"),
+        pytest.param({"token_budget": 37}, id="odd chunks"),
+        pytest.param({"block_size": 64}, id="large blocks"),
+        pytest.param({"kv_cache_tokens": 96}, id="preempting"),
+        pytest.param({"kv_cache_tokens": 96, "token_budget": 17}, id="preempting in chunks"),
+        pytest.param({"max_batch_size": 1}, id="one at a time"),
+    ],
+)
+@pytest.mark.parametrize("every", [0, 3])
+def test_greedy_output_is_that_of_a_plain_loop_whatever_else_runs(
+    tiny: CausalModel, settings: dict[str, int], every: int
+) -> None:
+    asked = [request(f"r{index}", prompt, 12) for index, prompt in enumerate(prompts(6))]
+    expected = [greedy_alone(tiny, each.prompt_token_ids, 12) for each in asked]
+
+    engine = make_engine(tiny, **settings)
+    got = run(engine, asked, every=every)
+
+    assert [got[each.request_id].token_ids for each in asked] == expected
+    stats = engine.stats()
+    assert stats.free_blocks == stats.total_blocks
+    assert stats.generated_tokens == 6 * 12
+    assert stats.prompt_tokens == sum(len(each.prompt_token_ids) for each in asked)
+    assert (stats.running, stats.waiting) == (0, 0)
+
+
+def test_a_pool_too_small_for_all_preempts_and_still_gives_the_same_tokens(
+    tiny: CausalModel,
+) -> None:
+    asked = [request(f"r{index}", prompt, 40) for index, prompt in enumerate(prompts(4))]
+    engine = make_engine(tiny, kv_cache_tokens=112)
+
+    got = run(engine, asked)
+
+    assert engine.stats().preemptions > 0
+    for each in asked:
+        assert got[each.request_id].token_ids == greedy_alone(tiny, each.prompt_token_ids, 40)
+
+
+def test_sequences_across_several_key_tiles_agree_too(tiny: CausalModel) -> None:
+    asked = [request(f"r{i}", p, 6) for i, p in enumerate(prompts(3, longest=700, seed=4))]
+    expected = [greedy_alone(tiny, each.prompt_token_ids, 6) for each in asked]
+
+    got = run(make_engine(tiny, kv_cache_tokens=3072, token_budget=100), asked)
+
+    assert [got[each.request_id].token_ids for each in asked] == expected
+
+
+def test_a_seed_gives_the_same_tokens_in_any_company(tiny: CausalModel) -> None:
+    asked = request("seeded", prompts(1)[0], 30, temperature=1.3, top_p=0.9, seed=7)
+    alone = run(make_engine(tiny), [asked])["seeded"].token_ids
+
+    company = [request(f"r{i}", p, 30, temperature=1.0) for i, p in enumerate(prompts(7, seed=2))]
+    crowded = run(
+        make_engine(tiny, kv_cache_tokens=192, token_budget=24), [*company, asked], every=1
+    )
+
+    assert crowded["seeded"].token_ids == alone
+    other = run(make_engine(tiny), [request("other", prompts(1)[0], 30, temperature=1.3, seed=8)])
+    assert other["other"].token_ids != alone
+
+
+def test_requests_without_a_seed_differ(tiny: CausalModel) -> None:
+    asked = [request(f"r{index}", [97], 30, temperature=2.0) for index in range(2)]
+    got = run(make_engine(tiny), asked)
+    assert got["r0"].token_ids != got["r1"].token_ids
+
+
+def test_a_shorter_prompt_is_not_held_up_by_steps_of_a_longer_one(tiny: CausalModel) -> None:
+    engine = make_engine(tiny, token_budget=16, max_batch_size=4)
+    engine.submit(request("short", [97], 50))
+    engine.step()
+    engine.submit(request("long", [98] * 200, 4))
+
+    steps_with_short = sum(
+        any(output.request_id == "short" for output in engine.step()) for _ in range(10)
+    )
+
+    assert steps_with_short == 10
+
+
+def test_the_end_token_ends_a_text_and_is_not_part_of_it(tiny: CausalModel) -> None:
+    prompt = prompts(1)[0]
+    plain = greedy_alone(tiny, prompt, 20)
+    end = next(token for token in plain if token != plain[0])
+    engine = make_engine(tiny, LetterTokenizer(frozenset([end])))
+
+    got = run(engine, [request("r", prompt, 20)])["r"]
+
+    cut = plain.index(end)
+    assert got.token_ids == plain[: cut + 1]
+    assert got.text == "".join(map(chr, plain[:cut]))
+    assert got.outputs[-1].finish_reason == "stop"
+    assert engine.stats().free_blocks == engine.stats().total_blocks
+
+
+def test_max_tokens_ends_with_length(tiny: CausalModel) -> None:
+    got = run(make_engine(tiny), [request("r", [97, 98], 3)])["r"]
+    assert [output.finish_reason for output in got.outputs] == [None, None, "length"]
+
+
+def test_a_stop_string_ends_the_text_before_it(tiny: CausalModel) -> None:
+    prompt = prompts(1)[0]
+    plain = "".join(map(chr, greedy_alone(tiny, prompt, 20)))
+    stop = plain[5:8]
+
+    got = run(make_engine(tiny), [request("r", prompt, 20, stop=(stop, "never"))])["r"]
+
+    assert got.text == plain[: plain.index(stop)]
+    assert got.outputs[-1].finish_reason == "stop"
+
+
+def test_aborting_frees_blocks_at_once(tiny: CausalModel) -> None:
+    engine = make_engine(tiny, max_batch_size=2)
+    for index, prompt in enumerate(prompts(4)):
+        engine.submit(request(f"r{index}", prompt, 50))
+    engine.step()
+    assert engine.stats().running == 2 and engine.stats().waiting == 2
+
+    engine.abort("r0")  # runs
+    engine.abort("r3")  # waits
+    engine.abort("r3")  # again
+    engine.abort("unknown")
+    engine.check_integrity()
+    assert (engine.stats().running, engine.stats().waiting) == (1, 1)
+
+    engine.abort("r1")
+    engine.abort("r2")
+    stats = engine.stats()
+    assert stats.free_blocks == stats.total_blocks and not engine.has_work()
+    assert engine.step() == []
+
+
+def test_logprobs_are_of_the_model_and_not_of_the_temperature(tiny: CausalModel) -> None:
+    prompt = prompts(1)[0]
+    cold = run(make_engine(tiny), [request("r", prompt, 5, logprobs=3)])["r"]
+    hot = run(make_engine(tiny), [request("r", prompt, 1, logprobs=3, temperature=5.0, seed=1)])[
+        "r"
+    ]
+
+    first = cold.outputs[0].logprobs[0]
+    assert first.token_id == first.top[0].token_id == cold.token_ids[0]
+    assert first.logprob == first.top[0].logprob < 0
+    assert [each.logprob for each in first.top] == sorted(
+        (each.logprob for each in first.top), reverse=True
+    )
+    assert first.bytes == bytes([cold.token_ids[0]]) and first.text == chr(cold.token_ids[0])
+    assert hot.outputs[0].logprobs[0].top == first.top
+    assert [len(output.logprobs) for output in cold.outputs] == [1] * 5
+
+
+def test_what_can_never_run_is_refused_at_once(tiny: CausalModel) -> None:
+    engine = make_engine(tiny, kv_cache_tokens=512)
+
+    with pytest.raises(ContextLengthExceeded, match="context of 1024"):
+        make_engine(tiny, kv_cache_tokens=4096).check(request("r", [97] * 1000, 25))
+    with pytest.raises(ContextLengthExceeded, match="KV cache of 512"):
+        engine.check(request("r", [97] * 500, 13))
+    with pytest.raises(ContextLengthExceeded):
+        engine.check(request("r", [97], 1 << 63))
+    for prompt in ([], [-1], [160]):
+        with pytest.raises(Invalid):
+            engine.check(request("r", prompt))
+    for sampling in (
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"logprobs": 21},
+        {"stop": ("",)},
+        {"max_tokens": 0},
+    ):
+        with pytest.raises(Invalid):
+            engine.check(request("r", [97], **sampling))
+    engine.check(request("r", [97] * 500, 12))
+
+
+def test_a_request_that_just_fits_the_cache_runs(tiny: CausalModel) -> None:
+    engine = make_engine(tiny, kv_cache_tokens=64)
+    got = run(engine, [request(f"r{index}", [97 + index] * 32, 32) for index in range(3)])
+    assert all(len(each.token_ids) == 32 for each in got.values())
+
+
+def test_numbers_that_are_not_finite_fail_one_request_and_touch_no_other(tmp_path: Path) -> None:
+    healthy = [request(f"r{index}", [97 + 3 * index] * 20, 30) for index in range(3)]
+    model = load_model(write_model(tmp_path))
+    expected = [greedy_alone(model, each.prompt_token_ids, 30) for each in healthy]
+    used = {97, 100, 103}.union(*expected)
+    poison = next(token for token in range(160) if token not in used)
+    sick = [request(f"sick{index}", [poison, 97, poison], 30) for index in range(3)]
+    _poison(tmp_path, token=poison)
+
+    engine = make_engine(load_model(tmp_path), kv_cache_tokens=256)
+    got = run(engine, [sick[0], healthy[0], sick[1], healthy[1], healthy[2], sick[2]], every=2)
+
+    for each in sick:
+        last = got[each.request_id].outputs[-1]
+        assert isinstance(last.error, PlatformError) and last.is_last
+    assert [got[each.request_id].token_ids for each in healthy] == expected
+    assert engine.stats().free_blocks == engine.stats().total_blocks
+
+
+def _poison(folder: Path, *, token: int) -> None:
+    """Makes one token's embedding NaN; the head becomes a copy of what it was."""
+    config = CONFIG | {"tie_word_embeddings": False}
+    tensors = random_tensors(CONFIG)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.embed_tokens.weight"][token] = float("nan")
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")

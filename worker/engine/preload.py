@@ -1,0 +1,45 @@
+"""What a process does before it forks replicas, and what a replica does after."""
+
+import importlib
+import os
+
+# Whatever a replica would import at its first request, so that its parent has done it.
+_MODULES = (
+    "torch",
+    "tokenizers",
+    "jinja2.ext",
+    "jinja2.sandbox",
+    "encodings.idna",
+    "h11",
+    "httptools",
+    "orjson",
+    "uvicorn",
+    "uvicorn.lifespan.off",
+    "uvicorn.loops.uvloop",
+    "uvicorn.protocols.http.httptools_impl",
+    "uvloop",
+    "worker.engine.async_engine",
+    "worker.engine.engine",
+    "worker.models.config",
+    "worker.models.registry",
+    "worker.tokenizer.tokenizer",
+    "worker.weights.loader",
+)
+
+
+def preload() -> None:
+    """Imports everything a replica needs; starts no thread and computes nothing.
+
+    A parallel region in the parent would hang every child: OpenMP's threads do not survive a fork.
+    """
+    os.putenv("OPENBLAS_NUM_THREADS", "1")  # numpy's BLAS starts its threads when it is imported
+    for module in _MODULES:
+        importlib.import_module(module)
+    after_fork(1)
+
+
+def after_fork(threads: int) -> None:
+    """Sets how many threads torch's operators use in this process, from its next thread on too."""
+    import torch
+
+    torch.set_num_threads(threads)
