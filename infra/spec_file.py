@@ -93,7 +93,9 @@ def _checked(
 
 
 def _spec_invalid(problems: Iterable[SpecProblem], filename: str) -> SpecInvalid:
-    ordered = sorted(set(problems), key=lambda problem: (problem.line or 0, problem.column or 0))
+    ordered = sorted(
+        dict.fromkeys(problems), key=lambda problem: (problem.line or 0, problem.column or 0)
+    )
     first = ordered[0]
     where = "" if first.line is None else f" on line {first.line}"
     count = "a problem" if len(ordered) == 1 else f"{len(ordered)} problems, the first"
@@ -122,7 +124,7 @@ def _validated(data: object) -> tuple[ModelSpec | None, list[tuple[DataPath, Err
             errors = {error["loc"]: error for error in failure.errors(include_url=False)}
         if not errors.keys() - found.keys():
             return None, list(found.items())
-        found = errors | found
+        found |= {path: errors[path] for path in errors if path not in found}
         data = _without(data, errors)
 
 

@@ -86,9 +86,9 @@ timeouts: 10
 """
 
     assert problems(text) == [
-        "1: source: is required",
         "1: name: 'Chat Model' has 'C' (LATIN CAPITAL LETTER C) at position 1; "
         "lower-case letters a-z, digits and hyphens are accepted -> chat-model",
+        "1: source: is required",
         "2: sorce: is unknown -> source",
         "4: engine.dtype: must be 'auto', 'bfloat16' or 'float32', not 'bf16' -> bfloat16",
         "5: engine.blok_size: is unknown -> block_size",
