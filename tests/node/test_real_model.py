@@ -1,0 +1,121 @@
+"""The whole cold start with a real model: the agent, the fork server, the engine and the server."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from infra.contracts.node import ReplicaAssignment, ReplicaReport
+from infra.contracts.revision import ReplicaState, ResolvedSource
+from infra.contracts.stage import Rung, Stage
+from infra.sources.file import FileSource
+from tests.node.makers import assignment, desired
+from tests.node.real_node import REAL, RealNode, real_node
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+async def node(environment: dict[str, str]) -> AsyncIterator[RealNode]:
+    async with real_node(environment, REAL) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def source(smollm2_dir: Path) -> ResolvedSource:
+    return FileSource().resolve(smollm2_dir.as_uri())[0]
+
+
+def of(source: ResolvedSource, name: str = "r1") -> ReplicaAssignment:
+    return assignment(name).model_copy(update={"source": source})
+
+
+async def complete(report: ReplicaReport) -> str:
+    async with httpx.AsyncClient(timeout=60) as client:
+        response = await client.post(
+            f"http://{report.host}:{report.port}/v1/completions",
+            headers={"Authorization": f"Bearer {assignment().token}"},
+            json={
+                "model": "tiny",
+                "prompt": "The capital of France is",
+                "max_tokens": 4,
+                "temperature": 0,
+            },
+        )
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["text"])
+
+
+@pytest.mark.parametrize("standby", [0, 1])
+async def test_a_model_wakes_answers_and_accounts_for_its_climb(
+    node: RealNode, source: ResolvedSource, standby: int
+) -> None:
+    node.fake.want(desired(standby=standby, version=1).model_copy(update={"prepare": (source,)}))
+    await node.until_parked(standby)
+    node.fake.want(desired(of(source), standby=standby, version=2))
+
+    report = await node.until_state(ReplicaState.READY)
+
+    assert "Paris" in await complete(report)
+    assert report.from_rung is (Rung.RUNTIME if standby else Rung.NODE)
+    assert [(timing.stage, timing.source) for timing in report.stages] == [
+        (Stage.RUNTIME, "parked" if standby else "spawn"),
+        (Stage.WEIGHTS, "mmap"),
+        (Stage.ENGINE, None),
+    ]
+    for before, after in zip(report.stages, report.stages[1:], strict=False):
+        assert after.started_at == pytest.approx(before.ended_at, abs=1e-5)
+    assert (report.stages[1].bytes or 0) > 200 << 20
+
+
+async def test_a_fork_server_with_torch_has_one_thread_and_its_forks_agree(
+    node: RealNode, source: ResolvedSource
+) -> None:
+    node.fake.want(desired(standby=1, version=1))
+    await node.until_parked(1)
+    (zygote,) = node.named("fl-zygote")
+    assert zygote.num_threads() == 1
+
+    node.fake.want(desired(of(source, "r1"), of(source, "r2"), standby=1, version=2))
+    first = await node.until_state(ReplicaState.READY, "r1")
+    second = await node.until_state(ReplicaState.READY, "r2")
+
+    assert [first.stages[0].source, second.stages[0].source] == ["parked", "fork"]
+    answers = await asyncio.gather(complete(first), complete(second))
+    assert answers[0] == answers[1]
+    assert zygote.num_threads() == 1
+
+
+async def test_draining_lets_a_request_finish(node: RealNode, source: ResolvedSource) -> None:
+    node.fake.want(desired(of(source), version=1))
+    report = await node.until_state(ReplicaState.READY)
+    answer = asyncio.create_task(complete(report))
+    await asyncio.sleep(0.02)
+
+    drain = of(source).model_copy(update={"desired": "drain"})
+    node.fake.want(desired(drain, version=2))
+
+    await node.until_state(ReplicaState.STOPPED)
+    assert "Paris" in await answer
+    assert not node.named("fl-replica")
+
+
+async def test_a_folder_that_changed_since_it_was_deployed_fails_for_good(
+    node: RealNode, smollm2_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(smollm2_dir, folder)
+    deployed = FileSource().resolve(folder.as_uri())[0]
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(config.replace("576", "640"))
+
+    node.fake.want(desired(of(deployed)))
+
+    report = await node.until_state(ReplicaState.FAILED)
+    assert report.failure is not None
+    assert (report.failure.code, report.failure.is_permanent) == ("source-invalid", True)
+    assert "has changed" in report.failure.detail
