@@ -90,6 +90,7 @@ def _become(link: int, cache_dir: Path, *, origin: Literal["fork", "spawn"]) -> 
             model=assignment.model,
             revision=assignment.revision,
             token=assignment.token,
+            max_output_tokens=assignment.max_output_tokens,
             clock=clock,
             defaults=read_sampling_defaults(climbed.folder),
         )

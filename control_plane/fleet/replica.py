@@ -175,6 +175,7 @@ class Replica:
             engine=self.revision.spec.engine,
             resources=self.revision.spec.resources,
             max_concurrency=self.revision.spec.limits.max_concurrency,
+            max_output_tokens=self.revision.spec.limits.max_output_tokens,
             token=self.token,
         )
 

@@ -38,6 +38,7 @@ class ReplicaAssignment(Contract):
     engine: EngineSettings
     resources: Resources
     max_concurrency: int
+    max_output_tokens: int | None = None
     token: str = Field(repr=False, description="Bearer token the replica asks of its callers.")
 
 
