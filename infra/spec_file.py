@@ -86,7 +86,8 @@ def _checked(
     spec: ModelSpec | None = None
     if not problems or isinstance(data, dict):
         spec, found = _validated(data)
-        problems = problems + [_located(path, error, marks) for path, error in found]
+        located = [_located(path, error, marks) for path, error in found[:MAX_PROBLEMS]]
+        problems = [*problems, *located]
     if spec is not None and not problems:
         return spec
     raise _spec_invalid(problems, filename)
