@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from control_plane.settings import Settings
 from infra.contracts.model_spec import ModelSpec
 from infra.errors import PlatformError
+from worker.settings import NodeSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -28,7 +29,9 @@ def keys(contract: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-@pytest.mark.parametrize("kind", sorted(set(kinds(PlatformError)), key=str), ids=lambda kind: kind.slug)
+@pytest.mark.parametrize(
+    "kind", sorted(set(kinds(PlatformError)), key=str), ids=lambda kind: kind.slug
+)
 def test_every_error_type_is_documented_with_its_status(kind: type[PlatformError]) -> None:
     assert f"| `{kind.slug}` | {kind.status.value} |" in (DOCS / "errors.md").read_text()
 
@@ -36,6 +39,11 @@ def test_every_error_type_is_documented_with_its_status(kind: type[PlatformError
 @pytest.mark.parametrize("name", list(Settings.model_fields))
 def test_every_setting_is_documented(name: str) -> None:
     assert f"| `PLATFORM_{name.upper()}` |" in (DOCS / "settings.md").read_text()
+
+
+@pytest.mark.parametrize("name", list(NodeSettings.model_fields))
+def test_every_setting_of_a_node_agent_is_documented(name: str) -> None:
+    assert f"| `PLATFORM_NODE_{name.upper()}` |" in (DOCS / "settings.md").read_text()
 
 
 @pytest.mark.parametrize("key", list(keys(ModelSpec)))
