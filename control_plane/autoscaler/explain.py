@@ -49,6 +49,8 @@ def _explain(situation: Situation, now: float, zone: tzinfo | None) -> tuple[Mod
         return ModelState.FAILING, _failing(standing, now)
     if climb is not None:
         return ModelState.STARTING, _starting(climb)
+    if standing.refused is not None:
+        return ModelState.FAILING, f"no machine: {standing.refused}; next request tries again"
     if standing.desired and standing.blocked is not None:
         return ModelState.STARTING, f"waiting for room: {standing.blocked}"
     if standing.desired:

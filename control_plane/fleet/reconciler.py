@@ -24,6 +24,8 @@ from infra.errors import NoCapacity, PlatformError, ReplicaFailed
 
 log = structlog.get_logger()
 
+_LONGEST_HISTORY = 64
+
 FailedListener = Callable[[RevisionName, PlatformError], None]
 NoRoomListener = Callable[[RevisionName], None]
 
@@ -32,8 +34,7 @@ NoRoomListener = Callable[[RevisionName], None]
 class Patience:
     """How long the reconciler puts up with what."""
 
-    drain_s: float = 30.0  # a draining replica finishes its requests
-    drain_margin_s: float = 5.0  # … and its node kills it and says so
+    drain_margin_s: float = 5.0  # after its deadline a node ends a draining replica and says so
     accept_s: float = 30.0  # a node that reports takes what it is given
     stall_s: float = 600.0  # a loading replica without any progress is given up
     node_wait_s: float = 15.0  # without any node, waiters are told that there is none
@@ -47,7 +48,8 @@ class Standing:
     desired: int
     reason: str
     crash: CrashLoop
-    blocked: str | None
+    blocked: str | None  # waits for room
+    refused: str | None  # there was none to be had, and its waiters were told
 
 
 class Reconciler:
@@ -55,7 +57,8 @@ class Reconciler:
 
     Growing: a free place on a node gets the replica within the call that wished for it; where
     there is none, machines are asked for and the plan waits in line for room.
-    Shrinking: READY replicas drain, the youngest first. A replica that loads is let load, even
+    Shrinking: READY replicas drain, the youngest first; they may take as long as a request may,
+    so none is cut off. A replica that loads is let load, even
     if it is then drained at once: what it was started for may only just have been served, and
     the next request would pay the climb again. Only `abandon_loading` (its revision is deleted,
     or superseded with nobody waiting) ends it.
@@ -131,10 +134,14 @@ class Reconciler:
         """Where a revision stands; one never heard of wants nothing."""
         plan = self._plans.get(revision)
         if plan is None:
-            return Standing(0, "", CrashLoop(), None)
+            return Standing(0, "", CrashLoop(), None, None)
         blocked = self._blocked.get(revision)
         return Standing(
-            plan.desired, plan.reason, plan.crash, None if blocked is None else blocked.reason
+            plan.desired,
+            plan.reason,
+            plan.crash,
+            None if blocked is None else blocked.reason,
+            plan.refused,
         )
 
     def forget(self, revision: RevisionName) -> None:
@@ -226,7 +233,7 @@ class Reconciler:
         for replica in ready[::-1][: max(0, surplus)]:
             self._fleet.drain(
                 replica.replica_id,
-                deadline_s=self._patience.drain_s,
+                deadline_s=plan.revision.spec.timeouts.execution,
                 now=self._clock.now(),
                 detail=plan.reason,
             )
@@ -251,6 +258,7 @@ class Reconciler:
     def _start(self, plan: "_Plan", node_id: NodeId) -> None:
         now = self._clock.now()
         replica_id = ReplicaId(f"{plan.revision.model}-{plan.revision.number}-{self._new_id()}")
+        plan.refused = None
         history, plan.legacy = plan.legacy, ()
         self._fleet.assign(
             Replica(
@@ -298,8 +306,9 @@ class Reconciler:
         waited_s = self._clock.now() - plan.wanted_at
         if not self._fleet.nodes() and waited_s < self._patience.node_wait_s:
             return None
+        plan.refused = f"{no_room.reason}; {refusal.error.detail}"
         return NoCapacity(
-            f"{no_room.reason}; {refusal.error.detail}",
+            plan.refused,
             revision=plan.name,
             retry_after_s=max(1.0, refusal.retry_at - self._clock.now()),
         )
@@ -317,7 +326,7 @@ class Reconciler:
         if after.is_over:
             self._account(plan, before, after)
             plan.wanted_at = after.since
-            plan.legacy = after.legacy() if before.is_loading else ()
+            plan.legacy = _legacy(before, after)
             self._converge(plan)
             self._retry_blocked()
         elif after.state is ReplicaState.READY and plan.crash.is_open:
@@ -413,6 +422,14 @@ class Reconciler:
         self._fleet.end(replica.replica_id, state, now=self._clock.now(), detail=detail)
 
 
+def _legacy(before: Replica, after: Replica) -> tuple[StageTiming, ...]:
+    """What of an ended replica's climb its successor's waiters may have waited for."""
+    if after.state is ReplicaState.STOPPED:
+        return ()
+    timings = after.legacy() if before.is_loading else after.timings()
+    return timings[-_LONGEST_HISTORY:]
+
+
 class _Plan:
     """What a revision should have and how that went so far; owned by the reconciler."""
 
@@ -420,6 +437,7 @@ class _Plan:
         self.revision = revision
         self.desired = 0
         self.reason = ""
+        self.refused: str | None = None
         self.abandon_loading = False
         self.is_converging = False
         self.is_stale = False

@@ -196,6 +196,22 @@ def test_the_timings_of_a_replaced_attempt_are_part_of_the_wait():
     run(main())
 
 
+def test_a_request_dispatched_to_a_replica_that_died_waited_for_both_climbs():
+    async def main() -> None:
+        async with World() as world:
+            await world.deploy(scaling={"standby": 2})
+            await asyncio.sleep(5)
+            world.capacity.next_scripts.append(Script(lives_s=0.01))
+            outcome = await world.request(seconds=1)
+            assert outcome.endpoint is not None and outcome.started_at is not None
+            timings = world.fleet.timings(outcome.endpoint.replica_id)
+            waited = outcome.started_at - outcome.arrived_at
+            assert waited == pytest.approx(2 * COLD_S + 0.01, abs=1e-6)
+            assert sum(it.seconds for it in timings) == pytest.approx(2 * COLD_S, abs=1e-6)
+
+    run(main())
+
+
 def test_a_ready_replica_that_dies_is_replaced_for_those_it_served():
     async def main() -> None:
         async with World() as world:
@@ -445,6 +461,11 @@ def test_a_replica_too_large_for_every_machine_is_a_typed_refusal_at_once():
             assert "64.0 GiB" in outcome.error.detail and "16.0 GiB" in outcome.error.detail
             again = await world.request()
             assert isinstance(again.error, NoCapacity)
+            await asyncio.sleep(1.1)  # the waiters were told, and left
+            explanation = world.explain()
+            assert explanation.state is ModelState.FAILING
+            assert explanation.reason.startswith("no machine: a replica needs 64.0 GiB")
+            assert explanation.desired_replicas == 0
 
     run(main())
 
@@ -515,10 +536,12 @@ def test_a_replica_that_hangs_while_loading_is_given_up_in_the_end():
 def test_a_drain_that_never_ends_is_ended_at_its_deadline():
     async def main() -> None:
         async with World(script=Script(drain_s=10_000)) as world:
-            await world.deploy(scaling={"grace": 1})
+            await world.deploy(scaling={"grace": 1}, timeouts={"execution": 40})
             await world.request()
             await world.until(lambda: world.alive() == [DRAINING])
-            await world.until(lambda: not world.alive(), seconds=37)
+            await asyncio.sleep(39)
+            assert world.alive() == [DRAINING]
+            await world.until(lambda: not world.alive(), seconds=8)
             await asyncio.sleep(1)
             assert world.machine().replicas() == ()
 
