@@ -22,6 +22,7 @@ from control_plane.cli.app import app
 from control_plane.composition import ControlPlane
 from control_plane.settings import Settings
 from infra import logs
+from infra.bounded_http import BoundedHttp
 from infra.errors import PlatformError
 
 log = structlog.get_logger()
@@ -71,7 +72,7 @@ async def _serve(settings: Settings) -> None:
                 uvicorn.Config(
                     create_app(plane.services()),
                     loop="none",
-                    http="httptools",
+                    http=BoundedHttp,
                     ws="none",
                     lifespan="off",
                     access_log=False,

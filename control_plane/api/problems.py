@@ -41,14 +41,6 @@ def event(error: PlatformError | ReplicaRefused) -> bytes:
     return b"event: error\ndata: %b\n\n" % _written(problem)
 
 
-def raw_response(error: PlatformError) -> bytes:
-    """A whole HTTP/1.1 response, for a connection that never made a request we could read."""
-    answer = response(error, path=None)
-    lines = [b"HTTP/1.1 %d %b" % (answer.status, error.status.phrase.encode())]
-    lines += [b"%b: %b" % header for header in answer.headers]
-    return b"\r\n".join([*lines, b"connection: close", b"", answer.body])
-
-
 def unexpected() -> PlatformError:
     """What a client learns of a defect of ours; the log has the rest."""
     return PlatformError("the platform failed at this request; its log says why")

@@ -11,8 +11,8 @@ import uvicorn
 from control_plane.activator.memory_client import Wire
 from control_plane.activator.replica_client import ReplicaRequest
 from control_plane.api import hot
-from control_plane.api.protocol import EdgeProtocol
 from control_plane.capacity.simulated import Climbing, MachineShape, Script
+from infra.bounded_http import BoundedHttp
 from infra.contracts.stage import Stage
 from tests.activator.world import streams
 from tests.api.world import CHAT, EdgeWorld
@@ -91,7 +91,7 @@ async def serving() -> AsyncIterator[Served]:
             uvicorn.Config(
                 edge.app,
                 port=0,
-                http=EdgeProtocol,
+                http=BoundedHttp,
                 ws="none",
                 lifespan="off",
                 access_log=False,

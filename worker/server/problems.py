@@ -1,7 +1,6 @@
 """Error bodies: the only maker of them here (RFC 9457, with OpenAI's error object inside)."""
 
 from collections.abc import Iterator
-from http import HTTPStatus
 from typing import Any
 
 import orjson
@@ -24,21 +23,6 @@ def body(error: PlatformError, *, path: str | None) -> bytes:
 def event(error: PlatformError) -> bytes:
     """The last event of a stream that failed after its head was sent."""
     return sse.named_event("error", {"error": error.problem().error.model_dump(mode="json")})
-
-
-def raw_response(error: PlatformError) -> bytes:
-    """A whole HTTP/1.1 response, for a connection that never made a request we could read."""
-    content = body(error, path=None)
-    return (
-        b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-        % (
-            error.status.value,
-            HTTPStatus(error.status).phrase.encode(),
-            CONTENT_TYPE,
-            len(content),
-            content,
-        )
-    )
 
 
 def unexpected() -> PlatformError:
