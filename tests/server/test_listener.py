@@ -11,9 +11,9 @@ import orjson
 import pytest
 import uvloop
 
+from infra import bounded_http
 from tests.server.support import chat_body, completion_body, engine_saying, listening, make_server
 from worker.engine.fake import FakeEngine, Script
-from worker.server import listener
 from worker.server.byte_tokenizer import ByteTokenizer
 
 pytestmark = pytest.mark.real
@@ -243,7 +243,7 @@ def test_chunked_bodies_and_expectations_are_understood() -> None:
 def test_a_client_that_takes_nothing_is_cut_off_and_holds_little(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(listener, "STALL_S", 0.2)
+    monkeypatch.setattr(bounded_http, "STALL_S", 0.2)
 
     async def story() -> None:
         engine = FakeEngine(Script(pieces=("x" * 10_000,) * 2000))
@@ -259,7 +259,7 @@ def test_a_client_that_takes_nothing_is_cut_off_and_holds_little(
 
 
 def test_a_request_that_never_comes_to_its_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "REQUEST_S", 0.1)
+    monkeypatch.setattr(bounded_http, "REQUEST_S", 0.1)
 
     async def story() -> None:
         server = make_server(engine_saying("a"))
