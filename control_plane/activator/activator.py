@@ -76,7 +76,8 @@ class Activator:
 
     async def _until_answered(self, exchange: Exchange) -> None:
         while True:
-            await self._permit(exchange)
+            if exchange.ticket.place is not Place.IN_FLIGHT:
+                await self._permit(exchange)
             try:
                 await self._attempt(exchange)
                 return
@@ -117,8 +118,6 @@ class Activator:
     async def _permit(self, exchange: Exchange) -> None:
         """Returns when the request may go to a replica; a stream is kept company meanwhile."""
         ticket = exchange.ticket
-        if ticket.place is Place.IN_FLIGHT:
-            return
         assert ticket.granted is not None
         if exchange.call.is_streaming:
             await self._keep_company(exchange, ticket.granted)

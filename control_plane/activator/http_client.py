@@ -122,6 +122,8 @@ class _Peer:
 class _HttpResponse:
     """The answer on one connection; gives the connection back when it is closed."""
 
+    __slots__ = ("_connection", "_is_closed", "_peer", "headers", "status")
+
     def __init__(self, connection: Connection, peer: _Peer) -> None:
         self._connection = connection
         self._peer = peer

@@ -34,6 +34,7 @@ class Line:
         self._wake = wake
         self._meter = DemandMeter()
         self._slots: dict[ReplicaId, Slot] = {}
+        self._usable: list[Slot] = []  # of the slots, those that may be given requests
         self._queue = TicketQueue()
         self._waiting_bytes = 0
         self._mean_hold_s = 1.0
@@ -64,7 +65,7 @@ class Line:
         return 0 if slot is None else slot.in_flight
 
     def backlog(self) -> Backlog:
-        permits = sum(slot.max_concurrency for slot in self._slots.values() if slot.is_usable)
+        permits = sum(slot.max_concurrency for slot in self._usable)
         return Backlog(
             self.revision.name, len(self._queue), self._waiting_bytes, permits, self._mean_hold_s
         )
@@ -110,7 +111,8 @@ class Line:
             case Place.IN_FLIGHT:
                 self._take_back(ticket, now)
                 self._end(ticket, was_in_flight=True, now=now)
-                self._settle(now)
+                if self._queue:
+                    self._settle(now)
             case Place.OUTSIDE:
                 pass
             case Place.OVER:
@@ -155,17 +157,23 @@ class Line:
         for replica_id, endpoint in open_slots.items():
             if replica_id not in self._slots:
                 self._slots[replica_id] = Slot(endpoint)
+        self._index_usable()
         self._settle(self._clock.now())
 
     def _suspect(self, slot: Slot) -> None:
         if slot.is_suspect:
             return
         slot.is_suspect = True
+        self._index_usable()
         asyncio.get_running_loop().call_later(SUSPICION_S, self._trust, slot)
 
     def _trust(self, slot: Slot) -> None:
         slot.is_suspect = False
+        self._index_usable()
         self._settle(self._clock.now())
+
+    def _index_usable(self) -> None:
+        self._usable = [slot for slot in self._slots.values() if slot.is_usable]
 
     # -- bookkeeping ---------------------------------------------------------------------------
 
@@ -177,12 +185,13 @@ class Line:
         assert self._meter.in_flight == held
         for slot in self._slots.values():
             assert 0 <= slot.in_flight <= slot.max_concurrency
-        assert self._is_cold == (not any(slot.is_usable for slot in self._slots.values()))
+        assert self._usable == [slot for slot in self._slots.values() if slot.is_usable]
+        assert self._is_cold == (not self._usable)
         assert not self._queue or self._free_slot() is None, "nobody waits beside a free permit"
         assert (self._timer is None) == (not self._queue)
 
     def _free_slot(self) -> Slot | None:
-        return choose(slot for slot in self._slots.values() if slot.is_usable)
+        return choose(self._usable)
 
     def _grant(self, ticket: Ticket, slot: Slot, now: float) -> None:
         slot.in_flight += 1
@@ -239,7 +248,7 @@ class Line:
         """Gives away what is free, in order; notices when the line turns cold or warm."""
         self._tick(now)
         was_cold = self._is_cold
-        self._is_cold = not any(slot.is_usable for slot in self._slots.values())
+        self._is_cold = not self._usable
         while self._queue and (slot := self._free_slot()) is not None:
             ticket = self._queue.pop()
             self._stop_waiting(ticket, now)

@@ -116,14 +116,15 @@ class Relay:
     ) -> None:
         client = exchange.client
         begun, rest = await _beginning(response)
+        theirs = dict(response.headers)
         timing = None
         if response.status == 200:
-            decode_s = decode_seconds(_field(response, b"server-timing"))
+            decode_s = decode_seconds(theirs.get(b"server-timing", b""))
             first_token_at = max(dispatched_at, self._clock.now() - decode_s)
             timing = self._first_token(exchange, revision, dispatched_at, first_token_at)
         headers = _headers(exchange, revision, response, timing)
-        length = _field(response, _LENGTH) if rest else b"%d" % len(begun)
-        if length:
+        length = theirs.get(_LENGTH) if rest else b"%d" % len(begun)
+        if length is not None:
             headers.append((_LENGTH, length))
         await client.start(response.status, headers)
         await _recorded(exchange)
@@ -206,7 +207,3 @@ def _lost(exchange: Exchange, gone: ReplicaGone) -> ReplicaLost:
         hint="send the request again",
         replica_id=replica_id,
     )
-
-
-def _field(response: ReplicaResponse, name: bytes) -> bytes:
-    return next((value for key, value in response.headers if key == name), b"")

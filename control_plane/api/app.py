@@ -7,12 +7,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from control_plane.api import problems
-from control_plane.api.asgi_client import AsgiDownstream, Message, Receive, Send
+from control_plane.api.asgi_client import AsgiDownstream, Message, Receive, Scope, Send
 from control_plane.api.auth import KeyRing
 from control_plane.api.documentation import document
 from control_plane.api.gauges import register_gauges, requests_counter
 from control_plane.api.generation import invalid
-from control_plane.api.hot import CLIENT_LEFT, HotPath, Scope, target_of
+from control_plane.api.hot import CLIENT_LEFT, HotPath, target_of
 from control_plane.api.intake import ClientGone
 from control_plane.api.models import models_router
 from control_plane.api.nodes import nodes_router

@@ -6,7 +6,9 @@ from types import TracebackType
 from typing import Any
 
 from control_plane.activator.call import Header
+from infra.bounded_http import DEPARTURE, Departure
 
+Scope = dict[str, Any]
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
@@ -43,41 +45,67 @@ class AsgiDownstream:
 class WhileConnected:
     """Cancels the block when the client leaves; the block then ends without an error.
 
-    `has_left` tells afterwards. The request's body must have been read: what `receive` gives next
-    is the news that the client is gone.
+    `has_left` tells afterwards. The request's body must have been read.
     """
 
-    __slots__ = ("_client", "_receive", "_task", "_watcher", "has_left")
+    __slots__ = ("_client", "_departure", "_task", "has_left")
 
-    def __init__(self, receive: Receive, client: AsgiDownstream) -> None:
-        self._receive = receive
+    def __init__(self, departure: "Departure | Watch", client: AsgiDownstream) -> None:
+        self._departure = departure
         self._client = client
         self._task: asyncio.Task[Any] | None = None
-        self._watcher: asyncio.Task[None] | None = None
         self.has_left = False
 
-    async def __aenter__(self) -> "WhileConnected":
+    def __enter__(self) -> "WhileConnected":
         self._task = asyncio.current_task()
-        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        self._departure.listen(self._leave)
         return self
 
-    async def __aexit__(
+    def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        assert self._watcher is not None and self._task is not None
-        self._watcher.cancel()
+        self._departure.ignore()
         if not self.has_left:
             return False
+        assert self._task is not None
         is_ours = self._task.uncancel() == 0
         return is_ours and (kind is None or issubclass(kind, asyncio.CancelledError))
 
-    async def _watch(self) -> None:
+    def _leave(self) -> None:
+        assert self._task is not None
+        if not self._client.is_finished and not self.has_left:
+            self.has_left = True
+            self._task.cancel()
+
+
+class Watch:
+    """A Departure under any ASGI server: waits for what `receive` gives after the body."""
+
+    __slots__ = ("_receive", "_watcher")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._watcher: asyncio.Task[None] | None = None
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """See Departure.listen."""
+        self._watcher = asyncio.get_running_loop().create_task(self._watch(listener))
+
+    def ignore(self) -> None:
+        """See Departure.ignore."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    async def _watch(self, listener: Callable[[], None]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if not self._client.is_finished:
-            self.has_left = True
-            assert self._task is not None
-            self._task.cancel()
+        listener()
+
+
+def departure_of(scope: Scope, receive: Receive) -> Departure | Watch:
+    """How this request's server tells that its client has left."""
+    departure = scope.get("extensions", {}).get(DEPARTURE)
+    return departure if isinstance(departure, Departure) else Watch(receive)

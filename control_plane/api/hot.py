@@ -11,7 +11,14 @@ import structlog
 from control_plane.activator.activator import Activator
 from control_plane.activator.call import Call, ReplicaRefused
 from control_plane.api import problems
-from control_plane.api.asgi_client import AsgiDownstream, Receive, Send, WhileConnected
+from control_plane.api.asgi_client import (
+    AsgiDownstream,
+    Receive,
+    Scope,
+    Send,
+    WhileConnected,
+    departure_of,
+)
 from control_plane.api.auth import KeyRing
 from control_plane.api.generation import (
     model_not_found,
@@ -39,8 +46,6 @@ log = structlog.get_logger()
 CLIENT_LEFT = 499
 LINGER_S = 2.0
 _INVOKE_PREFIX, _INVOKE_SUFFIX = "/v1/models/", "/invoke"
-
-Scope = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +147,8 @@ class HotPath:
             wants_progress=request.headers.get(b"firstlight-progress", b"").lower() == b"true",
             arrived_at=request.arrived_at,
         )
-        connected = WhileConnected(request.receive, request.client)
-        async with connected:
+        departure = departure_of(request.scope, request.receive)
+        with WhileConnected(departure, request.client) as connected:
             await self._activator.serve(call, revision, request.client)
         if connected.has_left:
             raise ClientGone
