@@ -49,7 +49,7 @@ def _draw_rows(
     for row, draw in enumerate(draws):
         place = _place_in_candidates(values[row], draw)
         if place is None:
-            drawn.append(_draw_exactly(probabilities[row], draw))
+            drawn.append(_draw_exactly(probabilities[row], likeliest.indices[row], draw))
         else:
             drawn.append(token_ids[row][place])
     return drawn
@@ -64,10 +64,16 @@ def _place_in_candidates(values: list[float], draw: Draw) -> int | None:
     return place if place < len(sums) else None
 
 
-def _draw_exactly(probabilities: torch.Tensor, draw: Draw) -> int:
-    values, token_ids = probabilities.sort(descending=True, stable=True)
-    place = _place(list(accumulate(values.tolist())), draw)
-    return int(token_ids[place])
+def _draw_exactly(probabilities: torch.Tensor, candidates: torch.Tensor, draw: Draw) -> int:
+    """From all tokens: the candidates in their order, then the others in theirs.
+
+    Sorting all at once could put equal ones in another order than the candidates have.
+    """
+    others = probabilities.index_fill(0, candidates, -1.0).sort(descending=True, stable=True)
+    count = len(probabilities) - len(candidates)
+    values = torch.cat((probabilities[candidates], others.values[:count])).tolist()
+    place = _place(list(accumulate(values)), draw)
+    return int(torch.cat((candidates, others.indices[:count]))[place])
 
 
 def _place(sums: list[float], draw: Draw) -> int:
@@ -78,7 +84,7 @@ def _place(sums: list[float], draw: Draw) -> int:
 
 def _with_logprobs(logits: torch.Tensor, token_id: int, count: int) -> Choice:
     logprobs = torch.log_softmax(logits.float(), -1)
-    likeliest = logprobs.topk(count)
+    likeliest = logprobs.topk(min(count, len(logprobs)))
     return Choice(
         token_id,
         logprob=float(logprobs[token_id]),
