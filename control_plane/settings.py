@@ -1,5 +1,7 @@
 """What the environment may say to the control plane; nothing else reads it."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -47,3 +49,8 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field(
         default="console", description="How events are written to standard error."
     )
+
+
+def inherited_environment() -> Mapping[str, str]:
+    """What this process was started with, for the programs it starts."""
+    return os.environ  # noqa: TID251 - settings may

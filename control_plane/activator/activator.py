@@ -50,6 +50,8 @@ class Activator:
         self._meters = meters
         self._arrivals = count()
         self._is_stopping = False
+        self._running: set[asyncio.Timeout] = set()
+        self._nobody_runs = asyncio.Event()
         fleet.subscribe(self._replica_changed)
 
     async def serve(self, call: Call, revision: Revision, client: Downstream) -> None:
@@ -69,10 +71,19 @@ class Activator:
         finally:
             self._lines.leave(ticket)
 
-    def stop(self) -> None:
-        """Takes nothing new and sends away who waits; who is in flight may finish."""
+    async def drain(self, *, within_s: float) -> None:
+        """Takes nothing new and sends away who waits; returns when nobody is in flight.
+
+        Who still is after `within_s` is told that the platform stops.
+        """
         self._is_stopping = True
         self._lines.dismiss(_shutting_down())
+        deadline = asyncio.get_running_loop().time() + within_s
+        for limit in self._running:
+            limit.reschedule(min(limit.when() or deadline, deadline))
+        if self._running:
+            self._nobody_runs.clear()
+            await self._nobody_runs.wait()
 
     async def _until_answered(self, exchange: Exchange) -> None:
         while True:
@@ -85,20 +96,29 @@ class Activator:
                 self._try_again(exchange, gone)
 
     async def _attempt(self, exchange: Exchange) -> None:
+        if self._is_stopping:
+            raise _shutting_down()
         revision = self._lines.revision_of(exchange.ticket)
         limit_s = revision.spec.timeouts.execution
         limit = asyncio.timeout(limit_s - exchange.executed_s())
+        self._running.add(limit)
         try:
             async with limit:
                 await self._relay.attempt(exchange, revision)
         except TimeoutError:
             if not limit.expired():
                 raise
+            if self._is_stopping:
+                raise _shutting_down() from None
             raise ExecutionTimeout(
                 f"the replica did not finish within {limit_s:g} s",
                 hint="lower max_tokens, or raise timeouts.execution",
                 limit_s=limit_s,
             ) from None
+        finally:
+            self._running.discard(limit)
+            if not self._running:
+                self._nobody_runs.set()
 
     def _try_again(self, exchange: Exchange, gone: ReplicaGone) -> None:
         ticket = exchange.ticket

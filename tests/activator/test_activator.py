@@ -587,17 +587,42 @@ async def test_a_failure_beside_a_ready_replica_fails_nobody(world: World) -> No
 
 
 @scenario
-async def test_stopping_sends_the_held_away_and_lets_the_running_finish(world: World) -> None:
+async def test_draining_sends_the_held_away_and_lets_the_running_finish(world: World) -> None:
     revision = await world.deploy(spec(limits=Limits(max_concurrency=1)))
     world.ready(revision, says("x", seconds=1))
     running, held = (world.start(world.call(n), revision) for n in range(2))
     await world.settled()
 
-    world.activator.stop()
+    await world.activator.drain(within_s=10)
 
+    assert running.client.is_finished
     assert isinstance(await held.refused(), ShuttingDown)
     assert isinstance(await world.start(world.call(3), revision).refused(), ShuttingDown)
     await running.result()
+
+
+@scenario
+async def test_who_still_runs_when_the_drain_is_over_is_told(world: World) -> None:
+    revision = await world.deploy()
+    world.ready(revision, streams(1000))
+    running = world.start(world.call(stream=True), revision)
+    await world.settled()
+    began_at = world.clock.now()
+
+    await world.activator.drain(within_s=3)
+
+    assert world.clock.now() - began_at == pytest.approx(3)
+    assert isinstance(await running.refused(), ShuttingDown)
+    assert running.client.has_started
+
+
+@scenario
+async def test_draining_nothing_takes_no_time(world: World) -> None:
+    began_at = world.clock.now()
+
+    await world.activator.drain(within_s=3)
+
+    assert world.clock.now() == began_at
 
 
 # -- deployments -----------------------------------------------------------------------------------

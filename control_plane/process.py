@@ -1,0 +1,94 @@
+"""The platform's process: from the bound socket to the last drained request."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from control_plane.api.app import create_app
+from control_plane.composition import ControlPlane
+from control_plane.settings import Settings, inherited_environment
+from infra.bounded_http import BoundedHttp
+
+log = structlog.get_logger()
+
+_BACKLOG = 4096
+_LAST_WORDS_S = 2  # for what was written to be read by slow clients
+
+
+async def serve(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT, then lets running requests finish.
+
+    Raises OSError where the address cannot be had, and what the composition raises.
+    """
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    with _listen(settings.host, settings.port) as listener:
+        url = _url(settings.host, listener)
+        async with ControlPlane(settings, url=url, environment=inherited_environment()) as plane:
+            server = _Server(
+                uvicorn.Config(
+                    create_app(plane.services()),
+                    loop="none",
+                    http=BoundedHttp,
+                    ws="none",
+                    lifespan="off",
+                    access_log=False,
+                    log_config=None,
+                    server_header=False,
+                    timeout_graceful_shutdown=_LAST_WORDS_S,
+                )
+            )
+            await plane.start()  # what dials meanwhile waits in the listener's backlog
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(server.serve(sockets=[listener]))
+                with _announced(settings.state_dir, url):
+                    log.info("platform.ready", url=url, docs=f"{url}/docs")
+                    await stopping.wait()
+                log.info("platform.stopping", drain_s=settings.drain_s)
+                await plane.activator.drain(within_s=settings.drain_s)
+                server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its signal handlers: ours know that requests may be held."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    """Binds before anything is started, so that a used port costs nothing; raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=_BACKLOG) as listener:
+        yield listener
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    """How programs on this machine reach the listener."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    named = f"[{reachable}]" if ":" in reachable else reachable
+    return f"http://{named}:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def _announced(state_dir: Path, url: str) -> Iterator[None]:
+    """Leaves `endpoint.json` in the state folder for as long as the platform serves."""
+    announcement = state_dir / "endpoint.json"
+    fresh = announcement.with_suffix(".new")
+    fresh.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+    fresh.replace(announcement)
+    try:
+        yield
+    finally:
+        announcement.unlink(missing_ok=True)
