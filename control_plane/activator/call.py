@@ -1,8 +1,7 @@
 """One accepted request, the client that made it, and the answers that are not errors of ours."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from infra.contracts.base import RequestId
 from infra.contracts.problem import Problem
@@ -10,8 +9,7 @@ from infra.contracts.problem import Problem
 Header = tuple[bytes, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A valid request; `path` and `body` are what a replica gets to see of it.
 
     `arrived_at` is unix seconds; `wants_progress` asks a held stream to begin at once.

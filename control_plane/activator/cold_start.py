@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from control_plane.activator.call import Call
 from control_plane.fleet.replica import Endpoint
@@ -14,8 +14,7 @@ from infra.contracts.stage import ColdStartReport, Stage, StageTiming
 _DECODE = re.compile(rb"(?:^|[,\s])decode\s*;\s*dur\s*=\s*([0-9]{1,12}(?:\.[0-9]{0,12})?)")
 
 
-@dataclass(frozen=True, slots=True)
-class Try:
+class Try(NamedTuple):
     """One time the request was at a replica, in unix seconds."""
 
     endpoint: Endpoint

@@ -142,9 +142,11 @@ class Lines:
 
     def _drop_if_done(self, line: Line) -> None:
         """A line whose revision is no longer current goes with its last request."""
+        if not line.is_empty:
+            return
         name, model = line.revision.name, line.revision.model
         current = self._deployments.get(model)
-        if not line.is_empty or (current is not None and current.name == name):
+        if current is not None and current.name == name:
             return
         self._bulletins.pop(name, None)
         if self._lines.pop(name, None) is None:

@@ -104,7 +104,8 @@ class Relay:
                 data = await response.read()
         except ReplicaGone as gone:
             raise _lost(exchange, gone) from gone
-        await _recorded(exchange)
+        if exchange.recording is not None:
+            await _recorded(exchange.recording)
         await client.finish(half)
 
     async def _whole(
@@ -127,7 +128,8 @@ class Relay:
         if length is not None:
             headers.append((_LENGTH, length))
         await client.start(response.status, headers)
-        await _recorded(exchange)
+        if exchange.recording is not None:
+            await _recorded(exchange.recording)
         if rest:
             begun = await self._rest(exchange, response, begun)
         await client.finish(begun)
@@ -183,9 +185,8 @@ async def _beginning(response: ReplicaResponse) -> tuple[bytes, bool]:
     return (parts[0] if len(parts) == 1 else b"".join(parts)), False
 
 
-async def _recorded(exchange: Exchange) -> None:
-    if exchange.recording is not None:
-        await asyncio.wait((exchange.recording,), timeout=_RECORDING_S)
+async def _recorded(recording: asyncio.Task[None]) -> None:
+    await asyncio.wait((recording,), timeout=_RECORDING_S)
 
 
 async def _everything(response: ReplicaResponse) -> bytes:

@@ -1,7 +1,6 @@
 """The port through which a request reaches a replica."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from control_plane.fleet.replica import Endpoint
 from infra.contracts.base import ReplicaId, RequestId
@@ -13,8 +12,7 @@ class ReplicaGone(Exception):
     """The replica cannot be reached, or its connection broke before the answer was whole."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaRequest:
+class ReplicaRequest(NamedTuple):
     """What is sent: a JSON body to POST to a path of the replica."""
 
     request_id: RequestId

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, field
-from secrets import token_hex
+import os
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -107,7 +107,8 @@ class HotPath:
             most_bytes=self._most_body_bytes,
         )
         client = AsgiDownstream(send)
-        request = _Request(target, scope, headers, receive, body, client, arrived_at)
+        request_id = RequestId(f"req_{os.urandom(12).hex()}")
+        request = _Request(target, scope, headers, receive, body, client, arrived_at, request_id)
         try:
             await self._answer(request)
         except ClientGone:
@@ -202,7 +203,7 @@ class _Request:
     body: IncomingBody
     client: AsgiDownstream
     arrived_at: float
-    request_id: RequestId = field(default_factory=lambda: RequestId("req_" + token_hex(12)))
+    request_id: RequestId
     model: str = ""
     is_streaming: bool = False
     outcome: int = 0
