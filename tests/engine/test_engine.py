@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
@@ -43,7 +44,7 @@ def prompts(count: int, *, longest: int = 60, seed: int = 1) -> list[list[int]]:
 )
 @pytest.mark.parametrize("every", [0, 3])
 def test_greedy_output_is_that_of_a_plain_loop_whatever_else_runs(
-    tiny: CausalModel, settings: dict[str, int], every: int
+    tiny: CausalModel, settings: dict[str, Any], every: int
 ) -> None:
     asked = [request(f"r{index}", prompt, 12) for index, prompt in enumerate(prompts(6))]
     expected = [greedy_alone(tiny, each.prompt_token_ids, 12) for each in asked]

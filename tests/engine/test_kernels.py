@@ -1,0 +1,263 @@
+"""The kernels give a token the same bits in any company, and about what a textbook gives."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - everybody's name for it
+
+from infra.errors import DependencyMissing
+from worker.kernels.factory import choose_kernels
+from worker.kernels.port import Angles, CacheShape, Span
+from worker.kernels.torch_kernels import TorchKernels, TorchKVCache
+from worker.layers.rotary import Rotary
+from worker.models.config import LinearScaling, Llama3Scaling, Rope
+from worker.models.llama import rotary_frequencies
+
+KERNELS = TorchKernels(torch.device("cpu"))
+BLOCK = 16
+FORMATS = [torch.bfloat16, torch.float32]
+SHAPES = [(3, 3, 64), (1, 4, 16), (4, 1, 64), (2, 4, 128), (2, 2, 8)]  # kv_heads, group, head_dim
+
+
+@pytest.fixture(autouse=True, params=[1, pytest.param(2, marks=pytest.mark.real)])
+def threads(request: pytest.FixtureRequest) -> None:
+    torch.set_num_threads(request.param)
+
+
+def random_rows(rows: int, columns: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, columns, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize(("outputs", "inputs"), [(576, 576), (192, 576), (576, 1536), (16, 32)])
+def test_a_linear_layer_gives_a_row_the_same_bits_among_any_number(
+    dtype: torch.dtype, outputs: int, inputs: int
+) -> None:
+    weight = random_rows(outputs, inputs, dtype, seed=1) * 0.05
+    bias = random_rows(1, outputs, dtype, seed=2)[0]
+    x = random_rows(320, inputs, dtype)
+    whole = KERNELS.linear(x, weight, bias)
+    for rows in [*range(1, 20), 31, 32, 33, 48, 63, 64, 65, 127, 128, 200, 256, 257]:
+        assert torch.equal(KERNELS.linear(x[:rows], weight, bias), whole[:rows]), rows
+        assert torch.equal(KERNELS.linear(x[-rows:], weight, bias), whole[-rows:]), rows
+    torch.testing.assert_close(
+        whole, F.linear(x.double(), weight.double(), bias.double()).to(dtype)
+    )
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("inner", [1536, 96, 40])
+def test_gates_and_norms_give_a_row_the_same_bits_among_any_number(
+    dtype: torch.dtype, inner: int
+) -> None:
+    gate, up = random_rows(300, inner, dtype) * 3, random_rows(300, inner, dtype, seed=1)
+    weight = random_rows(1, inner, dtype, seed=2)[0]
+    gated = KERNELS.silu_mul(gate.clone(), up)
+    normed = KERNELS.rms_norm(gate, weight, 1e-5)
+    for rows in (1, 2, 3, 7, 16, 22, 65, 150, 299):
+        for part in (slice(0, rows), slice(300 - rows, 300)):
+            assert torch.equal(KERNELS.silu_mul(gate[part].clone(), up[part]), gated[part]), rows
+            assert torch.equal(KERNELS.rms_norm(gate[part], weight, 1e-5), normed[part]), rows
+    exact = gate.double()
+    scale = (exact.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    torch.testing.assert_close(normed, (exact * scale * weight.double()).to(dtype))
+    torch.testing.assert_close(
+        gated, (exact * exact.sigmoid() * up.double()).to(dtype), rtol=2e-2, atol=1e-3
+    )
+
+
+def test_every_bfloat16_has_the_same_silu_alone_and_among_others() -> None:
+    numbers = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    numbers = numbers[numbers.isfinite()]
+    ones = torch.ones(1, 1, dtype=torch.bfloat16)
+    together = KERNELS.silu_mul(numbers[None].clone(), ones)
+    shifted = KERNELS.silu_mul(torch.cat((ones, numbers[None, :-1]), 1), ones)
+    assert torch.equal(together[:, :-1], shifted[:, 1:])
+    for index in range(0, len(numbers), 97):
+        alone = KERNELS.silu_mul(numbers[None, index : index + 1].clone(), ones)
+        assert torch.equal(alone[0], together[0, index : index + 1])
+
+
+class Attended:
+    """One sequence's queries, keys and values, to be computed in any pieces."""
+
+    def __init__(
+        self, shape: tuple[int, int, int], dtype: torch.dtype, tokens: int, *, seed: int = 0
+    ) -> None:
+        self.kv_heads, self.group, self.head_dim = shape
+        self.dtype = dtype
+        heads = self.kv_heads * self.group
+        self.query = random_rows(tokens, heads * self.head_dim, dtype, seed * 3)
+        self.key = random_rows(tokens, self.kv_heads * self.head_dim, dtype, seed * 3 + 1)
+        self.value = random_rows(tokens, self.kv_heads * self.head_dim, dtype, seed * 3 + 2)
+        self.rotary = Rotary(rotary_frequencies(Rope(1e4, None), self.head_dim))
+
+    def cache(self, blocks: int = 192) -> TorchKVCache:
+        return KERNELS.allocate_cache(
+            CacheShape(
+                num_layers=1,
+                num_heads=self.kv_heads * self.group,
+                num_kv_heads=self.kv_heads,
+                head_dim=self.head_dim,
+                num_blocks=blocks,
+                block_size=BLOCK,
+                dtype=self.dtype,
+            )
+        )
+
+    def attend(
+        self, cache: TorchKVCache, first: int, count: int, table: Sequence[int]
+    ) -> torch.Tensor:
+        return attend_together(cache, [(self, first, count, table)])
+
+    def textbook(self) -> torch.Tensor:
+        """Dense attention in float64."""
+        tokens, heads = len(self.query), self.kv_heads * self.group
+        angles = self.rotary.at(torch.arange(tokens), end=tokens)
+
+        def rotated(x: torch.Tensor, count: int) -> torch.Tensor:
+            x = x.view(tokens, count, self.head_dim).double()
+            swapped = torch.cat(x.chunk(2, -1)[::-1], -1)
+            return (x * angles.cos + swapped * angles.sin).to(self.dtype).double().transpose(0, 1)
+
+        query, key = rotated(self.query, heads), rotated(self.key, self.kv_heads)
+        value = self.value.view(tokens, self.kv_heads, -1).double().transpose(0, 1)
+        key, value = (each.repeat_interleave(self.group, 0) for each in (key, value))
+        scores = query @ key.transpose(1, 2) / self.head_dim**0.5
+        scores += torch.full((tokens, tokens), -torch.inf).triu(1)
+        attended: torch.Tensor = scores.softmax(-1) @ value
+        return attended.transpose(0, 1).flatten(1).to(self.dtype)
+
+
+def attend_together(
+    cache: TorchKVCache, pieces: Sequence[tuple[Attended, int, int, Sequence[int]]]
+) -> torch.Tensor:
+    step = cache.lay_out([Span(first, count, table) for _, first, count, table in pieces])
+    rows = [(each, slice(first, first + count)) for each, first, count, _ in pieces]
+    angles: Angles = pieces[0][0].rotary.at(step.positions, end=4096)
+    return step.attend(
+        0,
+        torch.cat([each.query[part] for each, part in rows]),
+        torch.cat([each.key[part] for each, part in rows]),
+        torch.cat([each.value[part] for each, part in rows]),
+        angles,
+    )
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention_gives_a_token_the_same_bits_in_whichever_chunk(
+    shape: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    tokens = 1300
+    sequence = Attended(shape, dtype, tokens)
+    table = range(tokens // BLOCK + 1)
+    cache = sequence.cache()
+    whole = sequence.attend(cache, 0, tokens, table)
+    kept = [layer.clone() for layer in cache.layers]
+
+    chance = random.Random(0)
+    counts = [1, 1, 1, 2, 3, 5, 11, 16, 17, 31, 32, 33, 43, 64, 65, 100, 128, 192, 256, 300]
+    for _ in range(60):
+        count = chance.choice(counts)
+        first = chance.randrange(tokens - count)
+        again = sequence.attend(cache, first, count, table)
+        assert torch.equal(again, whole[first : first + count]), (first, count)
+    for first in range(0, tokens, 29):
+        assert torch.equal(sequence.attend(cache, first, 1, table)[0], whole[first]), first
+    assert all(torch.equal(*each) for each in zip(cache.layers, kept, strict=True))
+
+    tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-5
+    torch.testing.assert_close(whole, sequence.textbook(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_attention_gives_the_same_bits_over_scattered_blocks_and_beside_others(
+    dtype: torch.dtype,
+) -> None:
+    sequences = [Attended((3, 3, 64), dtype, 400, seed=seed) for seed in range(3)]
+    alone = [each.attend(each.cache(), 0, 400, range(25)) for each in sequences]
+
+    chance = random.Random(1)
+    blocks = list(range(192))
+    chance.shuffle(blocks)
+    tables = [blocks[:25], blocks[25:50], list(range(100, 125))]
+    if set(tables[2]) & {*blocks[:50]}:
+        tables[2] = blocks[50:75]
+    cache = sequences[0].cache()
+    _fill_with_garbage(cache)
+    done = [0, 0, 0]
+    while min(done) < 400:
+        pieces = []
+        for index in chance.sample(range(3), 3):
+            count = min(chance.choice([1, 7, 60]), 400 - done[index])
+            if count:
+                pieces.append((index, done[index], count))
+                done[index] += count
+        got = attend_together(
+            cache, [(sequences[i], first, count, tables[i]) for i, first, count in pieces]
+        )
+        begin = 0
+        for i, first, count in pieces:
+            assert torch.equal(got[begin : begin + count], alone[i][first : first + count])
+            begin += count
+
+
+def _fill_with_garbage(cache: TorchKVCache) -> None:
+    for layer in cache.layers:
+        layer.copy_(torch.randn(layer.shape) * 100)
+
+
+def test_what_is_not_finite_stays_with_its_own_sequence() -> None:
+    healthy, sick = (
+        Attended((3, 3, 64), torch.bfloat16, 60),
+        Attended((3, 3, 64), torch.bfloat16, 60),
+    )
+    sick.key[3], sick.value[5], sick.value[6] = float("nan"), float("inf"), -float("inf")
+    alone = healthy.attend(healthy.cache(), 0, 60, range(4))
+
+    cache = healthy.cache()
+    sick.attend(cache, 0, 60, range(4, 8))
+    sick.attend(cache, 0, 60, [0, 1, 2, 3])
+    assert torch.equal(healthy.attend(cache, 0, 60, range(4)), alone)
+
+
+def test_the_last_block_of_the_cache_is_as_good_as_any() -> None:
+    for dtype in FORMATS:
+        sequence = Attended((3, 3, 64), dtype, 16)
+        expected = sequence.attend(sequence.cache(), 0, 16, [0])
+        assert torch.equal(sequence.attend(sequence.cache(8), 0, 16, [7]), expected)
+
+
+def test_angles_are_the_same_however_far_the_table_has_grown() -> None:
+    frequencies = rotary_frequencies(Rope(1e5, None), 64)
+    positions = torch.tensor([0, 5, 1023])
+    early, late = Rotary(frequencies), Rotary(frequencies)
+    late.at(torch.tensor([5000]), end=5001)
+    for first, second in zip(
+        (early.at(positions, end=1024).cos, early.at(positions, end=1024).sin),
+        (late.at(positions, end=1024).cos, late.at(positions, end=1024).sin),
+        strict=True,
+    ):
+        assert torch.equal(first, second)
+    far = late.at(torch.tensor([5000]), end=5001)
+    torch.testing.assert_close(far.cos[0, 0, :32], (5000 * frequencies).cos())
+
+
+def test_scaled_frequencies() -> None:
+    plain = rotary_frequencies(Rope(1e4, None), 8)
+    torch.testing.assert_close(plain, torch.tensor([1.0, 0.1, 0.01, 0.001]))
+    torch.testing.assert_close(rotary_frequencies(Rope(1e4, LinearScaling(4.0)), 8), plain / 4)
+    stretched = rotary_frequencies(Rope(1e4, Llama3Scaling(8.0, 1.0, 4.0, 1024)), 8)
+    assert stretched[0] == plain[0] and stretched[3] == plain[3] / 8
+    assert plain[2] / 8 < stretched[2] < plain[2]
+
+
+def test_a_gpu_that_is_not_there_is_said_to_be_missing() -> None:
+    assert choose_kernels(gpus=0).device.type == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises(DependencyMissing):
+            choose_kernels(gpus=1)
