@@ -111,6 +111,8 @@ class Gateway:
                     return outcome
                 meter.retry(now=self._world.now())
                 is_in_flight = False
+                if self._world.deployments.get(revision.model) is None:
+                    raise ModelNotFound("deleted while it was served")
         except PlatformError as error:
             outcome.error = error
             return outcome
