@@ -56,8 +56,7 @@ class ControlPlane:
             self._wire()
             stack.push_async_callback(self.tasks.close)
             stack.callback(self.reconciler.close)
-            if isinstance(self.capacity, LocalCapacity):
-                stack.push_async_callback(self.capacity.close)
+            stack.push_async_callback(self.retire)
             self._stack = stack.pop_all()
         return self
 
@@ -77,6 +76,12 @@ class ControlPlane:
             self.tasks.start(loop, name=name)
         if isinstance(self.capacity, LocalCapacity):
             await self.capacity.launch(LOCAL)
+
+    async def retire(self) -> None:
+        """Ends this machine's node, and lets the agents of others go."""
+        if isinstance(self.capacity, LocalCapacity):
+            await self.capacity.close()
+        self.sessions.close()
 
     def services(self) -> Services:
         """What the HTTP edge stands on."""

@@ -55,6 +55,7 @@ async def serve(settings: Settings) -> None:
                     await stopping.wait()
                 log.info("platform.stopping", drain_s=settings.drain_s)
                 await plane.activator.drain(within_s=settings.drain_s)
+                await plane.retire()
                 server.should_exit = True
 
 

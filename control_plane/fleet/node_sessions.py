@@ -126,6 +126,11 @@ class NodeSessions:
             )
         return expired
 
+    def close(self) -> None:
+        """Answers every poll now, so that nobody's connection outlives us."""
+        for node_id in tuple(self._polls):
+            self._wake_polls(node_id)
+
     def lose(self, node_id: NodeId, detail: str) -> None:
         """A machine is known to be gone: nobody waits for its lease. May be repeated."""
         self._fleet.leave(node_id, now=self._clock.now(), detail=detail)
