@@ -1,0 +1,63 @@
+"""The instruments, and what Prometheus reads of them."""
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from infra.metrics import Metrics
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    families = text_string_to_metric_families(metrics.render().decode())
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_a_counter_counts_each_set_of_labels() -> None:
+    metrics = Metrics("x")
+    counter = metrics.counter("requests_total", "Requests.", ("model", "code"))
+
+    counter.add("a", "200")
+    counter.add("a", "200", by=2)
+    counter.add('b"\n', "500")
+
+    assert samples(metrics) == {
+        ("x_requests_total", (("code", "200"), ("model", "a"))): 3.0,
+        ("x_requests_total", (("code", "500"), ("model", 'b"\n'))): 1.0,
+    }
+
+
+def test_a_histogram_counts_up_to_each_bound() -> None:
+    metrics = Metrics("x")
+    histogram = metrics.histogram("wait_seconds", "Wait.", ("stage",), buckets=(0.1, 1))
+
+    for value in (0.1, 0.5, 7.0):
+        histogram.observe("queue", value=value)
+
+    stage = ("stage", "queue")
+    assert samples(metrics) == {
+        ("x_wait_seconds_bucket", (("le", "0.1"), stage)): 1.0,
+        ("x_wait_seconds_bucket", (("le", "1.0"), stage)): 2.0,
+        ("x_wait_seconds_bucket", (("le", "+Inf"), stage)): 3.0,
+        ("x_wait_seconds_count", (stage,)): 3.0,
+        ("x_wait_seconds_sum", (stage,)): 7.6,
+    }
+
+
+def test_a_gauge_shows_the_state_of_the_moment() -> None:
+    metrics = Metrics("x")
+    state = {"a": 1.0}
+    metrics.gauge(
+        "load", "Load.", ("model",), lambda: (((name,), it) for name, it in state.items())
+    )
+
+    first = samples(metrics)
+    state["a"] = 0.0
+    state["b"] = 2.0
+
+    assert first == {("x_load", (("model", "a"),)): 1.0}
+    assert samples(metrics) == {
+        ("x_load", (("model", "a"),)): 0.0,
+        ("x_load", (("model", "b"),)): 2.0,
+    }
