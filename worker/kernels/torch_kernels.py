@@ -2,8 +2,9 @@
 
 What was found on CPUs with AVX512 (torch 2.13), and how it is heeded:
 
-- bfloat16 `F.linear` (oneDNN) gives a row the same bits among however many rows. float32
-  `F.linear` (MKL) does not; oneDNN's float32 product does from 2 rows on: a single row goes twice.
+- oneDNN's products give a row the same bits among however many rows, from 2 rows on: for a single
+  row and a long inner dimension its threads share the sum, so a single row goes twice. bfloat16
+  `F.linear` is oneDNN's; float32 `F.linear` is MKL's and is not used.
 - Flash attention does if its inner products have few shapes. bfloat16: a tile of queries never
   has 1 row, which would be a matrix-vector product, and the last tile of keys has at most 256 or
   exactly 512. float32: tiles of 32 queries and 512 keys.
@@ -38,9 +39,14 @@ class TorchKernels:
     def linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        if x.dtype is torch.float32 and x.device.type == "cpu":
-            return _float32_linear(x, weight, bias)
-        return F.linear(x, weight, bias)
+        if x.device.type != "cpu":
+            return F.linear(x, weight, bias)
+        rows = x.shape[0]
+        if rows == 1:
+            x = x.repeat(2, 1)
+        if x.dtype is torch.float32:
+            return _float32_linear(x, weight, bias)[:rows]
+        return F.linear(x, weight, bias)[:rows]
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         return F.rms_norm(x, weight.shape, weight, epsilon)
@@ -57,11 +63,8 @@ class TorchKernels:
 def _float32_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    rows = x.shape[0]
-    if rows == 1:
-        x = x.repeat(2, 1)
     y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return y[:rows]
+    return y
 
 
 def _float32_silu(x: torch.Tensor) -> torch.Tensor:
