@@ -25,6 +25,7 @@ NEXT_WORD_S = 10.0
 _STREAM_HEAD = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect the events
 )
 
 

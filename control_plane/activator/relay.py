@@ -33,7 +33,9 @@ _RECORDING_S = 0.25
 
 # The replica does not serve us (any more): draining, or not the one we think it is.
 _ELSEWHERE = frozenset({401, 503})
-_PASSED_ON = frozenset({b"content-type", b"cache-control", b"server-timing", b"retry-after"})
+_PASSED_ON = frozenset(
+    {b"content-type", b"cache-control", b"retry-after", b"server-timing", b"x-accel-buffering"}
+)
 _LENGTH = b"content-length"
 
 

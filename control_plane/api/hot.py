@@ -123,36 +123,40 @@ class HotPath:
             self._requests.add(request.model, str(request.outcome or request.client.status))
 
     async def _answer(self, request: "_Request") -> None:
-        if request.scope["method"] != "POST":
-            raise MethodNotAllowed("only POST is possible here", allowed=["POST"])
-        self._keys.check(request.headers.get(b"authorization"))
-        named = request.target.model
-        if named is not None:
-            request.body.bound(self._revision(named).spec.limits.max_body_bytes)
-        content = await request.body.read()
-        asked: Any = read_request(request.target.contract, content)
-        revision = self._revision(named if named is not None else asked.model)
-        request.model = revision.model
-        refuse_what_cannot_fit(asked, len(content), revision)
-        await self._serve(request, asked, content, revision)
-
-    async def _serve(
-        self, request: "_Request", asked: GenerationBody, content: bytes, revision: Revision
-    ) -> None:
-        request.is_streaming = asked.is_streaming
-        call = Call(
-            request_id=request.request_id,
-            path=request.target.replica_path,
-            body=content,
-            is_streaming=asked.is_streaming,
-            wants_progress=request.headers.get(b"firstlight-progress", b"").lower() == b"true",
-            arrived_at=request.arrived_at,
-        )
+        self._admit(request)
+        call, revision = self._accept(request, await request.body.read())
         departure = departure_of(request.scope, request.receive)
         with WhileConnected(departure, request.client) as connected:
             await self._activator.serve(call, revision, request.client)
         if connected.has_left:
             raise ClientGone
+
+    def _admit(self, request: "_Request") -> None:
+        """What can be refused before the body is read."""
+        if request.scope["method"] != "POST":
+            raise MethodNotAllowed("only POST is possible here", allowed=["POST"])
+        self._keys.check(request.headers.get(b"authorization"))
+        if request.target.model is not None:
+            revision = self._revision(request.target.model)
+            request.body.bound(revision.spec.limits.max_body_bytes)
+
+    def _accept(self, request: "_Request", content: bytes) -> tuple[Call, Revision]:
+        """The body as a call; what it was parsed into is gone when this returns."""
+        target = request.target
+        asked: Any = read_request(target.contract, content)
+        revision = self._revision(asked.model if target.model is None else target.model)
+        request.model = revision.model
+        refuse_what_cannot_fit(asked, len(content), revision)
+        request.is_streaming = asked.is_streaming
+        call = Call(
+            request_id=request.request_id,
+            path=target.replica_path,
+            body=content,
+            is_streaming=asked.is_streaming,
+            wants_progress=request.headers.get(b"firstlight-progress", b"").lower() == b"true",
+            arrived_at=request.arrived_at,
+        )
+        return call, revision
 
     async def _refuse(self, request: "_Request", error: PlatformError | ReplicaRefused) -> None:
         """Says what is wrong in the way that is left: a response, a last event, or the cut of an
