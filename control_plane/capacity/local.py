@@ -61,7 +61,7 @@ class LocalCapacity:
         agent: LocalAgent,
         *,
         clock: Clock,
-        backoff: Backoff = Backoff(first_s=0.1, most_s=10.0),  # noqa: B008 - frozen value
+        backoff: Backoff = Backoff(first_s=0.02, most_s=10.0),  # noqa: B008 - frozen value
         healthy_s: float = 10.0,
         stop_s: float = 5.0,
         boot_s: float = 30.0,

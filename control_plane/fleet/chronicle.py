@@ -34,10 +34,8 @@ class Chronicle:
         self.note(after.model, at=after.since, text=_sentence(after))
 
     def node_changed(self, before: Node | None, after: Node | None) -> None:
-        """A log event when a node comes or goes."""
-        if before is None and after is not None:
-            log.info("node.joined", node=after.node_id, cpus=after.cpus, gpus=after.gpus)
-        elif before is not None and after is None:
+        """A log event when a node goes; its registration is logged where it is answered."""
+        if before is not None and after is None:
             log.warning("node.left", node=before.node_id)
 
     def deployment_changed(self, change: Change) -> None:

@@ -1,5 +1,6 @@
 """When to try again after a revision's replicas fail: a pure account of its failures in a row."""
 
+import math
 from dataclasses import dataclass, replace
 
 from infra.backoff import Backoff
@@ -25,6 +26,7 @@ class CrashLoop:
     """Failures in a row, why the last one was, and when the next try may be."""
 
     failures: int = 0
+    failed_at: float = -math.inf
     retry_at: float = 0.0
     is_open: bool = False
     detail: str = ""
@@ -45,12 +47,17 @@ class CrashLoop:
         return replace(
             self,
             failures=failures,
+            failed_at=now,
             retry_at=now + wait_s,
             is_open=failure.is_permanent or failures >= policy.patience,
             detail=failure.detail,
             code=failure.code,
             is_permanent=failure.is_permanent,
         )
+
+    def after_health_since(self, ready_at: float) -> "CrashLoop":
+        """A replica that came up then proved healthy: that settles what failed before it did."""
+        return CrashLoop() if ready_at > self.failed_at else self
 
     def half_closed(self) -> "CrashLoop":
         """A replica came up: more may be started; until it proves healthy the count stands."""

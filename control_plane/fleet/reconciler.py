@@ -57,11 +57,11 @@ class Reconciler:
 
     Growing: a free place on a node gets the replica within the call that wished for it; where
     there is none, machines are asked for and the plan waits in line for room.
-    Shrinking: READY replicas drain, the youngest first; they may take as long as a request may,
-    so none is cut off. A replica that loads is let load, even
-    if it is then drained at once: what it was started for may only just have been served, and
-    the next request would pay the climb again. Only `abandon_loading` (its revision is deleted,
-    or superseded with nobody waiting) ends it.
+
+    Shrinking: of more READY replicas than are wanted the youngest drain; they may take as long as
+    a request may, so none is cut off. A replica that loads is let load, even if one is then
+    drained at once: nobody who waits for it may be left with nothing. Only `abandon_loading` (its
+    revision is deleted, or superseded with nobody waiting) ends it.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Reconciler:
                     f"made no progress for {self._stall_s(replica):g} s",
                 )
             elif replica.ready_at is not None and now - replica.ready_at >= self._policy.healthy_s:
-                self._forgive(replica.revision.name)
+                self._forgive(replica.revision.name, replica.ready_at)
         self._machines.sweep(now)
         self._retry_blocked()
         for revision in tuple(self._blocked):
@@ -183,10 +183,10 @@ class Reconciler:
         is_taken = replica.state is not ReplicaState.ASSIGNED
         return self._patience.stall_s if is_taken else self._patience.accept_s
 
-    def _forgive(self, revision: RevisionName) -> None:
+    def _forgive(self, revision: RevisionName, ready_at: float) -> None:
         plan = self._plans.get(revision)
-        if plan is not None and plan.crash.failures:
-            plan.crash = CrashLoop()
+        if plan is not None:
+            plan.crash = plan.crash.after_health_since(ready_at)
 
     def close(self) -> None:
         """Cancels pending retries."""
@@ -224,13 +224,12 @@ class Reconciler:
         return [it for it in self._fleet.of_revision(revision) if it.is_serving_or_loading]
 
     def _shrink(self, plan: "_Plan", kept: list[Replica], surplus: int) -> None:
-        loading = [replica for replica in kept if replica.is_loading]
         if plan.abandon_loading:
+            loading = [replica for replica in kept if replica.is_loading]
             for replica in loading[:surplus]:
                 self._end(replica, ReplicaState.STOPPED, plan.reason)
-            surplus -= len(loading)
         ready = [replica for replica in kept if replica.state is ReplicaState.READY]
-        for replica in ready[::-1][: max(0, surplus)]:
+        for replica in ready[plan.desired :][::-1]:
             self._fleet.drain(
                 replica.replica_id,
                 deadline_s=plan.revision.spec.timeouts.execution,
@@ -329,7 +328,7 @@ class Reconciler:
             plan.legacy = _legacy(before, after)
             self._converge(plan)
             self._retry_blocked()
-        elif after.state is ReplicaState.READY and plan.crash.is_open:
+        elif after.state is ReplicaState.READY and before.is_loading:
             plan.crash = plan.crash.half_closed()
             self._converge(plan)
 
@@ -348,12 +347,12 @@ class Reconciler:
 
         A replica that went with its node says nothing about its revision.
         """
-        served_s = 0.0 if before.ready_at is None else after.since - before.ready_at
-        was_asked = before.state is ReplicaState.DRAINING or (
-            after.state is ReplicaState.STOPPED and plan.abandon_loading
-        )
-        if served_s >= self._policy.healthy_s or before.state is ReplicaState.DRAINING:
-            plan.crash = CrashLoop()
+        is_drained = before.state is ReplicaState.DRAINING
+        was_asked = is_drained or (after.state is ReplicaState.STOPPED and plan.abandon_loading)
+        if before.ready_at is not None:
+            is_healthy = after.since - before.ready_at >= self._policy.healthy_s
+            if is_healthy or is_drained:
+                plan.crash = plan.crash.after_health_since(before.ready_at)
         if not was_asked and self._fleet.node(after.node_id) is not None:
             self._count_failure(plan, after)
 

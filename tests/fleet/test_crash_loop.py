@@ -35,3 +35,9 @@ def test_a_start_half_closes_it_and_the_next_failure_opens_it_again():
     half = account.half_closed()
     assert not half.is_open and half.wait_s(0) == 0
     assert half.after(CRASH, POLICY, now=0).is_open
+
+
+def test_health_settles_only_what_failed_before_it():
+    account = CrashLoop().after(CRASH, POLICY, now=10)
+    assert account.after_health_since(9) is account
+    assert account.after_health_since(11) == CrashLoop()

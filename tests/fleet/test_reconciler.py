@@ -1,0 +1,145 @@
+import asyncio
+from dataclasses import replace
+
+from control_plane.capacity.simulated import MachineShape, Script
+from infra.contracts.base import RevisionName
+from infra.contracts.revision import ReplicaState
+from infra.errors import NoCapacity, PlatformError
+from tests.fleet.world import CRASH, SLOW, World, run
+
+READY, STARTING, DRAINING = ReplicaState.READY, ReplicaState.STARTING, ReplicaState.DRAINING
+
+
+class Reconciling(World):
+    """A world whose autoscaler decides nothing: the tests do."""
+
+    async def __aenter__(self) -> "Reconciling":
+        self.autoscaler._is_leading = lambda: False
+        await super().__aenter__()
+        await asyncio.sleep(0.001)
+        self.told: list[tuple[RevisionName, PlatformError]] = []
+        self.reconciler.subscribe_failed(lambda *news: self.told.append(news))
+        return self
+
+
+def test_what_is_missing_starts_before_the_call_returns():
+    async def main() -> None:
+        async with Reconciling() as world:
+            revision = await world.deploy()
+            world.reconciler.set_desired(revision, 3, "test")
+            assert world.alive() == [ReplicaState.ASSIGNED] * 3
+            world.reconciler.set_desired(revision, 3, "test")
+            assert world.started() == 3
+
+    run(main())
+
+
+def test_the_youngest_drain_first():
+    async def main() -> None:
+        async with Reconciling(script=Script(drain_s=9)) as world:
+            revision = await world.deploy()
+            for count in (1, 2, 3):
+                world.reconciler.set_desired(revision, count, "test")
+                await asyncio.sleep(5)
+            world.reconciler.set_desired(revision, 1, "test")
+            assert world.alive() == [READY, DRAINING, DRAINING]
+
+    run(main())
+
+
+def test_a_ready_replica_is_not_given_up_for_one_that_loads():
+    async def main() -> None:
+        async with Reconciling(script=replace(SLOW, drain_s=9)) as world:
+            revision = await world.deploy()
+            world.capacity.next_scripts.append(Script())
+            world.reconciler.set_desired(revision, 1, "test")
+            await asyncio.sleep(5)
+            world.reconciler.set_desired(revision, 2, "test")
+            await asyncio.sleep(5)
+            world.reconciler.set_desired(revision, 1, "test")
+            assert world.alive() == [READY, STARTING]
+            await world.until(lambda: world.alive() == [READY, DRAINING], seconds=30)
+
+    run(main())
+
+
+def test_growing_while_one_drains_starts_another():
+    async def main() -> None:
+        async with Reconciling(script=Script(drain_s=60)) as world:
+            revision = await world.deploy()
+            world.reconciler.set_desired(revision, 1, "test")
+            await asyncio.sleep(5)
+            world.reconciler.set_desired(revision, 0, "test")
+            world.reconciler.set_desired(revision, 1, "test")
+            assert world.alive() == [DRAINING, ReplicaState.ASSIGNED]
+
+    run(main())
+
+
+def test_a_crash_loop_tries_one_at_a_time_and_grows_once_one_is_up():
+    async def main() -> None:
+        async with Reconciling() as world:
+            revision = await world.deploy()
+            world.capacity.next_scripts.extend([Script(fails_after=1, failure=CRASH)] * 4)
+            world.reconciler.set_desired(revision, 3, "test")
+            await asyncio.sleep(1.1)
+            assert world.reconciler.standing(revision.name).crash.is_open
+            assert len(world.alive()) == 1
+            await world.until(lambda: world.alive() == [READY] * 3, seconds=30)
+            await asyncio.sleep(10)
+            assert world.reconciler.standing(revision.name).crash.failures == 0
+
+    run(main())
+
+
+def test_a_crash_beside_a_ready_replica_sends_nobody_away():
+    async def main() -> None:
+        async with Reconciling() as world:
+            revision = await world.deploy()
+            world.reconciler.set_desired(revision, 1, "test")
+            await asyncio.sleep(10)
+            world.capacity.next_scripts.extend([Script(fails_after=1, failure=CRASH)] * 9)
+            world.reconciler.set_desired(revision, 2, "test")
+            await asyncio.sleep(10)
+            assert world.told == []
+            assert world.reconciler.standing(revision.name).crash.is_open
+
+    run(main())
+
+
+def test_without_any_node_waiters_are_told_after_a_while_and_served_when_one_comes():
+    async def main() -> None:
+        world = Reconciling(most=0)
+        world.capacity._most = 1
+        async with world:
+            await world.machine().kill()
+            world.capacity._most = 0
+            revision = await world.deploy()
+            world.reconciler.set_desired(revision, 1, "test")
+            await asyncio.sleep(14)
+            assert world.told == []
+            await asyncio.sleep(3)
+            name, error = world.told[0]
+            assert name == revision.name and isinstance(error, NoCapacity)
+            assert "no node is registered" in error.detail
+            world.capacity._most = 1
+            await world.until(lambda: world.alive() == [READY], seconds=40)
+            assert world.reconciler.standing(revision.name).refused is None
+
+    run(main())
+
+
+def test_waiting_plans_get_room_in_the_order_they_came():
+    async def main() -> None:
+        async with Reconciling(shape=MachineShape(boot_s=30)) as world:
+            needs = {"resources": {"memory_mib": 9000}}
+            for name in ("b", "a", "c"):
+                world.reconciler.set_desired(await world.deploy(name, **needs), 1, "test")
+                await asyncio.sleep(1)
+            await asyncio.sleep(40)
+            assert [it.model for it in world.fleet.replicas()] == ["b"]
+            world.machine().crash(world.fleet.replicas()[0].replica_id)
+            await asyncio.sleep(1)
+            assert [it.model for it in world.fleet.replicas()] == ["b"]  # its need is older
+
+    run(main())
