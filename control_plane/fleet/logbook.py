@@ -19,16 +19,38 @@ class LogEntry:
     text: str
 
 
+class _Ring:
+    """The newest lines, bounded in number and in characters."""
+
+    def __init__(self, max_lines: int, max_characters: int) -> None:
+        self.entries: deque[LogEntry] = deque()
+        self._max_lines = max_lines
+        self._max_characters = max_characters
+        self._characters = 0
+
+    def append(self, entry: LogEntry) -> None:
+        self.entries.append(entry)
+        self._characters += len(entry.text)
+        while len(self.entries) > self._max_lines or self._characters > self._max_characters:
+            self._characters -= len(self.entries.popleft().text)
+
+
 class Logbook:
     """A bounded ring of lines a model; a slow follower misses the oldest ones, never stalls us."""
 
     def __init__(
-        self, *, max_lines: int = 2000, max_behind: int = 1000, max_models: int = 10_000
+        self,
+        *,
+        max_lines: int = 2000,
+        max_characters: int = 1 << 20,
+        max_behind: int = 1000,
+        max_models: int = 10_000,
     ) -> None:
         self._max_lines = max_lines
+        self._max_characters = max_characters
         self._max_behind = max_behind
         self._max_models = max_models
-        self._rings: dict[ModelName, deque[LogEntry]] = {}
+        self._rings: dict[ModelName, _Ring] = {}
         self._followers: dict[ModelName, set[_Follower]] = {}
 
     def append(self, model: ModelName, entry: LogEntry) -> None:
@@ -37,7 +59,7 @@ class Logbook:
             entry = LogEntry(entry.at, entry.source, entry.text[:MAX_TEXT])
         ring = self._rings.get(model)
         if ring is None:
-            ring = self._rings[model] = deque(maxlen=self._max_lines)
+            ring = self._rings[model] = _Ring(self._max_lines, self._max_characters)
             if len(self._rings) > self._max_models:
                 self._rings.pop(next(iter(self._rings)))
         ring.append(entry)
@@ -46,7 +68,8 @@ class Logbook:
 
     def last(self, model: ModelName, lines: int | None = None) -> tuple[LogEntry, ...]:
         """The newest `lines` lines (None: all that are kept), oldest first."""
-        entries = tuple(self._rings.get(model, ()))
+        ring = self._rings.get(model)
+        entries = () if ring is None else tuple(ring.entries)
         return entries if lines is None else entries[max(0, len(entries) - lines) :]
 
     async def follow(self, model: ModelName, *, last: int = 0) -> AsyncIterator[LogEntry]:

@@ -23,6 +23,13 @@ def test_the_ring_keeps_the_newest_lines_of_each_model():
     assert book.last(CHAT) == ()
 
 
+def test_a_model_that_writes_long_lines_keeps_fewer():
+    book = Logbook(max_characters=1000)
+    for _ in range(50):
+        book.append(CHAT, entry("x" * 300))
+    assert len(book.last(CHAT)) == 3
+
+
 def test_long_lines_are_cut_and_models_bounded():
     book = Logbook(max_models=2)
     book.append(CHAT, entry("x" * 100_000))
