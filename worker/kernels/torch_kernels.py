@@ -1,13 +1,13 @@
 """The kernels in plain torch, row-invariant by measurement and by test.
 
-What was found on CPUs with AVX512 (torch 2.13), and how it is heeded:
+What was found (torch 2.13, x86 from AVX2 to AVX512-FP16), and how it is heeded:
 
 - oneDNN's products give a row the same bits among however many rows, from 2 rows on: for a single
   row and a long inner dimension its threads share the sum, so a single row goes twice. bfloat16
   `F.linear` is oneDNN's; float32 `F.linear` is MKL's and is not used.
-- Flash attention does if its inner products have few shapes. bfloat16: a tile of queries never
-  has 1 row, which would be a matrix-vector product, and the last tile of keys has at most 256 or
-  exactly 512. float32: tiles of 32 queries and 512 keys.
+- Flash attention does if its inner products have few shapes: queries in multiples of 8, and a last
+  tile of keys of at most 256 or exactly 512. Without AVX512 no shape was found that would do:
+  there every token attends in a call of its own, the same call in whichever step.
 - Exponentials at the end of an array are computed one by one, by another formula than vectors of
   them. In bfloat16 both round to the same number, for every input; float32 goes in whole vectors.
 """
@@ -24,7 +24,7 @@ from worker.kernels.port import Angles, CacheShape, Span
 _KEY_TILE = 512  # keys that flash attention multiplies at once
 _SMALL_KEY_TILE = 64
 _MOST_SMALL_KEYS = 256
-_QUERY_TILE = 32  # queries that it multiplies at once, at least
+_QUERY_TILE = 8
 _MOST_TOKENS = 256  # of one sequence in one call: bounds the mask's memory
 _VECTOR = 16  # float32 numbers
 _SERIAL = 32_767  # numbers up to which torch does not divide an elementwise function
@@ -91,6 +91,7 @@ class TorchKVCache:
         # [num_slots + tile]: n keys padded to N are masked by the N entries from num_slots - n on.
         self.ramp = torch.zeros(slots, dtype=shape.dtype, device=device)
         self.ramp[shape.num_slots :] = -torch.inf
+        self.most_tokens = _most_tokens(device)
 
     def lay_out(self, spans: Sequence[Span]) -> "TorchAttentionStep":
         return TorchAttentionStep(self, spans)
@@ -173,7 +174,7 @@ class TorchAttentionStep:
         keys, values = self._cache.read(layer, tile)
         rows = queries[tile.begin : tile.end].transpose(0, 1).flatten(1, 2)
         kv_heads, count, head_dim = rows.shape
-        if (padded := _padded_rows(count, rows.dtype)) > count:
+        if (padded := _padded_rows(count)) > count:
             rows = F.pad(rows, (0, 0, 0, padded - count))
         attended = F.scaled_dot_product_attention(
             rows.unsqueeze(0), keys, values, attn_mask=tile.mask
@@ -192,8 +193,8 @@ def _tiles(cache: TorchKVCache, spans: Sequence[Span]) -> list[_Tile]:
     tiles = []
     begin = 0
     for span in spans:
-        for offset in range(0, span.count, _MOST_TOKENS):
-            count = min(_MOST_TOKENS, span.count - offset)
+        for offset in range(0, span.count, cache.most_tokens):
+            count = min(cache.most_tokens, span.count - offset)
             tiles.append(_tile(cache, span, begin, span.first + offset, count))
             begin += count
     return tiles
@@ -202,7 +203,7 @@ def _tiles(cache: TorchKVCache, spans: Sequence[Span]) -> list[_Tile]:
 def _tile(cache: TorchKVCache, span: Span, begin: int, first: int, count: int) -> _Tile:
     shape = cache.shape
     num_keys = first + count
-    padded_keys = _padded_keys(num_keys, shape.dtype)
+    padded_keys = _padded_keys(num_keys)
     blocks = list(span.blocks[: -(-num_keys // shape.block_size)])
     is_slice = blocks == list(range(blocks[0], blocks[0] + len(blocks)))
     if count == 1:
@@ -223,7 +224,7 @@ def _causal_mask(cache: TorchKVCache, first: int, count: int, num_keys: int) -> 
     """[padded rows, num_keys]: each token sees positions up to its own; added rows see some."""
     shape = cache.shape
     group = shape.num_heads // shape.num_kv_heads
-    rows = _padded_rows(count * group, shape.dtype)
+    rows = _padded_rows(count * group)
     tokens = -(-rows // group)
     mask = torch.full((tokens, num_keys), -torch.inf, dtype=shape.dtype, device=cache.device)
     return mask.triu_(first + 1).repeat_interleave(group, 0)[:rows]
@@ -235,14 +236,18 @@ def _padded_table(cache: TorchKVCache, blocks: list[int], num_keys: int) -> torc
     return torch.tensor(blocks + blocks[-1:] * missing, device=cache.device)
 
 
-def _padded_keys(count: int, dtype: torch.dtype) -> int:
+def _padded_keys(count: int) -> int:
     rest = count % _KEY_TILE
-    if dtype is torch.float32 or rest > _MOST_SMALL_KEYS:
-        return -(-count // _KEY_TILE) * _KEY_TILE
+    if rest > _MOST_SMALL_KEYS:
+        return count - rest + _KEY_TILE
     return count - rest + -(-rest // _SMALL_KEY_TILE) * _SMALL_KEY_TILE
 
 
-def _padded_rows(count: int, dtype: torch.dtype) -> int:
-    if dtype is torch.float32:
-        return -(-count // _QUERY_TILE) * _QUERY_TILE
-    return count + (count % _QUERY_TILE == 1)
+def _padded_rows(count: int) -> int:
+    return -(-count // _QUERY_TILE) * _QUERY_TILE
+
+
+def _most_tokens(device: torch.device) -> int:
+    """Of one sequence in one call, as far as results allow."""
+    is_exact = device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return _MOST_TOKENS if is_exact else 1
