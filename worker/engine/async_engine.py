@@ -63,7 +63,7 @@ class AsyncEngine:
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._streams: dict[str, asyncio.Queue[Output | PlatformError]] = {}
         self._stats = engine.stats()
-        self._ended: PlatformError | None = None
+        self._ended: Callable[[], PlatformError] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -85,7 +85,7 @@ class AsyncEngine:
 
     async def close(self) -> None:
         """Stops after the current step; what still runs raises ShuttingDown. May be repeated."""
-        self._end(ShuttingDown("the replica is stopping"))
+        self._end(partial(ShuttingDown, "the replica is stopping"))
         self._inbox.put(_Stop())
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
@@ -97,13 +97,13 @@ class AsyncEngine:
         error that ended the request. Closing or cancelling the iterator aborts it within a step.
         """
         if self._ended is not None:
-            raise self._ended
+            raise self._ended()
         self._engine.check(request)
         return self._stream(request)
 
     async def _stream(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
         if self._ended is not None:
-            raise self._ended
+            raise self._ended()
         if request.request_id in self._streams:
             raise ValueError(f"request id {request.request_id!r} is in flight already")
         outputs: asyncio.Queue[Output | PlatformError] = asyncio.Queue()
@@ -166,12 +166,13 @@ class AsyncEngine:
                 stream.put_nowait(output)
 
     def _fail(self, error: BaseException) -> None:
-        self._end(ReplicaFailed(f"the engine died: {type(error).__name__}: {error}"))
+        detail = f"the engine died: {type(error).__name__}: {error}"
+        self._end(partial(ReplicaFailed, detail))
         if self.on_failure is not None:
             self.on_failure(error)
 
-    def _end(self, error: PlatformError) -> None:
+    def _end(self, error: Callable[[], PlatformError]) -> None:
         if self._ended is None:
             self._ended = error
         for stream in self._streams.values():
-            stream.put_nowait(error)
+            stream.put_nowait(error())

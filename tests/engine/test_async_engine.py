@@ -1,0 +1,191 @@
+"""The engine behind an event loop, with a scripted engine below it."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from infra.errors import ContextLengthExceeded, PlatformError, ReplicaFailed, ShuttingDown
+from tests.engine.tiny import request
+from worker.engine.async_engine import AsyncEngine
+from worker.engine.request import FinishReason, GenerationRequest, Output, refuse_too_long
+from worker.engine.stats import EngineStats
+
+
+@dataclass
+class Counting:
+    """Answers every request with its step numbers; `pace` lets one step pass a permit."""
+
+    context_tokens: int = 64
+    running: dict[str, GenerationRequest] = field(default_factory=dict)
+    made: dict[str, int] = field(default_factory=dict)
+    aborted: list[str] = field(default_factory=list)
+    steps: int = 0
+    error: Exception | None = None
+    bad: frozenset[str] = frozenset()
+    pace: threading.Semaphore | None = None
+
+    def check(self, request: GenerationRequest) -> None:
+        refuse_too_long(request, context_tokens=64, kv_tokens=64)
+
+    def submit(self, request: GenerationRequest) -> None:
+        self.running[request.request_id] = request
+        self.made[request.request_id] = 0
+
+    def abort(self, request_id: str) -> None:
+        if self.running.pop(request_id, None):
+            self.aborted.append(request_id)
+
+    def has_work(self) -> bool:
+        return bool(self.running)
+
+    def step(self) -> Sequence[Output]:
+        if self.pace is not None:
+            self.pace.acquire()
+        if self.error is not None:
+            raise self.error
+        self.steps += 1
+        return [self._output(each) for each in list(self.running.values())]
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=len(self.running), steps=self.steps)
+
+    def _output(self, asked: GenerationRequest) -> Output:
+        name = asked.request_id
+        self.made[name] += 1
+        is_last = self.made[name] == asked.sampling.max_tokens
+        error = PlatformError("cannot") if name in self.bad else None
+        if is_last or error is not None:
+            del self.running[name]
+        reason: FinishReason | None = "length" if is_last and error is None else None
+        return Output(name, f"{self.made[name]} ", (self.made[name],), (), reason, error)
+
+
+@pytest.fixture
+def counting() -> Counting:
+    return Counting()
+
+
+@pytest.fixture
+async def engine(counting: Counting) -> AsyncIterator[AsyncEngine]:
+    engine = AsyncEngine(counting)
+    engine.start()
+    yield engine
+    await engine.close()
+
+
+async def text_of(engine: AsyncEngine, asked: GenerationRequest) -> str:
+    return "".join([output.text async for output in engine.generate(asked)])
+
+
+async def test_outputs_arrive_in_order_until_the_last(engine: AsyncEngine) -> None:
+    assert await text_of(engine, request("a", [1], 4)) == "1 2 3 4 "
+
+
+async def test_requests_run_together(engine: AsyncEngine, counting: Counting) -> None:
+    texts = await asyncio.gather(
+        *(text_of(engine, request(f"r{index}", [1], 3)) for index in range(20))
+    )
+    assert texts == ["1 2 3 "] * 20
+    assert counting.steps < 60
+    assert engine.stats.running == 0 and engine.stats.steps == counting.steps
+
+
+async def test_an_idle_engine_takes_no_steps(engine: AsyncEngine, counting: Counting) -> None:
+    await text_of(engine, request("a", [1], 2))
+    await asyncio.sleep(0.01)
+    assert counting.steps == 2
+
+
+async def test_closing_the_iterator_aborts_within_a_step(
+    engine: AsyncEngine, counting: Counting
+) -> None:
+    counting.pace = threading.Semaphore(1)
+    outputs = engine.generate(request("a", [1], 50))
+    assert (await anext(outputs)).text == "1 "
+    await outputs.aclose()
+    counting.pace.release(1)  # the step that was under way
+    other = asyncio.ensure_future(text_of(engine, request("b", [1], 1)))
+    counting.pace.release(5)
+    assert await other == "1 "
+    assert counting.aborted == ["a"] and counting.made["a"] <= 2
+
+
+async def test_cancelling_the_consumer_aborts(engine: AsyncEngine, counting: Counting) -> None:
+    counting.pace = threading.Semaphore(0)
+    consumer = asyncio.ensure_future(text_of(engine, request("a", [1], 50)))
+    await asyncio.sleep(0)
+    consumer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await consumer
+    counting.pace.release(100)
+    assert await text_of(engine, request("b", [1], 1)) == "1 "
+    assert counting.aborted == ["a"]
+
+
+async def test_an_iterator_that_is_never_begun_submits_nothing(
+    engine: AsyncEngine, counting: Counting
+) -> None:
+    await engine.generate(request("a", [1], 3)).aclose()
+    await text_of(engine, request("b", [1], 1))
+    assert "a" not in counting.made
+
+
+async def test_what_can_never_run_is_refused_before_iterating(engine: AsyncEngine) -> None:
+    with pytest.raises(ContextLengthExceeded):
+        engine.generate(request("a", [1] * 60, 5))
+
+
+async def test_a_requests_own_error_ends_it_alone(engine: AsyncEngine, counting: Counting) -> None:
+    counting.bad = frozenset(["bad"])
+    other = asyncio.ensure_future(text_of(engine, request("good", [1], 5)))
+    with pytest.raises(PlatformError, match="cannot"):
+        await text_of(engine, request("bad", [1], 5))
+    assert await other == "1 2 3 4 5 "
+    assert counting.aborted == []
+
+
+async def test_an_id_that_is_in_flight_is_refused(engine: AsyncEngine, counting: Counting) -> None:
+    counting.pace = threading.Semaphore(1)
+    first = engine.generate(request("a", [1], 3))
+    await anext(first)
+    with pytest.raises(ValueError, match="in flight"):
+        await anext(engine.generate(request("a", [1], 3)))
+    counting.pace.release(10)
+    assert [output.text async for output in first] == ["2 ", "3 "]
+
+
+async def test_a_dead_engine_fails_all_and_says_so_once(counting: Counting) -> None:
+    failures: list[BaseException] = []
+    engine = AsyncEngine(counting, failures.append)
+    counting.pace = threading.Semaphore(1)
+    engine.start()
+    outputs = engine.generate(request("a", [1], 3))
+    await anext(outputs)
+    counting.error = RuntimeError("out of memory")
+    counting.pace.release(5)
+    with pytest.raises(ReplicaFailed, match="out of memory"):
+        await anext(outputs)
+    with pytest.raises(ReplicaFailed):
+        engine.generate(request("b", [1], 3))
+    assert failures == [counting.error]
+    await engine.close()
+
+
+async def test_closing_ends_what_runs_and_refuses_what_comes(counting: Counting) -> None:
+    engine = AsyncEngine(counting)
+    counting.pace = threading.Semaphore(1)
+    engine.start()
+    outputs = engine.generate(request("a", [1], 50))
+    await anext(outputs)
+    closing = asyncio.ensure_future(engine.close())
+    await asyncio.sleep(0)
+    counting.pace.release(5)
+    await closing
+    with pytest.raises(ShuttingDown):
+        await anext(outputs)
+    with pytest.raises(ShuttingDown):
+        engine.generate(request("b", [1], 1))
+    await engine.close()
