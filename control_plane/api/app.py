@@ -11,7 +11,6 @@ from control_plane.api.asgi_client import AsgiDownstream, Message, Receive, Scop
 from control_plane.api.auth import KeyRing
 from control_plane.api.documentation import document
 from control_plane.api.gauges import register_gauges, requests_counter
-from control_plane.api.generation import invalid
 from control_plane.api.hot import CLIENT_LEFT, HotPath, target_of
 from control_plane.api.intake import ClientGone
 from control_plane.api.models import models_router
@@ -26,6 +25,7 @@ from infra.errors import (
     NotFound,
     PlatformError,
 )
+from infra.generation_requests import invalid
 
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 

@@ -22,7 +22,6 @@ from control_plane.api.asgi_client import (
 from control_plane.api.auth import KeyRing
 from control_plane.api.generation import (
     model_not_found,
-    read_request,
     refuse_what_cannot_fit,
 )
 from control_plane.api.intake import ClientGone, IncomingBody, Intake
@@ -39,6 +38,7 @@ from infra.contracts.generation import (
 from infra.contracts.model_spec import Limits
 from infra.contracts.revision import Revision
 from infra.errors import MethodNotAllowed, PlatformError
+from infra.generation_requests import read_request
 from infra.metrics import Counter
 
 log = structlog.get_logger()

@@ -8,7 +8,7 @@ import orjson
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from control_plane.api.generation import json_object, model_not_found
+from control_plane.api.generation import model_not_found
 from control_plane.api.intake import IncomingBody, Intake
 from control_plane.api.services import Services
 from control_plane.api.views import (
@@ -24,6 +24,7 @@ from infra.contracts.base import ModelName, RequestId
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.revision import ModelStatus, Revision
 from infra.errors import MalformedJson, SpecInvalid
+from infra.generation_requests import json_object
 from infra.spec_file import load_spec, validate_spec
 
 MOST_SPEC_BYTES = 256 << 10

@@ -331,3 +331,30 @@ def test_any_of_several_keys_opens() -> None:
     for header in (None, b"", b"Bearer", b"Bearer first-key2", b"first-key", b"Bearer \xff"):
         with pytest.raises(Unauthorized):
             ring.check(header)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", {**CHAT, "tools": [{"type": "function"}]}, "tools"),
+        ("/v1/chat/completions", {**CHAT, "response_format": {"type": "json_object"}}, None),
+        ("/v1/chat/completions", {**CHAT, "top_logprobs": 3}, "top_logprobs"),
+        ("/v1/completions", {"model": "chat", "prompt": "a", "logit_bias": {"1": 2}}, "logit_bias"),
+        ("/v1/completions", {"model": "chat", "prompt": ["a"] * 64, "n": 3}, "n"),
+        ("/v1/completions", {"model": "chat", "prompt": "a", "echo": True, "logprobs": 1}, None),
+        ("/v1/models/chat/invoke", {"prompt": "a", "messages": CHAT["messages"]}, "prompt"),
+    ],
+)
+def test_what_no_replica_does_is_refused_before_one_is_woken(
+    path: str, body: dict[str, object], param: str | None
+) -> None:
+    @scenario
+    async def test(edge: EdgeWorld) -> None:
+        answer = await edge.call("POST", path, body)
+        assert answer.status == 400
+        problem = answer.problem()
+        assert problem["type"] == "/problems/invalid-request"
+        assert param is None or problem["error"]["param"] == param
+        assert edge.is_asleep()
+
+    test()

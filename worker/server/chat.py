@@ -5,25 +5,20 @@ from functools import partial
 import orjson
 
 from infra.contracts.generation import ChatCompletionRequest, ChatMessage, JsonObject
-from infra.errors import Invalid
+from infra.generation_requests import read_object
 from worker.engine.request import Output
 from worker.server import sse
 from worker.server.answers import Choice
 from worker.server.asked import Asked, ChatPrompt
-from worker.server.body import validated
 from worker.server.envelope import Letterhead, Usage
 from worker.server.logprobs import chat_entries
-from worker.server.unsupported import refuse_unsupported
 
 _ROLE_DELTA = b'{"role":"assistant","content":"","refusal":null}'
 
 
 def read(data: JsonObject) -> Asked:
     """The request; raises Invalid."""
-    refuse_unsupported(data)
-    request = validated(ChatCompletionRequest, data)
-    if request.top_logprobs is not None and not request.logprobs:
-        raise Invalid("top_logprobs needs logprobs to be true", param="top_logprobs")
+    request = read_object(ChatCompletionRequest, data)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     options = request.stream_options
     return Asked(

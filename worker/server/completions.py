@@ -5,15 +5,13 @@ from functools import partial
 import orjson
 
 from infra.contracts.generation import CompletionRequest, JsonObject
-from infra.errors import Invalid
+from infra.generation_requests import read_object
 from worker.engine.request import Output
 from worker.server import sse
 from worker.server.answers import Choice
 from worker.server.asked import Asked, Prompt, TextPrompt, TokenPrompt
-from worker.server.body import validated
 from worker.server.envelope import Letterhead, Usage
 from worker.server.logprobs import CompletionEntries, TextOffsets, completion_object
-from worker.server.unsupported import refuse_unsupported
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's own default for this endpoint
 
@@ -22,10 +20,7 @@ _KIND = "text_completion"
 
 def read(data: JsonObject) -> Asked:
     """The request; raises Invalid."""
-    refuse_unsupported(data)
-    request = validated(CompletionRequest, data)
-    if request.echo and request.logprobs is not None:
-        raise Invalid("echo with logprobs is not supported", param="logprobs")
+    request = read_object(CompletionRequest, data)
     options = request.stream_options
     return Asked(
         id_prefix="cmpl-",

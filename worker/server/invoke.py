@@ -3,12 +3,11 @@
 import orjson
 
 from infra.contracts.generation import InvokeRequest, JsonObject
-from infra.errors import Invalid
+from infra.generation_requests import read_object
 from worker.engine.request import Output
 from worker.server import sse
 from worker.server.answers import Choice
 from worker.server.asked import Asked, ChatPrompt, Prompt, TextPrompt
-from worker.server.body import validated
 from worker.server.chat import template_message
 from worker.server.envelope import Letterhead, Usage
 
@@ -18,7 +17,7 @@ DEFAULT_MAX_TOKENS = 256
 
 def read(data: JsonObject) -> Asked:
     """The request; raises Invalid."""
-    request = validated(InvokeRequest, data)
+    request = read_object(InvokeRequest, data)
     return Asked(
         id_prefix="inv-",
         model=None,
@@ -39,13 +38,9 @@ def read(data: JsonObject) -> Asked:
 
 
 def _prompt(request: InvokeRequest) -> Prompt:
-    match (request.prompt, request.messages):
-        case (str(text), None):
-            return TextPrompt(text)
-        case (None, list(messages)):
-            return ChatPrompt([template_message(message) for message in messages])
-        case _:
-            raise Invalid("give either prompt or messages", param="prompt")
+    if request.prompt is not None:
+        return TextPrompt(request.prompt)
+    return ChatPrompt([template_message(message) for message in request.messages or ()])
 
 
 class InvokeEvents:

@@ -13,7 +13,6 @@ from worker.engine.request import GenerationRequest, SamplingParams
 from worker.server.asked import Asked
 from worker.server.defaults import SamplingDefaults
 
-MOST_CHOICES = 128
 _SEED_RANGE = 1 << 64
 
 
@@ -23,18 +22,6 @@ class OutputLimits:
 
     context_tokens: int
     max_output_tokens: int | None = None
-
-
-def refuse_too_many_choices(asked: Asked) -> None:
-    """Raises Invalid, before any prompt is tokenised."""
-    choices = len(asked.prompts) * asked.n
-    if choices > MOST_CHOICES:
-        raise Invalid(
-            f"{len(asked.prompts)} prompts with {asked.n} choices each are {choices} choices; "
-            f"a request may have {MOST_CHOICES}",
-            param="n",
-            limit=MOST_CHOICES,
-        )
 
 
 def engine_requests(

@@ -13,9 +13,10 @@ import structlog
 from infra.clock import Clock
 from infra.contracts.generation import JsonObject
 from infra.errors import MethodNotAllowed, NotFound, PlatformError, Unauthorized
+from infra.generation_requests import json_object
 from worker.server import chat, completions, invoke, metrics, problems
 from worker.server.asked import Asked
-from worker.server.body import Headers, Receive, json_object, read_body
+from worker.server.body import Headers, Receive, read_body
 from worker.server.in_flight import Disconnected, InFlight, Interruption
 from worker.server.ports import Engine
 from worker.server.responder import Responder, Send

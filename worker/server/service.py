@@ -15,7 +15,6 @@ from worker.server.generation import Batch, Generation
 from worker.server.plan import (
     OutputLimits,
     engine_requests,
-    refuse_too_many_choices,
 )
 from worker.server.ports import Engine
 from worker.server.prompts import PromptEncoder
@@ -67,7 +66,6 @@ class GenerationService:
     ) -> None:
         """Sends the whole response. Raises PlatformError, before or after its head was sent."""
         self._refuse_other_model(asked)
-        refuse_too_many_choices(asked)
         prompts = await self._encoder.encode(asked.prompts)
         requests = engine_requests(
             asked,

@@ -1,0 +1,195 @@
+"""Reads a generation request from a body, or says everything that is wrong with it."""
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from infra.contracts.generation import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationBody,
+    InvokeRequest,
+    JsonObject,
+)
+from infra.errors import Invalid, MalformedJson
+
+MOST_ERRORS = 100
+MOST_CHOICES = 128
+_LARGE_BYTES = 64 << 10
+_MOST_MEMBERS = 256  # each one unknown is a problem to describe
+
+Body = TypeVar("Body", bound=GenerationBody)
+Model = TypeVar("Model", bound=BaseModel)
+
+# Values that ask for nothing: clients send them as defaults.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "best_of": (None, 1),  # more of them means more choices than are returned
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none", "auto"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "modalities": (None, [], ["text"]),
+    "presence_penalty": (None, 0),
+    "response_format": (None, {"type": "text"}),
+    "suffix": (None, ""),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "web_search_options": (None,),
+}
+
+
+def read_request(contract: type[Body], body: bytes) -> Body:
+    """The request in a body; raises MalformedJson or Invalid.
+
+    While a large body is read, the garbage collector rests: a hostile one of a million empty lists
+    would have it walk through all of them, and JSON makes no cycles.
+    """
+    if len(body) < _LARGE_BYTES or not gc.isenabled():
+        return read_object(contract, json_object(body))
+    gc.disable()
+    try:
+        return read_object(contract, json_object(body))
+    except Invalid as error:
+        error.__context__ = None  # its frames hold the data
+        raise error.with_traceback(None) from None
+    finally:
+        gc.enable()
+
+
+def read_object(contract: type[Body], data: JsonObject) -> Body:
+    """The request in a JSON object; raises Invalid."""
+    if contract is not InvokeRequest:
+        refuse_unsupported(data)
+    request = validated(contract, data)
+    refuse_contradictions(request)
+    return request
+
+
+def json_object(body: bytes) -> JsonObject:
+    """The body as a JSON object; raises MalformedJson or Invalid.
+
+    orjson refuses NaN, invalid UTF-8, lone surrogates and nesting beyond 1,024 levels.
+    """
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedJson(
+            f"the body is not JSON: {error.msg}", line=error.lineno, column=error.colno
+        ) from None
+    if not isinstance(data, dict):
+        raise Invalid("the body is not a JSON object")
+    return data
+
+
+def validated(contract: type[Model], data: Any) -> Model:
+    """The contract's value; raises Invalid that lists everything wrong with the data."""
+    if isinstance(data, dict) and len(data) > _MOST_MEMBERS:
+        raise Invalid(f"the body has {len(data)} members", limit=_MOST_MEMBERS)
+    try:
+        return contract.model_validate(data)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        raise invalid(details, data) from None
+
+
+def refuse_unsupported(data: JsonObject) -> None:
+    """Raises Invalid for parameters of the OpenAI API that would change the answer's meaning and
+    that we do not have, rather than answer something else than what was asked."""
+    for name, neutral in _NEUTRAL.items():
+        if data.get(name) not in neutral:
+            raise Invalid(f"{name} is not supported", param=name, hint=f"leave {name} out")
+
+
+def refuse_contradictions(request: GenerationBody) -> None:
+    """Raises Invalid for values that are each fine and do not go together."""
+    match request:
+        case ChatCompletionRequest(top_logprobs=int(), logprobs=None | False):
+            raise Invalid("top_logprobs needs logprobs to be true", param="top_logprobs")
+        case CompletionRequest(echo=True, logprobs=int()):
+            raise Invalid("echo with logprobs is not supported", param="logprobs")
+        case CompletionRequest(prompt=list() as prompts, n=n) if not isinstance(prompts[0], int):
+            _refuse_too_many_choices(len(prompts), n or 1)
+        case InvokeRequest() if (request.prompt is None) == (request.messages is None):
+            raise Invalid("give either prompt or messages", param="prompt")
+
+
+def _refuse_too_many_choices(prompts: int, n: int) -> None:
+    choices = prompts * n
+    if choices > MOST_CHOICES:
+        raise Invalid(
+            f"{prompts} prompts with {n} choices each are {choices} choices; "
+            f"a request may have {MOST_CHOICES}",
+            param="n",
+            limit=MOST_CHOICES,
+        )
+
+
+# -- what is wrong with it -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """One value that is wrong; a union says so once a branch."""
+
+    steps: tuple[str | int, ...]
+    messages: tuple[str, ...]
+
+    @property
+    def pointer(self) -> str:
+        """A JSON pointer in URI fragment form (RFC 6901, section 6)."""
+        return "#" + "".join(f"/{_escaped(step)}" for step in self.steps)
+
+    @property
+    def param(self) -> str:
+        """As OpenAI writes it: `messages[3].role`."""
+        named = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.steps)
+        return "".join(named).removeprefix(".")
+
+
+def invalid(details: Sequence[Mapping[str, Any]], data: Any) -> Invalid:
+    """The error that lists what pydantic found wrong with the data; at least one thing."""
+    faults = _faults(details, data)
+    first = faults[0]
+    more = "" if len(faults) == 1 else f" (and {len(faults) - 1} more problems)"
+    return Invalid(
+        f"{first.param or 'the body'}: {' or '.join(first.messages)}{more}",
+        param=first.param or None,
+        errors=[
+            {"pointer": fault.pointer, "message": " or ".join(fault.messages)}
+            for fault in faults[:MOST_ERRORS]
+        ],
+    )
+
+
+def _faults(details: Sequence[Mapping[str, Any]], data: Any) -> list[_Fault]:
+    by_steps: dict[tuple[str | int, ...], dict[str, None]] = {}
+    for detail in details:
+        steps = tuple(_steps(detail["loc"], data))
+        by_steps.setdefault(steps, {})[_lowered(detail["msg"])] = None
+    return [_Fault(steps, tuple(messages)) for steps, messages in by_steps.items()]
+
+
+def _steps(location: tuple[str | int, ...], data: Any) -> Iterator[str | int]:
+    """The location in the caller's data: what pydantic adds to name a union's branch is left out,
+    and so is everything below a value that is not what the branch expects."""
+    for depth, part in enumerate(location):
+        match part, data:
+            case int(), list() if part < len(data):
+                yield part
+                data = data[part]
+            case str(), dict() if part in data or depth == len(location) - 1:
+                yield part
+                data = data.get(part)
+
+
+def _escaped(step: str | int) -> str:
+    return str(step).replace("~", "~0").replace("/", "~1")
+
+
+def _lowered(message: str) -> str:
+    return message[:1].lower() + message[1:]
