@@ -36,7 +36,6 @@ class HttpFakeControlPlane:
     def __init__(self, fake: FakeControlPlane) -> None:
         self.fake = fake
         self.port = 0
-        self.report_times: list[tuple[float, NodeReport]] = []
 
     async def start(self) -> None:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -76,7 +75,6 @@ class HttpFakeControlPlane:
 
     async def _report(self, request: Request) -> Response:
         report = NodeReport.model_validate_json(await request.body())
-        self.report_times.append((asyncio.get_running_loop().time(), report))
         try:
             await self.fake.report(report)
         except UnknownNode:

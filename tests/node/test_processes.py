@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from infra.contracts.node import ReplicaAssignment
-from infra.contracts.revision import ReplicaState
+from infra.contracts.revision import ReplicaState, SourceFile
 from infra.contracts.stage import Rung, Stage
 from tests.node.makers import assignment, desired
 from tests.node.real_node import SCRIPTED, RealNode, kill, real_node
@@ -417,3 +417,38 @@ async def test_a_replicas_log_file_is_its_own(node: RealNode, tmp_path: Path) ->
     await ready(node, scripted(tmp_path, print=["hello"]), standby=1)
 
     assert (node.state_dir / "logs" / "r1.log").read_text().startswith("hello\n")
+
+
+async def test_an_agent_that_started_many_replicas_holds_no_more_files_than_before(
+    node: RealNode, tmp_path: Path
+) -> None:
+    await ready(node, scripted(tmp_path), standby=1)
+    await node.until_parked(1)
+    (agent,) = node.named("fl-node")
+    before = agent.num_fds()
+
+    for number in range(12):
+        name = f"again{number}"
+        node.fake.want(desired(scripted(tmp_path, name), standby=1, version=10 + number))
+        await node.until_state(ReplicaState.READY, name)
+        if number % 2:
+            kill(node.named("fl-replica"))
+            await node.until_state(ReplicaState.LOST, name)
+    node.fake.want(desired(scripted(tmp_path), standby=1, version=50))
+    await node.until_parked(1)
+
+    await node.until(lambda: agent.num_fds() <= before, "no file is left open")
+    assert agent.children() and all(child.status() != "zombie" for child in agent.children())
+
+
+async def test_a_source_of_thousands_of_files_fits_the_link(node: RealNode, tmp_path: Path) -> None:
+    replica = scripted(tmp_path)
+    files = tuple(
+        SourceFile(
+            path=f"model-{number:05d}-of-20000.safetensors", size=1, digest="sha256:" + "0" * 64
+        )
+        for number in range(20_000)
+    )
+    source = replica.source.model_copy(update={"files": files})
+
+    await ready(node, replica.model_copy(update={"source": source}), standby=1)
