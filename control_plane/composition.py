@@ -56,6 +56,7 @@ class ControlPlane:
             self._wire()
             stack.push_async_callback(self.tasks.close)
             stack.callback(self.reconciler.close)
+            stack.push_async_callback(self.replicas.close)
             stack.push_async_callback(self.retire)
             self._stack = stack.pop_all()
         return self
@@ -162,7 +163,7 @@ class ControlPlane:
         self.autoscaler.watch(lines)
         self.reconciler.subscribe_failed(lines.fail)
         meters = ActivatorMeters.on(self.metrics)
-        replicas = HttpReplicaClient()
+        replicas = self.replicas = HttpReplicaClient()
         ledger = Ledger(self.fleet, self.timelines, meters, self.tasks)
         relay = Relay(replicas, ledger, self.clock)
         self.lines = lines

@@ -11,7 +11,7 @@ from infra.contracts.generation import (
     GenerationBody,
     InvokeRequest,
 )
-from infra.contracts.revision import Revision
+from infra.contracts.revision import ModelFacts, Revision
 from infra.errors import (
     BodyTooLarge,
     ContextLengthExceeded,
@@ -26,7 +26,7 @@ _SHOWN_NAME = 64
 def refuse_what_cannot_fit(request: GenerationBody, body_bytes: int, revision: Revision) -> None:
     """Raises for a request that no replica of the revision could serve; wakes nothing to know.
 
-    Text is judged by a bound that is certain: no token spells more than `longest_token_bytes`. A
+    Text is judged by bounds that are certain: see `longest_token_bytes` and `splits_words`. A
     replica, which tokenises, may still refuse what passes here.
     """
     limits, facts = revision.spec.limits, revision.facts
@@ -45,7 +45,8 @@ def refuse_what_cannot_fit(request: GenerationBody, body_bytes: int, revision: R
         )
     context_tokens = _context_tokens(revision)
     room = context_tokens - (wanted or 1)
-    text_fits = body_bytes <= room * facts.longest_token_bytes  # JSON never makes text shorter
+    # JSON never makes text shorter, and a word with the space after it has two bytes
+    text_fits = body_bytes <= room * (2 if facts.splits_words else facts.longest_token_bytes)
     if text_fits and not isinstance(request, CompletionRequest):
         return
     for prompt in _prompts(request):
@@ -53,7 +54,7 @@ def refuse_what_cannot_fit(request: GenerationBody, body_bytes: int, revision: R
             _refuse_unknown_tokens(prompt, facts.vocabulary)
             least_tokens = len(prompt)
         else:
-            least_tokens = -(-sum(map(_utf8_bytes, prompt)) // facts.longest_token_bytes)
+            least_tokens = max(1, sum(_least_tokens(text, facts) for text in prompt))
         if least_tokens > room:
             raise _too_long(least_tokens, wanted, context_tokens)
 
@@ -102,8 +103,12 @@ def _each(prompts: list[str] | list[int] | list[list[int]] | str) -> Iterator[_P
         yield (prompt,) if isinstance(prompt, str) else prompt  # type: ignore[misc]
 
 
-def _utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
+def _least_tokens(text: str, facts: ModelFacts) -> int:
+    """No tokenizer with these facts makes fewer tokens of the text, also where its first word
+    touches the text before it."""
+    data = text.encode()
+    by_length = len(data) // facts.longest_token_bytes
+    return max(by_length, len(data.split()) - 1) if facts.splits_words else by_length
 
 
 def _refuse_unknown_tokens(prompt: list[int], vocabulary: int) -> None:

@@ -49,6 +49,10 @@ class ModelFacts(Contract):
     longest_token_bytes: int = Field(
         ge=1, description="No token spells more bytes: a lower bound of a prompt's tokens."
     )
+    splits_words: bool = Field(
+        default=False,
+        description="No token reaches from one word into the next: words are a lower bound, too.",
+    )
 
 
 class Revision(Contract):

@@ -25,6 +25,12 @@ MAX_SHARDS: Final = 1000
 MAX_READ_BYTES: Final = {CONFIG: 1 << 20, INDEX: 16 << 20, TOKENIZER: 64 << 20}
 PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 
+# White space between other characters: as it is and as U+2581, or in the byte-level alphabet.
+_TWO_WORDS: Final = re.compile(r"[^\s\u2581][\s\u2581]+[^\s\u2581]")
+_TWO_WORDS_BYTE_LEVEL: Final = re.compile(
+    r"[^\u0109-\u010d\u0120][\u0109-\u010d\u0120]+[^\u0109-\u010d\u0120]"
+)
+
 # Where a tokenizer may swallow any number of bytes in one token, no bound can be given.
 UNBOUNDED_TOKEN_BYTES: Final = 1 << 20
 
@@ -119,6 +125,7 @@ def _facts(*, config: Json, tokenizer: Json, weight_bytes: int) -> ModelFacts:
         vocabulary=_count(config, "vocab_size"),
         weight_bytes=weight_bytes,
         longest_token_bytes=longest_token_bytes(tokenizer),
+        splits_words=splits_words(tokenizer),
     )
 
 
@@ -143,16 +150,41 @@ def longest_token_bytes(tokenizer: Json) -> int:
         raise SourceInvalid(f"{TOKENIZER} has no vocabulary", path=TOKENIZER)
     if not _keeps_every_byte(tokenizer, model):
         return UNBOUNDED_TOKEN_BYTES
-    is_byte_level = "ByteLevel" in _step_types(tokenizer.get("pre_tokenizer"))
-    spelled = len if is_byte_level else _utf8_length
+    spelled = len if _is_byte_level(tokenizer) else _utf8_length
+    longest = max(map(spelled, vocabulary))
+    return max(1, longest, *map(_utf8_length, _added_contents(tokenizer)))
+
+
+def splits_words(tokenizer: Json) -> bool:
+    """Whether no token holds an end of one word, white space, and the beginning of another.
+
+    Then a text has at least as many tokens as runs of bytes that are not ASCII white space. False
+    for tokenizers of which that cannot be told.
+    """
+    model = tokenizer.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not (isinstance(model, dict) and isinstance(vocabulary, dict)):
+        return False
+    if not _keeps_every_byte(tokenizer, model):
+        return False
+    spans = _TWO_WORDS_BYTE_LEVEL if _is_byte_level(tokenizer) else _TWO_WORDS
+    return not (
+        any(map(spans.search, vocabulary))
+        or any(map(_TWO_WORDS.search, _added_contents(tokenizer)))
+    )
+
+
+def _is_byte_level(tokenizer: Json) -> bool:
+    return "ByteLevel" in _step_types(tokenizer.get("pre_tokenizer"))
+
+
+def _added_contents(tokenizer: Json) -> list[str]:
     added = tokenizer.get("added_tokens")
-    contents = [
+    return [
         str(token.get("content", ""))
         for token in (added if isinstance(added, list) else ())
         if isinstance(token, dict)
     ]
-    longest = max(map(spelled, vocabulary))
-    return max(1, longest, *map(_utf8_length, contents))
 
 
 def _keeps_every_byte(tokenizer: Json, model: Json) -> bool:

@@ -50,6 +50,11 @@ BAD_BODIES: dict[str, tuple[bytes, int, str]] = {
         400,
         "context-length-exceeded",
     ),
+    "twice the context in words": (
+        json.dumps(CHAT | {"messages": [{"role": "user", "content": "word " * 16_384}]}).encode(),
+        400,
+        "context-length-exceeded",
+    ),
     "body of 100 MB": (b'{"model":"' + b"x" * 100_000_000 + b'"}', 413, "body-too-large"),
 }
 

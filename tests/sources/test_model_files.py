@@ -8,6 +8,7 @@ from infra.sources.model_files import (
     checked_name,
     describe_model,
     longest_token_bytes,
+    splits_words,
 )
 from tests.sources.models import CONFIG, TOKENIZER, as_json, model_files, sharded
 
@@ -117,3 +118,27 @@ def test_the_longest_token_bounds_what_one_token_can_spell(
     change: dict[str, Any], expected: int
 ) -> None:
     assert longest_token_bytes(TOKENIZER | change) == expected
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [
+        ("Ġword", True),
+        ("ĠĠĊĠ", True),
+        ("end.Ċ", True),
+        ("ofĠthe", False),
+        ("aĊĠb", False),
+    ],
+)
+def test_words_bound_tokens_only_where_no_token_holds_two(token: str, *, expected: bool) -> None:
+    model = TOKENIZER["model"] | {"vocab": {"a": 0, token: 1}}
+    assert splits_words(TOKENIZER | {"model": model}) is expected
+
+
+def test_words_bound_nothing_where_an_added_token_holds_two() -> None:
+    assert splits_words(TOKENIZER)
+    assert not splits_words(TOKENIZER | {"added_tokens": [{"content": "<|two words|>"}]})
+
+
+def test_words_bound_nothing_where_text_may_vanish() -> None:
+    assert not splits_words(TOKENIZER | {"normalizer": {"type": "Strip"}})

@@ -15,6 +15,7 @@ FACTS = ModelFacts(
     vocabulary=4,
     weight_bytes=len(WEIGHTS),
     longest_token_bytes=7,
+    splits_words=True,
 )
 NAMES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 
