@@ -33,11 +33,18 @@ def of(source: ResolvedSource, name: str = "r1") -> ReplicaAssignment:
     return assignment(name).model_copy(update={"source": source})
 
 
+KEY = {"Authorization": f"Bearer {assignment().token}"}
+
+
+def completions(report: ReplicaReport) -> str:
+    return f"http://{report.host}:{report.port}/v1/completions"
+
+
 async def complete(report: ReplicaReport) -> str:
     async with httpx.AsyncClient(timeout=60) as client:
         response = await client.post(
-            f"http://{report.host}:{report.port}/v1/completions",
-            headers={"Authorization": f"Bearer {assignment().token}"},
+            completions(report),
+            headers=KEY,
             json={
                 "model": "tiny",
                 "prompt": "The capital of France is",
@@ -92,15 +99,22 @@ async def test_a_fork_server_with_torch_has_one_thread_and_its_forks_agree(
 async def test_draining_lets_a_request_finish(node: RealNode, source: ResolvedSource) -> None:
     node.fake.want(desired(of(source), version=1))
     report = await node.until_state(ReplicaState.READY)
-    answer = asyncio.create_task(complete(report))
-    await asyncio.sleep(0.02)
+    body = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 40, "stream": True}
 
-    drain = of(source).model_copy(update={"desired": "drain"})
-    node.fake.want(desired(drain, version=2))
+    lines: list[str] = []
+    async with (
+        httpx.AsyncClient(timeout=60) as client,
+        client.stream("POST", completions(report), headers=KEY, json=body) as response,
+    ):
+        async for line in response.aiter_lines():
+            if not lines:  # the first token is here
+                drain = of(source).model_copy(update={"desired": "drain"})
+                node.fake.want(desired(drain, version=2))
+            lines.append(line)
 
+    assert "data: [DONE]" in lines
     await node.until_state(ReplicaState.STOPPED)
-    assert "Paris" in await answer
-    assert not node.named("fl-replica")
+    await node.until(lambda: not node.named("fl-replica"), "it has exited")
 
 
 async def test_a_folder_that_changed_since_it_was_deployed_fails_for_good(
