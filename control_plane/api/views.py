@@ -121,7 +121,7 @@ def node_status(services: Services, node: Node) -> NodeStatus:
         gpus=node.gpus,
         gpu=node.gpu,
         started_at=node.started_at,
-        standby=node.standby,
+        standby=node.standby.workers,
         standby_ready=node.standby_ready,
         replicas=tuple(it.replica_id for it in services.fleet.on_node(node.node_id)),
     )

@@ -4,6 +4,15 @@ from dataclasses import dataclass
 
 from infra.contracts.base import NodeId
 from infra.contracts.node import NodeRegistration
+from infra.contracts.revision import ResolvedSource
+
+
+@dataclass(frozen=True, slots=True)
+class Standby:
+    """Workers to keep on the runtime rung, and the sources of which they read ahead."""
+
+    workers: int = 0
+    prepare: tuple[ResolvedSource, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +28,7 @@ class Node:
     registered_at: float
     lease_until: float
     version: int
-    standby: int = 0
+    standby: Standby = Standby()
     standby_ready: int = 0
     clock_uncertainty_s: float = 0.0
 

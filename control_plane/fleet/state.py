@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import structlog
 
-from control_plane.fleet.node import Node
+from control_plane.fleet.node import Node, Standby
 from control_plane.fleet.replica import Climb, Endpoint, Replica
 from infra.contracts.base import NodeId, ReplicaId, RevisionName
 from infra.contracts.node import DesiredState, ReplicaReport
@@ -101,7 +101,8 @@ class Fleet:
         node = self._nodes[node_id]
         return DesiredState(
             version=node.version,
-            standby=node.standby,
+            standby=node.standby.workers,
+            prepare=node.standby.prepare,
             replicas=tuple(replica.assignment() for replica in self.on_node(node_id)),
         )
 
@@ -152,8 +153,8 @@ class Fleet:
         if after != before:
             self._put_node(before, after)
 
-    def set_standby(self, node_id: NodeId, standby: int) -> None:
-        """How many standby workers a node should keep; nothing for a node that is gone."""
+    def set_standby(self, node_id: NodeId, standby: Standby) -> None:
+        """Which standby workers a node should keep; nothing for a node that is gone."""
         before = self._nodes.get(node_id)
         if before is None or before.standby == standby:
             return

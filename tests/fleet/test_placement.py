@@ -6,7 +6,7 @@ from control_plane.fleet.placement import NoRoom, Room, need_of, place, room_on
 from control_plane.fleet.standby import size_standby
 from infra.contracts.base import NodeId
 from infra.contracts.revision import ReplicaState
-from tests.fleet.makers import GIB, a_registration, a_revision
+from tests.fleet.makers import GIB, a_registration, a_revision, a_source
 from tests.fleet.test_replica import a_ready_report, a_replica
 
 
@@ -91,6 +91,23 @@ def test_draining_replicas_still_take_room_and_loading_ones_claim_parked_workers
 def test_standby_is_the_largest_wish_within_bounds():
     nodes = [a_node("big"), a_node("small", memory_bytes=2 * GIB)]
     wishes = [a_revision(scaling={"standby": wish}) for wish in (0, 3, 1)]
-    assert size_standby(wishes, nodes, most=4) == {"big": 3, "small": 1}
-    assert size_standby(wishes, nodes, most=2) == {"big": 2, "small": 1}
-    assert size_standby([], nodes, most=4) == {"big": 0, "small": 0}
+
+    def workers(*arguments: Any, most: int) -> dict[NodeId, int]:
+        return {node: it.workers for node, it in size_standby(*arguments, most=most).items()}
+
+    assert workers(wishes, nodes, most=4) == {"big": 3, "small": 1}
+    assert workers(wishes, nodes, most=2) == {"big": 2, "small": 1}
+    assert workers([], nodes, most=4) == {"big": 0, "small": 0}
+
+
+def test_standby_reads_ahead_of_the_models_deployed_last():
+    revisions = [
+        a_revision(scaling={"standby": standby}).model_copy(
+            update={"created_at": float(at), "source": a_source(str(at))}
+        )
+        for at, standby in [(1, 1), (3, 0), *((at, 1) for at in range(10, 20))]
+    ]
+
+    (standby,) = size_standby(revisions, [a_node()], most=4).values()
+
+    assert [source.digest for source in standby.prepare] == [str(at) for at in range(19, 11, -1)]

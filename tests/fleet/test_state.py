@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from control_plane.fleet.node import Node
+from control_plane.fleet.node import Node, Standby
 from control_plane.fleet.replica import Climb, Replica
 from control_plane.fleet.state import Fleet
 from infra.contracts.base import NodeId, ReplicaId, RevisionName
@@ -48,8 +48,8 @@ def test_only_what_a_node_must_do_grows_its_version(fleet: Fleet):
     fleet.hear(N1, a_report(STOPPED), now=14)
     assert version(fleet) == 103
     assert fleet.desired_state(N1).replicas == ()
-    fleet.set_standby(N1, 2)
-    fleet.set_standby(N1, 2)
+    fleet.set_standby(N1, Standby(2))
+    fleet.set_standby(N1, Standby(2))
     assert version(fleet) == 104
 
 
