@@ -42,9 +42,6 @@ def up(
     except PlatformError as error:
         _complain(error.detail, error.hint)
         raise typer.Exit(1) from None
-    except OSError as error:
-        _complain(str(error), "another program may use the port: try --port 0")
-        raise typer.Exit(1) from None
 
 
 def _complain(error: str, hint: str | None) -> None:

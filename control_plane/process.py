@@ -17,6 +17,7 @@ from control_plane.api.app import create_app
 from control_plane.composition import ControlPlane
 from control_plane.settings import Settings, inherited_environment
 from infra.bounded_http import BoundedHttp
+from infra.errors import Conflict
 
 log = structlog.get_logger()
 
@@ -27,11 +28,13 @@ _LAST_WORDS_S = 2  # for what was written to be read by slow clients
 async def serve(settings: Settings) -> None:
     """Runs until SIGTERM or SIGINT, then lets running requests finish.
 
-    Raises OSError where the address cannot be had, and what the composition raises.
+    Raises Conflict where the address or the state folder cannot be had, and what the
+    composition raises.
     """
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    _make_folder(settings.state_dir)
     with _listen(settings.host, settings.port) as listener:
         url = _url(settings.host, listener)
         async with ControlPlane(settings, url=url, environment=inherited_environment()) as plane:
@@ -77,11 +80,28 @@ class _Server(uvicorn.Server):
         yield
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Conflict(
+            f"cannot make the folder {folder}: {error.strerror}",
+            hint="set PLATFORM_STATE_DIR to another one",
+        ) from None
+
+
 @contextmanager
 def _listen(host: str, port: int) -> Iterator[socket.socket]:
-    """Binds before anything is started, so that a used port costs nothing; raises OSError."""
+    """Binds before anything is started, so that a used port costs nothing; raises Conflict."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family, backlog=_BACKLOG) as listener:
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise Conflict(
+            f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}",
+            hint="another program may use the port: try --port 0",
+        ) from None
+    with listener:
         yield listener
 
 

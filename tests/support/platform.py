@@ -26,7 +26,8 @@ class RunningPlatform:
 
     def start(self) -> None:
         """Runs `platform up` on a free port and waits until it is ready."""
-        self._log = (self.state_dir / "up.log").open("ab")
+        log = self.state_dir.with_name(f"{self.state_dir.name}.log")
+        self._log = log.open("ab")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "control_plane.main", "up", "--port", "0"],
             env=self._environment | {"PLATFORM_STATE_DIR": str(self.state_dir)},
@@ -39,7 +40,7 @@ class RunningPlatform:
             seconds=30,
             what="platform up announces its address",
         )
-        assert self.process.poll() is None, (self.state_dir / "up.log").read_text()[-4000:]
+        assert self.process.poll() is None, log.read_text()[-4000:]
         self.url = json.loads(endpoint.read_text())["url"]
         self.client = httpx.Client(base_url=self.url, timeout=60)
         until(self.is_ready, seconds=30, what="platform is ready")
@@ -112,7 +113,7 @@ class RunningPlatform:
 def running_platform(environment: dict[str, str]) -> Iterator[RunningPlatform]:
     """A started platform that is stopped, and checked for leftovers, at the end."""
     with tempfile.TemporaryDirectory(prefix="firstlight-") as folder:
-        platform = RunningPlatform(Path(folder), environment)
+        platform = RunningPlatform(Path(folder) / "state", environment)
         platform.start()
         try:
             yield platform

@@ -1,0 +1,43 @@
+"""The platform on a Redis that somebody else runs, in a state folder that does not exist yet."""
+
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.platform import RunningPlatform
+from tests.support.processes import require
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
+
+
+def test_models_live_in_the_external_redis(
+    environment: dict[str, str], smollm2_dir: Path, tmp_path: Path
+) -> None:
+    require(shutil.which("redis-server"), "redis-server")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        ["redis-server", "--port", str(port), "--save", "", "--dir", tmp_path],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        redis = {"PLATFORM_REDIS_URL": f"redis://127.0.0.1:{port}/0"}
+        first = RunningPlatform(tmp_path / "first", environment | redis)
+        first.start()
+        first.deploy("chat", smollm2_dir)
+        assert not [p for p in first.processes() if "redis" in p.name()]
+        first.stop()
+
+        second = RunningPlatform(tmp_path / "second", environment | redis)
+        second.start()
+
+        assert second.status("chat")["revision"] == "chat@1"
+        body = {"prompt": "Hello", "max_tokens": 1}
+        assert second.client.post("/v1/models/chat/invoke", json=body).status_code == 200
+        second.stop()
+    finally:
+        server.kill()
+        server.wait()
