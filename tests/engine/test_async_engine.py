@@ -125,6 +125,19 @@ async def test_cancelling_the_consumer_aborts(engine: AsyncEngine, counting: Cou
     assert counting.aborted == ["a"]
 
 
+async def test_gauges_know_of_an_abort_that_left_nothing_to_do(
+    engine: AsyncEngine, counting: Counting
+) -> None:
+    counting.pace = threading.Semaphore(1)
+    outputs = engine.generate(request("a", [1], 50))
+    await anext(outputs)
+    assert engine.stats.running == 1
+    await outputs.aclose()
+    counting.pace.release(100)
+    await engine.close()
+    assert engine.stats.running == 0
+
+
 async def test_an_iterator_that_is_never_begun_submits_nothing(
     engine: AsyncEngine, counting: Counting
 ) -> None:

@@ -147,6 +147,7 @@ class AsyncEngine:
                     self._engine.submit(request)
                 case _Abort(request_id):
                     self._engine.abort(request_id)
+                    self._post(partial(self._deliver, (), self._engine.stats()))
                 case _Stop():
                     return False
 

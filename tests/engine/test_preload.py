@@ -1,0 +1,69 @@
+"""A process that has loaded everything may be forked, and its children compute on two threads."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import os, sys
+from pathlib import Path
+
+from worker.engine.preload import after_fork, preload
+
+preload()
+assert len(os.listdir("/proc/self/task")) == 1, "the parent has threads"
+loaded = set(sys.modules)
+
+
+def replica() -> None:
+    after_fork(2)
+    from infra.contracts.model_spec import EngineSettings
+    from worker.engine.engine import Engine
+    from worker.engine.request import GenerationRequest, SamplingParams
+    from worker.models.config import read_config
+    from worker.models.registry import build_model
+    from worker.tokenizer.tokenizer import Tokenizer
+    from worker.weights.loader import open_weights
+
+    folder, settings = Path(sys.argv[1]), EngineSettings()
+    weights = open_weights(folder, lambda fraction: None)
+    model = build_model(read_config(folder), weights, settings)
+    tokenizer = Tokenizer.load(folder)
+    engine = Engine(model, tokenizer, settings)
+    engine.warm()
+    prompt = tokenizer.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
+    engine.submit(GenerationRequest("r", tuple(prompt), SamplingParams(16, temperature=0)))
+    text = ""
+    while engine.has_work():
+        text += "".join(output.text for output in engine.step())
+    assert len(os.listdir("/proc/self/task")) == 2, "the child computes on one thread"
+    late = {name for name in set(sys.modules) - loaded if name.startswith(("worker", "torch."))}
+    assert not late, f"imported after the fork: {sorted(late)}"
+    print(text, flush=True)
+
+
+for _ in range(2):
+    child = os.fork()
+    if child == 0:
+        try:
+            replica()
+        except BaseException as error:
+            print(repr(error), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.real
+def test_children_of_a_loaded_parent_answer(smollm2_dir: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(smollm2_dir)],
+        env=environment | {"OMP_WAIT_POLICY": "PASSIVE"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["The capital of France is Paris."] * 2, done.stderr
