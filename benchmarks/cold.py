@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich.console import Console
 from rich.table import Table
 
@@ -74,9 +73,7 @@ def first_token(platform: RunningPlatform, name: str) -> Sample:
     """Seconds until the first byte of a streamed answer, as a client sees it."""
     body = {"prompt": PROMPT, "max_tokens": 4, "temperature": 0, "stream": True}
     started = time.perf_counter()
-    with httpx.stream(
-        "POST", f"{platform.url}/v1/models/{name}/invoke", json=body, timeout=60
-    ) as response:
+    with platform.client.stream("POST", f"/v1/models/{name}/invoke", json=body) as response:
         assert response.status_code == 200
         chunks = response.iter_raw()
         next(chunks)
