@@ -32,7 +32,9 @@ def random_rows(rows: int, columns: int, dtype: torch.dtype, seed: int = 0) -> t
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-@pytest.mark.parametrize(("outputs", "inputs"), [(576, 576), (192, 576), (576, 1536), (16, 32)])
+@pytest.mark.parametrize(
+    ("outputs", "inputs"), [(576, 576), (192, 576), (576, 1536), (256, 2048), (16, 32)]
+)
 def test_a_linear_layer_gives_a_row_the_same_bits_among_any_number(
     dtype: torch.dtype, outputs: int, inputs: int
 ) -> None:

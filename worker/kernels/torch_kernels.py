@@ -2,9 +2,10 @@
 
 What was found (torch 2.13, x86 from AVX2 to AVX512-FP16), and how it is heeded:
 
-- oneDNN's products give a row the same bits among however many rows, from 2 rows on: for a single
-  row and a long inner dimension its threads share the sum, so a single row goes twice. bfloat16
-  `F.linear` is oneDNN's; float32 `F.linear` is MKL's and is not used.
+- oneDNN's inner product gives a row the same bits among however many rows, from 2 rows on: of a
+  single row threads or vectors may share the sum, so it goes twice. `F.linear` leads to oneDNN's
+  matrix product, to MKL or to a plain loop, and of these only the loop (bfloat16 without AVX512)
+  will do.
 - Flash attention does if its inner products have few shapes: queries in multiples of 8, and a last
   tile of keys of at most 256 or exactly 512. Without AVX512 no shape was found that would do:
   there every token attends in a call of its own, the same call in whichever step.
@@ -35,18 +36,20 @@ class TorchKernels:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
     def linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or not (self._has_avx512 or x.dtype is torch.float32):
             return F.linear(x, weight, bias)
         rows = x.shape[0]
         if rows == 1:
-            x = x.repeat(2, 1)
-        if x.dtype is torch.float32:
-            return _float32_linear(x, weight, bias)[:rows]
-        return F.linear(x, weight, bias)[:rows]
+            x = torch.cat((x, x))
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(
+            x, weight, bias, "none", [], ""
+        )
+        return product[:rows]
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         return F.rms_norm(x, weight.shape, weight, epsilon)
@@ -57,14 +60,8 @@ class TorchKernels:
         return F.silu(gate).mul_(up)
 
     def allocate_cache(self, shape: CacheShape) -> "TorchKVCache":
-        return TorchKVCache(shape, self.device)
-
-
-def _float32_linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return y
+        has_exact_tiles = self._has_avx512 or self.device.type != "cpu"
+        return TorchKVCache(shape, self.device, most_tokens=_MOST_TOKENS if has_exact_tiles else 1)
 
 
 def _float32_silu(x: torch.Tensor) -> torch.Tensor:
@@ -81,7 +78,8 @@ class TorchKVCache:
     tile, which padded slices may reach into.
     """
 
-    def __init__(self, shape: CacheShape, device: torch.device) -> None:
+    def __init__(self, shape: CacheShape, device: torch.device, *, most_tokens: int) -> None:
+        """`most_tokens` of one sequence may attend in one call."""
         self.shape = shape
         self.device = device
         slots = shape.num_slots + _KEY_TILE
@@ -91,7 +89,7 @@ class TorchKVCache:
         # [num_slots + tile]: n keys padded to N are masked by the N entries from num_slots - n on.
         self.ramp = torch.zeros(slots, dtype=shape.dtype, device=device)
         self.ramp[shape.num_slots :] = -torch.inf
-        self.most_tokens = _most_tokens(device)
+        self.most_tokens = most_tokens
 
     def lay_out(self, spans: Sequence[Span]) -> "TorchAttentionStep":
         return TorchAttentionStep(self, spans)
@@ -245,9 +243,3 @@ def _padded_keys(count: int) -> int:
 
 def _padded_rows(count: int) -> int:
     return -(-count // _QUERY_TILE) * _QUERY_TILE
-
-
-def _most_tokens(device: torch.device) -> int:
-    """Of one sequence in one call, as far as results allow."""
-    is_exact = device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return _MOST_TOKENS if is_exact else 1
