@@ -83,9 +83,15 @@ class TorchKVCache:
         self.shape = shape
         self.device = device
         slots = shape.num_slots + _KEY_TILE
+        heads = shape.num_kv_heads
         self.layers = zero_pages(
-            (shape.num_layers, 2 * shape.num_kv_heads, slots, shape.head_dim), shape.dtype, device
+            (shape.num_layers, 2 * heads, slots, shape.head_dim), shape.dtype, device
         ).unbind()
+        self._keys = [layer[:heads].unsqueeze(0) for layer in self.layers]
+        self._values = [layer[heads:].unsqueeze(0) for layer in self.layers]
+        self.filler = torch.zeros(
+            (heads, _QUERY_TILE, shape.head_dim), dtype=shape.dtype, device=device
+        )
         # [num_slots + tile]: n keys padded to N are masked by the N entries from num_slots - n on.
         self.ramp = torch.zeros(slots, dtype=shape.dtype, device=device)
         self.ramp[shape.num_slots :] = -torch.inf
@@ -100,21 +106,19 @@ class TorchKVCache:
 
     def read(self, layer: int, tile: "_Tile") -> tuple[torch.Tensor, torch.Tensor]:
         """A tile's keys and values, each [1, kv_heads, padded keys, head_dim]."""
-        pool = self.layers[layer]
-        if tile.blocks is None:
-            kept = pool.narrow(1, tile.start, tile.mask.shape[1])
-        else:
-            kept = self._gather(pool, tile.blocks)
-        keys, values = kept.unsqueeze(0).chunk(2, 1)
-        return keys, values
+        keys, values = self._keys[layer], self._values[layer]
+        if tile.blocks is not None:
+            return self._gather(keys, tile.blocks), self._gather(values, tile.blocks)
+        count = tile.mask.shape[1]
+        return keys.narrow(2, tile.start, count), values.narrow(2, tile.start, count)
 
     def _gather(self, pool: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
-        """The blocks' slots in order, copied: [2 * kv_heads, slots, head_dim]."""
+        """The blocks' slots in order, copied: [1, kv_heads, slots, head_dim]."""
         shape = self.shape
-        by_block = pool[:, : shape.num_slots].view(
-            2 * shape.num_kv_heads, shape.num_blocks, shape.block_size * shape.head_dim
+        by_block = pool[:, :, : shape.num_slots].view(
+            1, shape.num_kv_heads, shape.num_blocks, shape.block_size * shape.head_dim
         )
-        return by_block.index_select(1, blocks).view(2 * shape.num_kv_heads, -1, shape.head_dim)
+        return by_block.index_select(2, blocks).view(1, shape.num_kv_heads, -1, shape.head_dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +176,8 @@ class TorchAttentionStep:
         keys, values = self._cache.read(layer, tile)
         rows = queries[tile.begin : tile.end].transpose(0, 1).flatten(1, 2)
         kv_heads, count, head_dim = rows.shape
-        if (padded := _padded_rows(count)) > count:
-            rows = F.pad(rows, (0, 0, 0, padded - count))
+        if missing := _padded_rows(count) - count:
+            rows = torch.cat((rows, self._cache.filler[:, :missing]), 1)
         attended = F.scaled_dot_product_attention(
             rows.unsqueeze(0), keys, values, attn_mask=tile.mask
         )
