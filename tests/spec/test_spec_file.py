@@ -298,20 +298,20 @@ def test_forty_thousand_unknown_keys_are_refused_at_once() -> None:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("./models/x", "file:///work/models/x"),
+        ("./models/x", "file:///project/models/x"),
         ("../x", "file:///x"),
-        ("file:./x", "file:///work/x"),
-        ("file:x/y", "file:///work/x/y"),
-        (".", "file:///work"),
+        ("file:./x", "file:///project/x"),
+        ("file:x/y", "file:///project/x/y"),
+        (".", "file:///project"),
         ("/abs/x", "file:///abs/x"),
-        ("./a b%c", "file:///work/a%20b%25c"),
+        ("./a b%c", "file:///project/a%20b%25c"),
         ("file:///abs/x", "file:///abs/x"),
         ("hf://org/repo", "hf://org/repo"),
         ("org/repo", "org/repo"),
     ],
 )
 def test_file_sources_are_relative_to_the_specs_folder(source: str, expected: str) -> None:
-    assert absolute_source(source, Path("/work")) == expected
+    assert absolute_source(source, Path("/project")) == expected
 
 
 def test_a_relative_source_is_read_beside_its_file_and_nowhere_else() -> None:
