@@ -44,7 +44,7 @@ class NodeSettings(BaseSettings):
 
 # Threads of OpenMP that spin at the end of each parallel region starve whatever else runs on the
 # cores: a decode step of SmolLM2 beside one busy process took 2.8 s, and 0.08 s without spinning.
-_OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+_OPENMP = {"GOMP_SPINCOUNT": "5000"}
 
 
 def child_environment() -> dict[str, str]:

@@ -56,7 +56,8 @@ class Replica:
         assert self._server is not None
         self._server.close()
         for peer in self.peers:
-            peer.writer.transport.abort()
+            with suppress(AttributeError):  # which asyncio raises for a connection already lost
+                peer.writer.transport.abort()
         await asyncio.sleep(0.01)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
