@@ -43,7 +43,7 @@ class NodeSettings(BaseSettings):
 
 
 # Threads of OpenMP that spin at the end of each parallel region starve whatever else runs on the
-# cores: a decode step of SmolLM2 beside a busy process took up to 2.8 s. A moment of it is worth it.
+# cores: a decode step of SmolLM2 beside a busy process took up to 2.8 s. A moment of it pays.
 _OPENMP = {"GOMP_SPINCOUNT": "5000"}
 
 
