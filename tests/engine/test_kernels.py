@@ -9,13 +9,16 @@ import torch.nn.functional as F  # noqa: N812 - everybody's name for it
 
 from infra.errors import DependencyMissing
 from worker.kernels.factory import choose_kernels
-from worker.kernels.port import Angles, CacheShape, Span
-from worker.kernels.torch_kernels import TorchKernels, TorchKVCache
+from worker.kernels.port import AttentionLayer, CacheShape, Gate, Norm, Span
+from worker.kernels.torch_attention import TorchKVCache
+from worker.kernels.torch_kernels import TorchKernels
 from worker.layers.rotary import Rotary
 from worker.models.config import LinearScaling, Llama3Scaling, Rope
-from worker.models.llama import rotary_frequencies
+from worker.models.rope import rotary_frequencies
 
-KERNELS = TorchKernels(torch.device("cpu"))
+KERNELS = {
+    dtype: TorchKernels(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32)
+}
 BLOCK = 16
 FORMATS = [torch.bfloat16, torch.float32]
 SHAPES = [(3, 3, 64), (1, 4, 16), (4, 1, 64), (2, 4, 128), (2, 2, 8)]  # kv_heads, group, head_dim
@@ -41,10 +44,10 @@ def test_a_linear_layer_gives_a_row_the_same_bits_among_any_number(
     weight = random_rows(outputs, inputs, dtype, seed=1) * 0.05
     bias = random_rows(1, outputs, dtype, seed=2)[0]
     x = random_rows(320, inputs, dtype)
-    whole = KERNELS.linear(x, weight, bias)
+    whole = KERNELS[dtype].linear(x, weight, bias)
     for rows in [*range(1, 20), 31, 32, 33, 48, 63, 64, 65, 127, 128, 200, 256, 257]:
-        assert torch.equal(KERNELS.linear(x[:rows], weight, bias), whole[:rows]), rows
-        assert torch.equal(KERNELS.linear(x[-rows:], weight, bias), whole[-rows:]), rows
+        assert torch.equal(KERNELS[dtype].linear(x[:rows], weight, bias), whole[:rows]), rows
+        assert torch.equal(KERNELS[dtype].linear(x[-rows:], weight, bias), whole[-rows:]), rows
     torch.testing.assert_close(
         whole, F.linear(x.double(), weight.double(), bias.double()).to(dtype)
     )
@@ -55,32 +58,57 @@ def test_a_linear_layer_gives_a_row_the_same_bits_among_any_number(
 def test_gates_and_norms_give_a_row_the_same_bits_among_any_number(
     dtype: torch.dtype, inner: int
 ) -> None:
-    gate, up = random_rows(300, inner, dtype) * 3, random_rows(300, inner, dtype, seed=1)
-    weight = random_rows(1, inner, dtype, seed=2)[0]
-    gated = KERNELS.silu_mul(gate.clone(), up)
-    normed = KERNELS.rms_norm(gate, weight, 1e-5)
+    kernels = KERNELS[dtype]
+    x = random_rows(300, 2 * inner, dtype) * 3
+    weight = random_rows(1, 2 * inner, torch.float32, seed=2)[0]
+    norm = Norm(weight, 1e-5)
+    gated = {gate: kernels.gated(x, gate) for gate in Gate}
+    normed = kernels.norm(x, norm)
     for rows in (1, 2, 3, 7, 16, 22, 65, 150, 299):
         for part in (slice(0, rows), slice(300 - rows, 300)):
-            assert torch.equal(KERNELS.silu_mul(gate[part].clone(), up[part]), gated[part]), rows
-            assert torch.equal(KERNELS.rms_norm(gate[part], weight, 1e-5), normed[part]), rows
-    exact = gate.double()
+            for gate in Gate:
+                assert torch.equal(kernels.gated(x[part], gate), gated[gate][part]), rows
+            assert torch.equal(kernels.norm(x[part], norm), normed[part]), rows
+    exact = x.double()
     scale = (exact.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
     torch.testing.assert_close(normed, (exact * scale * weight.double()).to(dtype))
-    torch.testing.assert_close(
-        gated, (exact * exact.sigmoid() * up.double()).to(dtype), rtol=2e-2, atol=1e-3
-    )
+    gates, up = exact.chunk(2, -1)
+    for gate, activated in {
+        Gate.SILU: gates * gates.sigmoid(),
+        Gate.GELU_TANH: F.gelu(gates, approximate="tanh"),
+    }.items():
+        torch.testing.assert_close(gated[gate], (activated * up).to(dtype), rtol=2e-2, atol=1e-3)
 
 
-def test_every_bfloat16_has_the_same_silu_alone_and_among_others() -> None:
+@pytest.mark.parametrize("gate", Gate)
+def test_every_bfloat16_is_gated_the_same_alone_and_among_others(gate: Gate) -> None:
+    kernels = KERNELS[torch.bfloat16]
     numbers = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     numbers = numbers[numbers.isfinite()]
-    ones = torch.ones(1, 1, dtype=torch.bfloat16)
-    together = KERNELS.silu_mul(numbers[None].clone(), ones)
-    shifted = KERNELS.silu_mul(torch.cat((ones, numbers[None, :-1]), 1), ones)
-    assert torch.equal(together[:, :-1], shifted[:, 1:])
+
+    def gated(row: torch.Tensor) -> torch.Tensor:
+        return kernels.gated(torch.cat((row, torch.ones_like(row)))[None], gate)[0]
+
+    together = gated(numbers)
+    shifted = gated(torch.cat((torch.ones(1, dtype=torch.bfloat16), numbers[:-1])))
+    assert torch.equal(together[:-1], shifted[1:])
     for index in range(0, len(numbers), 97):
-        alone = KERNELS.silu_mul(numbers[None, index : index + 1].clone(), ones)
-        assert torch.equal(alone[0], together[0, index : index + 1])
+        assert torch.equal(gated(numbers[index : index + 1])[0], together[index])
+
+
+def test_a_product_is_of_all_parts_after_its_prologue_and_beside_its_residual() -> None:
+    kernels = KERNELS[torch.float32]
+    weights = [random_rows(rows, 24, torch.float32, seed=rows) for rows in (8, 5)]
+    biases = [random_rows(1, rows, torch.float32, seed=9)[0] for rows in (8, 5)]
+    product = kernels.product(weights, [biases[0], None])
+    x = random_rows(3, 48, torch.float32)
+    residual = random_rows(3, 13, torch.float32, seed=4)
+    gated = F.silu(x[:, :24]) * x[:, 24:]
+    expected = torch.cat((gated @ weights[0].T + biases[0], gated @ weights[1].T), 1) + residual
+    torch.testing.assert_close(product(x, prologue=Gate.SILU, residual=residual), expected)
+    norm = Norm(random_rows(1, 24, torch.float32, seed=5)[0], 1e-6)
+    normed = F.rms_norm(x[:, :24], (24,), norm.weight, 1e-6)
+    torch.testing.assert_close(product(x[:, :24], prologue=norm)[:, 8:], normed @ weights[1].T)
 
 
 class Attended:
@@ -98,7 +126,7 @@ class Attended:
         self.rotary = Rotary(rotary_frequencies(Rope(1e4, None), self.head_dim))
 
     def cache(self, blocks: int = 192) -> TorchKVCache:
-        return KERNELS.allocate_cache(
+        return KERNELS[self.dtype].allocate_cache(
             CacheShape(
                 num_layers=1,
                 num_heads=self.kv_heads * self.group,
@@ -118,12 +146,13 @@ class Attended:
     def textbook(self) -> torch.Tensor:
         """Dense attention in float64."""
         tokens, heads = len(self.query), self.kv_heads * self.group
-        angles = self.rotary.at(torch.arange(tokens), end=tokens)
+        cos, sin = self.rotary.up_to(tokens)[:tokens, None].chunk(2, -1)
 
         def rotated(x: torch.Tensor, count: int) -> torch.Tensor:
             x = x.view(tokens, count, self.head_dim).double()
-            swapped = torch.cat(x.chunk(2, -1)[::-1], -1)
-            return (x * angles.cos + swapped * angles.sin).to(self.dtype).double().transpose(0, 1)
+            first, second = x.chunk(2, -1)
+            turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+            return turned.to(self.dtype).double().transpose(0, 1)
 
         query, key = rotated(self.query, heads), rotated(self.key, self.kv_heads)
         value = self.value.view(tokens, self.kv_heads, -1).double().transpose(0, 1)
@@ -138,15 +167,13 @@ def attend_together(
     cache: TorchKVCache, pieces: Sequence[tuple[Attended, int, int, Sequence[int]]]
 ) -> torch.Tensor:
     step = cache.lay_out([Span(first, count, table) for _, first, count, table in pieces])
-    rows = [(each, slice(first, first + count)) for each, first, count, _ in pieces]
-    angles: Angles = pieces[0][0].rotary.at(step.positions, end=4096)
-    return step.attend(
-        0,
-        torch.cat([each.query[part] for each, part in rows]),
-        torch.cat([each.key[part] for each, part in rows]),
-        torch.cat([each.value[part] for each, part in rows]),
-        angles,
-    )
+    rows = [
+        torch.cat((each.query, each.key, each.value), 1)[first : first + count]
+        for each, first, count, _ in pieces
+    ]
+    sequence = pieces[0][0]
+    layer = AttentionLayer(0, scale=sequence.head_dim**-0.5)
+    return step.attend(layer, torch.cat(rows), sequence.rotary.up_to(4096))
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
@@ -236,17 +263,11 @@ def test_the_last_block_of_the_cache_is_as_good_as_any() -> None:
 
 def test_angles_are_the_same_however_far_the_table_has_grown() -> None:
     frequencies = rotary_frequencies(Rope(1e5, None), 64)
-    positions = torch.tensor([0, 5, 1023])
     early, late = Rotary(frequencies), Rotary(frequencies)
-    late.at(torch.tensor([5000]), end=5001)
-    for first, second in zip(
-        (early.at(positions, end=1024).cos, early.at(positions, end=1024).sin),
-        (late.at(positions, end=1024).cos, late.at(positions, end=1024).sin),
-        strict=True,
-    ):
-        assert torch.equal(first, second)
-    far = late.at(torch.tensor([5000]), end=5001)
-    torch.testing.assert_close(far.cos[0, 0, :32], (5000 * frequencies).cos())
+    assert late.up_to(5001).shape[0] >= 5001
+    assert torch.equal(early.up_to(1024), late.up_to(1024)[:1024])
+    torch.testing.assert_close(late.up_to(5001)[5000, :32], (5000 * frequencies).cos())
+    torch.testing.assert_close(late.up_to(5001)[5000, 32:], (5000 * frequencies).sin())
 
 
 def test_scaled_frequencies() -> None:
@@ -259,7 +280,7 @@ def test_scaled_frequencies() -> None:
 
 
 def test_a_gpu_that_is_not_there_is_said_to_be_missing() -> None:
-    assert choose_kernels(gpus=0).device.type == "cpu"
+    assert choose_kernels(gpus=0, dtype=torch.float32).device.type == "cpu"
     if not torch.cuda.is_available():
         with pytest.raises(DependencyMissing):
-            choose_kernels(gpus=1)
+            choose_kernels(gpus=1, dtype=torch.float32)

@@ -111,11 +111,11 @@ def test_logits_of_a_token_are_the_same_bits_alone_and_in_a_crowd(
 ) -> None:
     from worker.kernels.port import Span
 
-    cache = model.allocate_cache(num_blocks=256, block_size=16)
+    cache = model.allocate_cache(num_blocks=256, block_size=16, lanes=len(prompts))
     tables = [range(32 * index, 32 * index + 32) for index in range(len(prompts))]
     alone = []
-    for prompt, table in zip(prompts, tables, strict=True):
-        span = Span(0, len(prompt), table)
+    for lane, (prompt, table) in enumerate(zip(prompts, tables, strict=True)):
+        span = Span(0, len(prompt), table, lane)
         alone.append(model.logits(prompt, [span], range(len(prompt)), cache))
 
     chance = random.Random(0)
@@ -127,7 +127,7 @@ def test_logits_of_a_token_are_the_same_bits_alone_and_in_a_crowd(
             count = min(chance.choice([1, 2, 13, 40]), len(prompt) - done[index])
             if count:
                 token_ids += prompt[done[index] : done[index] + count]
-                spans.append(Span(done[index], count, tables[index]))
+                spans.append(Span(done[index], count, tables[index], index))
                 wanted.append(alone[index][done[index] : done[index] + count])
                 done[index] += count
         got = model.logits(token_ids, spans, range(len(token_ids)), cache)

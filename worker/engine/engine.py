@@ -51,10 +51,11 @@ class Engine:
                 memory_bytes=host_memory_bytes(),
             )
         )
+        self._lanes = min(settings.max_batch_size, settings.token_budget)
         self._scheduler = Scheduler(
             self._pool,
             block_size=settings.block_size,
-            max_running=min(settings.max_batch_size, settings.token_budget),
+            max_running=self._lanes,
             token_budget=settings.token_budget,
         )
         self._generations: dict[str, _Generation] = {}
@@ -75,7 +76,9 @@ class Engine:
         """
         if self._cache is None:
             self._cache = self._model.allocate_cache(
-                num_blocks=self._pool.total_blocks, block_size=self._settings.block_size
+                num_blocks=self._pool.total_blocks,
+                block_size=self._settings.block_size,
+                lanes=self._lanes,
             )
 
     def check(self, request: GenerationRequest) -> None:
@@ -146,7 +149,8 @@ class Engine:
         for piece in batch.slices:
             sequence = piece.sequence
             token_ids += sequence.token_ids[piece.first : piece.first + piece.count]
-            spans.append(Span(piece.first, piece.count, sequence.block_table))
+            assert sequence.lane is not None
+            spans.append(Span(piece.first, piece.count, sequence.block_table, sequence.lane))
             if piece.catches_up:
                 sampled.append(len(token_ids) - 1)
         return self._model.logits(token_ids, spans, sampled, self._cache)

@@ -2,13 +2,19 @@
 
 Every operation guarantees *row invariance*: the result for a token is the same bits whatever other
 tokens are computed with it, in whichever order. Greedy output depends on it.
+
+What lies between two operations (the residual stream, a layer's queries) has the adapter's own
+number format, `Kernels.activation_dtype`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 import torch
+
+from worker.weights.quantized import QuantizedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,17 +22,20 @@ class Span:
     """`count` tokens of one sequence, from position `first` on, computed in one step.
 
     `blocks` is the sequence's block table; it covers the span. Keys and values of all positions
-    before `first` are in the cache.
+    before `first` are in the cache. `lane` is the sequence's place in the batch, its own as long as
+    it runs: adapters keep its table there, and take `blocks` for the same table, perhaps longer, as
+    long as it is the same object.
     """
 
     first: int
     count: int
     blocks: Sequence[int]
+    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """How large a KV cache is, and how many query heads read it."""
+    """How large a KV cache is, and who reads it."""
 
     num_layers: int
     num_heads: int
@@ -34,43 +43,82 @@ class CacheShape:
     head_dim: int
     num_blocks: int
     block_size: int
-    dtype: torch.dtype
+    dtype: torch.dtype  # of keys and values: int8 comes with a scale a token and head
+    lanes: int = 1
 
     @property
     def num_slots(self) -> int:
         return self.num_blocks * self.block_size
 
 
-@dataclass(frozen=True, slots=True)
-class Angles:
-    """Every token's rotation, float32 [tokens, 1, head_dim].
+@dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """Root mean square norm (Zhang, Sennrich 2019): `weight` float32 [channels]."""
 
-    A head x becomes x * cos + roll(x, head_dim / 2) * sin: `sin` is negative in its first half.
+    weight: torch.Tensor
+    epsilon: float
+
+
+class Gate(Enum):
+    """Splits each token into gate and up, each half as wide: activation(gate) * up (Shazeer 2020).
+
+    GELU is the one approximated by tanh (Hendrycks, Gimpel 2016).
     """
 
-    cos: torch.Tensor
-    sin: torch.Tensor
+    SILU = "silu"
+    GELU_TANH = "gelu_tanh"
+
+
+Prologue = Norm | Gate | None
+
+
+class Product(Protocol):
+    """x W^T + b of a weight that the kernels have taken over, in whichever format and layout."""
+
+    def __call__(
+        self,
+        x: torch.Tensor,  # [tokens, in], or [tokens, 2 * in] before a gate
+        *,
+        prologue: Prologue = None,
+        residual: torch.Tensor | None = None,  # [tokens, out], added to the product
+    ) -> torch.Tensor:  # [tokens, out]
+        ...
+
+    def state(self) -> Mapping[str, torch.Tensor]:
+        """The weight as `Kernels.restore` takes it back; empty where packing it costs nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionLayer:
+    """What is particular to one layer's attention.
+
+    A head's query and key are normed, where norms are given, then rotated. Scores are products
+    times `scale`, then softcap * tanh(score / softcap) where given. Where there is a window, a
+    token sees itself and the `window - 1` positions before it.
+    """
+
+    index: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
 
 
 class AttentionStep(Protocol):
     """One step's tokens laid out over the cache; tokens are in the order of the spans."""
 
-    @property
-    def positions(self) -> torch.Tensor:
-        """int64 [tokens]"""
-        ...
-
     def attend(
         self,
-        layer: int,
-        query: torch.Tensor,  # [tokens, heads * head_dim]
-        key: torch.Tensor,  # [tokens, kv_heads * head_dim]
-        value: torch.Tensor,  # [tokens, kv_heads * head_dim]
-        angles: Angles,
+        layer: AttentionLayer,
+        query_key_value: torch.Tensor,  # [tokens, (heads + 2 * kv_heads) * head_dim]
+        rope: torch.Tensor,  # float32 [positions, rotary_dim]: cosines, then sines
     ) -> torch.Tensor:  # [tokens, heads * head_dim]
         """Rotates query and key, keeps key and value, attends to all positions up to each token.
 
-        What a sequence has in the cache never reaches another's result, not even as NaN.
+        A head's first `rotary_dim` channels are rotated, their halves paired. What a sequence has
+        in the cache never reaches another's result, not even as NaN.
         """
         ...
 
@@ -85,31 +133,51 @@ class Kernels(Protocol):
     """One implementation, for one device."""
 
     @property
+    def name(self) -> str:
+        """For people, such as `torch` or `native avx512bf16`."""
+        ...
+
+    @property
     def device(self) -> torch.device: ...
 
-    def linear(
-        self,
-        x: torch.Tensor,  # [tokens, in]
-        weight: torch.Tensor,  # [out, in]
-        bias: torch.Tensor | None,  # [out]
-    ) -> torch.Tensor:  # [tokens, out]
+    @property
+    def activation_dtype(self) -> torch.dtype: ...
+
+    @property
+    def layout(self) -> str | None:
+        """Names the format of what `Product.state` gives; None where nothing is packed."""
         ...
 
-    def rms_norm(
+    def product(
+        self,
+        parts: Sequence[torch.Tensor | QuantizedWeight],
+        biases: Sequence[torch.Tensor | None],
+    ) -> Product:
+        """Takes over weights [out_i, in] that multiply the same tokens, one below the other.
+
+        Biases are [out_i], one a part, or none at all.
+        """
+        ...
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> Product:
+        """A product from its state, without a copy. Raises SourceInvalid when it is none."""
+        ...
+
+    def embed(self, token_ids: torch.Tensor, table: torch.Tensor, scale: float) -> torch.Tensor:
+        """Rows of the table [vocabulary, hidden], times `scale`: [tokens, hidden]."""
+        ...
+
+    def norm(
         self,
         x: torch.Tensor,  # [tokens, hidden]
-        weight: torch.Tensor,  # [hidden]
-        epsilon: float,
+        norm: Norm,
+        *,
+        residual: torch.Tensor | None = None,  # [tokens, hidden], added to the normed tokens
     ) -> torch.Tensor:  # [tokens, hidden]
-        """Root mean square norm (Zhang, Sennrich 2019), computed in float32."""
         ...
 
-    def silu_mul(
-        self,
-        gate: torch.Tensor,  # [tokens, inner]
-        up: torch.Tensor,  # [tokens, inner]
-    ) -> torch.Tensor:  # [tokens, inner]
-        """SwiGLU's gate (Shazeer 2020): silu(gate) * up."""
+    def cache_bytes(self, shape: CacheShape) -> int:
+        """Bytes of one block, all layers together."""
         ...
 
     def allocate_cache(self, shape: CacheShape) -> KVCache:

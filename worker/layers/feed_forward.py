@@ -2,19 +2,21 @@
 
 import torch
 
-from worker.kernels.port import Kernels
+from worker.kernels.port import Gate, Prologue
 from worker.layers.linear import Linear
 
 
 class FeedForward:
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020)"""
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020)"""
 
-    def __init__(self, kernels: Kernels, *, gate: Linear, up: Linear, down: Linear) -> None:
-        self._kernels = kernels
+    def __init__(self, gate: Gate, *, gate_up: Linear, down: Linear) -> None:
         self._gate = gate
-        self._up = up
+        self._gate_up = gate_up
         self._down = down
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, *, prologue: Prologue, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """[tokens, hidden] to the same"""
-        return self._down(self._kernels.silu_mul(self._gate(x), self._up(x)))
+        gate_up = self._gate_up(x, prologue=prologue)
+        return self._down(gate_up, prologue=self._gate, residual=residual)

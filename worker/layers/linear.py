@@ -2,20 +2,21 @@
 
 import torch
 
-from worker.kernels.port import Kernels
+from worker.kernels.port import Product, Prologue
 
 
 class Linear:
-    """x W^T + b"""
+    """x W^T + b, with what goes before and after it in the same pass over the tokens."""
 
-    def __init__(
-        self, kernels: Kernels, weight: torch.Tensor, bias: torch.Tensor | None = None
-    ) -> None:
-        """`weight` [out, in], `bias` [out]; neither is copied."""
-        self._kernels = kernels
-        self._weight = weight
-        self._bias = bias
+    def __init__(self, product: Product) -> None:
+        self._product = product
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[tokens, in] to [tokens, out]"""
-        return self._kernels.linear(x, self._weight, self._bias)
+    def __call__(
+        self,
+        x: torch.Tensor,
+        *,
+        prologue: Prologue = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[tokens, in], or [tokens, 2 * in] before a gate, to [tokens, out]"""
+        return self._product(x, prologue=prologue, residual=residual)

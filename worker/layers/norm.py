@@ -2,17 +2,19 @@
 
 import torch
 
-from worker.kernels.port import Kernels
+from worker.kernels.port import Kernels, Norm
 
 
 class RmsNorm:
-    """Scales each token to a root mean square of 1, then by a weight a channel."""
+    """Scales each token to a root mean square of 1, then by a weight a channel.
 
-    def __init__(self, kernels: Kernels, weight: torch.Tensor, epsilon: float) -> None:
+    Before a linear layer it is done as that layer's prologue; by itself it is called.
+    """
+
+    def __init__(self, kernels: Kernels, norm: Norm) -> None:
         self._kernels = kernels
-        self._weight = weight
-        self._epsilon = epsilon
+        self.prologue = norm
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, *, residual: torch.Tensor | None = None) -> torch.Tensor:
         """[tokens, hidden] to the same"""
-        return self._kernels.rms_norm(x, self._weight, self._epsilon)
+        return self._kernels.norm(x, self.prologue, residual=residual)

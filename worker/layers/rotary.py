@@ -2,8 +2,6 @@
 
 import torch
 
-from worker.kernels.port import Angles
-
 _PAGE = 1024  # positions
 
 
@@ -13,22 +11,26 @@ class Rotary:
     It grows by pages with the positions asked for: a long context costs nothing until it is used.
     """
 
-    def __init__(self, frequencies: torch.Tensor) -> None:
-        """`frequencies` float32 [head_dim / 2], in radians a position."""
+    def __init__(self, frequencies: torch.Tensor, *, magnitude: float = 1.0) -> None:
+        """`frequencies` float32 [rotary_dim / 2], in radians a position.
+
+        Cosines and sines are scaled by `magnitude`.
+        """
         self._frequencies = frequencies
-        self._cos, self._sin = self._page(0)
+        self._magnitude = magnitude
+        self._table = self._page(0)
 
-    def at(self, positions: torch.Tensor, *, end: int) -> Angles:
-        """The angles of the positions [tokens], all of which are below `end`."""
-        while self._cos.shape[0] < end:
-            cos, sin = self._page(self._cos.shape[0])
-            self._cos, self._sin = torch.cat((self._cos, cos)), torch.cat((self._sin, sin))
-        return Angles(self._cos.index_select(0, positions), self._sin.index_select(0, positions))
+    def up_to(self, end: int) -> torch.Tensor:
+        """Cosines, then sines, of all positions below `end` and perhaps of more.
 
-    def _page(self, start: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each [page, 1, head_dim]"""
+        float32 [positions, rotary_dim]
+        """
+        while self._table.shape[0] < end:
+            self._table = torch.cat((self._table, self._page(self._table.shape[0])))
+        return self._table
+
+    def _page(self, start: int) -> torch.Tensor:
         device = self._frequencies.device
         positions = torch.arange(start, start + _PAGE, dtype=torch.float32, device=device)
         angles = torch.outer(positions, self._frequencies)
-        cos, sin = angles.cos(), angles.sin()
-        return torch.cat((cos, cos), 1).unsqueeze(1), torch.cat((-sin, sin), 1).unsqueeze(1)
+        return torch.cat((angles.cos(), angles.sin()), 1) * self._magnitude

@@ -5,11 +5,16 @@ from typing import Protocol
 
 import torch
 
-from worker.kernels.port import KVCache, Span
+from worker.kernels.port import Kernels, KVCache, Span
 
 
 class CausalModel(Protocol):
     """Weights and arithmetic; what is specific to sequences lies in the cache."""
+
+    @property
+    def kernels(self) -> Kernels:
+        """What it computes with."""
+        ...
 
     @property
     def vocabulary(self) -> int:
@@ -26,7 +31,9 @@ class CausalModel(Protocol):
         """Bytes of keys and values of one token, all layers together."""
         ...
 
-    def allocate_cache(self, *, num_blocks: int, block_size: int) -> KVCache: ...
+    def allocate_cache(self, *, num_blocks: int, block_size: int, lanes: int = 1) -> KVCache:
+        """For as many sequences at once as there are lanes."""
+        ...
 
     def logits(
         self,

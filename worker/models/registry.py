@@ -1,4 +1,4 @@
-"""Which class runs which architecture."""
+"""A model out of its config, its weights and the settings."""
 
 import torch
 
@@ -6,10 +6,9 @@ from infra.contracts.model_spec import EngineSettings
 from worker.kernels.factory import choose_kernels
 from worker.models.causal_model import CausalModel
 from worker.models.config import ModelConfig
-from worker.models.llama import Llama
+from worker.models.decoder import Decoder
 from worker.weights.loader import Weights
 
-_CLASSES = {"LlamaForCausalLM": Llama}
 # Half precision is kept in bfloat16: CPUs multiply it ten times faster than float16.
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -26,13 +25,9 @@ def build_model(
     Raises SourceInvalid when the weights do not fit the config, DependencyMissing for a missing
     GPU.
     """
-    dtype = config.dtype if settings.dtype == "auto" else settings.dtype
+    name = config.dtype if settings.dtype == "auto" else settings.dtype
+    dtype = _DTYPES[name]
     context_tokens = min(config.context_tokens, settings.max_context_tokens or 1 << 20)
     with torch.inference_mode():
-        return _CLASSES[config.architecture](
-            config,
-            weights,
-            choose_kernels(gpus=gpus),
-            dtype=_DTYPES[dtype],
-            context_tokens=context_tokens,
-        )
+        kernels = choose_kernels(gpus=gpus, dtype=dtype)
+        return Decoder(config, weights, kernels, dtype=dtype, context_tokens=context_tokens)

@@ -1,0 +1,60 @@
+"""Makes a model's layers out of its weights, by their names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from worker.kernels.port import Kernels, Norm, Product
+from worker.layers.linear import Linear
+from worker.layers.norm import RmsNorm
+from worker.models.config import ModelConfig
+from worker.weights.loader import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A linear layer in the files: its name, without `.weight`, and what it gives."""
+
+    name: str
+    outputs: int
+    has_bias: bool = False
+
+
+class Parts:
+    """Takes tensors from the files, checks their shapes, and hands them to the kernels."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        kernels: Kernels,
+        dtype: torch.dtype,
+    ) -> None:
+        """`dtype` is that of the embedding and of weights before they are packed."""
+        self.config = config
+        self.kernels = kernels
+        self.dtype = dtype
+        self._weights = weights
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._weights.take(name, shape, self.dtype).to(self.kernels.device)
+
+    def norm_weight(self, name: str, channels: int) -> Norm:
+        weight = self._weights.take(f"{name}.weight", (channels,), torch.float32)
+        return Norm(weight.to(self.kernels.device), self.config.rms_norm_epsilon)
+
+    def norm(self, name: str) -> RmsNorm:
+        return RmsNorm(self.kernels, self.norm_weight(name, self.config.hidden_size))
+
+    def linear(self, slots: Sequence[Slot], inputs: int) -> Linear:
+        """One layer whose outputs are those of all slots, one after another."""
+        return Linear(self._product(slots, inputs))
+
+    def _product(self, slots: Sequence[Slot], inputs: int) -> Product:
+        weights = [self.tensor(f"{slot.name}.weight", (slot.outputs, inputs)) for slot in slots]
+        biases = [
+            self.tensor(f"{slot.name}.bias", (slot.outputs,)) if slot.has_bias else None
+            for slot in slots
+        ]
+        return self.kernels.product(weights, biases)
