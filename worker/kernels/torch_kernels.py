@@ -7,7 +7,8 @@ What was found (torch 2.13, x86 from AVX2 to AVX512-FP16), and how it is heeded:
   matrix product, to MKL or to a plain loop, and of these only the loop (bfloat16 without AVX512)
   will do.
 - Exponentials at the end of an array are computed one by one, by another formula than vectors of
-  them. In bfloat16 both round to the same number, for every input; float32 goes in whole vectors.
+  them. Of SiLU in bfloat16 both round to the same number, for every input; everything else goes
+  in float32 and in whole vectors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -86,10 +87,10 @@ class TorchKernels:
     def gated(self, x: torch.Tensor, gate: Gate) -> torch.Tensor:
         """[tokens, 2 * inner] to [tokens, inner]"""
         gates, up = x.chunk(2, -1)
-        activation = _ACTIVATIONS[gate]
-        if x.dtype is torch.float32:
-            return _in_whole_vectors(activation, gates.contiguous()).mul_(up)
-        return activation(gates.contiguous()).mul_(up)
+        if gate is Gate.SILU and x.dtype is torch.bfloat16:
+            return F.silu(gates.contiguous()).mul_(up)
+        activated = _in_whole_vectors(_ACTIVATIONS[gate], gates.float().contiguous())
+        return activated.to(x.dtype).mul_(up)
 
     def cache_bytes(self, shape: CacheShape) -> int:
         numbers = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * shape.block_size
