@@ -1,8 +1,8 @@
 """Paged attention in plain torch.
 
 Flash attention is row-invariant if its inner products have few shapes: queries in multiples of 8,
-and a last tile of keys of at most 256 or exactly 512. Without AVX512 no shape was found that would
-do: there every token attends in a call of its own, the same call in whichever step. Layers with a
+keys in multiples of 512. (On some CPUs a last tile of at most 256 keys does as well, on others it
+does not.) Without AVX512 no shape was found that would do: there every token attends in a call of its own, the same call in whichever step. Layers with a
 soft-cap, which flash attention does not know, are computed plainly and promise nothing.
 """
 
@@ -16,8 +16,6 @@ from worker.kernels.memory import zero_pages
 from worker.kernels.port import AttentionLayer, CacheShape, Norm, Span
 
 _KEY_TILE = 512  # keys that flash attention multiplies at once
-_SMALL_KEY_TILE = 64
-_MOST_SMALL_KEYS = 256
 _QUERY_TILE = 8
 
 
@@ -110,7 +108,7 @@ class TorchAttentionStep:
         heads, kv_heads = shape.num_heads, shape.num_kv_heads
         tokens = query_key_value.shape[0]
         by_head = query_key_value.view(tokens, heads + 2 * kv_heads, shape.head_dim)
-        query, key, value = by_head.split((heads, kv_heads, kv_heads), 1)
+        query, key, value = torch.split(by_head, [heads, kv_heads, kv_heads], 1)
         query_key = torch.cat((_normed(query, layer.query_norm), _normed(key, layer.key_norm)), 1)
         query_key = _rotate(query_key, rope.index_select(0, self._positions))
         keys_values = torch.cat((query_key[:, heads:], value), 1)
@@ -231,10 +229,7 @@ def _padded_table(cache: TorchKVCache, blocks: list[int], num_keys: int) -> torc
 
 
 def _padded_keys(count: int) -> int:
-    rest = count % _KEY_TILE
-    if rest > _MOST_SMALL_KEYS:
-        return count - rest + _KEY_TILE
-    return count - rest + -(-rest // _SMALL_KEY_TILE) * _SMALL_KEY_TILE
+    return -(-count // _KEY_TILE) * _KEY_TILE
 
 
 def _padded_rows(count: int) -> int:

@@ -30,7 +30,7 @@ from worker.weights.quantized import QuantizedWeight
 
 _MOST_TOKENS = 256  # of one sequence in one call: bounds the mask's memory
 _VECTOR = 16  # float32 numbers
-_SERIAL = 32_767  # numbers up to which torch does not divide an elementwise function
+_SERIAL = 16_384  # numbers up to which torch does not divide an elementwise function
 
 _ACTIVATIONS: dict[Gate, Callable[[torch.Tensor], torch.Tensor]] = {
     Gate.SILU: F.silu,
