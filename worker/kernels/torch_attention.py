@@ -2,8 +2,9 @@
 
 Flash attention is row-invariant if its inner products have few shapes: queries in multiples of 8,
 keys in multiples of 512. (On some CPUs a last tile of at most 256 keys does as well, on others it
-does not.) Without AVX512 no shape was found that would do: there every token attends in a call of its own, the same call in whichever step. Layers with a
-soft-cap, which flash attention does not know, are computed plainly and promise nothing.
+does not.) Without AVX512 no shape was found that would do: there every token attends in a call of
+its own, the same call in whichever step. Layers with a soft-cap, which flash attention does not
+know, are computed plainly and promise nothing.
 """
 
 from collections.abc import Sequence
