@@ -23,11 +23,19 @@ class EngineSettings(Contract):
         default="auto",
         description="Number format of weights and arithmetic; auto follows the model.",
     )
+    quantization: Literal["none", "int8", "int4"] = Field(
+        default="none",
+        description="Bits that float weights are rounded to when they are loaded.",
+    )
     max_context_tokens: int | None = Field(
         default=None, ge=16, le=1 << 20, description="Prompt plus output; unset follows the model."
     )
     kv_cache_tokens: int | None = Field(
         default=None, ge=16, le=1 << 26, description="KV positions to allocate; unset sizes itself."
+    )
+    kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = Field(
+        default="auto",
+        description="Number format of keys and values; auto follows `engine.dtype`.",
     )
     block_size: Literal[16, 32, 64] = Field(default=16, description="KV positions a block.")
     max_batch_size: int = Field(default=32, ge=1, le=1024, description="Sequences in one step.")

@@ -1,32 +1,80 @@
-"""A weight matrix in whole numbers, with scales."""
+"""A linear layer's weight in 8 or 4 bits, in the two forms that kernels compute with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+GROUP = 32  # columns that share a scale at 4 bits; the last group of a row may be shorter
+INT8_MOST = 127
+INT4_MOST = 15
 
-@dataclass(frozen=True, slots=True, eq=False)
+Bits = Literal[8, 4]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class QuantizedWeight:
-    """w = scale * code (+ offset); columns share scale and offset by groups of in / groups.
+    """[outputs, inputs] as codes: w = scale * code + offset.
 
-    `codes` [out, in] are int8 for 8 bits and uint8 from 0 to 15 for 4; `scale` and `offset`
-    float32 [out, groups].
+    At 8 bits a row has one scale and no offset, codes are int8 from -127 to 127. At 4 bits every
+    `GROUP` columns have a scale and an offset, both float16 numbers, and codes are uint8 from 0 to
+    15, one a byte.
     """
 
-    bits: int
-    codes: torch.Tensor
-    scale: torch.Tensor
-    offset: torch.Tensor | None = None
+    bits: Bits
+    codes: torch.Tensor  # [outputs, inputs]
+    scale: torch.Tensor  # [outputs, groups] float32
+    offset: torch.Tensor | None  # [outputs, groups] float32
+
+    def __post_init__(self) -> None:
+        outputs, inputs = self.codes.shape
+        groups = 1 if self.bits == 8 else num_groups(inputs)
+        assert self.codes.dtype == (torch.int8 if self.bits == 8 else torch.uint8)
+        assert self.scale.shape == (outputs, groups) and self.scale.dtype == torch.float32
+        if self.bits == 8:
+            assert self.offset is None
+        else:
+            assert self.offset is not None and self.offset.shape == self.scale.shape
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(outputs, inputs)"""
         outputs, inputs = self.codes.shape
         return outputs, inputs
 
-    def dequantise(self) -> torch.Tensor:
-        """float32 [out, in]"""
-        outputs, groups = self.scale.shape
-        grouped = self.codes.view(outputs, groups, -1).float() * self.scale.unsqueeze(-1)
-        if self.offset is not None:
-            grouped += self.offset.unsqueeze(-1)
-        return grouped.view(self.codes.shape)
+    @property
+    def nbytes(self) -> int:
+        """Bytes when it is packed, scales and offsets included."""
+        outputs, inputs = self.shape
+        if self.bits == 8:
+            return outputs * (inputs + 4)
+        return outputs * num_groups(inputs) * (GROUP // 2 + 4)
+
+    def dequantise(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weight as floats; [outputs, inputs]."""
+        values = self.codes.to(torch.float32)
+        if self.offset is None:
+            return values.mul_(self.scale).to(dtype)
+        inputs = values.shape[1]
+        scale = self.scale.repeat_interleave(GROUP, 1)[:, :inputs]
+        offset = self.offset.repeat_interleave(GROUP, 1)[:, :inputs]
+        return values.mul_(scale).add_(offset).to(dtype)
+
+
+def num_groups(inputs: int) -> int:
+    """Groups of a row at 4 bits."""
+    return -(-inputs // GROUP)
+
+
+def stack_rows(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """Projections of the same input as one: their outputs follow each other."""
+    first = weights[0]
+    assert all(weight.bits == first.bits for weight in weights)
+    offsets = [weight.offset for weight in weights if weight.offset is not None]
+    return QuantizedWeight(
+        first.bits,
+        torch.cat([weight.codes for weight in weights]),
+        torch.cat([weight.scale for weight in weights]),
+        torch.cat(offsets) if offsets else None,
+    )
