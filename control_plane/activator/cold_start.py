@@ -9,9 +9,11 @@ from control_plane.fleet.replica import Endpoint
 from control_plane.fleet.state import Fleet
 from control_plane.fleet.timeline import ColdRequest, attribute
 from infra.contracts.revision import Revision
-from infra.contracts.stage import ColdStartReport, Stage, StageTiming
+from infra.contracts.stage import ColdStartReport, Stage, StagePart, StageTiming
 
-_DECODE = re.compile(rb"(?:^|[,\s])decode\s*;\s*dur\s*=\s*([0-9]{1,12}(?:\.[0-9]{0,12})?)")
+_METRIC = re.compile(
+    rb"(?:^|[,\s])(prefill|tokenise|decode)\s*;\s*dur\s*=\s*([0-9]{1,12}(?:\.[0-9]{0,12})?)"
+)
 
 
 class Try(NamedTuple):
@@ -20,12 +22,34 @@ class Try(NamedTuple):
     endpoint: Endpoint
     dispatched_at: float
     ended_at: float
+    parts: tuple[StagePart, ...] = ()
 
 
-def decode_seconds(server_timing: bytes) -> float:
-    """Seconds between the first and the last token, as a replica's `Server-Timing` says; else 0."""
-    found = _DECODE.search(server_timing)
-    return 0.0 if found is None else float(found[1]) / 1000
+class ReplicaTiming(NamedTuple):
+    """What a replica's `Server-Timing` says, in seconds; 0 where it says nothing.
+
+    `prefill` lasts to the first token, and `tokenise` is its beginning; `decode` follows.
+    """
+
+    prefill: float = 0.0
+    tokenise: float = 0.0
+    decode: float = 0.0
+
+    @classmethod
+    def read(cls, server_timing: bytes) -> "ReplicaTiming":
+        """The header's value."""
+        found = _METRIC.findall(server_timing)
+        return cls(**{name.decode(): float(milliseconds) / 1000 for name, milliseconds in found})
+
+    def parts(self) -> tuple[StagePart, ...]:
+        """Of the stage prefill; what they leave of it is the way to the replica and back."""
+        if not self.prefill:
+            return ()
+        compute = max(0.0, self.prefill - self.tokenise)
+        return (
+            StagePart(name="tokenise", seconds=self.tokenise),
+            StagePart(name="compute", seconds=compute),
+        )
 
 
 def explain(call: Call, revision: Revision, tries: Sequence[Try], fleet: Fleet) -> ColdStartReport:
@@ -85,6 +109,7 @@ def _prefill(attempt: Try) -> StageTiming:
         started_at=attempt.dispatched_at,
         seconds=max(0.0, attempt.ended_at - attempt.dispatched_at),
         source=attempt.endpoint.replica_id,
+        parts=attempt.parts,
     )
 
 

@@ -6,7 +6,7 @@ import orjson
 from pydantic import ValidationError
 
 from control_plane.activator.call import Header, ReplicaRefused
-from control_plane.activator.cold_start import Try, decode_seconds, server_timing
+from control_plane.activator.cold_start import ReplicaTiming, Try, server_timing
 from control_plane.activator.exchange import Exchange
 from control_plane.activator.ledger import Ledger
 from control_plane.activator.replica_client import (
@@ -92,7 +92,8 @@ class Relay:
     ) -> None:
         client = exchange.client
         data = await response.read()
-        timing = self._first_token(exchange, revision, dispatched_at, self._clock.now())
+        theirs = _timing(response)
+        timing = self._first_token(exchange, revision, dispatched_at, self._clock.now(), theirs)
         if not client.has_started:
             await client.start(200, _headers(exchange, revision, response, timing))
         elif timing is not None:
@@ -119,14 +120,13 @@ class Relay:
     ) -> None:
         client = exchange.client
         begun, rest = await _beginning(response)
-        theirs = dict(response.headers)
         timing = None
         if response.status == 200:
-            decode_s = decode_seconds(theirs.get(b"server-timing", b""))
-            first_token_at = max(dispatched_at, self._clock.now() - decode_s)
-            timing = self._first_token(exchange, revision, dispatched_at, first_token_at)
+            theirs = _timing(response)
+            at = max(dispatched_at, self._clock.now() - theirs.decode)
+            timing = self._first_token(exchange, revision, dispatched_at, at, theirs)
         headers = _headers(exchange, revision, response, timing)
-        length = theirs.get(_LENGTH) if rest else b"%d" % len(begun)
+        length = dict(response.headers).get(_LENGTH) if rest else b"%d" % len(begun)
         if length is not None:
             headers.append((_LENGTH, length))
         await client.start(response.status, headers)
@@ -147,13 +147,22 @@ class Relay:
         return data
 
     def _first_token(
-        self, exchange: Exchange, revision: Revision, dispatched_at: float, at: float
+        self,
+        exchange: Exchange,
+        revision: Revision,
+        dispatched_at: float,
+        at: float,
+        theirs: ReplicaTiming,
     ) -> bytes | None:
         """Notes when the first token came; the `Server-Timing` of a cold request."""
-        exchange.tries.append(Try(exchange.ticket.endpoint, dispatched_at, at))
+        exchange.tries.append(Try(exchange.ticket.endpoint, dispatched_at, at, theirs.parts()))
         if not exchange.ticket.was_cold:
             return None
         return server_timing(self._ledger.enter(exchange, revision)).encode("ascii")
+
+
+def _timing(response: ReplicaResponse) -> ReplicaTiming:
+    return ReplicaTiming.read(dict(response.headers).get(b"server-timing", b""))
 
 
 def _headers(

@@ -20,6 +20,7 @@ STYLES = {
     Stage.PREFILL: "bright_blue",
 }
 LABEL_WIDTH = 14
+SHOWN_PART_S = 0.0005
 UNATTRIBUTED = "unattributed"
 TOTAL = "total"
 MAX_BAR_WIDTH = 60
@@ -76,6 +77,12 @@ def waterfall(report: ColdStartReport, canvas: Canvas) -> RenderableType:
             "" if share.bytes is None else amount(share.bytes),
             share.source or "",
         )
+        for part in share.parts:
+            if part.seconds >= SHOWN_PART_S:
+                table.add_row(
+                    Text(f"    {part.name}", style="dim"),
+                    Text(milliseconds(part.seconds), style="dim"),
+                )
     table.add_row(f"  {UNATTRIBUTED}", milliseconds(report.unattributed_s))
     table.add_row(
         Text(f"  {TOTAL}", style="bold"),

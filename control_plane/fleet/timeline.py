@@ -22,6 +22,8 @@ _PRECEDENCE = (
     Stage.QUEUE,
 )
 
+_SAME_S = 1e-6  # an interval that is shorter than its stage by less was not cut
+
 
 @dataclass(frozen=True, slots=True)
 class ColdRequest:
@@ -77,6 +79,7 @@ def _shares(
                 seconds=end - begin,
                 bytes=timing.bytes,
                 source=timing.source,
+                parts=timing.parts if end - begin > timing.seconds - _SAME_S else (),
             )
             for begin, end in taken
         )

@@ -31,6 +31,13 @@ class Stage(StrEnum):
     PREFILL = "prefill"
 
 
+class StagePart(Contract):
+    """One of the things a stage did, in order; together they may be a little less than it."""
+
+    name: str = Field(max_length=64)
+    seconds: float = Field(ge=0)
+
+
 class StageTiming(Contract):
     """One measured interval of one stage, in the control plane's clock (unix seconds)."""
 
@@ -39,6 +46,7 @@ class StageTiming(Contract):
     seconds: float = Field(ge=0)
     bytes: int | None = None
     source: str | None = Field(default=None, description="Where it came from: fork, spawn, mmap …")
+    parts: tuple[StagePart, ...] = ()
 
     @property
     def ended_at(self) -> float:
@@ -60,6 +68,9 @@ class StageShare(Contract):
     seconds: float
     bytes: int | None = None
     source: str | None = None
+    parts: tuple[StagePart, ...] = Field(
+        default=(), description="What the stage did, where all of it falls into the wait."
+    )
 
 
 class ColdStartReport(Contract):

@@ -8,7 +8,7 @@ from control_plane.cli.failure import CommandFailed
 from control_plane.cli.sse import Comment, Event, read_events
 from control_plane.cli.units import amount, duration, elapsed, milliseconds
 from control_plane.cli.waterfall import Canvas, waterfall
-from infra.contracts.stage import Stage
+from infra.contracts.stage import Stage, StagePart
 from tests.cli.fake_platform import report
 
 
@@ -90,6 +90,19 @@ def test_a_terminal_without_blocks_gets_plain_characters() -> None:
 
     assert capture.get().isascii()
     assert "  prefill      112.2 ms       #############" in capture.get()
+
+
+def test_the_parts_of_a_stage_stand_below_it_unless_they_are_too_short_to_matter() -> None:
+    whole = report(((Stage.ENGINE, 0.5, None, None),))
+    parts = (StagePart(name="model", seconds=0.4), StagePart(name="cache", seconds=0.0004))
+    share = whole.shares[0].model_copy(update={"parts": parts})
+    console = Console(width=80, file=StringIO())
+
+    with console.capture() as capture:
+        console.print(waterfall(whole.model_copy(update={"shares": (share,)}), Canvas(20)))
+
+    assert "\n    model      400.0 ms" in capture.get()
+    assert "cache" not in capture.get()
 
 
 def test_a_request_that_took_no_time_can_be_drawn() -> None:

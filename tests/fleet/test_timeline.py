@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from control_plane.fleet.timeline import ColdRequest, attribute
 from infra.contracts.base import ModelName, NodeId, ReplicaId, RequestId, RevisionName
-from infra.contracts.stage import ColdStartReport, Rung, Stage, StageTiming
+from infra.contracts.stage import ColdStartReport, Rung, Stage, StagePart, StageTiming
 
 EPOCH = 1_700_000_000.0
 
@@ -64,6 +64,14 @@ def test_a_request_that_came_late_is_charged_only_its_part():
     )
     assert explained(report) == [(Stage.WEIGHTS, 0, 1), (Stage.ENGINE, 1, 1)]
     assert_conserved(report)
+
+
+def test_parts_are_told_of_stages_that_fall_into_the_wait_as_a_whole():
+    parts = (StagePart(name="files", seconds=1), StagePart(name="map", seconds=2))
+    weights = timing(Stage.WEIGHTS, 0, 3).model_copy(update={"parts": parts})
+    assert [share.parts for share in attribute(a_request(), [weights]).shares] == [parts]
+    late = a_request(arrived_at=EPOCH + 1)
+    assert [share.parts for share in attribute(late, [weights]).shares] == [()]
 
 
 def test_gaps_are_unattributed():

@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from infra.contracts.node import Failure
-from infra.contracts.stage import Stage, StageProgress, StageTiming
+from infra.contracts.stage import Stage, StagePart, StageProgress, StageTiming
 from infra.contracts.worker_link import FromWorker, Progress, StageDone
 from infra.errors import DependencyMissing, SourceUnavailable, UnsupportedModel
 from worker.boot.failure import failure_of
@@ -24,14 +24,25 @@ def test_stages_begin_where_the_last_one_ended() -> None:
 
     clock.at = 101.0
     timer.done(Stage.RUNTIME)
+    clock.at = 102.0
+    timer.part("files")
     clock.at = 103.5
+    timer.part("map")
     timer.done(Stage.WEIGHTS, source="mmap", size=7)
 
     assert told.messages == [
         StageDone(timing=StageTiming(stage=Stage.RUNTIME, started_at=100, seconds=1)),
         StageDone(
             timing=StageTiming(
-                stage=Stage.WEIGHTS, started_at=101, seconds=2.5, source="mmap", bytes=7
+                stage=Stage.WEIGHTS,
+                started_at=101,
+                seconds=2.5,
+                source="mmap",
+                bytes=7,
+                parts=(
+                    StagePart(name="files", seconds=1.0),
+                    StagePart(name="map", seconds=1.5),
+                ),
             )
         ),
     ]

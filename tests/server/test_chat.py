@@ -56,7 +56,9 @@ def test_a_whole_answer_is_openai_s_chat_completion() -> None:
 def test_a_whole_answer_says_how_long_prefill_and_decode_took() -> None:
     reply = ask(engine_saying("a", "b", "c", first_delay_s=0.25, delay_s=0.01))
 
-    assert reply.headers["server-timing"] == "prefill;dur=250.00, decode;dur=20.00"
+    assert (
+        reply.headers["server-timing"] == "prefill;dur=250.00, tokenise;dur=0.00, decode;dur=20.00"
+    )
 
 
 def test_an_answer_carries_the_gateway_s_name_for_the_request() -> None:
@@ -97,7 +99,7 @@ def test_a_stream_begins_with_the_role_and_ends_with_done() -> None:
 def test_a_stream_s_head_waits_for_the_first_token_and_says_how_long() -> None:
     reply = ask(engine_saying("a", "b", first_delay_s=0.5, delay_s=0.1), stream=True)
 
-    assert reply.headers["server-timing"] == "prefill;dur=500.00"
+    assert reply.headers["server-timing"] == "prefill;dur=500.00, tokenise;dur=0.00"
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert [round(at, 3) for at, _ in reply.writes] == [0.5, 0.6]
 

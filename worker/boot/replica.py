@@ -132,6 +132,7 @@ class _Replica:
         climbed.engine.start()
         server = self._build_server(climbed, self._assignment, self._clock)
         port = await server.bind(self._host)
+        self._stages.part("server")
         self._stages.done(Stage.ENGINE)
         self._tell_from_any_thread(Ready(host=self._host, port=port))
         return server

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from infra.clock import Clock
-from infra.contracts.stage import Stage, StageProgress, StageTiming
+from infra.contracts.stage import Stage, StagePart, StageProgress, StageTiming
 from infra.contracts.worker_link import FromWorker, Progress, StageDone
 
 PROGRESS_EVERY_S = 0.1
@@ -17,6 +17,15 @@ class StageTimer:
         self._tell = tell
         self._began_at = clock.now()
         self._told_at = 0.0
+        self._parts: list[StagePart] = []
+        self._part_began_at = self._began_at
+
+    def part(self, name: str) -> None:
+        """A part of the present stage ends now; it began where the one before it ended."""
+        now = self._clock.now()
+        seconds = max(0.0, now - self._part_began_at)
+        self._parts.append(StagePart(name=name, seconds=seconds))
+        self._part_began_at = now
 
     def done(self, stage: Stage, *, source: str | None = None, size: int | None = None) -> None:
         """That stage ends now, and the next one begins; `size` in bytes."""
@@ -27,8 +36,10 @@ class StageTimer:
             seconds=max(0.0, now - self._began_at),
             bytes=size,
             source=source,
+            parts=tuple(self._parts),
         )
-        self._began_at = now
+        self._began_at = self._part_began_at = now
+        self._parts = []
         self._tell(StageDone(timing=timing))
 
     def progress(self, stage: Stage, fraction: float) -> None:

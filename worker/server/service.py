@@ -66,7 +66,9 @@ class GenerationService:
     ) -> None:
         """Sends the whole response. Raises PlatformError, before or after its head was sent."""
         self._refuse_other_model(asked)
+        timing = ServerTiming(self._clock, arrived)
         prompts = await self._encoder.encode(asked.prompts)
+        timing.tokenised()
         requests = engine_requests(
             asked,
             prompts,
@@ -81,7 +83,6 @@ class GenerationService:
             model=self._identity.model,
             fingerprint=self._fingerprint,
         )
-        timing = ServerTiming(self._clock, arrived)
         prompt_tokens = sum(map(len, prompts))
         generation = self._generation(asked, requests)
         if asked.is_streaming:
