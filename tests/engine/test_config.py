@@ -119,7 +119,7 @@ def test_nonsense_is_refused(changes: dict[str, Any]) -> None:
     [
         {"architectures": ["MambaForCausalLM"]},
         {"hidden_act": "gelu"},
-        {"quantization_config": {"quant_method": "gptq"}},
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
         {"rope_scaling": {"type": "yarn", "factor": 4}},
         {"partial_rotary_factor": 0.5},
         {"torch_dtype": "int4"},

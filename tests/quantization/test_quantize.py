@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from worker.quantization.quantize import quantize
-from worker.weights.quantized import GROUP, Bits, QuantizedWeight, stack_rows
+from worker.weights.quantized import GROUP, Bits, QuantizedWeight
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -86,14 +86,3 @@ def test_scales_and_offsets_are_what_kernels_keep_of_them() -> None:
     assert quantized.offset is not None
     assert torch.equal(quantized.scale, quantized.scale.half().float())
     assert torch.equal(quantized.offset, quantized.offset.half().float())
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-def test_projections_of_one_input_are_stacked(bits: Bits) -> None:
-    first, second = quantize(gaussian(4, 64), bits), quantize(gaussian(6, 64, seed=1), bits)
-
-    stacked = stack_rows([first, second])
-
-    both = torch.cat([first.dequantise(), second.dequantise()])
-    assert torch.equal(stacked.dequantise(), both)
-    assert stacked.nbytes == first.nbytes + second.nbytes

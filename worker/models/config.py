@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from infra.errors import SourceInvalid, UnsupportedModel
 from infra.json_file import read_json_object
+from worker.quantization.scheme import Scheme, parse_scheme
 
 MOST_CONFIG_BYTES = 4 << 20
 ARCHITECTURES = frozenset({"LlamaForCausalLM"})
@@ -58,6 +59,7 @@ class ModelConfig:
     has_attention_bias: bool
     has_mlp_bias: bool
     dtype: Dtype
+    scheme: Scheme | None  # of a checkpoint that is quantised already
 
 
 def read_config(model_dir: Path) -> ModelConfig:
@@ -92,6 +94,7 @@ def parse_config(values: Mapping[str, Any]) -> ModelConfig:
         has_attention_bias=fields.flag("attention_bias"),
         has_mlp_bias=fields.flag("mlp_bias"),
         dtype=_dtype(values),
+        scheme=parse_scheme(values.get("quantization_config")),
     )
     if config.num_heads % config.num_kv_heads:
         raise SourceInvalid("config.json: num_key_value_heads does not divide num_attention_heads")
@@ -174,8 +177,6 @@ def _architecture(values: Mapping[str, Any]) -> str:
 
 
 def _refuse_unsupported(values: Mapping[str, Any]) -> None:
-    if values.get("quantization_config") is not None:
-        raise UnsupportedModel("the weights are quantised already")
     if values.get("hidden_act", "silu") not in ("silu", "swish"):
         raise UnsupportedModel(f"the activation {str(values['hidden_act'])[:50]} is unknown")
     if values.get("partial_rotary_factor", 1) not in (1, None):

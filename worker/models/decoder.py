@@ -19,7 +19,7 @@ from worker.layers.rotary import Rotary
 from worker.models.config import ModelConfig
 from worker.models.parts import Parts, Slot
 from worker.models.rope import rotary_frequencies
-from worker.weights.loader import Weights
+from worker.quantization.reader import WeightReader
 
 
 class Decoder:
@@ -28,7 +28,7 @@ class Decoder:
     def __init__(
         self,
         config: ModelConfig,
-        weights: Weights,
+        weights: WeightReader,
         kernels: Kernels,
         *,
         dtype: torch.dtype,

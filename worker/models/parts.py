@@ -9,7 +9,7 @@ from worker.kernels.port import Kernels, Norm, Product
 from worker.layers.linear import Linear
 from worker.layers.norm import RmsNorm
 from worker.models.config import ModelConfig
-from worker.weights.loader import Weights
+from worker.quantization.reader import WeightReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Parts:
     def __init__(
         self,
         config: ModelConfig,
-        weights: Weights,
+        weights: WeightReader,
         kernels: Kernels,
         dtype: torch.dtype,
     ) -> None:
@@ -52,7 +52,9 @@ class Parts:
         return Linear(self._product(slots, inputs))
 
     def _product(self, slots: Sequence[Slot], inputs: int) -> Product:
-        weights = [self.tensor(f"{slot.name}.weight", (slot.outputs, inputs)) for slot in slots]
+        weights = [
+            self._weights.linear(slot.name, (slot.outputs, inputs), self.dtype) for slot in slots
+        ]
         biases = [
             self.tensor(f"{slot.name}.bias", (slot.outputs,)) if slot.has_bias else None
             for slot in slots

@@ -7,7 +7,9 @@ from worker.kernels.factory import choose_kernels
 from worker.models.causal_model import CausalModel
 from worker.models.config import ModelConfig
 from worker.models.decoder import Decoder
+from worker.quantization.reader import WeightReader
 from worker.weights.loader import Weights
+from worker.weights.quantized import Bits
 
 # Half precision is kept in bfloat16: CPUs multiply it ten times faster than float16.
 _DTYPES = {
@@ -15,6 +17,8 @@ _DTYPES = {
     "float16": torch.bfloat16,
     "float32": torch.float32,
 }
+
+_BITS: dict[str, Bits | None] = {"none": None, "int8": 8, "int4": 4}
 
 
 def build_model(
@@ -30,4 +34,5 @@ def build_model(
     context_tokens = min(config.context_tokens, settings.max_context_tokens or 1 << 20)
     with torch.inference_mode():
         kernels = choose_kernels(gpus=gpus, dtype=dtype)
-        return Decoder(config, weights, kernels, dtype=dtype, context_tokens=context_tokens)
+        reader = WeightReader(weights, config.scheme, _BITS[settings.quantization])
+        return Decoder(config, reader, kernels, dtype=dtype, context_tokens=context_tokens)

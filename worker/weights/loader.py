@@ -17,6 +17,12 @@ FLOATS = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
+INTEGERS = {
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
 _MAP_STEP_BYTES = 64 << 20
 _MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module has no name for it yet
 
@@ -31,12 +37,26 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
+    def format(self, name: str) -> str | None:
+        """The tensor's number format as safetensors calls it; None where there is no tensor."""
+        found = self._tensors.get(name)
+        return None if found is None else found[0].dtype
+
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """The tensor, without a copy where the file has it in `dtype` already.
 
         Raises SourceInvalid when it is missing or has another shape, UnsupportedModel when it
         holds no floating-point numbers.
         """
+        return self._view(name, shape, FLOATS).to(dtype)
+
+    def take_integers(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """As `take`, of whole numbers in whichever format the file has them."""
+        return self._view(name, shape, INTEGERS)
+
+    def _view(
+        self, name: str, shape: tuple[int, ...], formats: dict[str, torch.dtype]
+    ) -> torch.Tensor:
         if name not in self._tensors:
             raise SourceInvalid(f"the weights have no tensor {name!r}")
         entry, file = self._tensors[name]
@@ -44,13 +64,13 @@ class Weights:
             raise SourceInvalid(
                 f"{name!r} has shape {list(entry.shape)}, where config.json asks for {list(shape)}"
             )
-        if entry.dtype not in FLOATS:
+        if entry.dtype not in formats:
             raise UnsupportedModel(f"{name!r} is stored as {entry.dtype}")
-        stored = FLOATS[entry.dtype]
+        stored = formats[entry.dtype]
         data = file[entry.start : entry.start + entry.size]
         if entry.start % stored.itemsize:
             data = data.clone()  # a view needs the item's alignment
-        return data.view(stored).view(shape).to(dtype)
+        return data.view(stored).view(shape)
 
 
 def open_weights(model_dir: Path, on_progress: Callable[[float], None]) -> Weights:

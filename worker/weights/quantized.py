@@ -1,6 +1,5 @@
 """A linear layer's weight in 8 or 4 bits, in the two forms that kernels compute with."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,16 +64,3 @@ class QuantizedWeight:
 def num_groups(inputs: int) -> int:
     """Groups of a row at 4 bits."""
     return -(-inputs // GROUP)
-
-
-def stack_rows(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
-    """Projections of the same input as one: their outputs follow each other."""
-    first = weights[0]
-    assert all(weight.bits == first.bits for weight in weights)
-    offsets = [weight.offset for weight in weights if weight.offset is not None]
-    return QuantizedWeight(
-        first.bits,
-        torch.cat([weight.codes for weight in weights]),
-        torch.cat([weight.scale for weight in weights]),
-        torch.cat(offsets) if offsets else None,
-    )
