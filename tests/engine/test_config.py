@@ -46,6 +46,7 @@ def test_a_whole_config() -> None:
         has_attention_bias=False,
         has_mlp_bias=False,
         dtype="bfloat16",
+        scheme=None,
     )
 
 
