@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from infra.errors import SourceInvalid, UnsupportedModel
-from worker.weights.header import TensorEntry
+from worker.weights.header import TensorEntry, read_header
 from worker.weights.plan import Shard, plan_weights
 
 FLOATS = {
@@ -48,13 +48,13 @@ class Weights:
         Raises SourceInvalid when it is missing or has another shape, UnsupportedModel when it
         holds no floating-point numbers.
         """
-        return self._view(name, shape, FLOATS).to(dtype)
+        return self._find(name, shape, FLOATS).to(dtype)
 
     def take_integers(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """As `take`, of whole numbers in whichever format the file has them."""
-        return self._view(name, shape, INTEGERS)
+        return self._find(name, shape, INTEGERS)
 
-    def _view(
+    def _find(
         self, name: str, shape: tuple[int, ...], formats: dict[str, torch.dtype]
     ) -> torch.Tensor:
         if name not in self._tensors:
@@ -66,11 +66,7 @@ class Weights:
             )
         if entry.dtype not in formats:
             raise UnsupportedModel(f"{name!r} is stored as {entry.dtype}")
-        stored = formats[entry.dtype]
-        data = file[entry.start : entry.start + entry.size]
-        if entry.start % stored.itemsize:
-            data = data.clone()  # a view needs the item's alignment
-        return data.view(stored).view(shape)
+        return _view(entry, file, formats[entry.dtype])
 
 
 def open_weights(model_dir: Path, on_progress: Callable[[float], None]) -> Weights:
@@ -93,6 +89,20 @@ def open_weights(model_dir: Path, on_progress: Callable[[float], None]) -> Weigh
         file = _map(shard, advance)
         tensors.update({entry.name: (entry, file) for entry in shard.tensors})
     return Weights(tensors, plan.total_bytes)
+
+
+def map_file(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of one file, as views of it. Raises as `read_header` does."""
+    entries = read_header(path)
+    file = _map(Shard(path, path.stat().st_size, entries), lambda size: None)
+    return {entry.name: _view(entry, file, (FLOATS | INTEGERS)[entry.dtype]) for entry in entries}
+
+
+def _view(entry: TensorEntry, file: torch.Tensor, stored: torch.dtype) -> torch.Tensor:
+    data = file[entry.start : entry.start + entry.size]
+    if entry.start % stored.itemsize:
+        data = data.clone()  # a view needs the item's alignment
+    return data.view(stored).view(entry.shape)
 
 
 def _map(shard: Shard, advance: Callable[[int], None]) -> torch.Tensor:
