@@ -14,15 +14,17 @@ from worker.engine.async_engine import AsyncEngine
 from worker.engine.engine import Engine
 from worker.engine.preload import after_fork
 from worker.models.config import read_config
+from worker.models.pack import Pack
 from worker.models.registry import build_model
 from worker.tokenizer.tokenizer import Tokenizer
 from worker.weights.loader import open_weights
+from worker.weights.packed_store import PackedStore
 
 # How the bytes of a source's scheme get into this process.
 ORIGINS = {"file": "mmap", "hf": "hub", "s3": "s3"}
 
-
 MOST_PREPARED = 8
+PACKED_FOLDER = "packed"
 
 
 class ModelClimb:
@@ -60,7 +62,8 @@ class ModelClimb:
         origin = ORIGINS.get(source.uri.partition(":")[0])
         stages.done(Stage.WEIGHTS, source=origin, size=weights.total_bytes)
         reading = self._read_tokenizer(source, folder)
-        model = build_model(config, weights, settings)
+        pack = Pack(PackedStore(self._cache_dir / PACKED_FOLDER), source.digest)
+        model = build_model(config, weights, settings, pack=pack)
         stages.part("model")
         tokenizer = reading.result()
         stages.part("tokenizer")
@@ -68,7 +71,7 @@ class ModelClimb:
         engine.warm()
         stages.part("cache")
         self._forget_tokenizers()
-        return Climbed(folder, AsyncEngine(engine), tokenizer)
+        return Climbed(folder, AsyncEngine(engine), tokenizer, settle=pack.save)
 
     def _read_tokenizer(self, source: ResolvedSource, folder: Path) -> Future[Tokenizer]:
         """The source's tokenizer, being read since now or since it was prepared."""

@@ -12,13 +12,22 @@ from worker.boot.stages import StageTimer
 from worker.engine.async_engine import AsyncEngine
 
 
+class Settle(Protocol):
+    def __call__(self, *, now: float) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Climbed:
-    """What stands at the end of the climb; tokenizer and files are the server's affair."""
+    """What stands at the end of the climb; tokenizer and files are the server's affair.
+
+    `settle` does what the next cold start profits from, once nobody waits for this one any more.
+    It blocks, and runs in a thread of the lowest priority.
+    """
 
     folder: Path
     engine: AsyncEngine
     tokenizer: Any
+    settle: Settle
 
 
 class Climb(Protocol):

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import threading
 import traceback
 from typing import Literal, NoReturn
 
@@ -32,6 +33,8 @@ log = structlog.get_logger()
 
 FAILED = 1
 ORPHANED = 3
+_SETTLE_AFTER_S = 2.0  # the requests that woke the replica are on their way by then
+_LOWEST_PRIORITY = 19
 
 
 def run_replica(
@@ -113,8 +116,10 @@ class _Replica:
         server = await self._open(climbed)
         serving = self._loop.create_task(server.serve())
         serving.add_done_callback(self._server_ended)
+        settling = self._loop.create_task(self._settle(climbed))
         deadline_s = await self._drain_deadline_s
         serving.remove_done_callback(self._server_ended)
+        settling.cancel()
         await server.drain(deadline_s)
         await server.close()
         log.info("replica.drained", replica=self._assignment.replica_id)
@@ -136,6 +141,14 @@ class _Replica:
         self._stages.done(Stage.ENGINE)
         self._tell_from_any_thread(Ready(host=self._host, port=port))
         return server
+
+    async def _settle(self, climbed: Climbed) -> None:
+        def settle() -> None:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+            climbed.settle(now=self._clock.now())
+
+        await asyncio.sleep(_SETTLE_AFTER_S)
+        threading.Thread(target=settle, name="settle", daemon=True).start()
 
     async def _listen(self) -> None:
         while (message := await self._link.hear()) is not None:

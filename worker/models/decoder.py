@@ -17,6 +17,7 @@ from worker.layers.attention import Attention
 from worker.layers.feed_forward import FeedForward
 from worker.layers.rotary import Rotary
 from worker.models.config import ModelConfig
+from worker.models.pack import Pack
 from worker.models.parts import Parts, Slot
 from worker.models.rope import rotary_frequencies
 from worker.quantization.reader import WeightReader
@@ -33,6 +34,7 @@ class Decoder:
         *,
         dtype: torch.dtype,
         context_tokens: int,
+        pack: Pack | None = None,
     ) -> None:
         """Raises SourceInvalid when the weights do not fit the config."""
         self.vocabulary = config.vocabulary
@@ -40,7 +42,7 @@ class Decoder:
         self.kernels = kernels
         self._config = config
         self._dtype = dtype
-        parts = Parts(config, weights, kernels, dtype)
+        parts = Parts(config, weights, kernels, dtype, pack)
         self._embedding = parts.tensor(
             "model.embed_tokens.weight", (config.vocabulary, config.hidden_size)
         )

@@ -9,6 +9,7 @@ from worker.kernels.port import Kernels, Norm, Product
 from worker.layers.linear import Linear
 from worker.layers.norm import RmsNorm
 from worker.models.config import ModelConfig
+from worker.models.pack import Pack
 from worker.quantization.reader import WeightReader
 
 
@@ -30,12 +31,14 @@ class Parts:
         weights: WeightReader,
         kernels: Kernels,
         dtype: torch.dtype,
+        pack: Pack | None = None,
     ) -> None:
         """`dtype` is that of the embedding and of weights before they are packed."""
         self.config = config
         self.kernels = kernels
         self.dtype = dtype
         self._weights = weights
+        self._pack = pack
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         return self._weights.take(name, shape, self.dtype).to(self.kernels.device)
@@ -52,6 +55,16 @@ class Parts:
         return Linear(self._product(slots, inputs))
 
     def _product(self, slots: Sequence[Slot], inputs: int) -> Product:
+        if self._pack is None:
+            return self._made(slots, inputs)
+        name = "+".join(slot.name for slot in slots)
+        if (state := self._pack.state(name)) is not None:
+            return self.kernels.restore(state)
+        product = self._made(slots, inputs)
+        self._pack.keep(name, product.state())
+        return product
+
+    def _made(self, slots: Sequence[Slot], inputs: int) -> Product:
         weights = [
             self._weights.linear(slot.name, (slot.outputs, inputs), self.dtype) for slot in slots
         ]

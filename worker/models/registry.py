@@ -7,6 +7,8 @@ from worker.kernels.factory import choose_kernels
 from worker.models.causal_model import CausalModel
 from worker.models.config import ModelConfig
 from worker.models.decoder import Decoder
+from worker.models.pack import Pack
+from worker.quantization.quantize import ALGORITHM
 from worker.quantization.reader import WeightReader
 from worker.weights.loader import Weights
 from worker.weights.quantized import Bits
@@ -22,10 +24,16 @@ _BITS: dict[str, Bits | None] = {"none": None, "int8": 8, "int4": 4}
 
 
 def build_model(
-    config: ModelConfig, weights: Weights, settings: EngineSettings, *, gpus: int = 0
+    config: ModelConfig,
+    weights: Weights,
+    settings: EngineSettings,
+    *,
+    gpus: int = 0,
+    pack: Pack | None = None,
 ) -> CausalModel:
     """A model over the weights; they are copied only where format or device differ.
 
+    Layers that `pack` holds are taken from there, others are put into it where they were packed.
     Raises SourceInvalid when the weights do not fit the config, DependencyMissing for a missing
     GPU.
     """
@@ -35,4 +43,14 @@ def build_model(
     with torch.inference_mode():
         kernels = choose_kernels(gpus=gpus, dtype=dtype)
         reader = WeightReader(weights, config.scheme, _BITS[settings.quantization])
-        return Decoder(config, reader, kernels, dtype=dtype, context_tokens=context_tokens)
+        if pack is not None and kernels.layout is not None:
+            rounding = f"{settings.quantization}.{ALGORITHM}"
+            pack.open(f"{name} {rounding} {kernels.layout}")
+        return Decoder(
+            config,
+            reader,
+            kernels,
+            dtype=dtype,
+            context_tokens=context_tokens,
+            pack=None if kernels.layout is None else pack,
+        )
