@@ -329,6 +329,15 @@ def test_a_model_is_rounded_when_it_is_loaded(
     assert 0 < float((rounded - plain).norm() / plain.norm()) < most
 
 
+def test_keys_and_values_are_rounded_to_8_bits_where_asked(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, torch_dtype="float32")
+
+    plain = logits(folder)
+    rounded = logits(folder, EngineSettings(kv_cache_dtype="int8"))
+
+    assert 0 < float((rounded - plain).norm() / plain.norm()) < 0.05
+
+
 def logits(folder: Path, settings: EngineSettings | None = None) -> torch.Tensor:
     model = load_model(folder, settings)
     cache = model.allocate_cache(num_blocks=2, block_size=16)

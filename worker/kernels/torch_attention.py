@@ -26,24 +26,28 @@ class TorchKVCache:
     The memory begins as zeros and only finite numbers are written, so that a masked position
     contributes an exact zero whoever wrote it last. Past the last slot there is room for one more
     tile, which padded slices may reach into.
+
+    Keys and values are rounded as `shape.dtype` says and kept in `dtype`, the one that attention
+    computes in: of other formats this has the arithmetic and saves no memory.
     """
 
-    def __init__(self, shape: CacheShape, device: torch.device, *, most_tokens: int) -> None:
+    def __init__(
+        self, shape: CacheShape, device: torch.device, *, dtype: torch.dtype, most_tokens: int
+    ) -> None:
         """`most_tokens` of one sequence may attend in one call."""
         self.shape = shape
         self.device = device
+        self.dtype = dtype
         slots = shape.num_slots + _KEY_TILE
         heads = shape.num_kv_heads
         self.layers = zero_pages(
-            (shape.num_layers, 2 * heads, slots, shape.head_dim), shape.dtype, device
+            (shape.num_layers, 2 * heads, slots, shape.head_dim), dtype, device
         ).unbind()
         self._keys = [layer[:heads].unsqueeze(0) for layer in self.layers]
         self._values = [layer[heads:].unsqueeze(0) for layer in self.layers]
-        self.filler = torch.zeros(
-            (heads, _QUERY_TILE, shape.head_dim), dtype=shape.dtype, device=device
-        )
+        self.filler = torch.zeros((heads, _QUERY_TILE, shape.head_dim), dtype=dtype, device=device)
         # [num_slots + tile]: n keys padded to N are masked by the N entries from num_slots - n on.
-        self.ramp = torch.zeros(slots, dtype=shape.dtype, device=device)
+        self.ramp = torch.zeros(slots, dtype=dtype, device=device)
         self.ramp[shape.num_slots :] = -torch.inf
         self.most_tokens = most_tokens
 
@@ -52,7 +56,8 @@ class TorchKVCache:
 
     def write(self, layer: int, slots: torch.Tensor, keys_values: torch.Tensor) -> None:
         """Keeps [tokens, 2 * kv_heads, head_dim] in the slots [tokens]."""
-        self.layers[layer].index_copy_(1, slots, keys_values.nan_to_num_().transpose(0, 1))
+        kept = _rounded(keys_values.nan_to_num_(), self.shape.dtype)
+        self.layers[layer].index_copy_(1, slots, kept.transpose(0, 1))
 
     def read(self, layer: int, tile: "_Tile") -> tuple[torch.Tensor, torch.Tensor]:
         """A tile's keys and values, each [1, kv_heads, padded keys, head_dim]."""
@@ -69,6 +74,15 @@ class TorchKVCache:
             1, shape.num_kv_heads, shape.num_blocks, shape.block_size * shape.head_dim
         )
         return by_block.index_select(2, blocks).view(1, shape.num_kv_heads, -1, shape.head_dim)
+
+
+def _rounded(keys_values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[tokens, heads, head_dim] as `dtype` keeps them: int8 with a scale a token and head."""
+    if dtype is not torch.int8:
+        return keys_values.to(dtype).to(keys_values.dtype)
+    x = keys_values.float()
+    scale = x.abs().amax(-1, keepdim=True).div_(127).clamp_(min=1e-30)
+    return (x / scale).round_().mul_(scale).to(keys_values.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +230,7 @@ def _causal_mask(
     group = shape.num_heads // shape.num_kv_heads
     rows = _padded_rows(count * group)
     tokens = -(-rows // group)
-    mask = torch.full((tokens, num_keys), -torch.inf, dtype=shape.dtype, device=cache.device)
+    mask = torch.full((tokens, num_keys), -torch.inf, dtype=cache.dtype, device=cache.device)
     mask.triu_(first + 1)
     if window is not None:
         mask += torch.full_like(mask, -torch.inf).tril_(first - window)

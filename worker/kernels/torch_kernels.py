@@ -94,11 +94,16 @@ class TorchKernels:
 
     def cache_bytes(self, shape: CacheShape) -> int:
         numbers = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * shape.block_size
-        return numbers * shape.dtype.itemsize
+        return numbers * self.activation_dtype.itemsize
 
     def allocate_cache(self, shape: CacheShape) -> TorchKVCache:
         has_exact_tiles = self._has_avx512 or self.device.type != "cpu"
-        return TorchKVCache(shape, self.device, most_tokens=_MOST_TOKENS if has_exact_tiles else 1)
+        return TorchKVCache(
+            shape,
+            self.device,
+            dtype=self.activation_dtype,
+            most_tokens=_MOST_TOKENS if has_exact_tiles else 1,
+        )
 
     def _plain(self, part: torch.Tensor | QuantizedWeight) -> torch.Tensor:
         weight = part.dequantise() if isinstance(part, QuantizedWeight) else part

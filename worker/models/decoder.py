@@ -33,6 +33,7 @@ class Decoder:
         kernels: Kernels,
         *,
         dtype: torch.dtype,
+        kv_dtype: torch.dtype,
         context_tokens: int,
         pack: Pack | None = None,
     ) -> None:
@@ -41,7 +42,7 @@ class Decoder:
         self.context_tokens = context_tokens
         self.kernels = kernels
         self._config = config
-        self._dtype = dtype
+        self._kv_dtype = kv_dtype
         parts = Parts(config, weights, kernels, dtype, pack)
         self._embedding = parts.tensor(
             "model.embed_tokens.weight", (config.vocabulary, config.hidden_size)
@@ -89,7 +90,7 @@ class Decoder:
             head_dim=config.head_dim,
             num_blocks=num_blocks,
             block_size=block_size,
-            dtype=self._dtype,
+            dtype=self._kv_dtype,
             lanes=lanes,
         )
 

@@ -20,6 +20,7 @@ _DTYPES = {
     "float32": torch.float32,
 }
 
+_KV_DTYPES = {"bfloat16": torch.bfloat16, "int8": torch.int8}
 _BITS: dict[str, Bits | None] = {"none": None, "int8": 8, "int4": 4}
 
 
@@ -51,6 +52,7 @@ def build_model(
             reader,
             kernels,
             dtype=dtype,
+            kv_dtype=_KV_DTYPES.get(settings.kv_cache_dtype, dtype),
             context_tokens=context_tokens,
             pack=None if kernels.layout is None else pack,
         )
