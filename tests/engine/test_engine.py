@@ -205,9 +205,22 @@ def test_what_can_never_run_is_refused_at_once(tiny: CausalModel) -> None:
         {"logprobs": 21},
         {"stop": ("",)},
         {"max_tokens": 0},
+        {"top_k": -1},
+        {"min_p": float("nan")},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": float("inf")},
+        {"presence_penalty": 2.1},
+        {"frequency_penalty": float("nan")},
+        {"logit_bias": ((160, 1.0),)},
+        {"logit_bias": ((1, 101.0),)},
+        {"logit_bias": ((1, 1.0), (1, 2.0))},
+        {"stop_token_ids": frozenset({-1})},
+        {"min_tokens": 9},
+        {"prompt_logprobs": -1},
     ):
-        with pytest.raises(Invalid):
+        with pytest.raises(Invalid) as refused:
             engine.check(request("r", [97], **sampling))
+        assert refused.value.param in sampling
     engine.check(request("r", [97] * 500, 12))
 
 

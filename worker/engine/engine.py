@@ -1,15 +1,15 @@
 """Continuous batching: every step schedules, runs, samples, and says what came of it."""
 
-import math
 import secrets
 from dataclasses import dataclass
 
 import torch
 
 from infra.contracts.model_spec import EngineSettings
-from infra.errors import Invalid, PlatformError
+from infra.errors import PlatformError
 from worker.engine.batch import Batch
 from worker.engine.block_pool import BlockPool
+from worker.engine.checks import check_request
 from worker.engine.choice import Choice, Draw, uniform
 from worker.engine.completion import Completion, Tokenizer
 from worker.engine.kv_size import host_memory_bytes, kv_blocks
@@ -20,8 +20,6 @@ from worker.engine.sequence import Sequence
 from worker.engine.stats import EngineStats
 from worker.kernels.port import KVCache, Span
 from worker.models.causal_model import CausalModel
-
-MOST_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +86,7 @@ class Engine:
             context_tokens=self.context_tokens,
             kv_tokens=self._pool.total_blocks * self._settings.block_size,
         )
-        _check_prompt(request, vocabulary=self._model.vocabulary)
-        _check_sampling(request)
+        check_request(request, vocabulary=self._model.vocabulary)
 
     def submit(self, request: GenerationRequest) -> None:
         """Queues a checked request."""
@@ -184,25 +181,3 @@ def _draw(sequence: Sequence) -> Draw:
 def _failed(sequence: Sequence) -> Output:
     error = PlatformError("the model computed numbers that are not finite for this prompt")
     return Output(sequence.request_id, "", (), (), None, error)
-
-
-def _check_prompt(request: GenerationRequest, *, vocabulary: int) -> None:
-    token_ids = request.prompt_token_ids
-    if not token_ids:
-        raise Invalid("the prompt has no tokens", param="prompt")
-    if min(token_ids) < 0 or max(token_ids) >= vocabulary:
-        raise Invalid(f"the prompt has a token id that is not below {vocabulary}", param="prompt")
-
-
-def _check_sampling(request: GenerationRequest) -> None:
-    sampling = request.sampling
-    if sampling.max_tokens < 1:
-        raise Invalid("max_tokens is less than 1", param="max_tokens")
-    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
-        raise Invalid("temperature is not a number of 0 or more", param="temperature")
-    if not 0 < sampling.top_p <= 1:
-        raise Invalid("top_p is not over 0 and at most 1", param="top_p")
-    if sampling.logprobs is not None and not 0 <= sampling.logprobs <= MOST_LOGPROBS:
-        raise Invalid(f"logprobs is not from 0 to {MOST_LOGPROBS}", param="logprobs")
-    if "" in sampling.stop:
-        raise Invalid("a stop string is empty", param="stop")

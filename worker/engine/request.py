@@ -6,15 +6,35 @@ from typing import Literal
 from infra.errors import ContextLengthExceeded, PlatformError
 
 FinishReason = Literal["stop", "length"]
+GuideKind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """What the answer must look like.
+
+    `text` is the schema as JSON, the regular expression, the grammar in Lark's notation, or the
+    choices as a JSON list of strings; empty for json_object.
+    """
+
+    kind: GuideKind
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are chosen; temperature 0 is greedy.
 
-    `max_tokens` is at least 1, `top_p` in (0, 1]. `logprobs` None asks for none, k for the chosen
-    token's log-probability and those of the k likeliest. A request with a `seed` gets the same
-    tokens whatever else is in its batch.
+    `max_tokens` is at least 1, `top_p` in (0, 1], `top_k` 0 for all tokens, `min_p` the smallest
+    probability that is kept as a share of the largest. `repetition_penalty` (Keskar et al. 2019)
+    is for tokens of prompt and output, `presence_penalty` and `frequency_penalty` (OpenAI) for
+    those of the output. `logprobs` None asks for none, k for the chosen token's log-probability
+    and those of the k likeliest; `prompt_logprobs` the same for every token of the prompt.
+
+    A `stop` string or one of `stop_token_ids` ends the answer and is not shown. The first
+    `min_tokens` end it in no way. With `ignore_eos` the model's own end token does not.
+
+    A request with a `seed` gets the same tokens whatever else is in its batch.
     """
 
     max_tokens: int
@@ -23,15 +43,33 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    prompt_logprobs: int | None = None
+    guide: Guide | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt to continue; `request_id` is unique among those in flight."""
+    """One prompt to continue; `request_id` is unique among those in flight.
+
+    Lower `priority` goes first; `deadline` is in seconds of the engine's clock. Requests of one
+    `tenant` share what was computed of their prompts, and the machine is shared among tenants.
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
+    priority: int = 0
+    deadline: float | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
