@@ -1,0 +1,346 @@
+// Products of tokens with packed weights, compiled once per instruction set.
+//
+// A tile is 32 outputs of a few tokens, its sums in registers over all inputs: each vector of weights
+// is loaded once for all tokens of the tile, each number of a token is broadcast once for both
+// vectors. A token's sums add up in the same order in tiles of any height, so that its bits do not
+// depend on its company.
+#include <algorithm>
+#include <cmath>
+
+#include "linear.h"
+#include "simd.h"
+
+#ifndef FIRSTLIGHT_LEVEL
+#error "compiled by build.py, once per instruction set"
+#endif
+#define FIRSTLIGHT_JOIN(name, level) name##_##level
+#define FIRSTLIGHT_TABLE(name, level) FIRSTLIGHT_JOIN(name, level)
+
+namespace firstlight {
+namespace {
+
+constexpr int kVectors = kBlock / 16;
+#if defined(__AVX512F__)
+constexpr int kMostRows = 6;  // 12 sums of whole numbers and 12 of floats beside weights and tokens
+#else
+constexpr int kMostRows = 2;
+#endif
+// Tokens whose codes stay in the second-level cache while blocks of weights pass by.
+constexpr int64_t kRowsAtOnce = 126;
+
+// ---- tokens ---------------------------------------------------------------------------------------
+
+Floats sigmoid(Floats x) {
+  const Floats power = minimum(all(126.0f), multiply(x, all(-1.44269504f)));
+  return divide(all(1.0f), add(all(1.0f), power_of_two(maximum(all(-126.0f), power))));
+}
+
+// x * Phi(x) by its approximation through tanh, which is a sigmoid of twice the argument.
+Floats gelu(Floats x) {
+  const Floats cube = multiply(multiply(x, x), x);
+  const Floats inner = multiply_add(all(0.044715f), cube, x);
+  return multiply(x, sigmoid(multiply(all(1.5957691216057308f), inner)));
+}
+
+Floats silu(Floats x) { return multiply(x, sigmoid(x)); }
+
+float inverse_root_mean_square(const float* x, int64_t count, float epsilon) {
+  Floats squares = all(0.0f);
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    const Floats numbers = load(x + i);
+    squares = multiply_add(numbers, numbers, squares);
+  }
+  float sum = total(squares);
+  for (; i < count; ++i) sum = std::fma(x[i], x[i], sum);
+  return 1.0f / std::sqrt(sum / static_cast<float>(count) + epsilon);
+}
+
+// The numbers to be coded, filled up with zeros to whole groups: in place where nothing is to do.
+const float* prepared(const Tokens& tokens, int64_t token, float* row) {
+  const float* x = tokens.x + token * tokens.stride;
+  const int64_t inputs = tokens.inputs, whole_inputs = tokens.groups * kGroup;
+  if (tokens.prologue == Prologue::kNone) {
+    if (inputs == whole_inputs) return x;
+    std::copy(x, x + inputs, row);
+  } else if (tokens.prologue == Prologue::kNorm) {
+    const float factor = inverse_root_mean_square(x, inputs, tokens.epsilon);
+    int64_t i = 0;
+    for (; i + 16 <= inputs; i += 16) {
+      store(row + i, multiply(multiply(load(x + i), all(factor)), load(tokens.norm + i)));
+    }
+    for (; i < inputs; ++i) row[i] = x[i] * factor * tokens.norm[i];
+  } else {
+    const auto activation = tokens.prologue == Prologue::kSilu ? silu : gelu;
+    const float* up = x + inputs;
+    int64_t i = 0;
+    for (; i + 16 <= inputs; i += 16) {
+      store(row + i, multiply(activation(load(x + i)), load(up + i)));
+    }
+    if (i < inputs) {
+      float rest[32] = {};
+      std::copy(x + i, x + inputs, rest);
+      std::copy(up + i, up + inputs, rest + 16);
+      store(rest, multiply(activation(load(rest)), load(rest + 16)));
+      std::copy(rest, rest + (inputs - i), row + i);
+    }
+  }
+  std::fill(row + inputs, row + whole_inputs, 0.0f);
+  return row;
+}
+
+void encode_bf16(const Tokens& tokens, int64_t token, const float* numbers) {
+  uint16_t* codes = static_cast<uint16_t*>(tokens.codes) + token * tokens.groups * kGroup;
+  for (int64_t i = 0; i < tokens.groups * kGroup; i += 16) store_bf16(codes + i, load(numbers + i));
+}
+
+void encode_int8(const Tokens& tokens, int64_t token, const float* numbers) {
+  const int64_t groups = tokens.groups;
+  int8_t* codes = static_cast<int8_t*>(tokens.codes) + token * groups * kGroup;
+  for (int64_t group = 0; group < groups; ++group) {
+    const Floats first = load(numbers + group * kGroup), second = load(numbers + group * kGroup + 16);
+    const float most = largest(maximum(absolute(first), absolute(second)));
+    const Floats inverse = all(most > 0 ? 127.0f / most : 0.0f);
+    const Sums first_codes = to_whole(multiply(first, inverse));
+    const Sums second_codes = to_whole(multiply(second, inverse));
+    store_whole_bytes(codes + group * kGroup, first_codes);
+    store_whole_bytes(codes + group * kGroup + 16, second_codes);
+    const int64_t place = token * groups + group;
+    tokens.scales[place] = most / 127.0f;
+    tokens.sums[place] = total(add(first_codes, second_codes));
+    tokens.scaled_sums[place] = tokens.scales[place] * static_cast<float>(tokens.sums[place]);
+  }
+}
+
+void encode(Kind kind, const Tokens& tokens, int64_t first, int64_t last, float* row) {
+  for (int64_t token = first; token < last; ++token) {
+    const float* numbers = prepared(tokens, token, row);
+    if (kind == Kind::kBf16) {
+      encode_bf16(tokens, token, numbers);
+    } else {
+      encode_int8(tokens, token, numbers);
+    }
+  }
+}
+
+// ---- products -------------------------------------------------------------------------------------
+
+template <int ROWS>
+using Accumulators = Floats[kVectors][ROWS];
+
+template <int ROWS>
+inline void add_bf16_group(const uint8_t* weights, const Tokens& tokens, int64_t token,
+                           int64_t group, Accumulators<ROWS>& sums) {
+  const int64_t row_bytes = tokens.groups * kGroup * 2;
+  const uint8_t* codes =
+      static_cast<const uint8_t*>(tokens.codes) + token * row_bytes + group * kGroup * 2;
+#pragma GCC unroll 16
+  for (int pair = 0; pair < kGroup / 2; ++pair) {
+    const Pairs first = load_pairs(weights + pair * 128);
+    const Pairs second = load_pairs(weights + pair * 128 + 64);
+#pragma GCC unroll 6
+    for (int row = 0; row < ROWS; ++row) {
+      const Pairs both = all_pairs(codes + row * row_bytes + pair * 4);
+      sums[0][row] = dot(sums[0][row], first, both);
+      sums[1][row] = dot(sums[1][row], second, both);
+    }
+  }
+}
+
+template <int ROWS>
+inline void add_int8_group(const uint8_t* weights, const Tokens& tokens, int64_t token,
+                           int64_t group, Accumulators<ROWS>& sums) {
+  const int64_t row_bytes = tokens.groups * kGroup;
+  const int8_t* codes =
+      static_cast<const int8_t*>(tokens.codes) + token * row_bytes + group * kGroup;
+  const int64_t place = token * tokens.groups + group;
+  Sums products[kVectors][ROWS];
+#pragma GCC unroll 6
+  for (int row = 0; row < ROWS; ++row) {
+    products[0][row] = products[1][row] =
+        sums_of_surplus(tokens.sums[place + row * tokens.groups]);
+  }
+#pragma GCC unroll 8
+  for (int quad = 0; quad < kGroup / 4; ++quad) {
+    const Quads first = load_quads(weights + quad * 128);
+    const Quads second = load_quads(weights + quad * 128 + 64);
+#pragma GCC unroll 6
+    for (int row = 0; row < ROWS; ++row) {
+      const Quads four = all_quads(codes + row * row_bytes + quad * 4);
+      products[0][row] = dot_int8(products[0][row], first, four);
+      products[1][row] = dot_int8(products[1][row], second, four);
+    }
+  }
+#pragma GCC unroll 6
+  for (int row = 0; row < ROWS; ++row) {
+    const Floats scale = all(tokens.scales[place + row * tokens.groups]);
+    sums[0][row] = multiply_add(scale, to_floats(products[0][row]), sums[0][row]);
+    sums[1][row] = multiply_add(scale, to_floats(products[1][row]), sums[1][row]);
+  }
+}
+
+template <int ROWS>
+inline void add_int4_group(const uint8_t* weights, const Tokens& tokens, int64_t token,
+                           int64_t group, Accumulators<ROWS>& sums) {
+  const int64_t row_bytes = tokens.groups * kGroup;
+  const int8_t* codes =
+      static_cast<const int8_t*>(tokens.codes) + token * row_bytes + group * kGroup;
+  const int64_t place = token * tokens.groups + group;
+  Sums products[kVectors][ROWS];
+#pragma GCC unroll 6
+  for (int row = 0; row < ROWS; ++row) products[0][row] = products[1][row] = no_sums();
+#pragma GCC unroll 4
+  for (int quad = 0; quad < kGroup / 8; ++quad) {
+    const Quads first = load_quads(weights + quad * 64);
+    const Quads second = load_quads(weights + 256 + quad * 64);
+    const Quads low[kVectors] = {low_nibbles(first), low_nibbles(second)};
+    const Quads high[kVectors] = {high_nibbles(first), high_nibbles(second)};
+#pragma GCC unroll 6
+    for (int row = 0; row < ROWS; ++row) {
+      const Quads near = all_quads(codes + row * row_bytes + quad * 4);
+      const Quads far = all_quads(codes + row * row_bytes + quad * 4 + kGroup / 2);
+      products[0][row] = dot_int4(dot_int4(products[0][row], low[0], near), high[0], far);
+      products[1][row] = dot_int4(dot_int4(products[1][row], low[1], near), high[1], far);
+    }
+  }
+  const uint8_t* halves = weights + 512;
+#pragma GCC unroll 2
+  for (int vector = 0; vector < kVectors; ++vector) {
+    const Floats scale = load_halves(halves + vector * 64);
+    const Floats offset = load_halves(halves + vector * 64 + 32);
+#pragma GCC unroll 6
+    for (int row = 0; row < ROWS; ++row) {
+      const int64_t here = place + row * tokens.groups;
+      const Floats both = multiply(scale, all(tokens.scales[here]));
+      Floats sum = multiply_add(both, to_floats(products[vector][row]), sums[vector][row]);
+      sums[vector][row] = multiply_add(offset, all(tokens.scaled_sums[here]), sum);
+    }
+  }
+}
+
+template <Kind KIND, int ROWS>
+void multiply_tile(const uint8_t* weights, const Tokens& tokens, int64_t token, int64_t block,
+                   const Outputs& outputs) {
+  Accumulators<ROWS> sums;
+  for (auto& vector : sums) {
+    for (Floats& sum : vector) sum = all(0.0f);
+  }
+  for (int64_t group = 0; group < tokens.groups; ++group) {
+    const uint8_t* here = weights + group * group_bytes(KIND);
+    if constexpr (KIND == Kind::kBf16) {
+      add_bf16_group<ROWS>(here, tokens, token, group, sums);
+    } else if constexpr (KIND == Kind::kInt8) {
+      add_int8_group<ROWS>(here, tokens, token, group, sums);
+    } else {
+      add_int4_group<ROWS>(here, tokens, token, group, sums);
+    }
+  }
+  for (int vector = 0; vector < kVectors; ++vector) {
+    const int64_t output = block * kBlock + vector * 16;
+    const int count = static_cast<int>(std::min<int64_t>(16, outputs.outputs - output));
+    if (count <= 0) break;
+    const auto of_outputs = [&](const float* from) {
+      if (count == 16) return load(from);
+      float numbers[16] = {};
+      std::copy(from, from + count, numbers);
+      return load(numbers);
+    };
+    for (int row = 0; row < ROWS; ++row) {
+      const int64_t place = (token + row) * outputs.outputs + output;
+      Floats y = sums[vector][row];
+      if constexpr (KIND == Kind::kInt8) y = multiply(y, of_outputs(outputs.scale + output));
+      if (outputs.bias != nullptr) y = add(y, of_outputs(outputs.bias + output));
+      if (outputs.residual != nullptr) y = add(y, of_outputs(outputs.residual + place));
+      if (count == 16) {
+        store(outputs.y + place, y);
+      } else {
+        store_first(outputs.y + place, y, count);
+      }
+    }
+  }
+}
+
+template <Kind KIND>
+void multiply_block(const uint8_t* weights, const Tokens& tokens, int64_t first, int64_t last,
+                    int64_t block, const Outputs& outputs) {
+  // Tiles of about equal height: 8 tokens go as 4 and 4, not as 6 and 2.
+  int64_t tiles = whole(last - first, kMostRows);
+  for (int64_t token = first; token < last; --tiles) {
+    const int64_t rows = whole(last - token, tiles);
+    switch (rows) {
+#if defined(__AVX512F__)
+      case 6:
+        multiply_tile<KIND, 6>(weights, tokens, token, block, outputs);
+        break;
+      case 5:
+        multiply_tile<KIND, 5>(weights, tokens, token, block, outputs);
+        break;
+      case 4:
+        multiply_tile<KIND, 4>(weights, tokens, token, block, outputs);
+        break;
+      case 3:
+        multiply_tile<KIND, 3>(weights, tokens, token, block, outputs);
+        break;
+#endif
+      case 2:
+        multiply_tile<KIND, 2>(weights, tokens, token, block, outputs);
+        break;
+      default:
+        multiply_tile<KIND, 1>(weights, tokens, token, block, outputs);
+        break;
+    }
+    token += rows;
+  }
+}
+
+template <Kind KIND>
+void multiply_blocks(const uint8_t* packed, const Tokens& tokens, int64_t count, int64_t first,
+                     int64_t last, const Outputs& outputs) {
+  const int64_t block_bytes = tokens.groups * group_bytes(KIND);
+  for (int64_t token = 0; token < count; token += kRowsAtOnce) {
+    const int64_t end = std::min(count, token + kRowsAtOnce);
+    for (int64_t block = first; block < last; ++block) {
+      multiply_block<KIND>(packed + block * block_bytes, tokens, token, end, block, outputs);
+    }
+  }
+}
+
+void multiply_all(Kind kind, const uint8_t* packed, const Tokens& tokens, int64_t count,
+                  int64_t first, int64_t last, const Outputs& outputs) {
+  switch (kind) {
+    case Kind::kBf16:
+      return multiply_blocks<Kind::kBf16>(packed, tokens, count, first, last, outputs);
+    case Kind::kInt8:
+      return multiply_blocks<Kind::kInt8>(packed, tokens, count, first, last, outputs);
+    case Kind::kInt4:
+      return multiply_blocks<Kind::kInt4>(packed, tokens, count, first, last, outputs);
+  }
+}
+
+void normalise(const Tokens& tokens, int64_t first, int64_t last, const Outputs& outputs) {
+  const int64_t inputs = tokens.inputs;
+  for (int64_t token = first; token < last; ++token) {
+    const float* x = tokens.x + token * tokens.stride;
+    const float* residual =
+        outputs.residual == nullptr ? nullptr : outputs.residual + token * inputs;
+    float* y = outputs.y + token * inputs;
+    const float factor = inverse_root_mean_square(x, inputs, tokens.epsilon);
+    int64_t i = 0;
+    for (; i + 16 <= inputs; i += 16) {
+      Floats normed = multiply(multiply(load(x + i), all(factor)), load(tokens.norm + i));
+      if (residual != nullptr) normed = add(load(residual + i), normed);
+      store(y + i, normed);
+    }
+    for (; i < inputs; ++i) {
+      const float normed = x[i] * factor * tokens.norm[i];
+      y[i] = residual == nullptr ? normed : residual[i] + normed;
+    }
+  }
+}
+
+}  // namespace
+
+extern const LinearKernels FIRSTLIGHT_TABLE(linear, FIRSTLIGHT_LEVEL);
+const LinearKernels FIRSTLIGHT_TABLE(linear, FIRSTLIGHT_LEVEL) = {encode, multiply_all, normalise};
+
+}  // namespace firstlight

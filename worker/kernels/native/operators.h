@@ -1,0 +1,36 @@
+// The operators of the library, and the kernels that they use on this CPU.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "linear.h"
+
+namespace firstlight {
+
+// Sets of instructions that kernels are compiled for; each contains those before it.
+enum class Level { kAvx2, kAvx512, kAvx512Bf16 };
+
+// The kernels of the level in use.
+const LinearKernels& linear_kernels();
+
+// The levels that this CPU has, the best first; empty where it has none.
+std::string instruction_sets();
+
+// Uses a level that this CPU has, by its name; from now on, in every thread.
+void use_instruction_set(const std::string& name);
+
+at::Tensor pack_bf16(const at::Tensor& weight);
+at::Tensor pack_int8(const at::Tensor& codes);
+at::Tensor pack_int4(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& offset);
+at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, int64_t kind, int64_t outputs,
+                  const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& bias,
+                  int64_t prologue, const std::optional<at::Tensor>& norm, double epsilon,
+                  const std::optional<at::Tensor>& residual);
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double epsilon,
+                    const std::optional<at::Tensor>& residual);
+
+}  // namespace firstlight
