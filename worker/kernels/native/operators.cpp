@@ -9,6 +9,7 @@
 namespace firstlight {
 
 extern const LinearKernels linear_avx2, linear_avx512, linear_avx512bf16;
+extern const AttentionKernels attention_avx2, attention_avx512, attention_avx512bf16;
 
 namespace {
 
@@ -52,6 +53,18 @@ const LinearKernels& linear_kernels() {
   return linear_avx512bf16;
 }
 
+const AttentionKernels& attention_kernels() {
+  switch (level_in_use.load(std::memory_order_relaxed)) {
+    case Level::kAvx2:
+      return attention_avx2;
+    case Level::kAvx512:
+      return attention_avx512;
+    case Level::kAvx512Bf16:
+      break;
+  }
+  return attention_avx512bf16;
+}
+
 std::string instruction_sets() {
   std::string names;
   for (Level level : {Level::kAvx512Bf16, Level::kAvx512, Level::kAvx2}) {
@@ -84,6 +97,13 @@ TORCH_LIBRARY(firstlight, library) {
       "linear(Tensor x, Tensor packed, int kind, int outputs, Tensor? scale, Tensor? bias, "
       "int prologue, Tensor? norm, float epsilon, Tensor? residual) -> Tensor");
   library.def("rms_norm(Tensor x, Tensor weight, float epsilon, Tensor? residual) -> Tensor");
+  library.def("kv_block_bytes(int block_size, int head_dim, bool int8) -> int",
+              firstlight::kv_block_bytes);
+  library.def(
+      "attend(Tensor qkv, Tensor(a!) pool, Tensor tables, Tensor rows, Tensor starts, "
+      "Tensor ends, Tensor rope, Tensor? query_norm, Tensor? key_norm, float epsilon, "
+      "float scale, float softcap, int window, int heads, int kv_heads, int head_dim, "
+      "int block_size, bool int8) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(firstlight, CPU, library) {
@@ -92,4 +112,5 @@ TORCH_LIBRARY_IMPL(firstlight, CPU, library) {
   library.impl("pack_int4", firstlight::pack_int4);
   library.impl("linear", firstlight::linear);
   library.impl("rms_norm", firstlight::rms_norm);
+  library.impl("attend", firstlight::attend);
 }

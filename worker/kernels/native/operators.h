@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "attention.h"
 #include "linear.h"
 
 namespace firstlight {
@@ -16,6 +17,7 @@ enum class Level { kAvx2, kAvx512, kAvx512Bf16 };
 
 // The kernels of the level in use.
 const LinearKernels& linear_kernels();
+const AttentionKernels& attention_kernels();
 
 // The levels that this CPU has, the best first; empty where it has none.
 std::string instruction_sets();
@@ -32,5 +34,14 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, int64_t kind, i
                   const std::optional<at::Tensor>& residual);
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double epsilon,
                     const std::optional<at::Tensor>& residual);
+
+// Bytes that one kv head's keys and values of a block take: zeros are its empty state.
+int64_t kv_block_bytes(int64_t block_size, int64_t head_dim, bool is_int8);
+at::Tensor attend(const at::Tensor& qkv, at::Tensor pool, const at::Tensor& tables,
+                  const at::Tensor& rows, const at::Tensor& starts, const at::Tensor& ends,
+                  const at::Tensor& rope, const std::optional<at::Tensor>& query_norm,
+                  const std::optional<at::Tensor>& key_norm, double epsilon, double scale,
+                  double softcap, int64_t window, int64_t heads, int64_t kv_heads,
+                  int64_t head_dim, int64_t block_size, bool is_int8);
 
 }  // namespace firstlight

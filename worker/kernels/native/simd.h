@@ -43,8 +43,7 @@ inline Floats nan_to_zero(Floats x) {
 }
 // 2^x within 4e-6, exact for whole numbers, zero far below; NaN stays NaN.
 inline Floats power_of_two(Floats x) {
-  x = maximum(all(-200.0f), x);
-  const Floats fraction = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
+  const Floats fraction = _mm512_reduce_ps(x, 0x09);  // x - floor(x), 0 of infinities
   Floats power = all(0.013555746525526047f);
   power = multiply_add(power, fraction, all(0.05203237012028694f));
   power = multiply_add(power, fraction, all(0.2413797676563263f));
@@ -62,6 +61,10 @@ inline Pairs all_pairs(const void* from) {
 #if defined(__AVX512BF16__)
 inline void store_bf16(void* to, Floats x) {
   _mm256_storeu_si256(static_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(x));
+}
+// 32 numbers: `low` first.
+inline void store_bf16(void* to, Floats low, Floats high) {
+  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
 }
 inline Floats dot(Floats sum, Pairs a, Pairs b) {
   return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
@@ -320,6 +323,13 @@ inline Sums add(Sums a, Sums b) {
   return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
 }
 
+#endif
+
+#if !defined(__AVX512BF16__)
+inline void store_bf16(void* to, Floats low, Floats high) {
+  store_bf16(to, low);
+  store_bf16(static_cast<uint16_t*>(to) + 16, high);
+}
 #endif
 
 inline void fetch(const void* line) {
