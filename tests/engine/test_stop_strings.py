@@ -82,3 +82,11 @@ def test_no_more_is_held_than_could_become_a_stop(stops: tuple[str, ...], text: 
             return
     held = text[len(shown) :]
     assert held == "" or any(stop.startswith(held) for stop in stops)
+
+
+def test_a_stop_string_where_the_text_may_not_stop_is_text() -> None:
+    stops = StopStrings(("aba", "cc"))
+    shown = [stops.push(piece, may_stop=False) for piece in ("xab", "a", "cc")]
+    assert shown == ["x", "ab", "ac"] and not stops.is_stopped
+    assert stops.push("ba") == "cb"
+    assert stops.flush() == "a" and not stops.is_stopped

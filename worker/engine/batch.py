@@ -18,6 +18,17 @@ class Slice:
         """Its last token is the sequence's last, so that its logits give the next token."""
         return self.first + self.count == self.sequence.num_tokens
 
+    @property
+    def scored(self) -> range:
+        """The positions whose logits are wanted because the prompt's next token is known."""
+        sequence = self.sequence
+        if not sequence.wants_prompt_logits:
+            return range(0)
+        return range(
+            max(self.first, sequence.num_scored_tokens),
+            min(self.first + self.count, sequence.num_prompt_tokens - 1),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

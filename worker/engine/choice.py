@@ -1,18 +1,8 @@
-"""How a sequence's next token is to be chosen, and which one was."""
+"""Which token a sequence got next, and the number that decides where a draw falls."""
 
 import hashlib
 import math
 from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """`uniform` in [0, 1) decides where temperature is not 0; see SamplingParams for the others."""
-
-    temperature: float
-    top_p: float
-    uniform: float
-    num_logprobs: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,18 @@
 """Turns the tokens of one request into its outputs."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from worker.engine.choice import Choice
-from worker.engine.request import FinishReason, GenerationRequest, Output, TokenLogprob
+from worker.engine.request import (
+    FinishReason,
+    GenerationRequest,
+    Output,
+    SamplingParams,
+    TokenLogprob,
+)
 from worker.engine.stop_strings import StopStrings
 
 
@@ -25,6 +32,12 @@ class Tokenizer(Protocol):
     def token_bytes(self, token_id: int) -> bytes: ...
 
 
+def end_token_ids(sampling: SamplingParams, tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that end the answer."""
+    own = frozenset[int]() if sampling.ignore_eos else tokenizer.eos_token_ids
+    return own | sampling.stop_token_ids
+
+
 @dataclass(frozen=True, slots=True)
 class _Pending:
     """A token's log-probability, held back with the characters that it wrote."""
@@ -41,16 +54,23 @@ class Completion:
         self._request = request
         self._tokenizer = tokenizer
         self._detokenizer = tokenizer.stream()
+        self._end_token_ids = end_token_ids(request.sampling, tokenizer)
         self._stops = StopStrings(request.sampling.stop)
+        wants_prompt = request.sampling.prompt_logprobs is not None
+        self._prompt_logprobs: list[TokenLogprob | None] = [None] if wants_prompt else []
         self._pending: deque[_Pending] = deque()
         self._num_tokens = 0
         self._num_decoded = 0  # characters
         self._num_shown = 0
 
+    def add_prompt(self, choices: Sequence[Choice]) -> None:
+        """The next tokens of the prompt after its first; the first output will have them all."""
+        self._prompt_logprobs += map(self._describe, choices)
+
     def push(self, choice: Choice) -> Output:
-        """What the token adds. The end token adds no text and no log-probability."""
+        """What the token adds. A token that ends the answer adds no text and no log-probability."""
         self._num_tokens += 1
-        is_end = choice.token_id in self._tokenizer.eos_token_ids
+        is_end = choice.token_id in self._end_token_ids
         text = "" if is_end else self._decode(choice)
         finish_reason = self._finish_reason(is_end=is_end)
         if finish_reason is not None and not self._stops.is_stopped:
@@ -58,12 +78,14 @@ class Completion:
             if self._stops.is_stopped:
                 finish_reason = "stop"
         self._num_shown += len(text)
+        prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), []
         return Output(
             request_id=self._request.request_id,
             text=text,
             token_ids=(choice.token_id,),
             logprobs=self._release(is_last=finish_reason is not None),
             finish_reason=finish_reason,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def _decode(self, choice: Choice) -> str:
@@ -73,7 +95,11 @@ class Completion:
         if self._request.sampling.logprobs is not None:
             logprob = self._describe(choice)
             self._pending.append(_Pending(logprob, begin, self._num_decoded))
-        return self._stops.push(piece)
+        return self._push_text(piece)
+
+    def _push_text(self, piece: str) -> str:
+        is_early = self._num_tokens <= self._request.sampling.min_tokens
+        return self._stops.push(piece, may_stop=not is_early)
 
     def _finish_reason(self, *, is_end: bool) -> FinishReason | None:
         if is_end or self._stops.is_stopped:
@@ -84,7 +110,7 @@ class Completion:
         """The rest of the text, when no more tokens come."""
         piece = self._detokenizer.flush()
         self._num_decoded += len(piece)
-        text = self._stops.push(piece)
+        text = self._push_text(piece)
         return text if self._stops.is_stopped else text + self._stops.flush()
 
     def _release(self, *, is_last: bool) -> tuple[TokenLogprob, ...]:

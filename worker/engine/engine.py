@@ -1,32 +1,46 @@
 """Continuous batching: every step schedules, runs, samples, and says what came of it."""
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from infra.contracts.model_spec import EngineSettings
-from infra.errors import PlatformError
+from infra.errors import Invalid, PlatformError
 from worker.engine.batch import Batch
 from worker.engine.block_pool import BlockPool
 from worker.engine.checks import check_request
-from worker.engine.choice import Choice, Draw, uniform
-from worker.engine.completion import Completion, Tokenizer
+from worker.engine.choice import Choice
+from worker.engine.completion import Completion, Tokenizer, end_token_ids
 from worker.engine.kv_size import host_memory_bytes, kv_blocks
 from worker.engine.request import GenerationRequest, Output, refuse_too_long
-from worker.engine.sampler import sample
+from worker.engine.sampler import Row, Sampler, Told, sample, with_logprobs
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.stats import EngineStats
 from worker.kernels.port import KVCache, Span
+from worker.kernels.sampling import Unchosen
 from worker.models.causal_model import CausalModel
+
+_FAILURES: dict[Unchosen, Callable[[], PlatformError]] = {
+    Unchosen.NOT_FINITE: partial(
+        PlatformError, "the model computed numbers that are not finite for this prompt"
+    ),
+    Unchosen.NOTHING_ALLOWED: partial(
+        Invalid,
+        "no token may come next: what guides the answer, its logit_bias and min_tokens forbid all",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class _Generation:
-    """A request in flight: what the scheduler knows of it, and its answer so far."""
+    """A request in flight: what the scheduler knows, how it goes on, and its answer so far."""
 
     sequence: Sequence
+    sampler: Sampler
     completion: Completion
 
 
@@ -90,10 +104,13 @@ class Engine:
 
     def submit(self, request: GenerationRequest) -> None:
         """Queues a checked request."""
-        seed = request.sampling.seed
-        sequence = Sequence(request, seed=secrets.randbits(64) if seed is None else seed)
-        completion = Completion(request, self._tokenizer)
-        self._generations[request.request_id] = _Generation(sequence, completion)
+        sampling = request.sampling
+        sequence = Sequence(
+            request, seed=secrets.randbits(64) if sampling.seed is None else sampling.seed
+        )
+        self._generations[request.request_id] = _Generation(
+            sequence, self._sampler(sequence), Completion(request, self._tokenizer)
+        )
         self._scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:
@@ -110,14 +127,16 @@ class Engine:
         batch = self._scheduler.schedule()
         if not batch.slices:
             return []
-        sequences = [piece.sequence for piece in batch.sampled]
         logits = self._logits(batch)
         self._scheduler.computed(batch)
         self._num_steps += 1
-        choices = sample(logits, [_draw(sequence) for sequence in sequences])
+        generations = [self._generations[piece.sequence.request_id] for piece in batch.sampled]
+        rows = [Row(each.sampler.draw(), each.sampler.num_logprobs) for each in generations]
+        choices = sample(self._model.kernels, logits[: len(rows)], rows)
+        self._score_prompts(batch, logits[len(rows) :])
         return [
-            self._append(sequence, choice)
-            for sequence, choice in zip(sequences, choices, strict=True)
+            self._append(generation, choice)
+            for generation, choice in zip(generations, choices, strict=True)
         ]
 
     def stats(self) -> EngineStats:
@@ -138,46 +157,61 @@ class Engine:
         in_flight = {sequence.request_id for sequence in self._scheduler.sequences()}
         assert in_flight == set(self._generations)
 
+    def _sampler(self, sequence: Sequence) -> Sampler:
+        sampling = sequence.request.sampling
+        ends = end_token_ids(sampling, self._tokenizer)
+        return Sampler(
+            sampling,
+            seed=sequence.seed,
+            prompt_token_ids=sequence.request.prompt_token_ids,
+            end_token_ids=frozenset(end for end in ends if end < self._model.vocabulary),
+        )
+
     def _logits(self, batch: Batch) -> torch.Tensor:
-        """Of the sequences that get a token, in the batch's order: [sampled, vocabulary]."""
+        """[rows, vocabulary]: of the sequences that get a token, then of prompts to be scored."""
         assert self._cache is not None, "warm() comes before the first step"
         token_ids: list[int] = []
-        spans, sampled = [], []
+        spans, sampled, scored = [], [], []
         for piece in batch.slices:
             sequence = piece.sequence
+            offset = len(token_ids) - piece.first
             token_ids += sequence.token_ids[piece.first : piece.first + piece.count]
             assert sequence.lane is not None
             spans.append(Span(piece.first, piece.count, sequence.block_table, sequence.lane))
+            scored += [offset + position for position in piece.scored]
             if piece.catches_up:
                 sampled.append(len(token_ids) - 1)
-        return self._model.logits(token_ids, spans, sampled, self._cache)
+        return self._model.logits(token_ids, spans, sampled + scored, self._cache)
 
-    def _append(self, sequence: Sequence, choice: Choice | None) -> Output:
+    def _score_prompts(self, batch: Batch, logits: torch.Tensor) -> None:
+        """Tells completions how likely their prompts' tokens were; rows in the batch's order."""
+        first_row = 0
+        for piece in batch.slices:
+            sequence, positions = piece.sequence, piece.scored
+            count = sequence.request.sampling.prompt_logprobs
+            if count is None or not positions:
+                continue
+            told = [
+                Told(row, sequence.token_ids[position + 1], count)
+                for row, position in enumerate(positions, first_row)
+            ]
+            first_row += len(told)
+            choices = with_logprobs(self._model.kernels, logits, told)
+            self._generations[sequence.request_id].completion.add_prompt(choices)
+            sequence.num_scored_tokens = positions.stop
+
+    def _append(self, generation: _Generation, choice: Choice | Unchosen) -> Output:
         """Takes a sequence one token on; it leaves when that was its last."""
-        if choice is None:
+        sequence = generation.sequence
+        if isinstance(choice, Unchosen):
             self.abort(sequence.request_id)
-            return _failed(sequence)
+            return Output(sequence.request_id, "", (), (), None, _FAILURES[choice]())
         if sequence.num_generated_tokens == 0:
             self._num_prompt_tokens += sequence.num_prompt_tokens
         self._num_generated_tokens += 1
         sequence.token_ids.append(choice.token_id)
-        output = self._generations[sequence.request_id].completion.push(choice)
+        generation.sampler.add(choice.token_id)
+        output = generation.completion.push(choice)
         if output.is_last:
             self.abort(sequence.request_id)
         return output
-
-
-def _draw(sequence: Sequence) -> Draw:
-    sampling = sequence.request.sampling
-    is_greedy = sampling.temperature == 0
-    return Draw(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        uniform=0.0 if is_greedy else uniform(sequence.seed, sequence.num_generated_tokens),
-        num_logprobs=sampling.logprobs,
-    )
-
-
-def _failed(sequence: Sequence) -> Output:
-    error = PlatformError("the model computed numbers that are not finite for this prompt")
-    return Output(sequence.request_id, "", (), (), None, error)

@@ -89,7 +89,8 @@ class Output:
 
     `text` is the delta after stop-string hold-back, always whole characters; the texts of a request
     put together are its answer without the stop string. The last output has a `finish_reason` or
-    an `error`.
+    an `error`. Where `prompt_logprobs` were asked for, the first output has one for each token of
+    the prompt; nothing comes before the first token, so it has None.
     """
 
     request_id: str
@@ -98,6 +99,7 @@ class Output:
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: FinishReason | None
     error: PlatformError | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
 
     @property
     def is_last(self) -> bool:

@@ -1,92 +1,133 @@
-"""Chooses tokens from logits."""
+"""Chooses each sequence's tokens: what its request asks for becomes draws, draws become choices."""
 
 import math
-from bisect import bisect_right
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from worker.engine.choice import Choice, Draw
+from worker.engine.choice import Choice, uniform
+from worker.engine.request import SamplingParams
+from worker.kernels.port import Kernels
+from worker.kernels.sampling import Bias, Draw, Penalties, TokenCounts, Unchosen
 
-_CANDIDATES = 64  # likeliest tokens looked at before all are sorted
 
+class Sampler:
+    """How one sequence's tokens are chosen: a token depends on its logits, `seed` and index only.
 
-def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[Choice | None]:
-    """One choice a row of `logits` [rows, vocabulary]; None where they are not finite.
-
-    Temperature 0 takes the largest logit, of equal ones the first. Otherwise tokens are ordered by
-    their probability, cut after the first that brings the sum to top_p (Holtzman et al. 2020), and
-    drawn by inversion of the cumulative sum.
+    Knows which tokens occurred; adding one costs the same however long the text is.
     """
-    largest, first = logits.max(-1)
-    token_ids: list[int] = first.tolist()
-    is_finite = [math.isfinite(value) for value in largest.tolist()]
-    random = [row for row, draw in enumerate(draws) if draw.temperature > 0 and is_finite[row]]
-    if random:
-        drawn = _draw_rows(logits, largest, random, [draws[row] for row in random])
-        for row, token_id in zip(random, drawn, strict=True):
-            token_ids[row] = token_id
-    choices: list[Choice | None] = [Choice(token_id) for token_id in token_ids]
-    for row, draw in enumerate(draws):
-        if not is_finite[row]:
-            choices[row] = None
-        elif draw.num_logprobs is not None:
-            choices[row] = _with_logprobs(logits[row], token_ids[row], draw.num_logprobs)
+
+    def __init__(
+        self,
+        sampling: SamplingParams,
+        *,
+        seed: int,
+        prompt_token_ids: Iterable[int],
+        end_token_ids: frozenset[int],
+    ) -> None:
+        """`end_token_ids` end the answer, and may not be chosen for its first `min_tokens`."""
+        self._sampling = sampling
+        self._seed = seed
+        self._num_tokens = 0
+        self._bias = Bias(sampling.logit_bias) if sampling.logit_bias else None
+        self._early_bias = self._bias
+        if sampling.min_tokens:
+            values = dict(sampling.logit_bias) | dict.fromkeys(end_token_ids, -math.inf)
+            self._early_bias = Bias(values.items())
+        self._occurred: TokenCounts | None = None
+        if sampling.repetition_penalty != 1:
+            self._occurred = TokenCounts(prompt_token_ids)
+        elif sampling.presence_penalty or sampling.frequency_penalty:
+            self._occurred = TokenCounts()
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self._sampling.logprobs
+
+    def add(self, token_id: int) -> None:
+        """The sequence went on with this token."""
+        self._num_tokens += 1
+        if self._occurred is not None:
+            self._occurred.add(token_id)
+
+    def draw(self, guessed: Sequence[int] = (), *, mask: int | None = None) -> Draw:
+        """For the next token, or for the one after some that are only guessed."""
+        sampling = self._sampling
+        index = self._num_tokens + len(guessed)
+        is_early = index < sampling.min_tokens
+        return Draw(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            uniform=uniform(self._seed, index) if sampling.temperature else 0.0,
+            bias=self._early_bias if is_early else self._bias,
+            penalties=self._penalties(guessed),
+            mask=mask,
+        )
+
+    def _penalties(self, guessed: Sequence[int]) -> Penalties | None:
+        if self._occurred is None:
+            return None
+        return Penalties(
+            repetition=self._sampling.repetition_penalty,
+            presence=self._sampling.presence_penalty,
+            frequency=self._sampling.frequency_penalty,
+            occurred=self._occurred.ahead(guessed) if guessed else self._occurred,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of logits: how its token is chosen, and how many log-probabilities are wanted."""
+
+    draw: Draw
+    num_logprobs: int | None = None
+
+
+def sample(
+    kernels: Kernels,
+    logits: torch.Tensor,
+    rows: Sequence[Row],
+    masks: torch.Tensor | None = None,
+) -> list[Choice | Unchosen]:
+    """One choice a row of `logits` [rows, vocabulary]; `masks` as in Kernels.choose.
+
+    Log-probabilities are the model's own: before bias, penalties, mask and temperature.
+    """
+    chosen = kernels.choose(logits, [row.draw for row in rows], masks) if rows else []
+    choices = [each if isinstance(each, Unchosen) else Choice(each) for each in chosen]
+    told = [
+        Told(place, choice.token_id, row.num_logprobs)
+        for place, (row, choice) in enumerate(zip(rows, choices, strict=True))
+        if row.num_logprobs is not None and isinstance(choice, Choice)
+    ]
+    for each, choice in zip(told, with_logprobs(kernels, logits, told), strict=True):
+        choices[each.row] = choice
     return choices
 
 
-def _draw_rows(
-    logits: torch.Tensor, largest: torch.Tensor, rows: list[int], draws: list[Draw]
-) -> list[int]:
-    temperatures = torch.tensor([draw.temperature for draw in draws], device=logits.device)
-    # Less the largest, so that the smallest temperature overflows to -inf and not to a NaN.
-    shifted = logits[rows].float() - largest[rows, None].float()
-    probabilities = torch.softmax(shifted / temperatures[:, None], -1)
-    likeliest = probabilities.topk(min(_CANDIDATES, logits.shape[1]))
-    values, token_ids = likeliest.values.tolist(), likeliest.indices.tolist()
-    drawn = []
-    for row, draw in enumerate(draws):
-        place = _place_in_candidates(values[row], draw)
-        if place is None:
-            drawn.append(_draw_exactly(probabilities[row], likeliest.indices[row], draw))
-        else:
-            drawn.append(token_ids[row][place])
-    return drawn
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A token of one row of logits whose log-probability is wanted, and those of the likeliest."""
+
+    row: int
+    token_id: int
+    num_logprobs: int
 
 
-def _place_in_candidates(values: list[float], draw: Draw) -> int | None:
-    """The drawn place among the likeliest tokens; None when they do not decide it."""
-    sums = list(accumulate(values))
-    if draw.top_p < 1:
-        return _place(sums, draw) if sums[-1] >= draw.top_p else None
-    place = bisect_right(sums, draw.uniform)
-    return place if place < len(sums) else None
-
-
-def _draw_exactly(probabilities: torch.Tensor, candidates: torch.Tensor, draw: Draw) -> int:
-    """From all tokens: the candidates in their order, then the others in theirs.
-
-    Sorting all at once could put equal ones in another order than the candidates have.
-    """
-    others = probabilities.index_fill(0, candidates, -1.0).sort(descending=True, stable=True)
-    count = len(probabilities) - len(candidates)
-    values = torch.cat((probabilities[candidates], others.values[:count])).tolist()
-    place = _place(list(accumulate(values)), draw)
-    return int(torch.cat((candidates, others.indices[:count]))[place])
-
-
-def _place(sums: list[float], draw: Draw) -> int:
-    """Inverts the cumulative sums up to the first that reaches top_p."""
-    last = next((place for place, mass in enumerate(sums) if mass >= draw.top_p), len(sums) - 1)
-    return min(bisect_right(sums, draw.uniform * sums[last], 0, last), last)
-
-
-def _with_logprobs(logits: torch.Tensor, token_id: int, count: int) -> Choice:
-    logprobs = torch.log_softmax(logits.float(), -1)
-    likeliest = logprobs.topk(min(count, len(logprobs)))
-    return Choice(
-        token_id,
-        logprob=float(logprobs[token_id]),
-        top=tuple(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)),
+def with_logprobs(kernels: Kernels, logits: torch.Tensor, told: Sequence[Told]) -> list[Choice]:
+    """One choice each, of the given tokens."""
+    if not told:
+        return []
+    found = kernels.log_probabilities(
+        logits,
+        [each.row for each in told],
+        [each.token_id for each in told],
+        max(each.num_logprobs for each in told),
     )
+    return [
+        Choice(each.token_id, logprob.value, logprob.likeliest[: each.num_logprobs])
+        for each, logprob in zip(told, found, strict=True)
+    ]

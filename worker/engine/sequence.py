@@ -11,12 +11,16 @@ class Sequence:
 
     A sequence has no phases: it runs until `num_computed_tokens` has caught up with `num_tokens`,
     and each catching up yields one more token. Owned by the scheduler.
+
+    `num_scored_tokens` are those of the prompt whose successor's log-probability is known, where
+    the request wants them.
     """
 
     request: GenerationRequest
     seed: int
     token_ids: list[int] = field(init=False)
     num_computed_tokens: int = 0
+    num_scored_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
     lane: int | None = None
 
@@ -42,3 +46,8 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """Its whole prompt has to be computed, whatever is known of it from others."""
+        return self.request.sampling.prompt_logprobs is not None

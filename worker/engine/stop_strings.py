@@ -40,15 +40,18 @@ class StopStrings:
         self._matched = [0] * len(stops)
         self._held = ""
 
-    def push(self, text: str) -> str:
-        """What may be shown after `text` has arrived; sets `is_stopped` at a stop string."""
+    def push(self, text: str, *, may_stop: bool = True) -> str:
+        """What may be shown after `text` has arrived; sets `is_stopped` at a stop string.
+
+        Where the text may not stop, a stop string that ends in it is text as any other.
+        """
         if not self._patterns:
             return text
         held_before = len(self._held)
         self._held += text
         for offset, character in enumerate(text):
             completed = self._advance(character)
-            if completed:
+            if completed and may_stop:
                 self.is_stopped = True
                 shown = self._held[: held_before + offset + 1 - completed]
                 self._held = ""
@@ -70,4 +73,5 @@ class StopStrings:
             self._matched[index] = pattern.advance(self._matched[index], character)
             if self._matched[index] == len(pattern.text):
                 completed = max(completed, len(pattern.text))
+                self._matched[index] = pattern.fallback[-1]
         return completed

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from worker.kernels.sampling import Draw, LogProbability, Unchosen
 from worker.weights.quantized import QuantizedWeight
 
 
@@ -182,4 +183,27 @@ class Kernels(Protocol):
 
     def allocate_cache(self, shape: CacheShape) -> KVCache:
         """Reserves the cache; memory is taken as blocks are first written."""
+        ...
+
+    def choose(
+        self,
+        logits: torch.Tensor,  # [rows, vocabulary]
+        draws: Sequence[Draw],  # one a row
+        masks: torch.Tensor | None,  # int32 [masks, ceil(vocabulary / 32)], on the CPU
+    ) -> list[int | Unchosen]:
+        """A token a row, as `worker.kernels.sampling` says.
+
+        A mask allows token i where bit i % 32 of word i // 32 is set. The logits are as they were
+        when it returns.
+        """
+        ...
+
+    def log_probabilities(
+        self,
+        logits: torch.Tensor,  # [rows, vocabulary]
+        rows: Sequence[int],
+        token_ids: Sequence[int],  # one of each of these rows
+        count: int,  # of likeliest tokens
+    ) -> list[LogProbability]:
+        """Of the given tokens, and of the `count` likeliest in their rows."""
         ...

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - everybody's name for it
 
 from infra.errors import SourceInvalid
+from worker.kernels import torch_sampling
 from worker.kernels.port import (
     CacheShape,
     Gate,
@@ -25,6 +26,7 @@ from worker.kernels.port import (
     Product,
     Prologue,
 )
+from worker.kernels.sampling import Draw, LogProbability, Unchosen
 from worker.kernels.torch_attention import TorchKVCache
 from worker.weights.quantized import QuantizedWeight
 
@@ -104,6 +106,17 @@ class TorchKernels:
             dtype=self.activation_dtype,
             most_tokens=_MOST_TOKENS if has_exact_tiles else 1,
         )
+
+    def choose(
+        self, logits: torch.Tensor, draws: Sequence[Draw], masks: torch.Tensor | None
+    ) -> list[int | Unchosen]:
+        on_device = None if masks is None else masks.to(self.device)
+        return torch_sampling.choose(logits, draws, on_device)
+
+    def log_probabilities(
+        self, logits: torch.Tensor, rows: Sequence[int], token_ids: Sequence[int], count: int
+    ) -> list[LogProbability]:
+        return torch_sampling.log_probabilities(logits, rows, token_ids, count)
 
     def _plain(self, part: torch.Tensor | QuantizedWeight) -> torch.Tensor:
         weight = part.dequantise() if isinstance(part, QuantizedWeight) else part
