@@ -1,10 +1,12 @@
-"""The worker's programs: `node`, `zygote`, `replica`, `import-gguf`. Chooses every adapter."""
+"""The worker's programs: `node`, `zygote`, `replica`, and others; chooses every adapter."""
 
 import argparse
 import importlib
 import sys
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, get_args
+
+from infra.contracts.evaluation import FormatName
 
 PROGRAM = (sys.executable, "-m", "worker.main")
 
@@ -19,8 +21,10 @@ def run() -> None:
             _zygote(arguments.link, arguments.parent, arguments.cache)
         case "replica":
             _replica(arguments.link, arguments.parent, arguments.cache)
-        case _:
+        case "import-gguf":
             _import_gguf(arguments.source, arguments.target)
+        case _:
+            _evaluate(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,6 +39,11 @@ def _parser() -> argparse.ArgumentParser:
     importer = programs.add_parser("import-gguf", help="GGUF file to Hugging Face folder")
     importer.add_argument("source", type=Path)
     importer.add_argument("target", type=Path)
+    evaluation = programs.add_parser("eval", help="perplexity of a model in several formats")
+    evaluation.add_argument("folder", type=Path)
+    evaluation.add_argument("--format", action="append", default=[], choices=get_args(FormatName))
+    evaluation.add_argument("--tokens", type=int, required=True)
+    evaluation.add_argument("--window", type=int, required=True)
     return parser
 
 
@@ -103,6 +112,22 @@ def _import_gguf(source: Path, target: Path) -> NoReturn:
     from worker.weights.import_program import run_import
 
     sys.exit(run_import(source, target, sys.stdout))
+
+
+def _evaluate(arguments: argparse.Namespace) -> NoReturn:
+    from worker.engine.preload import after_fork
+    from worker.evaluation.program import run_evaluation
+    from worker.node.machine import cpus
+
+    after_fork(cpus())
+    code = run_evaluation(
+        arguments.folder,
+        sys.stdout,
+        formats=arguments.format,
+        most_tokens=arguments.tokens,
+        window=arguments.window,
+    )
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli import coldstarts, deploy, importing, invoke, listing, logs, wait
+from control_plane.cli import coldstarts, deploy, evaluating, importing, invoke, listing, logs, wait
 from control_plane.cli.group import PlatformGroup
 from control_plane.cli.session import Session
 from infra.contracts.revision import ModelState
@@ -30,6 +30,15 @@ class WaitedFor(StrEnum):
 
     READY = "ready"
     IDLE = "idle"
+
+
+class Format(StrEnum):
+    """Number formats of weights, and of keys and values."""
+
+    BF16 = "bf16"
+    INT8 = "int8"
+    INT4 = "int4"
+    INT8_KV = "int8-kv"
 
 
 Name = Annotated[str, typer.Argument(help="The model's name.", show_default=False)]
@@ -190,6 +199,31 @@ def _delete(context: typer.Context, name: Name) -> None:
     session = _session(context)
     session.platform.delete(name)
     session.err.print(f"{name} is deleted")
+
+
+@app.command("eval")
+def _eval(
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(help="A model's folder.", show_default=False)],
+    formats: Annotated[
+        list[Format] | None,
+        typer.Option("--format", help="Format to measure; may be repeated; unset takes all."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to read at most.", min=2)] = 4096,
+    window: Annotated[int, typer.Option(help="Tokens of context at most.", min=2)] = 512,
+    json: Json = False,
+) -> None:
+    """Compare a model's predictions in several number formats."""
+    session = _session(context)
+    command = evaluating.evaluation_command(
+        source, [it.value for it in formats or ()], tokens=tokens, window=window
+    )
+    found = evaluating.evaluate(session, source, command)
+    if json:
+        session.print_json(found.model_dump_json())
+    else:
+        session.out.print(*evaluating.table(found), sep="\n")
+        session.err.print(evaluating.summary(found))
 
 
 @models.command("import")

@@ -42,14 +42,6 @@ class QuantizedWeight:
         outputs, inputs = self.codes.shape
         return outputs, inputs
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes when it is packed, scales and offsets included."""
-        outputs, inputs = self.shape
-        if self.bits == 8:
-            return outputs * (inputs + 4)
-        return outputs * num_groups(inputs) * (GROUP // 2 + 4)
-
     def dequantise(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight as floats; [outputs, inputs]."""
         values = self.codes.to(torch.float32)
@@ -64,3 +56,10 @@ class QuantizedWeight:
 def num_groups(inputs: int) -> int:
     """Groups of a row at 4 bits."""
     return -(-inputs // GROUP)
+
+
+def packed_bytes(bits: Bits, outputs: int, inputs: int) -> int:
+    """Bytes of a packed weight, scales and offsets included."""
+    if bits == 8:
+        return outputs * (inputs + 4)
+    return outputs * num_groups(inputs) * (GROUP // 2 + 4)

@@ -1,0 +1,57 @@
+"""The promised quality, on the real model and on weights that never were 4 bits."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from infra.contracts.evaluation import Evaluation
+from worker.evaluation.evaluate import evaluate
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
+
+
+def evaluated(folder: Path) -> Evaluation:
+    return evaluate(
+        folder, formats=[], most_tokens=4096, window=512, on_progress=lambda fraction, step: None
+    )
+
+
+def assert_promises_kept(evaluation: Evaluation) -> None:
+    for quality in evaluation.formats:
+        assert quality.keeps_promise, quality
+        assert quality.agreement > 0.85
+
+
+def perturbed(source: Path, target: Path) -> Path:
+    """A copy with noise of a third of the 4-bit step: SmolLM2's weights here came from 4 bits."""
+    shutil.copytree(source, target)
+    generator = torch.Generator().manual_seed(0)
+    tensors = load_file(target / "model.safetensors")
+    for name, tensor in tensors.items():
+        if tensor.dim() == 2:
+            groups = tensor.float().view(-1, 32)
+            step = (groups.amax(1, keepdim=True) - groups.amin(1, keepdim=True)) / 15
+            noise = torch.randn(groups.shape, generator=generator) * step / 3
+            tensors[name] = (groups + noise).view_as(tensor).to(tensor.dtype)
+    save_file(tensors, target / "model.safetensors")
+    return target
+
+
+def test_the_real_model_keeps_its_quality(smollm2_dir: Path) -> None:
+    torch.set_num_threads(2)
+    evaluation = evaluated(smollm2_dir)
+
+    assert [quality.name for quality in evaluation.formats] == ["bf16", "int8", "int4", "int8-kv"]
+    assert evaluation.formats[0].perplexity < 13
+    assert_promises_kept(evaluation)
+
+
+def test_weights_that_never_were_four_bits_keep_their_quality(
+    smollm2_dir: Path, tmp_path: Path
+) -> None:
+    torch.set_num_threads(2)
+
+    assert_promises_kept(evaluated(perturbed(smollm2_dir, tmp_path / "perturbed")))
