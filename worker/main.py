@@ -23,6 +23,8 @@ def run() -> None:
             _replica(arguments.link, arguments.parent, arguments.cache)
         case "import-gguf":
             _import_gguf(arguments.source, arguments.target)
+        case "export":
+            _export(arguments.source, arguments.target)
         case _:
             _evaluate(arguments)
 
@@ -39,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     importer = programs.add_parser("import-gguf", help="GGUF file to Hugging Face folder")
     importer.add_argument("source", type=Path)
     importer.add_argument("target", type=Path)
+    exporter = programs.add_parser("export", help="weights rounded to 8 bits, for any engine")
+    exporter.add_argument("source", type=Path)
+    exporter.add_argument("target", type=Path)
     evaluation = programs.add_parser("eval", help="perplexity of a model in several formats")
     evaluation.add_argument("folder", type=Path)
     evaluation.add_argument("--format", action="append", default=[], choices=get_args(FormatName))
@@ -112,6 +117,12 @@ def _import_gguf(source: Path, target: Path) -> NoReturn:
     from worker.weights.import_program import run_import
 
     sys.exit(run_import(source, target, sys.stdout))
+
+
+def _export(source: Path, target: Path) -> NoReturn:
+    from worker.quantization.export_program import run_export
+
+    sys.exit(run_export(source, target, sys.stdout))
 
 
 def _evaluate(arguments: argparse.Namespace) -> NoReturn:

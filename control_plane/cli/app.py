@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli import coldstarts, deploy, evaluating, importing, invoke, listing, logs, wait
+from control_plane.cli import (
+    coldstarts,
+    deploy,
+    evaluating,
+    exporting,
+    importing,
+    invoke,
+    listing,
+    logs,
+    wait,
+)
 from control_plane.cli.group import PlatformGroup
 from control_plane.cli.session import Session
 from infra.contracts.revision import ModelState
@@ -236,3 +246,15 @@ def _import(
     session = _session(context)
     importing.import_model(session, source, importing.import_command(source, target))
     session.err.print(f"{source.name} is imported: deploy it with source: {target.absolute()}")
+
+
+@models.command("export")
+def _export(
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(help="A model's folder.", show_default=False)],
+    target: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+) -> None:
+    """Write a model with weights of 8 bits."""
+    session = _session(context)
+    exporting.export_model(session, source, exporting.export_command(source, target))
+    session.err.print(f"{source.name} is exported: deploy it with source: {target.absolute()}")

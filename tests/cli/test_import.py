@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.cli import importing
+from control_plane.cli import exporting, importing
 from tests.cli.conftest import Run
 
 
@@ -81,3 +81,17 @@ def test_the_worker_is_asked_by_its_own_program() -> None:
     assert importing.import_command(Path("/a/x.gguf"), Path("/b")) == [
         *(sys.executable, "-m", "worker.main", "import-gguf", "/a/x.gguf", "/b")
     ]
+
+
+def test_an_export_is_the_workers_too(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def command(source: Path, target: Path) -> list[str]:
+        return [sys.executable, "-c", saying({"fraction": 1, "step": "weights"})]
+
+    monkeypatch.setattr(exporting, "export_command", command)
+
+    outcome = run("models", "export", "chat", str(tmp_path))
+
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == f"chat is exported: deploy it with source: {tmp_path}\n"

@@ -1,18 +1,14 @@
 """Turns a GGUF file into an ordinary Hugging Face folder, whole or not at all."""
 
-import json
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from infra.errors import Conflict, SourceInvalid, SourceUnavailable
+from infra.errors import SourceInvalid
 from worker.weights.gguf_file import GgufFile, read_gguf
 from worker.weights.gguf_llama import model_config, plan_tensors, read_shape
 from worker.weights.gguf_tokenizer import convert_tokenizer
+from worker.weights.model_folder import new_model_folder, write_json
 from worker.weights.safetensors_writer import write_safetensors
 
 MARKER_NAME: Final = "imported-from.json"
@@ -37,10 +33,8 @@ def import_gguf(
     """
     on_progress(0.0, "header")
     gguf = read_gguf(source)
-    _check_replaceable(target)
-    with _disk_errors(target), _folder_beside(target) as folder:
+    with new_model_folder(target, marker=MARKER_NAME) as folder:
         _write_model(gguf, folder, on_progress, max_shard_bytes)
-        _put_in_place(folder, target)
     on_progress(1.0, "done")
 
 
@@ -55,11 +49,11 @@ def _write_model(
         raise SourceInvalid(
             f"{gguf.path.name}: {tokenizer.size} tokens for {shape.vocabulary} embeddings"
         )
-    _write_json(folder / "config.json", model_config(shape, bos=tokenizer.bos, eos=tokenizer.eos))
-    _write_json(folder / "generation_config.json", tokenizer.generation_config)
-    _write_json(folder / "tokenizer.json", tokenizer.tokenizer)
-    _write_json(folder / "tokenizer_config.json", tokenizer.tokenizer_config)
-    _write_json(folder / MARKER_NAME, _provenance(gguf))
+    write_json(folder / "config.json", model_config(shape, bos=tokenizer.bos, eos=tokenizer.eos))
+    write_json(folder / "generation_config.json", tokenizer.generation_config)
+    write_json(folder / "tokenizer.json", tokenizer.tokenizer)
+    write_json(folder / "tokenizer_config.json", tokenizer.tokenizer_config)
+    write_json(folder / MARKER_NAME, _provenance(gguf))
 
     total = sum(tensor.size for tensor in tensors)
     written = 0
@@ -85,59 +79,3 @@ def _provenance(gguf: GgufFile) -> dict[str, Any]:
         "bytes": gguf.path.stat().st_size,
         "general": general,
     }
-
-
-def _write_json(path: Path, content: object) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _check_replaceable(target: Path) -> None:
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise Conflict(f"{target} exists and is no folder")
-    if target.exists() and any(target.iterdir()) and not (target / MARKER_NAME).is_file():
-        raise Conflict(
-            f"{target} exists and was not made by an import",
-            hint="choose another folder, or remove it first",
-        )
-
-
-@contextmanager
-def _folder_beside(target: Path) -> Iterator[Path]:
-    """A new folder on the same file system, gone afterwards unless it was renamed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _put_in_place(folder: Path, target: Path) -> None:
-    """Renames the finished folder to `target`; an earlier import steps aside first."""
-    aside = folder.with_suffix(".old")
-    if not target.exists():
-        folder.rename(target)
-        return
-    target.rename(aside)
-    try:
-        folder.rename(target)
-    except OSError:
-        aside.rename(target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextmanager
-def _disk_errors(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SourceUnavailable(
-            f"cannot write {error.filename or target}: {error.strerror or error}",
-            hint="check permissions and free space",
-        ) from error

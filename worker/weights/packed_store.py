@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -12,14 +11,12 @@ from pathlib import Path
 import torch
 
 from infra.errors import PlatformError
-from worker.weights.loader import FLOATS, INTEGERS, map_file
+from worker.weights.loader import map_file
+from worker.weights.tensor_file import write_tensors
 
 MOST_BYTES = 64 << 30
-_ALIGNMENT = 64  # of every tensor whose size is a multiple of it: a cache line, a vector
-_PIECE_BYTES = 4 << 20
 _ABANDONED_S = 3600.0
 _KEY = "packed-for"
-_FORMATS = {dtype: name for name, dtype in (FLOATS | INTEGERS).items()}
 
 
 class PackedStore:
@@ -64,7 +61,7 @@ class PackedStore:
         self._make_room(size, now)
         partial = self._folder / f".{secrets.token_hex(8)}.partial"
         try:
-            _write_file(partial, named)
+            write_tensors(partial, named)
             partial.replace(self._path(key))
         finally:
             partial.unlink(missing_ok=True)
@@ -90,32 +87,3 @@ class PackedStore:
                 break
             path.unlink(missing_ok=True)
             excess -= bytes_
-
-
-def _write_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    # Whatever would break the alignment of its successors goes last.
-    ordered = sorted(tensors.items(), key=lambda named: named[1].nbytes % _ALIGNMENT != 0)
-    with path.open("wb") as file:
-        file.write(_header(dict(ordered)))
-        for _, tensor in ordered:
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-            for start in range(0, len(raw), _PIECE_BYTES):
-                file.write(raw[start : start + _PIECE_BYTES])
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _header(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    entries = {}
-    start = 0
-    for name, tensor in tensors.items():
-        end = start + tensor.nbytes
-        entries[name] = {
-            "dtype": _FORMATS[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-        start = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    padded = -(-(8 + len(text)) // _ALIGNMENT) * _ALIGNMENT - 8
-    return padded.to_bytes(8, "little") + text.ljust(padded)
