@@ -3,20 +3,47 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 
 import pytest
 import torch
 
+from tests.support.native import INSTRUCTION_SETS, native
 from worker.engine.choice import Choice, uniform
 from worker.engine.request import SamplingParams
 from worker.engine.sampler import Row, Sampler, sample
+from worker.kernels import native_sampling
+from worker.kernels.native import library
 from worker.kernels.sampling import Bias, Draw, Penalties, TokenCounts, Unchosen
 from worker.kernels.torch_kernels import TorchKernels
 
-KERNELS = TorchKernels(torch.device("cpu"), torch.float32)
+ORACLE = TorchKernels(torch.device("cpu"), torch.float32)
+KERNELS: TorchKernels = ORACLE
+
+
+class NativeSampling(TorchKernels):
+    """The rest of these kernels has no part here."""
+
+    choose = staticmethod(native_sampling.choose)
+    log_probabilities = staticmethod(native_sampling.log_probabilities)
+
+
+@pytest.fixture(
+    autouse=True, params=["torch", *(pytest.param(s, marks=native) for s in INSTRUCTION_SETS)]
+)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything here holds of every way to sample."""
+    if request.param == "torch":
+        yield
+        return
+    library.use_instruction_set(request.param)
+    sampling = NativeSampling(torch.device("cpu"), torch.float32)
+    monkeypatch.setattr("tests.engine.test_sampler.KERNELS", sampling)
+    yield
+    library.use_instruction_set(INSTRUCTION_SETS[0])
+
 
 draw = Draw
 greedy = partial(Draw, temperature=0)
@@ -202,6 +229,58 @@ def test_it_does_what_a_plain_loop_does() -> None:
             assert KERNELS.choose(logits, [each], masks) == [expected]
 
 
+@pytest.mark.parametrize("spread", ["a model's", "flat"])
+def test_a_large_vocabulary_gives_what_sorting_all_of_it_gives(spread: str) -> None:
+    vocabulary, rows = 20_003, 24
+    chance, generator = random.Random(5), torch.Generator().manual_seed(5)
+    logits = torch.randn(rows, vocabulary, generator=generator)
+    if spread == "a model's":  # by Zipf's law
+        logits = logits * 0.7 - 1.3 * torch.arange(1, vocabulary + 1).log()
+    before = logits.clone()
+    kept = [
+        {"top_p": 0.9, "temperature": 0.8},
+        {},
+        {"temperature": 3.0, "top_p": 0.99},
+        {"top_k": 50},
+        {"top_k": 15_000, "top_p": 0.7},
+        {"min_p": 0.02},
+        {"min_p": 0.001, "top_p": 0.95, "top_k": 400},
+        {"temperature": 0.0},
+    ]
+    draws = [
+        Draw(
+            uniform=chance.random(),
+            mask=chance.choice([None, 0]),
+            bias=Bias([(chance.randrange(vocabulary), 5.0)]),
+            **kept[row % len(kept)],  # type: ignore[arg-type]
+        )
+        for row in range(rows)
+    ]
+    masks = torch.randint(-(1 << 31), 1 << 31, (1, -(-vocabulary // 32)), generator=generator)
+    chosen = KERNELS.choose(logits, draws, masks.int())
+    expected = ORACLE.choose(logits, draws, masks.int())
+    # Of thousands of tokens that are nearly equal, sums may leave the neighbour.
+    assert sum(a != b for a, b in zip(chosen, expected, strict=True)) <= (spread == "flat")
+    assert torch.equal(logits, before)
+
+
+def test_logprobs_of_a_large_vocabulary_are_those_of_log_softmax() -> None:
+    logits = torch.randn(5, 20_003, generator=torch.Generator().manual_seed(6)) * 3
+    logits[2] = logits[2].round()
+    logits[3, 100:] = -math.inf
+    asked = [(4, 7), (0, 20_002), (2, 5), (3, 1), (2, 0)]
+    rows, token_ids = map(list, zip(*asked, strict=True))
+    for found, (row, token) in zip(
+        KERNELS.log_probabilities(logits, rows, token_ids, 20), asked, strict=True
+    ):
+        logprobs = torch.log_softmax(logits[row].double(), -1)
+        order = logits[row].sort(descending=True, stable=True).indices
+        assert found.value == pytest.approx(float(logprobs[token]), abs=2e-5)
+        assert [token for token, _ in found.likeliest] == order[:20].tolist()
+        expected = logprobs[order[:20]].tolist()
+        assert [logprob for _, logprob in found.likeliest] == pytest.approx(expected, abs=2e-5)
+
+
 def random_case(
     chance: random.Random, *, vocabulary: int
 ) -> tuple[torch.Tensor, Draw, torch.Tensor]:
@@ -299,7 +378,7 @@ def test_draws_follow_the_distribution(kept: dict[str, float]) -> None:
 
 def test_each_row_is_chosen_alone() -> None:
     torch.manual_seed(1)
-    logits = torch.randn(6, 300).bfloat16()
+    logits = torch.randn(6, 300).bfloat16().float()
     masks = mask_of(*range(0, 300, 7), vocabulary=300)
     rows = [
         Row(draw(uniform=0.3), num_logprobs=2),

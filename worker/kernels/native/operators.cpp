@@ -10,6 +10,7 @@ namespace firstlight {
 
 extern const LinearKernels linear_avx2, linear_avx512, linear_avx512bf16;
 extern const AttentionKernels attention_avx2, attention_avx512, attention_avx512bf16;
+extern const SamplingKernels sampling_avx2, sampling_avx512, sampling_avx512bf16;
 
 namespace {
 
@@ -65,6 +66,18 @@ const AttentionKernels& attention_kernels() {
   return attention_avx512bf16;
 }
 
+const SamplingKernels& sampling_kernels() {
+  switch (level_in_use.load(std::memory_order_relaxed)) {
+    case Level::kAvx2:
+      return sampling_avx2;
+    case Level::kAvx512:
+      return sampling_avx512;
+    case Level::kAvx512Bf16:
+      break;
+  }
+  return sampling_avx512bf16;
+}
+
 std::string instruction_sets() {
   std::string names;
   for (Level level : {Level::kAvx512Bf16, Level::kAvx512, Level::kAvx2}) {
@@ -104,6 +117,13 @@ TORCH_LIBRARY(firstlight, library) {
       "Tensor ends, Tensor rope, Tensor? query_norm, Tensor? key_norm, float epsilon, "
       "float scale, float softcap, int window, int heads, int kv_heads, int head_dim, "
       "int block_size, bool int8) -> Tensor");
+  library.def(
+      "choose(Tensor logits, Tensor numbers, Tensor bias_starts, Tensor bias_tokens, "
+      "Tensor bias_values, Tensor occurred_starts, Tensor occurred_tokens, "
+      "Tensor occurred_counts, Tensor? masks, Tensor mask_rows) -> Tensor");
+  library.def(
+      "log_probabilities(Tensor logits, Tensor rows, Tensor tokens, int count) "
+      "-> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(firstlight, CPU, library) {
@@ -113,4 +133,6 @@ TORCH_LIBRARY_IMPL(firstlight, CPU, library) {
   library.impl("linear", firstlight::linear);
   library.impl("rms_norm", firstlight::rms_norm);
   library.impl("attend", firstlight::attend);
+  library.impl("choose", firstlight::choose);
+  library.impl("log_probabilities", firstlight::log_probabilities);
 }

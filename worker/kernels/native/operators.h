@@ -6,9 +6,11 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <tuple>
 
 #include "attention.h"
 #include "linear.h"
+#include "sampling.h"
 
 namespace firstlight {
 
@@ -18,6 +20,7 @@ enum class Level { kAvx2, kAvx512, kAvx512Bf16 };
 // The kernels of the level in use.
 const LinearKernels& linear_kernels();
 const AttentionKernels& attention_kernels();
+const SamplingKernels& sampling_kernels();
 
 // The levels that this CPU has, the best first; empty where it has none.
 std::string instruction_sets();
@@ -43,5 +46,17 @@ at::Tensor attend(const at::Tensor& qkv, at::Tensor pool, const at::Tensor& tabl
                   const std::optional<at::Tensor>& key_norm, double epsilon, double scale,
                   double softcap, int64_t window, int64_t heads, int64_t kv_heads,
                   int64_t head_dim, int64_t block_size, bool is_int8);
+
+// A token a row, or why there is none: -1 not finite, -2 nothing allowed. Logits change meanwhile.
+at::Tensor choose(const at::Tensor& logits, const at::Tensor& numbers,
+                  const at::Tensor& bias_starts, const at::Tensor& bias_tokens,
+                  const at::Tensor& bias_values, const at::Tensor& occurred_starts,
+                  const at::Tensor& occurred_tokens, const at::Tensor& occurred_counts,
+                  const std::optional<at::Tensor>& masks, const at::Tensor& mask_rows);
+// Of the tokens, of the `count` likeliest which they are, and theirs.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> log_probabilities(const at::Tensor& logits,
+                                                                 const at::Tensor& rows,
+                                                                 const at::Tensor& tokens,
+                                                                 int64_t count);
 
 }  // namespace firstlight

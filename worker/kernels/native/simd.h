@@ -38,6 +38,9 @@ inline Mask between(int first, int last) {
 inline Floats choose(Mask mask, Floats chosen, Floats other) {
   return _mm512_mask_blend_ps(mask, other, chosen);
 }
+inline Mask at_least(Floats x, Floats least) {  // false where one is NaN
+  return _mm512_cmp_ps_mask(x, least, _CMP_GE_OQ);
+}
 inline Floats nan_to_zero(Floats x) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), x);
 }
@@ -195,6 +198,10 @@ inline __m256 lanes(Mask mask) {  // of the lowest 8 bits
 inline Floats choose(Mask mask, Floats chosen, Floats other) {
   return {_mm256_blendv_ps(other.low, chosen.low, lanes(mask)),
           _mm256_blendv_ps(other.high, chosen.high, lanes(mask >> 8))};
+}
+inline Mask at_least(Floats x, Floats least) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(x.low, least.low, _CMP_GE_OQ)) |
+         _mm256_movemask_ps(_mm256_cmp_ps(x.high, least.high, _CMP_GE_OQ)) << 8;
 }
 inline Floats nan_to_zero(Floats x) {
   return {_mm256_and_ps(x.low, _mm256_cmp_ps(x.low, x.low, _CMP_ORD_Q)),
