@@ -30,6 +30,8 @@ constexpr int kRowsAtOnce = 2;
 constexpr int kVectorsAtOnce = 2;
 #endif
 
+constexpr int kMostRowsThatFetch = 16;
+
 constexpr float kLog2E = 1.44269504088896340736f;
 constexpr float kLargestBf16 = 3.38953138925153547590e38f;
 constexpr float kLowest = -1e30f;  // the maximum of no score at all
@@ -270,7 +272,7 @@ void score_all(const uint16_t* queries, int rows, int dim, const Tiles& keys,
     for_runs_of_rows(rows, [&](int row, auto count) {
       const uint16_t* query = queries + row * dim;
       float* to = scores + row * kPart;
-      if (ahead != nullptr) {
+      if (ahead != nullptr && row == 0) {
         score<count.value, vectors.value, true>(query, dim, keys, tile, ahead, to);
       } else {
         score<count.value, vectors.value, false>(query, dim, keys, tile, ahead, to);
@@ -425,7 +427,7 @@ void mix_all(const uint16_t* weights, int rows, int dim, const Tiles& values,
     for_runs_of_rows(rows, [&](int row, auto count) {
       const uint16_t* weight = weights + row * kPart;
       float* to = mixed + row * dim;
-      if (ahead != nullptr) {
+      if (ahead != nullptr && row == 0) {
         mix<count.value, vectors.value, true>(weight, dim, values, vector, ahead, to);
       } else {
         mix<count.value, vectors.value, false>(weight, dim, values, vector, ahead, to);
@@ -530,18 +532,29 @@ void expand(Tiles* tiles, int dim, const uint8_t* const* ahead, uint16_t* to) {
   }
 }
 
-// What one part of the keys gives a unit's queries.
+// Few queries wait for memory, many for arithmetic: only the former fetch ahead.
+bool fetches(const AttentionStep& step, const AttentionUnit& unit) {
+  return unit.tile.count * group_of(step) <= kMostRowsThatFetch;
+}
+
+// The keys that come first are on their way while the queries are prepared.
+void fetch_first_keys(const AttentionStep& step, const AttentionUnit& unit) {
+  if (!fetches(step, unit)) return;
+  const Tiles keys = find_tiles(step, unit, unit.first_part).keys;
+  for (int tile = keys.first; tile < keys.last && tile < keys.first + kVectorsAtOnce; ++tile) {
+    for (int64_t i = 0; i < step.layout.tile_bytes; i += 64) fetch(keys.at[tile] + i);
+  }
+}
+
+// What one part of the keys gives a unit's queries. Values are fetched while the keys before them
+// are multiplied, and the next part's keys while the values are.
 void attend_part(const AttentionStep& step, const AttentionUnit& unit, int part,
                  const PartTiles& here, const PartTiles& next, const Scratch& scratch,
                  const Partial& given) {
   const int dim = step.layout.dim;
   const int rows = unit.tile.count * group_of(step);
-  // Few queries wait for memory: values are fetched while the keys before them are multiplied, and
-  // the next part's keys while the values are.
-  const bool fetches = rows <= kRowsAtOnce;
-
   Tiles keys = here.keys;
-  const uint8_t* const* ahead = fetches ? here.values.at : nullptr;
+  const uint8_t* const* ahead = fetches(step, unit) ? here.values.at : nullptr;
   if (step.is_int8) {
     expand(&keys, dim, ahead, scratch.expanded);
     ahead = nullptr;
@@ -552,7 +565,7 @@ void attend_part(const AttentionStep& step, const AttentionUnit& unit, int part,
   weigh_all(step, unit.tile, part, here.values, scratch.scores, given, scratch.weights);
 
   Tiles values = here.values;
-  ahead = fetches ? next.keys.at : nullptr;
+  ahead = fetches(step, unit) ? next.keys.at : nullptr;
   if (step.is_int8) {
     expand(&values, dim, ahead, scratch.expanded);
     ahead = nullptr;
@@ -624,6 +637,7 @@ void attend(const AttentionStep& step, const AttentionUnit& unit, float* memory)
   const int rows = unit.tile.count * group_of(step);
   const int dim = step.layout.dim;
   const Scratch scratch = scratch_at(memory, rows, dim);
+  fetch_first_keys(step, unit);
   prepare_queries(step, unit, scratch.queries);
   begin_merge(scratch.merged, rows, dim);
   for_parts(step, unit, [&](int part, const PartTiles& here, const PartTiles& next) {
@@ -638,6 +652,7 @@ void attend_apart(const AttentionStep& step, const AttentionUnit& unit, float* p
   const int rows = unit.tile.count * group_of(step);
   const int dim = step.layout.dim;
   const Scratch scratch = scratch_at(memory, rows, dim);
+  fetch_first_keys(step, unit);
   prepare_queries(step, unit, scratch.queries);
   for_parts(step, unit, [&](int part, const PartTiles& here, const PartTiles& next) {
     attend_part(step, unit, part, here, next, scratch, partial_at(partials, rows));

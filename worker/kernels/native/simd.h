@@ -339,8 +339,10 @@ inline void store_bf16(void* to, Floats low, Floats high) {
 }
 #endif
 
+// Into the second-level cache: the first has few lines that it can wait for at once. Fetching keys
+// and values there read 19 GB/s with one core, into the first level 12, not at all 16.
 inline void fetch(const void* line) {
-  _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T0);
+  _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T1);
 }
 
 // Fills whole vectors: up to 15 numbers more than `count`.
