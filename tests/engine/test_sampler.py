@@ -471,3 +471,21 @@ def test_uniform_numbers_depend_on_seed_and_place_alone() -> None:
     assert uniform(4, 0) != numbers[0] and uniform(-(1 << 63), 0) != numbers[0]
     assert all(0 <= number < 1 for number in numbers)
     assert abs(sum(numbers) / 1000 - 0.5) < 0.05
+
+
+@native
+def test_the_native_operators_refuse_what_would_lead_out_of_their_rows() -> None:
+    logits = torch.zeros(1, 40)
+    masks = mask_of(1, vocabulary=40)
+    for asked in (
+        draw(bias=Bias([(40, 1.0)])),
+        penalised(occurring([-1])),
+        draw(mask=1),
+    ):
+        with pytest.raises(RuntimeError, match="not below"):
+            native_sampling.choose(logits, [asked], masks)
+    with pytest.raises(RuntimeError, match="words"):
+        native_sampling.choose(logits, [draw(mask=0)], masks[:, :1])
+    for row, token in ((1, 0), (0, 40)):
+        with pytest.raises(RuntimeError, match="none of the logits"):
+            native_sampling.log_probabilities(logits, [row], [token], 1)

@@ -2,7 +2,7 @@
 //
 // A row's tokens are never sorted as a whole. Passes over it find the largest logit, the sum of all
 // weights and, in bands from the largest down, candidates, until they hold what the draw can reach.
-// Among these, halves are set apart by selection until few are left to be sorted.
+// In the band that it falls into, halves are set apart by selection until few are left to be sorted.
 #include "sampling.h"
 
 #include <ATen/ATen.h>
@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <vector>
 
@@ -22,8 +23,9 @@ constexpr int64_t kNotFinite = -1;
 constexpr int64_t kNothingAllowed = -2;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kLog2E = 1.4426950408889634;
-constexpr double kBands[] = {4.0, 8.0, 12.0, 18.0, kInfinity};  // below the largest, after temperature
-constexpr int64_t kFew = 64;                                    // candidates that are sorted
+// How far below the largest logit bands end, after temperature.
+constexpr double kBands[] = {1.5, 3.0, 4.5, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0, 15.0, 20.0, kInfinity};
+constexpr int64_t kFew = 64;  // candidates that are sorted
 constexpr int64_t kLogitsPerThread = 1 << 15;
 constexpr int64_t kMostLikeliest = 1024;
 
@@ -116,9 +118,56 @@ double mass_of(const Candidate* first, const Candidate* last) {
   return mass;
 }
 
+// Bands of candidates, each likelier than all that come after it.
+struct Candidates {
+  Candidate* first;
+  Candidate* last;
+  Candidate* ends[std::size(kBands)];
+  int num_bands;
+};
+
+// From the largest logit down, until there are `most` or they hold more than `enough`, or are less
+// likely than `least` times the first.
+Candidates collect(const LogitRow& row, Weighing weighing, double temperature, int64_t most,
+                   double enough, double least, Candidate* to) {
+  Candidates found = {to, to, {}, 0};
+  double mass = 0.0;
+  float below = std::numeric_limits<float>::infinity();
+  for (double band : kBands) {
+    const double lowest = std::numeric_limits<float>::lowest();
+    const float from = std::max(lowest, weighing.largest - band * temperature);
+    Candidate* const start = found.last;
+    found.last += sampling_kernels().collect(row, weighing, from, below, start);
+    found.ends[found.num_bands++] = found.last;
+    mass += mass_of(start, found.last);
+    below = from;
+    if (found.last - to >= most || mass > enough || std::exp(-band) < 0.99 * least) break;
+  }
+  return found;
+}
+
+// Keeps the `most` likeliest; the last band is the one that has more.
+void cut_number(Candidates& from, int64_t most) {
+  if (from.last - from.first <= most) return;
+  Candidate* const start = from.num_bands > 1 ? from.ends[from.num_bands - 2] : from.first;
+  from.last = from.first + most;
+  std::nth_element(start, from.last, from.ends[from.num_bands - 1], is_likelier);
+}
+
 // The candidate with which the sum of weights, the likeliest first, exceeds `mass`; the last where
-// none does. Afterwards those likelier than it stand before it.
-Candidate* crossing(Candidate* first, Candidate* last, double mass) {
+// none does. Afterwards those likelier than it stand before it, and bands are as they were.
+Candidate* crossing(const Candidates& from, double mass) {
+  Candidate* first = from.first;
+  Candidate* last = from.last;
+  for (int band = 0; band < from.num_bands && from.ends[band] < from.last; ++band) {
+    const double here = mass_of(first, from.ends[band]);
+    if (here > mass) {
+      last = from.ends[band];
+      break;
+    }
+    mass -= here;
+    first = from.ends[band];
+  }
   while (last - first > kFew) {
     Candidate* middle = first + (last - first) / 2;
     std::nth_element(first, middle, last, is_likelier);
@@ -138,26 +187,6 @@ Candidate* crossing(Candidate* first, Candidate* last, double mass) {
   return first;
 }
 
-// Candidates from the largest logit down, until there are `most` or they hold more than `enough`,
-// or are less likely than `least` times the first.
-int64_t collect(const LogitRow& row, Weighing weighing, double temperature, int64_t most,
-                double enough, double least, Candidate* to) {
-  const SamplingKernels& kernels = sampling_kernels();
-  int64_t count = 0;
-  double mass = 0.0;
-  float below = std::numeric_limits<float>::infinity();
-  for (double band : kBands) {
-    const double lowest = std::numeric_limits<float>::lowest();
-    const float from = std::max(lowest, weighing.largest - band * temperature);
-    const int64_t more = kernels.collect(row, weighing, from, below, to + count);
-    mass += mass_of(to + count, to + count + more);
-    count += more;
-    below = from;
-    if (count >= most || mass > enough || std::exp(-band) < 0.99 * least) break;
-  }
-  return count;
-}
-
 int64_t draw_from(const LogitRow& row, float largest, const Draw& draw,
                   std::vector<Candidate>& candidates) {
   // Neither is 0 nor infinite: 0 times infinity would be NaN.
@@ -172,26 +201,21 @@ int64_t draw_from(const LogitRow& row, float largest, const Draw& draw,
                                            : draw.uniform * mass;
 
   if (candidates.size() < static_cast<size_t>(row.count)) candidates.resize(row.count);
-  Candidate* const first = candidates.data();
-  Candidate* last = first + collect(row, weighing, draw.temperature, most, enough,
-                                    cuts_number ? 0.0 : draw.min_p, first);
+  const double least = cuts_number ? 0.0 : draw.min_p;
+  Candidates kept =
+      collect(row, weighing, draw.temperature, most, enough, least, candidates.data());
   if (cuts_number) {
-    if (last - first > most) {
-      std::nth_element(first, first + most, last, is_likelier);
-      last = first + most;
-    }
-    mass = mass_of(first, last);
+    cut_number(kept, most);
+    mass = mass_of(kept.first, kept.last);
   }
-  if (cuts_mass) {
-    last = crossing(first, last, std::nextafter(draw.top_p * mass, 0.0)) + 1;
-  }
+  if (cuts_mass) kept.last = crossing(kept, std::nextafter(draw.top_p * mass, 0.0)) + 1;
   if (draw.min_p > 0.0) {
-    last = std::partition(first, last, [&](const Candidate& candidate) {
+    kept.last = std::partition(kept.first, kept.last, [&](const Candidate& candidate) {
       return candidate.weight >= draw.min_p;
     });
   }
-  if (cuts_mass || draw.min_p > 0.0) mass = mass_of(first, last);
-  return crossing(first, last, draw.uniform * mass)->token;
+  if (cuts_mass || draw.min_p > 0.0) mass = mass_of(kept.first, kept.last);
+  return crossing(kept, draw.uniform * mass)->token;
 }
 
 int64_t choose_one(const LogitRow& row, const Draw& draw, std::vector<Candidate>& candidates) {

@@ -18,6 +18,10 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int kVectorsOfSum = 64;  // added up in single precision
 
+Mask allowed(const LogitRow& row, int64_t token) {
+  return row.allowed == nullptr ? 0xffff : row.allowed[token / 32] >> (token % 32) & 0xffff;
+}
+
 // Calls act(16 logits, the first one's token); what is missing to 16, or not allowed, is -inf.
 template <typename Act>
 void for_vectors(const LogitRow& row, const Act& act) {
@@ -25,17 +29,15 @@ void for_vectors(const LogitRow& row, const Act& act) {
   if (row.allowed == nullptr) {
     for (; i + 16 <= row.count; i += 16) act(load(row.logits + i), i);
   }
-  for (; i < row.count; i += 16) {
-    Mask mask = between(0, static_cast<int>(std::min<int64_t>(16, row.count - i)));
-    if (row.allowed != nullptr) mask &= row.allowed[i / 32] >> (i % 32);
-    if (mask == 0) continue;
-    if (i + 16 <= row.count) {
-      act(choose(mask, load(row.logits + i), all(-kInfinity)), i);
-    } else {
-      float rest[16] = {};
-      std::copy(row.logits + i, row.logits + row.count, rest);
-      act(choose(mask, load(rest), all(-kInfinity)), i);
-    }
+  for (; i + 16 <= row.count; i += 16) {
+    const Mask mask = allowed(row, i);
+    if (mask != 0) act(choose(mask, load(row.logits + i), all(-kInfinity)), i);
+  }
+  if (i < row.count) {
+    float rest[16] = {};
+    std::copy(row.logits + i, row.logits + row.count, rest);
+    const Mask mask = between(0, static_cast<int>(row.count - i)) & allowed(row, i);
+    act(choose(mask, load(rest), all(-kInfinity)), i);
   }
 }
 
