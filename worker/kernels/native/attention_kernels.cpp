@@ -30,6 +30,7 @@ constexpr int kRowsAtOnce = 2;
 constexpr int kVectorsAtOnce = 2;
 #endif
 
+// Few queries wait for memory, many for arithmetic: only the former fetch ahead.
 constexpr int kMostRowsThatFetch = 16;
 
 constexpr float kLog2E = 1.44269504088896340736f;
@@ -226,9 +227,36 @@ inline void for_runs_of_vectors(int first, int last, Block block) {
   if (first < last) block(first, Constant<1>());
 }
 
-// Scores of ROWS queries with VECTORS tiles from `tile` on. With FETCH, the same places of the
-// tiles `ahead` come into the cache meanwhile.
-template <int ROWS, int VECTORS, bool FETCH>
+// How the numbers of tiles come: as bfloat16, as that while others are fetched, or as bytes while
+// others are.
+enum class Source { kBf16, kBf16Fetching, kBytesFetching };
+
+// 16 pairs of a tile's numbers from number `index` on; those of the tile `ahead` are fetched.
+template <Source SOURCE>
+inline Pairs load_from(const uint8_t* tile, const uint8_t* ahead, int64_t index) {
+  if constexpr (SOURCE == Source::kBytesFetching) {
+    fetch(ahead + index);
+    return load_bytes_as_pairs(tile + index);
+  }
+  if constexpr (SOURCE == Source::kBf16Fetching) fetch(ahead + index * sizeof(uint16_t));
+  return load_pairs(tile + index * sizeof(uint16_t));
+}
+
+// Calls `block` with the source as a constant.
+template <class Block>
+inline void for_source(Source source, Block block) {
+  switch (source) {
+    case Source::kBf16:
+      return block(Constant<int(Source::kBf16)>());
+    case Source::kBf16Fetching:
+      return block(Constant<int(Source::kBf16Fetching)>());
+    case Source::kBytesFetching:
+      return block(Constant<int(Source::kBytesFetching)>());
+  }
+}
+
+// Scores of ROWS queries with VECTORS tiles from `tile` on.
+template <int ROWS, int VECTORS, Source SOURCE>
 inline void score(const uint16_t* queries, int dim, const Tiles& keys, int tile,
                   const uint8_t* const* ahead, float* scores) {
   Floats sums[ROWS][VECTORS];
@@ -241,8 +269,7 @@ inline void score(const uint16_t* queries, int dim, const Tiles& keys, int tile,
     Pairs key[VECTORS];
 #pragma GCC unroll 4
     for (int vector = 0; vector < VECTORS; ++vector) {
-      key[vector] = load_pairs(keys.at[tile + vector] + i * kTile * sizeof(uint16_t));
-      if (FETCH) fetch(ahead[tile + vector] + i * kTile * sizeof(uint16_t));
+      key[vector] = load_from<SOURCE>(keys.at[tile + vector], ahead[tile + vector], i * kTile);
     }
 #pragma GCC unroll 8
     for (int row = 0; row < ROWS; ++row) {
@@ -266,17 +293,19 @@ inline void score(const uint16_t* queries, int dim, const Tiles& keys, int tile,
   }
 }
 
-void score_all(const uint16_t* queries, int rows, int dim, const Tiles& keys,
+// Only the first rows fetch `ahead`: the others find the cache as they left it.
+Source source_of_row(Source source, int row) {
+  return source == Source::kBf16Fetching && row > 0 ? Source::kBf16 : source;
+}
+
+void score_all(const uint16_t* queries, int rows, int dim, const Tiles& keys, Source source,
                const uint8_t* const* ahead, float* scores) {
   for_runs_of_vectors(keys.first, keys.last, [&](int tile, auto vectors) {
     for_runs_of_rows(rows, [&](int row, auto count) {
-      const uint16_t* query = queries + row * dim;
-      float* to = scores + row * kPart;
-      if (ahead != nullptr && row == 0) {
-        score<count.value, vectors.value, true>(query, dim, keys, tile, ahead, to);
-      } else {
-        score<count.value, vectors.value, false>(query, dim, keys, tile, ahead, to);
-      }
+      for_source(source_of_row(source, row), [&](auto from) {
+        score<count.value, vectors.value, Source(from.value)>(
+            queries + row * dim, dim, keys, tile, ahead, scores + row * kPart);
+      });
     });
   });
 }
@@ -383,7 +412,7 @@ void weigh_all(const AttentionStep& step, const QueryTile& tile, int part, const
 }
 
 // Weighted values of ROWS queries: VECTORS vectors of dims from `vector` on.
-template <int ROWS, int VECTORS, bool FETCH>
+template <int ROWS, int VECTORS, Source SOURCE>
 inline void mix(const uint16_t* weights, int dim, const Tiles& values, int first,
                 const uint8_t* const* ahead, float* mixed) {
   Floats sums[ROWS][VECTORS];
@@ -395,12 +424,11 @@ inline void mix(const uint16_t* weights, int dim, const Tiles& values, int first
   for (int tile = values.first; tile < values.last; ++tile) {
 #pragma GCC unroll 2
     for (int key = 0; key < kTile; key += 2) {
-      const int64_t offset = (key * dim + first * 2 * 16) * sizeof(uint16_t);
       Pairs value[VECTORS];
 #pragma GCC unroll 4
       for (int vector = 0; vector < VECTORS; ++vector) {
-        value[vector] = load_pairs(values.at[tile] + offset + vector * sizeof(Pairs));
-        if (FETCH) fetch(ahead[tile] + offset + vector * sizeof(Pairs));
+        const int64_t index = key * dim + (first + vector) * 2 * 16;
+        value[vector] = load_from<SOURCE>(values.at[tile], ahead[tile], index);
       }
 #pragma GCC unroll 8
       for (int row = 0; row < ROWS; ++row) {
@@ -421,17 +449,14 @@ inline void mix(const uint16_t* weights, int dim, const Tiles& values, int first
   }
 }
 
-void mix_all(const uint16_t* weights, int rows, int dim, const Tiles& values,
+void mix_all(const uint16_t* weights, int rows, int dim, const Tiles& values, Source source,
              const uint8_t* const* ahead, float* mixed) {
   for_runs_of_vectors(0, dim / 16, [&](int vector, auto vectors) {
     for_runs_of_rows(rows, [&](int row, auto count) {
-      const uint16_t* weight = weights + row * kPart;
-      float* to = mixed + row * dim;
-      if (ahead != nullptr && row == 0) {
-        mix<count.value, vectors.value, true>(weight, dim, values, vector, ahead, to);
-      } else {
-        mix<count.value, vectors.value, false>(weight, dim, values, vector, ahead, to);
-      }
+      for_source(source_of_row(source, row), [&](auto from) {
+        mix<count.value, vectors.value, Source(from.value)>(
+            weights + row * kPart, dim, values, vector, ahead, mixed + row * dim);
+      });
     });
   });
 }
@@ -519,58 +544,51 @@ PartTiles find_tiles(const AttentionStep& step, const AttentionUnit& unit, int p
 }
 
 // Bytes become bfloat16, which holds them exactly; their scales are laid on scores and weights.
-void expand(Tiles* tiles, int dim, const uint8_t* const* ahead, uint16_t* to) {
+void expand(Tiles* tiles, int dim, uint16_t* to) {
   for (int tile = tiles->first; tile < tiles->last; ++tile, to += kTile * dim) {
-    for (int i = 0; i < kTile * dim; i += 64) {
-      if (ahead != nullptr) fetch(ahead[tile] + i);
-      for (int j = i; j < i + 64; j += 32) {
-        const uint8_t* codes = tiles->at[tile] + j;
-        store_bf16(to + j, load_bytes(codes), load_bytes(codes + 16));
-      }
+    for (int i = 0; i < kTile * dim; i += 32) {
+      const uint8_t* codes = tiles->at[tile] + i;
+      store_bf16(to + i, load_bytes(codes), load_bytes(codes + 16));
     }
     tiles->at[tile] = reinterpret_cast<const uint8_t*>(to);
   }
 }
 
-// Few queries wait for memory, many for arithmetic: only the former fetch ahead.
-bool fetches(const AttentionStep& step, const AttentionUnit& unit) {
-  return unit.tile.count * group_of(step) <= kMostRowsThatFetch;
+// Bytes that are loaded more than once are expanded beforehand.
+Source source_for(const AttentionStep& step, int rows) {
+  if (step.is_int8) return rows <= kRowsAtOnce ? Source::kBytesFetching : Source::kBf16;
+  return rows <= kMostRowsThatFetch ? Source::kBf16Fetching : Source::kBf16;
 }
 
 // The keys that come first are on their way while the queries are prepared.
 void fetch_first_keys(const AttentionStep& step, const AttentionUnit& unit) {
-  if (!fetches(step, unit)) return;
+  if (unit.tile.count * group_of(step) > kMostRowsThatFetch) return;
   const Tiles keys = find_tiles(step, unit, unit.first_part).keys;
   for (int tile = keys.first; tile < keys.last && tile < keys.first + kVectorsAtOnce; ++tile) {
     for (int64_t i = 0; i < step.layout.tile_bytes; i += 64) fetch(keys.at[tile] + i);
   }
 }
 
-// What one part of the keys gives a unit's queries. Values are fetched while the keys before them
-// are multiplied, and the next part's keys while the values are.
+// What one part of the keys gives a unit's queries. Where they wait for memory, values are fetched
+// while the keys before them are multiplied, and the next part's keys while the values are.
 void attend_part(const AttentionStep& step, const AttentionUnit& unit, int part,
                  const PartTiles& here, const PartTiles& next, const Scratch& scratch,
                  const Partial& given) {
   const int dim = step.layout.dim;
   const int rows = unit.tile.count * group_of(step);
+  const Source source = source_for(step, rows);
+  const bool expands = step.is_int8 && source == Source::kBf16;
+
   Tiles keys = here.keys;
-  const uint8_t* const* ahead = fetches(step, unit) ? here.values.at : nullptr;
-  if (step.is_int8) {
-    expand(&keys, dim, ahead, scratch.expanded);
-    ahead = nullptr;
-  }
-  score_all(scratch.queries, rows, dim, keys, ahead, scratch.scores);
+  if (expands) expand(&keys, dim, scratch.expanded);
+  score_all(scratch.queries, rows, dim, keys, source, here.values.at, scratch.scores);
 
   if (step.softcap > 0.0f) cap(scratch.scores, rows * kPart, step.softcap);
   weigh_all(step, unit.tile, part, here.values, scratch.scores, given, scratch.weights);
 
   Tiles values = here.values;
-  ahead = fetches(step, unit) ? next.keys.at : nullptr;
-  if (step.is_int8) {
-    expand(&values, dim, ahead, scratch.expanded);
-    ahead = nullptr;
-  }
-  mix_all(scratch.weights, rows, dim, values, ahead, given.values);
+  if (expands) expand(&values, dim, scratch.expanded);
+  mix_all(scratch.weights, rows, dim, values, source, next.keys.at, given.values);
 }
 
 // Calls `give(part, PartTiles, PartTiles of the next)` for the parts of a unit.
