@@ -16,18 +16,13 @@ from worker.engine.request import SamplingParams
 from worker.engine.sampler import Row, Sampler, sample
 from worker.kernels import native_sampling
 from worker.kernels.native import library
+from worker.kernels.native_kernels import NativeKernels
+from worker.kernels.port import Kernels
 from worker.kernels.sampling import Bias, Draw, Penalties, TokenCounts, Unchosen
 from worker.kernels.torch_kernels import TorchKernels
 
 ORACLE = TorchKernels(torch.device("cpu"), torch.float32)
-KERNELS: TorchKernels = ORACLE
-
-
-class NativeSampling(TorchKernels):
-    """The rest of these kernels has no part here."""
-
-    choose = staticmethod(native_sampling.choose)
-    log_probabilities = staticmethod(native_sampling.log_probabilities)
+KERNELS: Kernels = ORACLE
 
 
 @pytest.fixture(
@@ -39,8 +34,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         yield
         return
     library.use_instruction_set(request.param)
-    sampling = NativeSampling(torch.device("cpu"), torch.float32)
-    monkeypatch.setattr("tests.engine.test_sampler.KERNELS", sampling)
+    monkeypatch.setattr("tests.engine.test_sampler.KERNELS", NativeKernels(library.load()))
     yield
     library.use_instruction_set(INSTRUCTION_SETS[0])
 

@@ -36,6 +36,9 @@ def preload() -> None:
     for module in _MODULES:
         importlib.import_module(module)
     after_fork(1)
+    from worker.kernels.factory import native_library
+
+    native_library()
 
 
 def after_fork(threads: int) -> None:

@@ -1,22 +1,44 @@
 """Chooses the kernels for what a replica was given to run on."""
 
+from functools import cache
+
+import structlog
 import torch
 
 from infra.errors import DependencyMissing
+from worker.kernels.native.library import NativeLibrary, NoNativeKernels, load
+from worker.kernels.native_kernels import NativeKernels
 from worker.kernels.port import Kernels
 from worker.kernels.torch_kernels import TorchKernels
+
+log = structlog.get_logger()
 
 
 def choose_kernels(*, gpus: int, dtype: torch.dtype) -> Kernels:
     """Kernels of the first GPU, or of the CPU for none; `dtype` is that of the weights.
 
+    The native kernels know no float32 weights; torch's do all that they cannot.
+
     Raises DependencyMissing when a GPU is asked for and torch sees none.
     """
     if gpus == 0:
-        return TorchKernels(torch.device("cpu"), dtype)
+        library = native_library() if dtype is torch.bfloat16 else None
+        return (
+            TorchKernels(torch.device("cpu"), dtype) if library is None else NativeKernels(library)
+        )
     if not torch.cuda.is_available():
         raise DependencyMissing(
             "the model asks for a GPU and torch finds none",
             hint="install torch with CUDA, or set resources.gpus to 0",
         )
     return TorchKernels(torch.device("cuda", 0), dtype)
+
+
+@cache
+def native_library() -> NativeLibrary | None:
+    """The native kernels, or none, which is said once."""
+    try:
+        return load()
+    except NoNativeKernels as why:
+        log.warning("kernels.slow", why=str(why), hint=why.hint, instead="torch")
+        return None

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "operators.h"
+#include "threads.h"
 
 namespace firstlight {
 namespace {
@@ -179,17 +180,14 @@ float* lent_floats(std::vector<float>& memory, int64_t count) {
   return reinterpret_cast<float*>((address + line - 1) / line * line);
 }
 
-// Calls `work` on every thread at once, or here alone if there is little to do.
+// Calls work(piece) for all pieces, on several threads unless there is little to do.
 template <class Work>
-void on_threads(bool is_little, Work work) {
-  const int threads = is_little ? 1 : at::get_num_threads();
-  if (threads == 1) {
-    work();
+void for_pieces(bool is_little, int64_t pieces, const Work& work) {
+  if (!is_little) {
+    in_parallel(pieces, work);
     return;
   }
-  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) work();
-  });
+  for (int64_t piece = 0; piece < pieces; ++piece) work(piece);
 }
 
 // The step's tokens, grouped by the tiles of 16 positions that they fall into: nobody else writes
@@ -209,11 +207,8 @@ void keep_all(const AttentionKernels& kernels, const AttentionStep& step, int se
       token += count;
     }
   }
-  std::atomic<size_t> next{0};
-  on_threads(tokens <= kFewTokens, [&] {
-    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < pieces.size();) {
-      kernels.keep(step, pieces[i].sequence, pieces[i].first, pieces[i].count);
-    }
+  for_pieces(tokens <= kFewTokens, static_cast<int64_t>(pieces.size()), [&](int64_t i) {
+    kernels.keep(step, pieces[i].sequence, pieces[i].first, pieces[i].count);
   });
 }
 
@@ -226,24 +221,22 @@ void attend_all(const AttentionKernels& kernels, const AttentionStep& step, int 
   thread_local std::vector<float> partials_memory;
   float* partials = lent_floats(partials_memory, plan.partial_floats);
 
-  std::atomic<size_t> next{0};
-  on_threads(plan.work <= kSmallWork || plan.units.size() == 1, [&] {
+  const int64_t units = static_cast<int64_t>(plan.units.size());
+  for_pieces(plan.work <= kSmallWork, units, [&](int64_t i) {
     thread_local std::vector<float> scratch_memory;
-    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < plan.units.size();) {
-      const AttentionUnit& unit = plan.units[i].unit;
-      const int64_t rows = int64_t(unit.tile.count) * group;
-      float* scratch = lent_floats(scratch_memory, scratch_floats(rows, dim));
-      if (plan.units[i].split < 0) {
-        kernels.attend(step, unit, scratch);
-        continue;
-      }
-      const Split& split = plan.splits[plan.units[i].split];
-      const int64_t before = unit.first_part - split.whole.first_part;
-      kernels.attend_apart(step, unit,
-                           partials + split.partials + before * partial_floats(rows, dim), scratch);
-      if (left[plan.units[i].split].fetch_sub(1, std::memory_order_acq_rel) == 1) {
-        kernels.merge(step, split.whole, partials + split.partials, scratch);
-      }
+    const AttentionUnit& unit = plan.units[i].unit;
+    const int64_t rows = int64_t(unit.tile.count) * group;
+    float* scratch = lent_floats(scratch_memory, scratch_floats(rows, dim));
+    if (plan.units[i].split < 0) {
+      kernels.attend(step, unit, scratch);
+      return;
+    }
+    const Split& split = plan.splits[plan.units[i].split];
+    const int64_t before = unit.first_part - split.whole.first_part;
+    kernels.attend_apart(step, unit,
+                         partials + split.partials + before * partial_floats(rows, dim), scratch);
+    if (left[plan.units[i].split].fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      kernels.merge(step, split.whole, partials + split.partials, scratch);
     }
   });
 }

@@ -2,22 +2,21 @@
 #include "linear.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <c10/util/Half.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <vector>
 
 #include "operators.h"
+#include "threads.h"
 
 namespace firstlight {
 namespace {
 
-constexpr int64_t kFewTokens = 4;         // encoded at once, rather than told to other threads
-constexpr int64_t kTurnsPerThread = 8;    // pieces that a thread takes, one after another
-constexpr int64_t kSmallWork = 1 << 15;   // products of numbers done at once
+constexpr int64_t kFewTokens = 4;        // encoded at once, rather than told to other threads
+constexpr int64_t kSmallWork = 1 << 15;  // products of numbers done at once
+constexpr int64_t kPieces = 16;          // that work is divided into
 
 void check(const at::Tensor& tensor, const char* name, at::ScalarType type, int64_t dims) {
   TORCH_CHECK(tensor.device().is_cpu() && tensor.scalar_type() == type && tensor.dim() == dims &&
@@ -42,9 +41,10 @@ template <typename Put>
 void for_groups(at::Tensor& packed, int64_t outputs, const Put& put) {
   uint8_t* bytes = packed.mutable_data_ptr<uint8_t>();
   const int64_t groups = packed.size(1), size = packed.size(2);
-  at::parallel_for(0, packed.size(0), 1, [&](int64_t first, int64_t last) {
-    for (int64_t output = first * kBlock; output < std::min(outputs, last * kBlock); ++output) {
-      const int64_t block = output / kBlock, row = output % 16, vector = output % kBlock / 16;
+  in_parallel(packed.size(0), [&](int64_t block) {
+    const int64_t last = std::min(outputs, (block + 1) * kBlock);
+    for (int64_t output = block * kBlock; output < last; ++output) {
+      const int64_t row = output % 16, vector = output % kBlock / 16;
       for (int64_t group = 0; group < groups; ++group) {
         put(output, vector, row, group, bytes + (block * groups + group) * size);
       }
@@ -87,32 +87,27 @@ void encode(Kind kind, const Tokens& tokens, int64_t first, int64_t last) {
   linear_kernels().encode(kind, tokens, first, last, row.data());
 }
 
-// Encodes the tokens and multiplies them with all blocks, in one parallel region.
+// Encodes the tokens, then multiplies them with all blocks.
 void multiply(Kind kind, const uint8_t* packed, const Tokens& tokens, int64_t count,
               int64_t blocks, const Outputs& outputs) {
   const LinearKernels& kernels = linear_kernels();
-  const int threads = at::get_num_threads();
-  const bool is_small = count * tokens.inputs * outputs.outputs < kSmallWork;
-  if (threads == 1 || is_small || at::in_parallel_region()) {
+  if (count < kFewTokens) {
     encode(kind, tokens, 0, count);
+  } else {
+    const int64_t few = whole(count, kPieces);
+    in_parallel(whole(count, few), [&](int64_t piece) {
+      encode(kind, tokens, piece * few, std::min(count, (piece + 1) * few));
+    });
+  }
+  if (count * tokens.inputs * outputs.outputs < kSmallWork) {
     kernels.multiply(kind, packed, tokens, count, 0, blocks, outputs);
     return;
   }
-  const bool encodes_first = count < kFewTokens;
-  if (encodes_first) encode(kind, tokens, 0, count);
-  const int64_t turn = whole(blocks, threads * kTurnsPerThread);
-  std::atomic<int64_t> next{0};
-#pragma omp parallel num_threads(threads)
-  {
-    if (!encodes_first) {
-#pragma omp for schedule(static)
-      for (int64_t token = 0; token < count; ++token) encode(kind, tokens, token, token + 1);
-    }
-    for (int64_t first; (first = next.fetch_add(turn, std::memory_order_relaxed)) < blocks;) {
-      const int64_t last = std::min(blocks, first + turn);
-      kernels.multiply(kind, packed, tokens, count, first, last, outputs);
-    }
-  }
+  const int64_t few = whole(blocks, kPieces);
+  in_parallel(whole(blocks, few), [&](int64_t piece) {
+    const int64_t last = std::min(blocks, (piece + 1) * few);
+    kernels.multiply(kind, packed, tokens, count, piece * few, last, outputs);
+  });
 }
 
 }  // namespace
@@ -225,9 +220,9 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double epsilo
   at::Tensor y = at::empty_like(x);
   const Outputs out = {y.mutable_data_ptr<float>(), inputs, nullptr, nullptr,
                        checked(residual, "residual", {count, inputs})};
-  const int64_t tokens_at_least = std::max<int64_t>(1, kSmallWork / std::max<int64_t>(1, inputs));
-  at::parallel_for(0, count, tokens_at_least, [&](int64_t first, int64_t last) {
-    linear_kernels().normalise(tokens, first, last, out);
+  const int64_t few = std::max<int64_t>(1, kSmallWork / std::max<int64_t>(1, inputs));
+  in_parallel(whole(count, few), [&](int64_t piece) {
+    linear_kernels().normalise(tokens, piece * few, std::min(count, (piece + 1) * few), out);
   });
   return y;
 }

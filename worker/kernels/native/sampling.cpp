@@ -6,7 +6,6 @@
 #include "sampling.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cmath>
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "operators.h"
+#include "threads.h"
 
 namespace firstlight {
 namespace {
@@ -26,7 +26,6 @@ constexpr double kLog2E = 1.4426950408889634;
 // How far below the largest logit bands end, after temperature.
 constexpr double kBands[] = {1.5, 3.0, 4.5, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0, 15.0, 20.0, kInfinity};
 constexpr int64_t kFew = 64;  // candidates that are sorted
-constexpr int64_t kLogitsPerThread = 1 << 15;
 constexpr int64_t kMostLikeliest = 1024;
 
 struct Draw {
@@ -226,10 +225,6 @@ int64_t choose_one(const LogitRow& row, const Draw& draw, std::vector<Candidate>
   return draw_from(row, largest, draw, candidates);
 }
 
-int64_t rows_per_thread(int64_t vocabulary) {
-  return std::max<int64_t>(1, kLogitsPerThread / std::max<int64_t>(1, vocabulary));
-}
-
 }  // namespace
 
 at::Tensor choose(const at::Tensor& logits, const at::Tensor& numbers,
@@ -263,17 +258,15 @@ at::Tensor choose(const at::Tensor& logits, const at::Tensor& numbers,
   float* const all = logits.mutable_data_ptr<float>();  // adjusted for a while
   at::Tensor chosen = at::empty({rows}, at::kLong);
   int64_t* const to = chosen.mutable_data_ptr<int64_t>();
-  at::parallel_for(0, rows, rows_per_thread(vocabulary), [&](int64_t first, int64_t last) {
+  in_parallel(rows, [&](int64_t i) {
     static thread_local std::vector<Candidate> before, candidates;
-    for (int64_t i = first; i < last; ++i) {
-      float* const row = all + i * vocabulary;
-      Adjusted adjusted(row, before);
-      adjusted.add(bias, i);
-      adjusted.penalise(occurred, i, draws[i]);
-      const int32_t* allowed = mask_of[i] < 0 ? nullptr : mask_words + mask_of[i] * words;
-      to[i] = choose_one({row, vocabulary, reinterpret_cast<const uint32_t*>(allowed)}, draws[i],
-                         candidates);
-    }
+    float* const row = all + i * vocabulary;
+    Adjusted adjusted(row, before);
+    adjusted.add(bias, i);
+    adjusted.penalise(occurred, i, draws[i]);
+    const int32_t* allowed = mask_of[i] < 0 ? nullptr : mask_words + mask_of[i] * words;
+    to[i] = choose_one({row, vocabulary, reinterpret_cast<const uint32_t*>(allowed)}, draws[i],
+                       candidates);
   });
   return chosen;
 }
@@ -302,20 +295,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> log_probabilities(const at::Tenso
   int32_t* const top_token = top_tokens.mutable_data_ptr<int32_t>();
   float* const top_value = top_values.mutable_data_ptr<float>();
   const float* const all = logits.const_data_ptr<float>();
-  at::parallel_for(0, asked, rows_per_thread(vocabulary), [&](int64_t first, int64_t last) {
+  in_parallel(asked, [&](int64_t i) {
     const SamplingKernels& kernels = sampling_kernels();
     std::vector<Candidate> likeliest(count);
-    for (int64_t i = first; i < last; ++i) {
-      const LogitRow row = {all + row_of[i] * vocabulary, vocabulary, nullptr};
-      const float largest = kernels.largest(row);
-      const double mass = kernels.mass(row, {largest, static_cast<float>(kLog2E)});
-      const double whole = largest + std::log(mass);
-      value[i] = static_cast<float>(row.logits[token_of[i]] - whole);
-      if (count > 0) kernels.likeliest(row, count, likeliest.data());
-      for (int64_t place = 0; place < count; ++place) {
-        top_token[i * count + place] = likeliest[place].token;
-        top_value[i * count + place] = static_cast<float>(likeliest[place].logit - whole);
-      }
+    const LogitRow row = {all + row_of[i] * vocabulary, vocabulary, nullptr};
+    const float largest = kernels.largest(row);
+    const double mass = kernels.mass(row, {largest, static_cast<float>(kLog2E)});
+    const double whole = largest + std::log(mass);
+    value[i] = static_cast<float>(row.logits[token_of[i]] - whole);
+    if (count > 0) kernels.likeliest(row, count, likeliest.data());
+    for (int64_t place = 0; place < count; ++place) {
+      top_token[i * count + place] = likeliest[place].token;
+      top_value[i * count + place] = static_cast<float>(likeliest[place].logit - whole);
     }
   });
   return {values, top_tokens, top_values};

@@ -1,0 +1,292 @@
+"""The kernels in C++ (worker/kernels/native), for x86 CPUs.
+
+Activations are float32 between operators. Weights lie packed, 32 outputs interleaved, as bfloat16
+or as 8- or 4-bit codes; keys and values as bfloat16 or int8.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - everybody's name for it
+
+from infra.errors import SourceInvalid
+from worker.kernels import native_sampling
+from worker.kernels.memory import zero_pages
+from worker.kernels.native.library import NativeLibrary
+from worker.kernels.port import (
+    AttentionLayer,
+    CacheShape,
+    Gate,
+    Norm,
+    Product,
+    Prologue,
+    Span,
+)
+from worker.kernels.sampling import Draw, LogProbability, Unchosen
+from worker.weights.quantized import QuantizedWeight
+
+_GROUP = 32  # inputs that share a scale
+_PROLOGUES = {Gate.SILU: 2, Gate.GELU_TANH: 3}
+_NO_PROLOGUE, _NORM_PROLOGUE = 0, 1
+_BFLOAT16, _INT8, _INT4 = 16, 8, 4
+
+
+class NativeKernels:
+    """See Kernels."""
+
+    activation_dtype = torch.float32
+
+    def __init__(self, library: NativeLibrary) -> None:
+        self.device = torch.device("cpu")
+        self.name = f"native {library.instruction_set}"
+        self.layout = library.layout
+
+    def product(
+        self,
+        parts: Sequence[torch.Tensor | QuantizedWeight],
+        biases: Sequence[torch.Tensor | None],
+    ) -> Product:
+        bias = None
+        if any(each is not None for each in biases):
+            bias = torch.cat(
+                [
+                    torch.zeros(part.shape[0]) if each is None else each.float()
+                    for part, each in zip(parts, biases, strict=True)
+                ]
+            )
+        return NativeProduct(**_packed(parts), bias=bias)
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> Product:
+        try:
+            kind, outputs = state["shape"].tolist()
+            return NativeProduct(
+                state["packed"], kind, outputs, scale=state.get("scale"), bias=state.get("bias")
+            )
+        except (KeyError, ValueError) as error:
+            raise SourceInvalid("this is not the state of a packed weight") from error
+
+    def embed(self, token_ids: torch.Tensor, table: torch.Tensor, scale: float) -> torch.Tensor:
+        rows = F.embedding(token_ids, table).float()
+        return rows if scale == 1 else rows.mul_(scale)
+
+    def norm(
+        self, x: torch.Tensor, norm: Norm, *, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        normed: torch.Tensor = torch.ops.firstlight.rms_norm.default(
+            x, norm.weight, norm.epsilon, residual
+        )
+        return normed
+
+    def cache_bytes(self, shape: CacheShape) -> int:
+        return shape.num_layers * shape.num_kv_heads * _head_block_bytes(shape)
+
+    def allocate_cache(self, shape: CacheShape) -> "NativeKVCache":
+        return NativeKVCache(shape)
+
+    def choose(
+        self, logits: torch.Tensor, draws: Sequence[Draw], masks: torch.Tensor | None
+    ) -> list[int | Unchosen]:
+        return native_sampling.choose(logits, draws, masks)
+
+    def log_probabilities(
+        self, logits: torch.Tensor, rows: Sequence[int], token_ids: Sequence[int], count: int
+    ) -> list[LogProbability]:
+        return native_sampling.log_probabilities(logits, rows, token_ids, count)
+
+
+class NativeProduct:
+    """See Product."""
+
+    def __init__(
+        self,
+        packed: torch.Tensor,
+        kind: int,
+        outputs: int,
+        *,
+        scale: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> None:
+        """`packed` uint8 [outputs / 32, inputs / 32, bytes]; `scale`, `bias` float32 [outputs]."""
+        self._packed = packed
+        self._kind = kind
+        self._outputs = outputs
+        self._scale = scale
+        self._bias = bias
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        *,
+        prologue: Prologue = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        mode, weight, epsilon = _NO_PROLOGUE, None, 0.0
+        if isinstance(prologue, Norm):
+            mode, weight, epsilon = _NORM_PROLOGUE, prologue.weight, prologue.epsilon
+        elif prologue is not None:
+            mode = _PROLOGUES[prologue]
+        product: torch.Tensor = torch.ops.firstlight.linear.default(
+            x,
+            self._packed,
+            self._kind,
+            self._outputs,
+            self._scale,
+            self._bias,
+            mode,
+            weight,
+            epsilon,
+            residual,
+        )
+        return product
+
+    def state(self) -> Mapping[str, torch.Tensor]:
+        state = {"packed": self._packed, "shape": torch.tensor([self._kind, self._outputs])}
+        if self._scale is not None:
+            state["scale"] = self._scale
+        if self._bias is not None:
+            state["bias"] = self._bias
+        return state
+
+
+def _packed(parts: Sequence[torch.Tensor | QuantizedWeight]) -> dict[str, Any]:
+    """Arguments of a NativeProduct; parts of several formats go in bfloat16, which all fit."""
+    outputs = sum(part.shape[0] for part in parts)
+    quantised = [part for part in parts if isinstance(part, QuantizedWeight)]
+    if len(quantised) == len(parts):
+        if all(_is_int8_per_channel(part) for part in quantised):
+            codes = torch.cat([part.codes for part in quantised])
+            scale = torch.cat([part.scale[:, 0] for part in quantised])
+            packed = torch.ops.firstlight.pack_int8.default(codes)
+            return {"packed": packed, "kind": _INT8, "outputs": outputs, "scale": scale}
+        if all(_is_int4_in_groups(part) for part in quantised):
+            codes = torch.cat([part.codes for part in quantised])
+            scales, offsets = zip(*map(_by_groups_of_32, quantised), strict=True)
+            packed = torch.ops.firstlight.pack_int4.default(
+                codes, torch.cat(scales), torch.cat(offsets)
+            )
+            return {"packed": packed, "kind": _INT4, "outputs": outputs}
+    plain = [
+        (part.dequantise() if isinstance(part, QuantizedWeight) else part).to(torch.bfloat16)
+        for part in parts
+    ]
+    weight = torch.cat(plain) if len(plain) > 1 else plain[0].contiguous()
+    packed = torch.ops.firstlight.pack_bf16.default(weight)
+    return {"packed": packed, "kind": _BFLOAT16, "outputs": outputs}
+
+
+def _is_int8_per_channel(part: QuantizedWeight) -> bool:
+    return part.bits == 8 and part.scale.shape[1] == 1 and part.offset is None
+
+
+def _is_int4_in_groups(part: QuantizedWeight) -> bool:
+    inputs, groups = part.shape[1], part.scale.shape[1]
+    return part.bits == 4 and (groups == 1 or inputs // groups % _GROUP == 0)
+
+
+def _by_groups_of_32(part: QuantizedWeight) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and offset, each [outputs, inputs / 32], of weights with larger groups."""
+    groups = -(-part.shape[1] // _GROUP)
+    repeats = groups // part.scale.shape[1]
+    scale = part.scale.repeat_interleave(repeats, 1)
+    if part.offset is None:
+        return scale, torch.zeros_like(scale)
+    return scale, part.offset.repeat_interleave(repeats, 1)
+
+
+class NativeKVCache:
+    """Blocks as [blocks, layers, kv_heads, bytes]: a block's layers lie together.
+
+    So memory is taken as far as blocks are used, in whole huge pages. Each lane's block table is
+    kept from step to step, and only what a table has grown by is written.
+    """
+
+    def __init__(self, shape: CacheShape) -> None:
+        self.shape = shape
+        layers = (shape.num_blocks, shape.num_layers, shape.num_kv_heads, _head_block_bytes(shape))
+        self._pools = zero_pages(layers, torch.uint8, torch.device("cpu")).unbind(1)
+        table = zero_pages((shape.lanes, shape.num_blocks), torch.int32, torch.device("cpu"))
+        self._tables = table
+        self._table_rows = table.numpy()
+        self._owners: list[Sequence[int] | None] = [None] * shape.lanes
+        self._known = [0] * shape.lanes  # entries of the owner's table that are written
+        self._starts = torch.zeros(shape.lanes + 1, dtype=torch.int32)
+        self._ends = torch.zeros(shape.lanes, dtype=torch.int32)
+        self._rows = torch.zeros(shape.lanes, dtype=torch.int32)
+
+    def lay_out(self, spans: Sequence[Span]) -> "NativeAttentionStep":
+        starts, ends, rows = self._starts.numpy(), self._ends.numpy(), self._rows.numpy()
+        token = 0
+        for index, span in enumerate(spans):
+            self._keep_table(span)
+            token += span.count
+            starts[index + 1] = token
+            ends[index] = span.first + span.count
+            rows[index] = span.lane
+        count = len(spans)
+        return NativeAttentionStep(
+            self.shape,
+            self._pools,
+            self._tables,
+            self._rows[:count],
+            self._starts[: count + 1],
+            self._ends[:count],
+        )
+
+    def _keep_table(self, span: Span) -> None:
+        lane, blocks = span.lane, span.blocks
+        if self._owners[lane] is not blocks or len(blocks) < self._known[lane]:
+            self._owners[lane], self._known[lane] = blocks, 0
+        known, count = self._known[lane], len(blocks)
+        if known < count:
+            self._table_rows[lane, known:count] = blocks[known:]
+            self._known[lane] = count
+
+
+class NativeAttentionStep:
+    """See AttentionStep. Valid until the cache lays out the next step."""
+
+    def __init__(
+        self,
+        shape: CacheShape,
+        pools: Sequence[torch.Tensor],
+        tables: torch.Tensor,
+        rows: torch.Tensor,
+        starts: torch.Tensor,
+        ends: torch.Tensor,
+    ) -> None:
+        self._shape = shape
+        self._pools = pools
+        self._places = (tables, rows, starts, ends)
+
+    def attend(
+        self, layer: AttentionLayer, query_key_value: torch.Tensor, rope: torch.Tensor
+    ) -> torch.Tensor:
+        shape = self._shape
+        query_norm, key_norm = layer.query_norm, layer.key_norm
+        attended: torch.Tensor = torch.ops.firstlight.attend.default(
+            query_key_value,
+            self._pools[layer.index],
+            *self._places,
+            rope,
+            None if query_norm is None else query_norm.weight,
+            None if key_norm is None else key_norm.weight,
+            0.0 if query_norm is None else query_norm.epsilon,
+            layer.scale,
+            layer.softcap or 0.0,
+            layer.window or 0,
+            shape.num_heads,
+            shape.num_kv_heads,
+            shape.head_dim,
+            shape.block_size,
+            shape.dtype is torch.int8,
+        )
+        return attended
+
+
+def _head_block_bytes(shape: CacheShape) -> int:
+    """Bytes of one head's keys and values of a block."""
+    size: int = torch.ops.firstlight.kv_block_bytes.default(
+        shape.block_size, shape.head_dim, shape.dtype is torch.int8
+    )
+    return size
