@@ -157,13 +157,16 @@ def test_a_layer_that_was_left_as_floats_is_read_as_such(tmp_path: Path) -> None
     assert isinstance(found, torch.Tensor) and torch.equal(found, plain)
 
 
-def test_the_output_layer_is_rounded_to_8_bits_where_others_have_4(tmp_path: Path) -> None:
-    weights = stored(tmp_path, {f"{n}.weight": torch.randn(SHAPE) for n in ("x", "lm_head")})
+def test_layers_that_four_bits_would_hurt_are_rounded_to_8(tmp_path: Path) -> None:
+    names = ("lm_head", "a.q_proj", "a.o_proj", "a.gate_proj", "a.up_proj", "a.down_proj")
+    weights = stored(tmp_path, {f"{name}.weight": torch.randn(SHAPE) for name in names})
     reader = WeightReader(weights, None, 4)
 
-    layers = [reader.linear(name, SHAPE, torch.bfloat16) for name in ("x", "lm_head")]
+    layers = [reader.linear(name, SHAPE, torch.bfloat16) for name in names]
 
-    assert [layer.bits for layer in layers if isinstance(layer, QuantizedWeight)] == [4, 8]
+    assert [layer.bits for layer in layers if isinstance(layer, QuantizedWeight)] == [
+        *(8, 8, 8, 4, 4, 8)
+    ]
 
 
 @pytest.mark.parametrize(

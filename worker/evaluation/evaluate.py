@@ -10,6 +10,7 @@ from worker.evaluation.measure import Predictions, predict
 from worker.evaluation.texts import read_texts, windows
 from worker.models.config import ModelConfig, read_config
 from worker.models.registry import build_model
+from worker.quantization.reader import bits_of
 from worker.tokenizer.tokenizer import Tokenizer
 from worker.weights.header import ITEM_BYTES
 from worker.weights.loader import open_weights
@@ -83,10 +84,14 @@ def step_bytes(folder: Path, config: ModelConfig, name: str) -> int:
             if len(entry.shape) != 2 or name == _STORED or config.scheme is not None:
                 total += entry.size
             elif name in _ROUNDED:
-                total += packed_bytes(8 if is_head else _ROUNDED[name], *entry.shape)
+                total += packed_bytes(_bits(entry.name, name), *entry.shape)
             else:
                 total += entry.size // ITEM_BYTES[entry.dtype] * ITEM_BYTES["BF16"]
     return total
+
+
+def _bits(tensor: str, name: str) -> Bits:
+    return bits_of(tensor.removesuffix(".weight"), _ROUNDED[name])
 
 
 def _names(config: ModelConfig, formats: Sequence[FormatName]) -> list[str]:

@@ -8,16 +8,23 @@ from worker.quantization.scheme import Scheme
 from worker.weights.loader import Weights
 from worker.weights.quantized import Bits, QuantizedWeight
 
-# A row for each token of the vocabulary: the output layer, and the embedding where it is the same.
-_VOCABULARY = frozenset({"lm_head", "model.embed_tokens"})
+# Layers that 4 bits are enough for. Perplexity that each kind costs at 4 bits, of SmolLM2-135M with
+# noise of a third of a step added: query 2.3 %, key 1.5, value 6.0, output 1.5, gate 1.4, up 2.9,
+# down 4.8; all together 22.7 %, all at 8 bits 0.6 %. Gate and up cost least per byte by far.
+_FOUR_BITS = (".gate_proj", ".up_proj", ".gate_up_proj")
+
+
+def bits_of(name: str, rounding: Bits) -> Bits:
+    """Bits of the linear layer `name` where weights are rounded to `rounding`."""
+    return rounding if name.endswith(_FOUR_BITS) else 8
 
 
 class WeightReader:
     """Tensors by name; linear layers are read as the checkpoint has them, or rounded.
 
-    A layer that a quantised checkpoint left as floats stays so: whoever made it knew why. The
-    output layer is never rounded to less than 8 bits: 4 cost as much quality there as in all
-    other layers together.
+    A layer that a quantised checkpoint left as floats stays so: whoever made it knew why. Rounding
+    to 4 bits leaves most kinds of layers at 8 (`bits_of`): without data to calibrate on, that is
+    what keeps the quality. Calibrated checkpoints (GPTQ, AWQ) keep their 4 bits everywhere.
     """
 
     def __init__(self, weights: Weights, scheme: Scheme | None, rounding: Bits | None) -> None:
@@ -42,4 +49,4 @@ class WeightReader:
         weight = self._weights.take(f"{name}.weight", shape, dtype)
         if self._scheme is not None or self._rounding is None:
             return weight
-        return quantize(weight, 8 if name in _VOCABULARY else self._rounding)
+        return quantize(weight, bits_of(name, self._rounding))
