@@ -129,7 +129,7 @@ def test_a_token_has_the_same_bits_in_any_company(kind: int) -> None:
         return weight.times(x[part], prologue=NORM, norm=norm, residual=residual[part])
 
     whole = product(slice(300))
-    for count in [*range(1, 20), 31, 32, 64, 65, 125, 126, 127, 200, 299]:
+    for count in [*range(1, 27), 31, 32, 64, 65, 96, 97, 192, 193, 299]:
         assert torch.equal(product(slice(count)), whole[:count]), count
         assert torch.equal(product(slice(300 - count, 300)), whole[-count:]), count
 

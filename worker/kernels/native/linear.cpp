@@ -56,7 +56,7 @@ void for_groups(at::Tensor& packed, int64_t outputs, const Put& put) {
 struct Scratch {
   std::vector<uint8_t> codes;
   std::vector<float> scales, scaled_sums;
-  std::vector<int32_t> sums;
+  std::vector<int32_t> surpluses;
 };
 
 Tokens tokens_with(Scratch& scratch, const at::Tensor& x, Kind kind, int64_t inputs) {
@@ -66,7 +66,7 @@ Tokens tokens_with(Scratch& scratch, const at::Tensor& x, Kind kind, int64_t inp
   if (kind != Kind::kBf16 && scratch.scales.size() < static_cast<size_t>(count * groups)) {
     scratch.scales.resize(count * groups);
     scratch.scaled_sums.resize(count * groups);
-    scratch.sums.resize(count * groups);
+    scratch.surpluses.resize(count * groups);
   }
   Tokens tokens = {};
   tokens.x = x.const_data_ptr<float>();
@@ -76,7 +76,7 @@ Tokens tokens_with(Scratch& scratch, const at::Tensor& x, Kind kind, int64_t inp
   tokens.codes = scratch.codes.data();
   tokens.scales = scratch.scales.data();
   tokens.scaled_sums = scratch.scaled_sums.data();
-  tokens.sums = scratch.sums.data();
+  tokens.surpluses = scratch.surpluses.data();
   return tokens;
 }
 

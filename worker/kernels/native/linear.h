@@ -32,7 +32,7 @@ static inline int64_t whole(int64_t count, int64_t of) { return (count + of - 1)
 enum class Prologue : int { kNone = 0, kNorm = 1, kSilu = 2, kGelu = 3 };
 
 // The tokens, as they come and as they are multiplied. Codes are bfloat16 or int8, `groups` * 32 a
-// token; of int8 each group has a scale, scale * (sum of its codes), and that sum.
+// token; of int8 each group has a scale, scale * (sum of its codes), and -128 * that sum.
 struct Tokens {
   const float* x;
   int64_t stride;  // of x, in numbers
@@ -45,7 +45,7 @@ struct Tokens {
   void* codes;
   float* scales;
   float* scaled_sums;
-  int32_t* sums;
+  int32_t* surpluses;
 };
 
 struct Outputs {

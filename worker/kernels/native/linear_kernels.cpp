@@ -20,13 +20,21 @@ namespace firstlight {
 namespace {
 
 constexpr int kVectors = kBlock / 16;
+// Tokens of a tile, so that its sums stay in registers beside weights and a token: of AVX-512's 32,
+// 24 for sums of floats, or 12 for these and 12 for sums of whole numbers.
 #if defined(__AVX512F__)
-constexpr int kMostRows = 6;  // 12 sums of whole numbers and 12 of floats beside weights and tokens
+template <Kind KIND>
+constexpr int kMostRows = KIND == Kind::kBf16 ? 12 : 6;
 #else
+template <Kind KIND>
 constexpr int kMostRows = 2;
 #endif
+// Of a tile that shares its block with other tiles: 13 tokens go as 7 and 6.
+template <Kind KIND>
+constexpr int kFewestRowsBesideOthers = (kMostRows<KIND> + 1) / 2;
 // Tokens whose codes stay in the second-level cache while blocks of weights pass by.
-constexpr int64_t kRowsAtOnce = 126;
+constexpr int64_t kRowsAtOnce = 96;
+constexpr int64_t kLine = 64;  // bytes that memory is read by
 
 // ---- tokens ---------------------------------------------------------------------------------------
 
@@ -107,8 +115,9 @@ void encode_int8(const Tokens& tokens, int64_t token, const float* numbers) {
     store_whole_bytes(codes + group * kGroup + 16, second_codes);
     const int64_t place = token * groups + group;
     tokens.scales[place] = most / 127.0f;
-    tokens.sums[place] = total(add(first_codes, second_codes));
-    tokens.scaled_sums[place] = tokens.scales[place] * static_cast<float>(tokens.sums[place]);
+    const int32_t sum = total(add(first_codes, second_codes));
+    tokens.surpluses[place] = -128 * sum;
+    tokens.scaled_sums[place] = tokens.scales[place] * static_cast<float>(sum);
   }
 }
 
@@ -138,7 +147,7 @@ inline void add_bf16_group(const uint8_t* weights, const Tokens& tokens, int64_t
   for (int pair = 0; pair < kGroup / 2; ++pair) {
     const Pairs first = load_pairs(weights + pair * 128);
     const Pairs second = load_pairs(weights + pair * 128 + 64);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int row = 0; row < ROWS; ++row) {
       const Pairs both = all_pairs(codes + row * row_bytes + pair * 4);
       sums[0][row] = dot(sums[0][row], first, both);
@@ -155,23 +164,23 @@ inline void add_int8_group(const uint8_t* weights, const Tokens& tokens, int64_t
       static_cast<const int8_t*>(tokens.codes) + token * row_bytes + group * kGroup;
   const int64_t place = token * tokens.groups + group;
   Sums products[kVectors][ROWS];
-#pragma GCC unroll 6
+#pragma GCC unroll 12
   for (int row = 0; row < ROWS; ++row) {
     products[0][row] = products[1][row] =
-        sums_of_surplus(tokens.sums[place + row * tokens.groups]);
+        sums_of_surplus(tokens.surpluses[place + row * tokens.groups]);
   }
 #pragma GCC unroll 8
   for (int quad = 0; quad < kGroup / 4; ++quad) {
     const Quads first = load_quads(weights + quad * 128);
     const Quads second = load_quads(weights + quad * 128 + 64);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int row = 0; row < ROWS; ++row) {
       const Quads four = all_quads(codes + row * row_bytes + quad * 4);
       products[0][row] = dot_int8(products[0][row], first, four);
       products[1][row] = dot_int8(products[1][row], second, four);
     }
   }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
   for (int row = 0; row < ROWS; ++row) {
     const Floats scale = all(tokens.scales[place + row * tokens.groups]);
     sums[0][row] = multiply_add(scale, to_floats(products[0][row]), sums[0][row]);
@@ -187,7 +196,7 @@ inline void add_int4_group(const uint8_t* weights, const Tokens& tokens, int64_t
       static_cast<const int8_t*>(tokens.codes) + token * row_bytes + group * kGroup;
   const int64_t place = token * tokens.groups + group;
   Sums products[kVectors][ROWS];
-#pragma GCC unroll 6
+#pragma GCC unroll 12
   for (int row = 0; row < ROWS; ++row) products[0][row] = products[1][row] = no_sums();
 #pragma GCC unroll 4
   for (int quad = 0; quad < kGroup / 8; ++quad) {
@@ -195,7 +204,7 @@ inline void add_int4_group(const uint8_t* weights, const Tokens& tokens, int64_t
     const Quads second = load_quads(weights + 256 + quad * 64);
     const Quads low[kVectors] = {low_nibbles(first), low_nibbles(second)};
     const Quads high[kVectors] = {high_nibbles(first), high_nibbles(second)};
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int row = 0; row < ROWS; ++row) {
       const Quads near = all_quads(codes + row * row_bytes + quad * 4);
       const Quads far = all_quads(codes + row * row_bytes + quad * 4 + kGroup / 2);
@@ -208,7 +217,7 @@ inline void add_int4_group(const uint8_t* weights, const Tokens& tokens, int64_t
   for (int vector = 0; vector < kVectors; ++vector) {
     const Floats scale = load_halves(halves + vector * 64);
     const Floats offset = load_halves(halves + vector * 64 + 32);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int row = 0; row < ROWS; ++row) {
       const int64_t here = place + row * tokens.groups;
       const Floats both = multiply(scale, all(tokens.scales[here]));
@@ -218,15 +227,29 @@ inline void add_int4_group(const uint8_t* weights, const Tokens& tokens, int64_t
   }
 }
 
+// A tile's share of the next block of weights: it is asked for while this block is multiplied, so
+// that memory and arithmetic do not wait for each other. Null where nothing is to be fetched.
+struct Ahead {
+  const uint8_t* from;
+  int64_t lines_per_group;
+
+  void fetch(int64_t group) const {
+    if (from == nullptr) return;
+    const uint8_t* line = from + group * lines_per_group * kLine;
+    for (int64_t i = 0; i < lines_per_group; ++i) fetch_second_level(line + i * kLine);
+  }
+};
+
 template <Kind KIND, int ROWS>
 void multiply_tile(const uint8_t* weights, const Tokens& tokens, int64_t token, int64_t block,
-                   const Outputs& outputs) {
+                   const Outputs& outputs, const Ahead& ahead) {
   Accumulators<ROWS> sums;
   for (auto& vector : sums) {
     for (Floats& sum : vector) sum = all(0.0f);
   }
   for (int64_t group = 0; group < tokens.groups; ++group) {
     const uint8_t* here = weights + group * group_bytes(KIND);
+    if constexpr (ROWS >= kFewestRowsBesideOthers<KIND>) ahead.fetch(group);
     if constexpr (KIND == Kind::kBf16) {
       add_bf16_group<ROWS>(here, tokens, token, group, sums);
     } else if constexpr (KIND == Kind::kInt8) {
@@ -235,6 +258,7 @@ void multiply_tile(const uint8_t* weights, const Tokens& tokens, int64_t token, 
       add_int4_group<ROWS>(here, tokens, token, group, sums);
     }
   }
+#pragma GCC unroll 2
   for (int vector = 0; vector < kVectors; ++vector) {
     const int64_t output = block * kBlock + vector * 16;
     const int count = static_cast<int>(std::min<int64_t>(16, outputs.outputs - output));
@@ -245,6 +269,7 @@ void multiply_tile(const uint8_t* weights, const Tokens& tokens, int64_t token, 
       std::copy(from, from + count, numbers);
       return load(numbers);
     };
+#pragma GCC unroll 12
     for (int row = 0; row < ROWS; ++row) {
       const int64_t place = (token + row) * outputs.outputs + output;
       Floats y = sums[vector][row];
@@ -260,36 +285,30 @@ void multiply_tile(const uint8_t* weights, const Tokens& tokens, int64_t token, 
   }
 }
 
+// Chooses the tile of `rows` tokens, ROWS at most.
+template <Kind KIND, int ROWS>
+void multiply_rows(int64_t rows, const uint8_t* weights, const Tokens& tokens, int64_t token,
+                   int64_t block, const Outputs& outputs, const Ahead& ahead) {
+  if constexpr (ROWS > 1) {
+    if (rows < ROWS) {
+      return multiply_rows<KIND, ROWS - 1>(rows, weights, tokens, token, block, outputs, ahead);
+    }
+  }
+  multiply_tile<KIND, ROWS>(weights, tokens, token, block, outputs, ahead);
+}
+
 template <Kind KIND>
-void multiply_block(const uint8_t* weights, const Tokens& tokens, int64_t first, int64_t last,
-                    int64_t block, const Outputs& outputs) {
-  // Tiles of about equal height: 8 tokens go as 4 and 4, not as 6 and 2.
-  int64_t tiles = whole(last - first, kMostRows);
+void multiply_block(const uint8_t* weights, const uint8_t* next_weights, const Tokens& tokens,
+                    int64_t first, int64_t last, int64_t block, const Outputs& outputs) {
+  // Tiles of about equal height: 14 tokens go as 7 and 7, not as 12 and 2.
+  int64_t tiles = whole(last - first, kMostRows<KIND>);
+  // One tile alone waits for memory only, which the processor reads ahead better by itself.
+  Ahead ahead = {tiles > 1 ? next_weights : nullptr, whole(group_bytes(KIND) / kLine, tiles)};
   for (int64_t token = first; token < last; --tiles) {
     const int64_t rows = whole(last - token, tiles);
-    switch (rows) {
-#if defined(__AVX512F__)
-      case 6:
-        multiply_tile<KIND, 6>(weights, tokens, token, block, outputs);
-        break;
-      case 5:
-        multiply_tile<KIND, 5>(weights, tokens, token, block, outputs);
-        break;
-      case 4:
-        multiply_tile<KIND, 4>(weights, tokens, token, block, outputs);
-        break;
-      case 3:
-        multiply_tile<KIND, 3>(weights, tokens, token, block, outputs);
-        break;
-#endif
-      case 2:
-        multiply_tile<KIND, 2>(weights, tokens, token, block, outputs);
-        break;
-      default:
-        multiply_tile<KIND, 1>(weights, tokens, token, block, outputs);
-        break;
-    }
+    multiply_rows<KIND, kMostRows<KIND>>(rows, weights, tokens, token, block, outputs, ahead);
     token += rows;
+    if (ahead.from != nullptr) ahead.from += tokens.groups * ahead.lines_per_group * kLine;
   }
 }
 
@@ -297,10 +316,14 @@ template <Kind KIND>
 void multiply_blocks(const uint8_t* packed, const Tokens& tokens, int64_t count, int64_t first,
                      int64_t last, const Outputs& outputs) {
   const int64_t block_bytes = tokens.groups * group_bytes(KIND);
-  for (int64_t token = 0; token < count; token += kRowsAtOnce) {
-    const int64_t end = std::min(count, token + kRowsAtOnce);
+  const int64_t rows = whole(count, whole(count, kRowsAtOnce));
+  for (int64_t token = 0; token < count; token += rows) {
+    const int64_t end = std::min(count, token + rows);
     for (int64_t block = first; block < last; ++block) {
-      multiply_block<KIND>(packed + block * block_bytes, tokens, token, end, block, outputs);
+      const uint8_t* weights = packed + block * block_bytes;
+      const bool is_read_first = token == 0 && block + 1 < last;
+      multiply_block<KIND>(weights, is_read_first ? weights + block_bytes : nullptr, tokens, token,
+                           end, block, outputs);
     }
   }
 }

@@ -100,12 +100,12 @@ inline void store_bytes(void* to, Floats x) {
 }
 
 // Sums of four products of bytes each: of weights w, kept as w + 128, and of signed activations in
-// -127..127. A sum starts from what the surplus of 128 will add, less.
+// -127..127. A sum starts from what the surplus of 128 will add, negated: -128 * their sum.
 using Sums = __m512i;   // 16 whole numbers
 using Quads = __m512i;  // 16 times 4 bytes
 
 inline Sums no_sums() { return _mm512_setzero_si512(); }
-inline Sums sums_of_surplus(int32_t activations) { return _mm512_set1_epi32(-128 * activations); }
+inline Sums sums_of_surplus(int32_t surplus) { return _mm512_set1_epi32(surplus); }
 inline Quads load_quads(const void* from) { return _mm512_loadu_si512(from); }
 inline Quads all_quads(const void* from) { return all_pairs(from); }
 inline Quads low_nibbles(Quads x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
@@ -355,6 +355,9 @@ inline Pairs load_bytes_as_pairs(const void* from) {
 // Into the second-level cache: the first has few lines that it can wait for at once. Fetching keys
 // and values there read 19 GB/s with one core, into the first level 12, not at all 16.
 inline void fetch(const void* line) {
+  _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T1);
+}
+inline void fetch_second_level(const void* line) {
   _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T1);
 }
 
