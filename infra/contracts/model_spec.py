@@ -38,6 +38,9 @@ class EngineSettings(Contract):
         description="Number format of keys and values; auto follows `engine.dtype`.",
     )
     block_size: Literal[16, 32, 64] = Field(default=16, description="KV positions a block.")
+    prefix_cache: bool = Field(
+        default=True, description="Prompts that begin alike share what was computed of it."
+    )
     max_batch_size: int = Field(default=32, ge=1, le=1024, description="Sequences in one step.")
     token_budget: int = Field(
         default=256, ge=16, le=65536, description="Tokens one step may compute (chunked prefill)."

@@ -73,6 +73,46 @@ def test_a_pool_too_small_for_all_preempts_and_still_gives_the_same_tokens(
         assert got[each.request_id].token_ids == greedy_alone(tiny, each.prompt_token_ids, 40)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="shared"),
+        pytest.param({"prefix_cache": False}, id="off"),
+        pytest.param({"token_budget": 16, "max_batch_size": 4}, id="in chunks"),
+        pytest.param({"block_size": 32, "token_budget": 37}, id="larger blocks"),
+        pytest.param({"kv_cache_tokens": 144}, id="preempting"),
+    ],
+)
+@pytest.mark.parametrize("every", [0, 2])
+def test_what_is_shared_of_prompts_changes_no_token(
+    tiny: CausalModel, settings: dict[str, Any], every: int
+) -> None:
+    common = prompts(1, longest=60, seed=9)[0] * 60
+    asked = [
+        request(f"r{index}", [*common[:length], 97 + index % 3], 30)
+        for index, length in enumerate([60, 60, 47, 64, 60, 33])
+    ]
+    expected = {
+        each.prompt_token_ids: greedy_alone(tiny, each.prompt_token_ids, 30) for each in asked
+    }
+
+    engine = make_engine(tiny, **settings)
+    got = run(engine, asked, every=every)
+    answered = run(engine, [request("next", [*asked[0].prompt_token_ids, *got["r0"].token_ids], 9)])
+
+    assert [got[each.request_id].token_ids for each in asked] == [
+        expected[each.prompt_token_ids] for each in asked
+    ]
+    text = [*asked[0].prompt_token_ids, *got["r0"].token_ids]
+    assert answered["next"].token_ids == greedy_alone(tiny, text, 9)
+    stats = engine.stats()
+    told = sum(each.outputs[0].cached_tokens for each in (got | answered).values())
+    assert stats.cached_prompt_tokens == told
+    assert (told > 100 and stats.prefix_hits > 3) == settings.get("prefix_cache", True)
+    assert all(not output.cached_tokens for each in got.values() for output in each.outputs[1:])
+    assert stats.free_blocks == stats.total_blocks
+
+
 def test_sequences_across_several_key_tiles_agree_too(tiny: CausalModel) -> None:
     asked = [request(f"r{i}", p, 6) for i, p in enumerate(prompts(3, longest=700, seed=4))]
     expected = [greedy_alone(tiny, each.prompt_token_ids, 6) for each in asked]

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from worker.engine.block_pool import BlockPool
+from worker.engine.prefix_cache import PrefixCache
 from worker.engine.request import GenerationRequest, SamplingParams
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
@@ -16,9 +17,12 @@ class Driver:
     def __init__(
         self, *, blocks: int = 16, block_size: int = 4, max_running: int = 4, token_budget: int = 8
     ) -> None:
-        self.pool = BlockPool(blocks)
+        self.pool = BlockPool(blocks, block_size=block_size)
         self.scheduler = Scheduler(
-            self.pool, block_size=block_size, max_running=max_running, token_budget=token_budget
+            self.pool,
+            PrefixCache(self.pool, is_enabled=False),
+            max_running=max_running,
+            token_budget=token_budget,
         )
         self.by_name: dict[str, Sequence] = {}
 

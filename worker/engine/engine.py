@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ from worker.engine.checks import check_request
 from worker.engine.choice import Choice
 from worker.engine.completion import Completion, Tokenizer, end_token_ids
 from worker.engine.kv_size import host_memory_bytes, kv_blocks
+from worker.engine.prefix_cache import PrefixCache
 from worker.engine.request import GenerationRequest, Output, refuse_too_long
 from worker.engine.sampler import Row, Sampler, Told, sample, with_logprobs
 from worker.engine.scheduler import Scheduler
@@ -61,12 +62,13 @@ class Engine:
                 context_tokens=model.context_tokens,
                 bytes_per_token=model.kv_bytes_per_token,
                 memory_bytes=host_memory_bytes(),
-            )
+            ),
+            block_size=settings.block_size,
         )
         self._lanes = min(settings.max_batch_size, settings.token_budget)
         self._scheduler = Scheduler(
             self._pool,
-            block_size=settings.block_size,
+            PrefixCache(self._pool, is_enabled=settings.prefix_cache),
             max_running=self._lanes,
             token_budget=settings.token_budget,
         )
@@ -75,6 +77,7 @@ class Engine:
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
+        self._num_cached_prompt_tokens = 0
 
     @property
     def context_tokens(self) -> int:
@@ -149,6 +152,9 @@ class Engine:
             prompt_tokens=self._num_prompt_tokens,
             generated_tokens=self._num_generated_tokens,
             preemptions=self._scheduler.num_preemptions,
+            cached_prompt_tokens=self._num_cached_prompt_tokens,
+            prefix_queries=self._scheduler.num_prefix_queries,
+            prefix_hits=self._scheduler.num_prefix_hits,
         )
 
     def check_integrity(self) -> None:
@@ -206,12 +212,15 @@ class Engine:
         if isinstance(choice, Unchosen):
             self.abort(sequence.request_id)
             return Output(sequence.request_id, "", (), (), None, _FAILURES[choice]())
+        cached_tokens = 0
         if sequence.num_generated_tokens == 0:
+            cached_tokens = sequence.num_cached_tokens or 0
             self._num_prompt_tokens += sequence.num_prompt_tokens
+            self._num_cached_prompt_tokens += cached_tokens
         self._num_generated_tokens += 1
         sequence.token_ids.append(choice.token_id)
         generation.sampler.add(choice.token_id)
-        output = generation.completion.push(choice)
+        output = replace(generation.completion.push(choice), cached_tokens=cached_tokens)
         if output.is_last:
             self.abort(sequence.request_id)
         return output

@@ -13,7 +13,8 @@ class Sequence:
     and each catching up yields one more token. Owned by the scheduler.
 
     `num_scored_tokens` are those of the prompt whose successor's log-probability is known, where
-    the request wants them.
+    the request wants them. `num_cached_tokens` are those that were in the cache when it was first
+    admitted. `block_names` are the prefix cache's, of blocks that its tokens fill.
     """
 
     request: GenerationRequest
@@ -21,6 +22,8 @@ class Sequence:
     token_ids: list[int] = field(init=False)
     num_computed_tokens: int = 0
     num_scored_tokens: int = 0
+    num_cached_tokens: int | None = None
+    block_names: list[bytes] = field(default_factory=list)
     block_table: list[int] = field(default_factory=list)
     lane: int | None = None
 
@@ -30,6 +33,10 @@ class Sequence:
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+    @property
+    def tenant(self) -> str:
+        return self.request.tenant
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -48,6 +55,15 @@ class Sequence:
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
+    def num_reusable_tokens(self) -> int:
+        """Its first tokens that need not be computed, where their keys and values are known.
+
+        The last one gives the next token; those of a prompt give its log-probabilities.
+        """
+        if self.wants_prompt_logits and self.num_scored_tokens < self.num_prompt_tokens - 1:
+            return self.num_scored_tokens
+        return self.num_tokens - 1
+
+    @property
     def wants_prompt_logits(self) -> bool:
-        """Its whole prompt has to be computed, whatever is known of it from others."""
         return self.request.sampling.prompt_logprobs is not None

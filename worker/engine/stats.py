@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Gauges: running to total_blocks. Counters since the start: the rest."""
+    """Gauges: running to total_blocks. Counters since the start: the rest.
+
+    Cached prompt tokens are those that were not computed, of the `prompt_tokens`. A query is one
+    admission of a sequence with a full block or more, a hit one that found a block or more.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -15,3 +19,6 @@ class EngineStats:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     preemptions: int = 0
+    cached_prompt_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0

@@ -21,6 +21,9 @@ def exposition(stats: EngineStats, *, in_flight: int) -> bytes:
         "prompt_tokens_total": stats.prompt_tokens,
         "generated_tokens_total": stats.generated_tokens,
         "preemptions_total": stats.preemptions,
+        "cached_prompt_tokens_total": stats.cached_prompt_tokens,
+        "prefix_queries_total": stats.prefix_queries,
+        "prefix_hits_total": stats.prefix_hits,
     }
     lines = [_metric(name, "gauge", value) for name, value in gauges.items()]
     lines += [_metric(name, "counter", value) for name, value in counters.items()]
