@@ -9,7 +9,6 @@ _MODULES = (
     "tokenizers",
     "jinja2.ext",
     "jinja2.sandbox",
-    "llguidance",
     "encodings.idna",
     "h11",
     "httptools",
