@@ -2,13 +2,14 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import save_file
 
-from infra.errors import ContextLengthExceeded, Invalid, PlatformError
+from infra.errors import ContextLengthExceeded, ExecutionTimeout, Invalid, PlatformError
 from tests.engine.tiny import (
     CONFIG,
     LetterTokenizer,
@@ -153,6 +154,38 @@ def test_a_shorter_prompt_is_not_held_up_by_steps_of_a_longer_one(tiny: CausalMo
     )
 
     assert steps_with_short == 10
+
+
+def test_a_request_ends_with_its_deadline_and_no_other_does(tiny: CausalModel) -> None:
+    now = [0.0]
+    engine = make_engine(tiny, clock=lambda: now[0], max_batch_size=1)
+    engine.submit(replace(request("runs", [97, 98], 50), deadline=4.0))
+    engine.submit(replace(request("waits", [97, 98], 50), deadline=3.0))
+    engine.submit(request("patient", [97, 98], 5))
+    assert [output.request_id for output in engine.step()] == ["runs"]
+
+    now[0] = 5.0
+    outputs = engine.step()
+    engine.check_integrity()
+
+    ended = {output.request_id: output.error for output in outputs[:2]}
+    assert ended.keys() == {"runs", "waits"} and outputs[2].request_id == "patient"
+    assert all(isinstance(error, ExecutionTimeout) for error in ended.values())
+    assert engine.stats().running == 1 and engine.stats().waiting == 0
+
+
+def test_urgent_requests_change_when_tokens_come_and_not_which(tiny: CausalModel) -> None:
+    asked = [
+        replace(request(f"r{i}", prompt, 20), priority=-i, tenant=f"tenant{i % 3}")
+        for i, prompt in enumerate(prompts(7, seed=6))
+    ]
+    engine = make_engine(tiny, kv_cache_tokens=160, max_batch_size=3)
+
+    got = run(engine, asked, every=3)
+
+    assert engine.stats().preemptions > 0
+    for each in asked:
+        assert got[each.request_id].token_ids == greedy_alone(tiny, each.prompt_token_ids, 20)
 
 
 def test_the_end_token_ends_a_text_and_is_not_part_of_it(tiny: CausalModel) -> None:

@@ -9,6 +9,7 @@ from worker.engine.prefix_cache import PrefixCache
 from worker.engine.request import GenerationRequest, SamplingParams
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
+from worker.engine.step_cost import StepCost
 
 
 class Driver:
@@ -17,17 +18,29 @@ class Driver:
     def __init__(
         self, *, blocks: int = 16, block_size: int = 4, max_running: int = 4, token_budget: int = 8
     ) -> None:
+        self.cost = StepCost()
         self.pool = BlockPool(blocks, block_size=block_size)
         self.scheduler = Scheduler(
             self.pool,
             PrefixCache(self.pool, is_enabled=False),
+            self.cost,
             max_running=max_running,
             token_budget=token_budget,
         )
         self.by_name: dict[str, Sequence] = {}
 
-    def add(self, name: str, prompt_tokens: int) -> None:
-        request = GenerationRequest(name, (1,) * prompt_tokens, SamplingParams(max_tokens=1000))
+    def add(
+        self,
+        name: str,
+        prompt_tokens: int,
+        *,
+        priority: int = 0,
+        tenant: str = "",
+        deadline: float | None = None,
+    ) -> None:
+        request = GenerationRequest(
+            name, (1,) * prompt_tokens, SamplingParams(max_tokens=1000), priority, deadline, tenant
+        )
         self.by_name[name] = Sequence(request, seed=0)
         self.scheduler.add(self.by_name[name])
 
@@ -35,14 +48,15 @@ class Driver:
         self.scheduler.remove(self.by_name.pop(name))
         self.scheduler.check_integrity()
 
-    def step(self) -> dict[str, tuple[int, int]]:
+    def step(self, *, check: bool = True) -> dict[str, tuple[int, int]]:
         """Each scheduled sequence's first position and count."""
         batch = self.scheduler.schedule()
         sampled = batch.sampled
         self.scheduler.computed(batch)
         for piece in sampled:
             piece.sequence.token_ids.append(7)
-        self.scheduler.check_integrity()
+        if check:
+            self.scheduler.check_integrity()
         return {piece.sequence.request_id: (piece.first, piece.count) for piece in batch.slices}
 
     def tables(self) -> dict[str, list[int]]:
@@ -182,6 +196,157 @@ def test_nobody_is_admitted_into_blocks_that_the_running_need_next() -> None:
     assert driver.step() == {"a": (9, 1)}
     driver.remove("a")
     assert driver.step() == {"b": (0, 1)}
+
+
+def test_the_most_urgent_goes_first_and_then_the_oldest() -> None:
+    driver = Driver(max_running=2)
+    driver.add("idle", 1, priority=5)
+    driver.add("batch", 1, priority=5)
+    driver.add("urgent", 1, priority=-1)
+    driver.add("usual", 1)
+    assert list(driver.step()) == ["urgent", "usual"]
+    driver.remove("urgent")
+    assert list(driver.step()) == ["usual", "idle"]
+
+
+def test_the_less_urgent_makes_way_for_places() -> None:
+    driver = Driver(max_running=2, token_budget=32)
+    driver.add("idle", 6, priority=5)
+    driver.add("batch", 6, priority=4)
+    driver.step()
+    driver.add("usual", 3)
+    assert driver.step() == {"batch": (6, 1), "usual": (0, 3)}
+    assert driver.scheduler.num_preemptions == 1
+    driver.add("also batch", 3, priority=4)
+    assert driver.step() == {"batch": (7, 1), "usual": (3, 1)}
+
+
+def test_the_less_urgent_makes_way_for_blocks_whoever_is_older() -> None:
+    driver = Driver(blocks=4, token_budget=32)
+    driver.add("idle", 9, priority=5)
+    driver.step()
+    driver.add("usual", 4)
+    assert driver.step() == {"usual": (0, 4)}
+    driver.add("also usual", 4)
+    driver.step()
+    assert driver.tables() == {"idle": [], "usual": [0, 1], "also usual": [2]}
+    assert driver.scheduler.num_preemptions == 1
+
+
+def test_nobody_is_preempted_where_there_is_room() -> None:
+    driver = Driver(token_budget=32)
+    driver.add("idle", 9, priority=5)
+    driver.step()
+    driver.add("usual", 4)
+    assert driver.step() == {"usual": (0, 4), "idle": (9, 1)}
+    assert driver.scheduler.num_preemptions == 0
+
+
+def test_a_tenant_with_much_does_not_delay_one_with_little() -> None:
+    driver = Driver(blocks=400, max_running=100, token_budget=200)
+    for index in range(100):
+        driver.add(f"many{index}", 90, tenant="many")
+    driver.step()
+    driver.add("one", 90, tenant="one")
+    driver.add("another", 40, tenant="another")
+
+    steps = 0
+    while not driver.by_name["one"].num_generated_tokens:
+        driver.step()
+        steps += 1
+
+    assert driver.by_name["another"].num_generated_tokens
+    assert steps <= 12, "a third of 27 tokens a step; those in front have 9000"
+
+
+def test_tenants_take_turns_by_what_was_computed_for_them() -> None:
+    driver = Driver(blocks=100, max_running=20, token_budget=20)
+    for index in range(4):
+        driver.add(f"long{index}", 20, tenant="a")
+    for index in range(8):
+        driver.add(f"short{index}", 10, tenant="b")
+    computed = {"a": 0, "b": 0}
+    for _ in range(5):
+        for name, (_, count) in driver.step().items():
+            computed[driver.by_name[name].tenant] += count
+    assert abs(computed["a"] - computed["b"]) <= 20
+
+
+def test_a_tenant_that_was_away_has_saved_nothing() -> None:
+    driver = Driver(blocks=100, max_running=20, token_budget=20)
+    for index in range(20):
+        driver.add(f"a{index}", 16, tenant="a")
+    driver.step()
+    driver.step()
+    for index in range(20):
+        driver.add(f"b{index}", 16, tenant="b")
+    prompts = [{name[0] for name, (_, count) in driver.step().items() if count > 1}
+               for _ in range(8)]  # fmt: skip
+    assert sum("a" in step for step in prompts) >= 3
+
+
+def test_what_is_past_its_deadline_is_named_whether_it_runs_or_waits() -> None:
+    driver = Driver(max_running=1)
+    driver.add("runs", 1, deadline=5.0)
+    driver.add("waits", 1, deadline=4.0)
+    driver.add("patient", 1)
+    driver.step()
+
+    def expired(now: float) -> list[str]:
+        return [each.request_id for each in driver.scheduler.expired(now=now)]
+
+    assert expired(3.9) == []
+    assert expired(4.0) == ["waits"]
+    driver.remove("waits")
+    assert expired(9.0) == ["runs"]
+    driver.remove("runs")
+    assert expired(9.0) == []
+    assert list(driver.step()) == ["patient"]
+
+
+def test_prompts_are_cut_short_beside_answers() -> None:
+    driver = Driver(blocks=600, max_running=8, token_budget=256)
+    driver.add("a", 300)
+    assert [driver.step(), driver.step()] == [{"a": (0, 256)}, {"a": (256, 44)}]
+    driver.add("b", 300)
+    assert driver.step() == {"a": (300, 1), "b": (0, 25)}, "1.5 times (1 + 16)"
+
+
+@pytest.mark.parametrize(
+    ("base_s", "token_s"), [(0.012, 0.0008), (0.010, 0.004), (0.008, 0.00002), (0.03, 0.0012)]
+)
+def test_answers_never_wait_three_times_as_long_as_usual(base_s: float, token_s: float) -> None:
+    driver = Driver(blocks=800, block_size=16, max_running=16, token_budget=256)
+    for name in "abcd":
+        driver.add(name, 64)
+    gaps = []
+    for step in range(700):
+        if step in (50, 300):
+            driver.add(f"long{step}", 1500)
+        scheduled = driver.step(check=False)
+        num_tokens = sum(count for _, count in scheduled.values())
+        seconds = base_s + token_s * num_tokens
+        driver.cost.observe(num_tokens, len(scheduled), seconds)
+        gaps.append(seconds)
+        for name in [name for name in driver.by_name if name.startswith("long")]:
+            if driver.by_name[name].num_generated_tokens > 20:
+                driver.remove(name)
+    gaps = sorted(gaps[20:])
+    assert gaps[int(len(gaps) * 0.99)] <= 3 * gaps[len(gaps) // 2]
+    assert not any(name.startswith("long") for name in driver.by_name)
+
+
+def test_what_steps_cost_is_measured() -> None:
+    cost = StepCost()
+    assert cost.prompt_tokens(4) == 30
+    for _ in range(30):
+        cost.observe(4, 4, 0.010 + 4 * 0.0001)
+        cost.observe(60, 5, 0.010 + 60 * 0.0001)
+    assert abs(cost.prompt_tokens(4) - 1.5 * (100 + 4)) <= 1
+    for _ in range(60):
+        cost.observe(60, 5, 0.010)  # a clock that shows nothing
+        cost.observe(4, 4, 0.010)
+    assert cost.prompt_tokens(4) >= 30
 
 
 @pytest.mark.parametrize("seed", range(20))

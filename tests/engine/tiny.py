@@ -1,7 +1,8 @@
 """A small random Llama as a Hugging Face folder, and what tests need to drive it."""
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,13 +160,18 @@ def request(
 
 
 def make_engine(
-    model: CausalModel, tokenizer: LetterTokenizer | None = None, **settings: Any
+    model: CausalModel,
+    tokenizer: LetterTokenizer | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    **settings: Any,
 ) -> Engine:
     """An engine over a cache of 64 blocks, unless told otherwise."""
     engine = Engine(
         model,
         tokenizer or LetterTokenizer(),
         EngineSettings(**({"kv_cache_tokens": 1024} | settings)),
+        clock,
     )
     engine.warm()
     return engine

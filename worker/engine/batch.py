@@ -7,16 +7,37 @@ from worker.engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The next `count` tokens of one sequence, from `first` on."""
+    """The next `count` tokens of one sequence, from `first` on.
+
+    The last `num_drafts` of them are the first of its drafts, after all tokens that it has.
+    """
 
     sequence: Sequence
     first: int
     count: int
+    num_drafts: int = 0
+
+    @property
+    def num_known(self) -> int:
+        """Its tokens that are no drafts."""
+        return self.count - self.num_drafts
+
+    @property
+    def token_ids(self) -> list[int]:
+        sequence = self.sequence
+        known = sequence.token_ids[self.first : self.first + self.num_known]
+        return known + sequence.draft_token_ids[: self.num_drafts] if self.num_drafts else known
 
     @property
     def catches_up(self) -> bool:
-        """Its last token is the sequence's last, so that its logits give the next token."""
-        return self.first + self.count == self.sequence.num_tokens
+        """It has the sequence's last token, so that its logits give the next token."""
+        return self.first + self.num_known == self.sequence.num_tokens
+
+    @property
+    def sampled(self) -> range:
+        """The positions whose logits give the next token, and one more for each draft."""
+        end = self.first + self.count
+        return range(end - 1 - self.num_drafts if self.catches_up else end, end)
 
     @property
     def scored(self) -> range:
@@ -26,13 +47,13 @@ class Slice:
             return range(0)
         return range(
             max(self.first, sequence.num_scored_tokens),
-            min(self.first + self.count, sequence.num_prompt_tokens - 1),
+            min(self.first + self.num_known, sequence.num_prompt_tokens - 1),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Slices in order of arrival; a sequence appears once."""
+    """Slices in order of priority, then of arrival; a sequence appears once."""
 
     slices: tuple[Slice, ...]
 

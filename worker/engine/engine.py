@@ -1,6 +1,7 @@
 """Continuous batching: every step schedules, runs, samples, and says what came of it."""
 
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,7 +9,7 @@ from functools import partial
 import torch
 
 from infra.contracts.model_spec import EngineSettings
-from infra.errors import Invalid, PlatformError
+from infra.errors import ExecutionTimeout, Invalid, PlatformError
 from worker.engine.batch import Batch
 from worker.engine.block_pool import BlockPool
 from worker.engine.checks import check_request
@@ -21,6 +22,7 @@ from worker.engine.sampler import Row, Sampler, Told, sample, with_logprobs
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.stats import EngineStats
+from worker.engine.step_cost import StepCost
 from worker.kernels.port import KVCache, Span
 from worker.kernels.sampling import Unchosen
 from worker.models.causal_model import CausalModel
@@ -51,11 +53,21 @@ class Engine:
     `check` and `context_tokens` may be used by any.
     """
 
-    def __init__(self, model: CausalModel, tokenizer: Tokenizer, settings: EngineSettings) -> None:
-        """Raises Invalid for a KV cache that the machine has no memory for."""
+    def __init__(
+        self,
+        model: CausalModel,
+        tokenizer: Tokenizer,
+        settings: EngineSettings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises Invalid for a KV cache that the machine has no memory for.
+
+        The clock is that of the requests' deadlines.
+        """
         self._model = model
         self._tokenizer = tokenizer
         self._settings = settings
+        self._clock = clock
         self._pool = BlockPool(
             kv_blocks(
                 settings,
@@ -66,9 +78,11 @@ class Engine:
             block_size=settings.block_size,
         )
         self._lanes = min(settings.max_batch_size, settings.token_budget)
+        self._step_cost = StepCost()
         self._scheduler = Scheduler(
             self._pool,
             PrefixCache(self._pool, is_enabled=settings.prefix_cache),
+            self._step_cost,
             max_running=self._lanes,
             token_budget=settings.token_budget,
         )
@@ -127,20 +141,14 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Computes one batch; an output for every sequence that has a new token or has failed."""
+        began = self._clock()
+        outputs = [self._expire(sequence) for sequence in self._scheduler.expired(now=began)]
         batch = self._scheduler.schedule()
-        if not batch.slices:
-            return []
-        logits = self._logits(batch)
-        self._scheduler.computed(batch)
-        self._num_steps += 1
-        generations = [self._generations[piece.sequence.request_id] for piece in batch.sampled]
-        rows = [Row(each.sampler.draw(), each.sampler.num_logprobs) for each in generations]
-        choices = sample(self._model.kernels, logits[: len(rows)], rows)
-        self._score_prompts(batch, logits[len(rows) :])
-        return [
-            self._append(generation, choice)
-            for generation, choice in zip(generations, choices, strict=True)
-        ]
+        if batch.slices:
+            outputs += self._compute(batch)
+            seconds = self._clock() - began
+            self._step_cost.observe(batch.num_tokens, len(batch.slices), seconds)
+        return outputs
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -173,6 +181,19 @@ class Engine:
             end_token_ids=frozenset(end for end in ends if end < self._model.vocabulary),
         )
 
+    def _compute(self, batch: Batch) -> list[Output]:
+        logits = self._logits(batch)
+        self._scheduler.computed(batch)
+        self._num_steps += 1
+        generations = [self._generations[piece.sequence.request_id] for piece in batch.sampled]
+        rows = [Row(each.sampler.draw(), each.sampler.num_logprobs) for each in generations]
+        choices = sample(self._model.kernels, logits[: len(rows)], rows)
+        self._score_prompts(batch, logits[len(rows) :])
+        return [
+            self._append(generation, choice)
+            for generation, choice in zip(generations, choices, strict=True)
+        ]
+
     def _logits(self, batch: Batch) -> torch.Tensor:
         """[rows, vocabulary]: of the sequences that get a token, then of prompts to be scored."""
         assert self._cache is not None, "warm() comes before the first step"
@@ -181,12 +202,11 @@ class Engine:
         for piece in batch.slices:
             sequence = piece.sequence
             offset = len(token_ids) - piece.first
-            token_ids += sequence.token_ids[piece.first : piece.first + piece.count]
+            token_ids += piece.token_ids
             assert sequence.lane is not None
             spans.append(Span(piece.first, piece.count, sequence.block_table, sequence.lane))
             scored += [offset + position for position in piece.scored]
-            if piece.catches_up:
-                sampled.append(len(token_ids) - 1)
+            sampled += [offset + position for position in piece.sampled]
         return self._model.logits(token_ids, spans, sampled + scored, self._cache)
 
     def _score_prompts(self, batch: Batch, logits: torch.Tensor) -> None:
@@ -205,6 +225,13 @@ class Engine:
             choices = with_logprobs(self._model.kernels, logits, told)
             self._generations[sequence.request_id].completion.add_prompt(choices)
             sequence.num_scored_tokens = positions.stop
+
+    def _expire(self, sequence: Sequence) -> Output:
+        self.abort(sequence.request_id)
+        error = ExecutionTimeout(
+            f"the request's deadline came after {sequence.num_generated_tokens} tokens of output"
+        )
+        return Output(sequence.request_id, "", (), (), None, error)
 
     def _append(self, generation: _Generation, choice: Choice | Unchosen) -> Output:
         """Takes a sequence one token on; it leaves when that was its last."""

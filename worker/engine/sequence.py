@@ -15,11 +15,19 @@ class Sequence:
     `num_scored_tokens` are those of the prompt whose successor's log-probability is known, where
     the request wants them. `num_cached_tokens` are those that were in the cache when it was first
     admitted. `block_names` are the prefix cache's, of blocks that its tokens fill.
+
+    `draft_token_ids` are guesses of what follows its tokens. A step may compute some of them; which
+    were right is told to the scheduler, and then there are none.
+
+    The block table is a new list whenever the sequence is admitted; while it runs, blocks are only
+    appended, and it keeps its lane.
     """
 
     request: GenerationRequest
     seed: int
+    arrival: int = 0
     token_ids: list[int] = field(init=False)
+    draft_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_scored_tokens: int = 0
     num_cached_tokens: int | None = None
@@ -33,6 +41,14 @@ class Sequence:
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+    def rank(self) -> tuple[int, int]:
+        """Lower goes first, and keeps its blocks longer."""
+        return self.request.priority, self.arrival
+
+    @property
+    def priority(self) -> int:
+        return self.request.priority
 
     @property
     def tenant(self) -> str:
@@ -49,6 +65,11 @@ class Sequence:
     @property
     def num_generated_tokens(self) -> int:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    @property
+    def num_tokens_to_come(self) -> int:
+        """The most that may still be generated."""
+        return self.request.sampling.max_tokens - self.num_generated_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
