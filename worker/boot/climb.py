@@ -14,8 +14,7 @@ from worker.engine.async_engine import AsyncEngine
 from worker.engine.engine import Engine
 from worker.engine.preload import after_fork
 from worker.models.config import read_config
-from worker.models.pack import Pack
-from worker.models.registry import build_model
+from worker.models.registry import build_model, open_pack
 from worker.tokenizer.tokenizer import Tokenizer
 from worker.weights.loader import open_weights
 from worker.weights.packed_store import PackedStore
@@ -57,12 +56,14 @@ class ModelClimb:
         folder = self._sources.fetch(source, self._cache_dir, on_progress)
         stages.part("files")
         config = read_config(folder)
-        weights = open_weights(folder, on_progress)
+        store = PackedStore(self._cache_dir / PACKED_FOLDER)
+        pack = open_pack(config, settings, store, source_digest=source.digest)
+        packed_bytes = 0 if pack is None else pack.found_bytes
+        weights = open_weights(folder, on_progress, reads_ahead=not packed_bytes)
         stages.part("map")
-        origin = ORIGINS.get(source.uri.partition(":")[0])
-        stages.done(Stage.WEIGHTS, source=origin, size=weights.total_bytes)
+        origin = "packed" if packed_bytes else ORIGINS.get(source.uri.partition(":")[0])
+        stages.done(Stage.WEIGHTS, source=origin, size=packed_bytes or weights.total_bytes)
         reading = self._read_tokenizer(source, folder)
-        pack = Pack(PackedStore(self._cache_dir / PACKED_FOLDER), source.digest)
         model = build_model(config, weights, settings, pack=pack)
         stages.part("model")
         tokenizer = reading.result()
@@ -71,7 +72,9 @@ class ModelClimb:
         engine.warm()
         stages.part("cache")
         self._forget_tokenizers()
-        return Climbed(folder, AsyncEngine(engine), tokenizer, settle=pack.save)
+        return Climbed(
+            folder, AsyncEngine(engine), tokenizer, settle=None if pack is None else pack.save
+        )
 
     def _read_tokenizer(self, source: ResolvedSource, folder: Path) -> Future[Tokenizer]:
         """The source's tokenizer, being read since now or since it was prepared."""

@@ -21,13 +21,13 @@ class Climbed:
     """What stands at the end of the climb; tokenizer and files are the server's affair.
 
     `settle` does what the next cold start profits from, once nobody waits for this one any more.
-    It blocks, and runs in a thread of the lowest priority.
+    It blocks, and runs in a thread of the lowest priority. None where there is nothing to do.
     """
 
     folder: Path
     engine: AsyncEngine
     tokenizer: Any
-    settle: Settle
+    settle: Settle | None
 
 
 class Climb(Protocol):

@@ -143,9 +143,12 @@ class _Replica:
         return server
 
     async def _settle(self, climbed: Climbed) -> None:
+        if (settle_now := climbed.settle) is None:
+            return
+
         def settle() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
-            climbed.settle(now=self._clock.now())
+            settle_now(now=self._clock.now())
 
         await asyncio.sleep(_SETTLE_AFTER_S)
         threading.Thread(target=settle, name="settle", daemon=True).start()

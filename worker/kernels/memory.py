@@ -1,13 +1,19 @@
 """Memory that reads as zeros and costs nothing until it is written."""
 
+import contextlib
 import math
 import mmap
 
 import torch
 
 
-def zero_pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor of zeros; on the CPU its pages are taken from the machine at their first write."""
+def zero_pages(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, is_huge: bool = False
+) -> torch.Tensor:
+    """A tensor of zeros; on the CPU its pages are taken from the machine at their first write.
+
+    Huge ones are read faster, where the machine has them, and taken 2 MB at a time.
+    """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     pages = mmap.mmap(
@@ -15,4 +21,7 @@ def zero_pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
         math.prod(shape) * dtype.itemsize,
         flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
     )
+    if is_huge and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(shape)

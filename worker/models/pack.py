@@ -13,18 +13,20 @@ log = structlog.get_logger()
 class Pack:
     """Packed weights by layer: as found in the store, or collected for it while they are made."""
 
-    def __init__(self, store: PackedStore, source_digest: str) -> None:
+    def __init__(self, store: PackedStore, key: str) -> None:
+        """`key` says all that the packed weights depend on: source, formats, layout."""
         self._store = store
-        self._key = source_digest
-        self._found: dict[str, dict[str, torch.Tensor]] = {}
+        self._key = key
         self._made: dict[str, torch.Tensor] = {}
-
-    def open(self, layout: str) -> None:
-        """Looks for weights of that layout, which says all that they depend on but the source."""
-        self._key = f"{self._key} {layout}"
-        for name, tensor in (self._store.open(self._key) or {}).items():
+        self._found: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in (store.open(key) or {}).items():
             layer, _, part = name.rpartition("/")
             self._found.setdefault(layer, {})[part] = tensor
+
+    @property
+    def found_bytes(self) -> int:
+        """Bytes of the packed weights that an earlier process left; 0 where there were none."""
+        return sum(part.nbytes for parts in self._found.values() for part in parts.values())
 
     def state(self, layer: str) -> Mapping[str, torch.Tensor] | None:
         """What `keep` was given for this layer in an earlier process."""

@@ -11,6 +11,7 @@ from worker.models.pack import Pack
 from worker.quantization.quantize import ALGORITHM
 from worker.quantization.reader import WeightReader
 from worker.weights.loader import Weights
+from worker.weights.packed_store import PackedStore
 from worker.weights.quantized import Bits
 
 # Half precision is kept in bfloat16: CPUs multiply it ten times faster than float16.
@@ -34,19 +35,15 @@ def build_model(
 ) -> CausalModel:
     """A model over the weights; they are copied only where format or device differ.
 
-    Layers that `pack` holds are taken from there, others are put into it where they were packed.
+    Layers that `pack` holds are taken from there, others are put into it as they are packed.
     Raises SourceInvalid when the weights do not fit the config, DependencyMissing for a missing
     GPU.
     """
-    name = config.dtype if settings.dtype == "auto" else settings.dtype
-    dtype = _DTYPES[name]
+    dtype = _dtype(config, settings)
     context_tokens = min(config.context_tokens, settings.max_context_tokens or 1 << 20)
     with torch.inference_mode():
         kernels = choose_kernels(gpus=gpus, dtype=dtype)
         reader = WeightReader(weights, config.scheme, _BITS[settings.quantization])
-        if pack is not None and kernels.layout is not None:
-            rounding = f"{settings.quantization}.{ALGORITHM}"
-            pack.open(f"{name} {rounding} {kernels.layout}")
         return Decoder(
             config,
             reader,
@@ -54,5 +51,28 @@ def build_model(
             dtype=dtype,
             kv_dtype=_KV_DTYPES.get(settings.kv_cache_dtype, dtype),
             context_tokens=context_tokens,
-            pack=None if kernels.layout is None else pack,
+            pack=pack,
         )
+
+
+def open_pack(
+    config: ModelConfig,
+    settings: EngineSettings,
+    store: PackedStore,
+    *,
+    source_digest: str,
+    gpus: int = 0,
+) -> Pack | None:
+    """What earlier replicas packed of this source for these settings, or room for it.
+
+    None where the kernels pack nothing.
+    """
+    dtype = _dtype(config, settings)
+    layout = choose_kernels(gpus=gpus, dtype=dtype).layout
+    if layout is None:
+        return None
+    return Pack(store, f"{source_digest} {dtype} {settings.quantization}.{ALGORITHM} {layout}")
+
+
+def _dtype(config: ModelConfig, settings: EngineSettings) -> torch.dtype:
+    return _DTYPES[config.dtype if settings.dtype == "auto" else settings.dtype]

@@ -69,12 +69,15 @@ class Weights:
         return _view(entry, file, formats[entry.dtype])
 
 
-def open_weights(model_dir: Path, on_progress: Callable[[float], None]) -> Weights:
+def open_weights(
+    model_dir: Path, on_progress: Callable[[float], None], *, reads_ahead: bool = True
+) -> Weights:
     """Maps the model's weights; `on_progress` gets the fraction of bytes mapped so far.
 
     Pages that are in the page cache are mapped without a copy (270 MB in 3 ms); the others are
-    read here, in order, rather than fault by fault in the first forward pass. Raises as
-    `plan_weights` does.
+    read here, in order, rather than fault by fault in the first forward pass. With `reads_ahead`
+    False they are left to be read when they are used, of which a model whose packed weights were
+    kept does little. Raises as `plan_weights` does.
     """
     plan = plan_weights(model_dir)
     tensors: dict[str, tuple[TensorEntry, torch.Tensor]] = {}
@@ -86,7 +89,7 @@ def open_weights(model_dir: Path, on_progress: Callable[[float], None]) -> Weigh
         on_progress(done / plan.total_bytes)
 
     for shard in plan.shards:
-        file = _map(shard, advance)
+        file = _map(shard, advance if reads_ahead else None)
         tensors.update({entry.name: (entry, file) for entry in shard.tensors})
     return Weights(tensors, plan.total_bytes)
 
@@ -105,14 +108,15 @@ def _view(entry: TensorEntry, file: torch.Tensor, stored: torch.dtype) -> torch.
     return data.view(stored).view(entry.shape)
 
 
-def _map(shard: Shard, advance: Callable[[int], None]) -> torch.Tensor:
-    """The whole file as bytes, private to this process."""
+def _map(shard: Shard, advance: Callable[[int], None] | None) -> torch.Tensor:
+    """The whole file as bytes, private to this process; read now where `advance` is given."""
     with shard.path.open("rb") as file:
         view = mmap.mmap(file.fileno(), shard.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-    for start in range(0, shard.size, _MAP_STEP_BYTES):
-        size = min(_MAP_STEP_BYTES, shard.size - start)
-        _populate(view, start, size)
-        advance(size)
+    if advance is not None:
+        for start in range(0, shard.size, _MAP_STEP_BYTES):
+            size = min(_MAP_STEP_BYTES, shard.size - start)
+            _populate(view, start, size)
+            advance(size)
     with warnings.catch_warnings():  # torch has no read-only tensors; nobody writes to weights
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         return torch.frombuffer(view, dtype=torch.uint8)
