@@ -2,6 +2,7 @@
 #include "linear.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <c10/util/Half.h>
 
 #include <algorithm>
@@ -16,7 +17,7 @@ namespace {
 
 constexpr int64_t kFewTokens = 4;        // encoded at once, rather than told to other threads
 constexpr int64_t kSmallWork = 1 << 15;  // products of numbers done at once
-constexpr int64_t kPieces = 16;          // that work is divided into
+constexpr int64_t kPieces = 16;          // that tokens to encode are divided into
 
 void check(const at::Tensor& tensor, const char* name, at::ScalarType type, int64_t dims) {
   TORCH_CHECK(tensor.device().is_cpu() && tensor.scalar_type() == type && tensor.dim() == dims &&
@@ -87,6 +88,10 @@ void encode(Kind kind, const Tokens& tokens, int64_t first, int64_t last) {
   linear_kernels().encode(kind, tokens, first, last, row.data());
 }
 
+// Weights are read fastest in long runs: at 1 token 2 pieces instead of 8 are 13 % of a step. Many
+// tokens are arithmetic, which wants to be divided evenly.
+int64_t pieces_per_thread(int64_t count) { return count < 32 ? 2 : 4; }
+
 // Encodes the tokens, then multiplies them with all blocks.
 void multiply(Kind kind, const uint8_t* packed, const Tokens& tokens, int64_t count,
               int64_t blocks, const Outputs& outputs) {
@@ -103,7 +108,7 @@ void multiply(Kind kind, const uint8_t* packed, const Tokens& tokens, int64_t co
     kernels.multiply(kind, packed, tokens, count, 0, blocks, outputs);
     return;
   }
-  const int64_t few = whole(blocks, kPieces);
+  const int64_t few = whole(blocks, at::get_num_threads() * pieces_per_thread(count));
   in_parallel(whole(blocks, few), [&](int64_t piece) {
     const int64_t last = std::min(blocks, (piece + 1) * few);
     kernels.multiply(kind, packed, tokens, count, piece * few, last, outputs);
