@@ -9,6 +9,8 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from infra.contracts.generation import (
+    MAX_GUIDE_CHARACTERS,
+    MAX_GUIDE_DEPTH,
     ChatCompletionRequest,
     CompletionRequest,
     GenerationBody,
@@ -29,13 +31,9 @@ Model = TypeVar("Model", bound=BaseModel)
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
     "best_of": (None, 1),  # more of them means more choices than are returned
-    "frequency_penalty": (None, 0),
     "function_call": (None, "none", "auto"),
     "functions": (None, []),
-    "logit_bias": (None, {}),
     "modalities": (None, [], ["text"]),
-    "presence_penalty": (None, 0),
-    "response_format": (None, {"type": "text"}),
     "suffix": (None, ""),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
@@ -107,15 +105,60 @@ def refuse_unsupported(data: JsonObject) -> None:
 
 def refuse_contradictions(request: GenerationBody) -> None:
     """Raises Invalid for values that are each fine and do not go together."""
+    _refuse_guides(request)
+    if (request.min_tokens or 0) > (request.output_limit or request.min_tokens or 0):
+        raise Invalid("min_tokens is more than max_tokens", param="min_tokens")
     match request:
         case ChatCompletionRequest(top_logprobs=int(), logprobs=None | False):
             raise Invalid("top_logprobs needs logprobs to be true", param="top_logprobs")
-        case CompletionRequest(echo=True, logprobs=int()):
-            raise Invalid("echo with logprobs is not supported", param="logprobs")
+        case CompletionRequest(max_tokens=0, echo=None | False):
+            raise Invalid("max_tokens is 0, which needs echo", param="max_tokens")
         case CompletionRequest(prompt=list() as prompts, n=n) if not isinstance(prompts[0], int):
             _refuse_too_many_choices(len(prompts), n or 1)
         case InvokeRequest() if (request.prompt is None) == (request.messages is None):
             raise Invalid("give either prompt or messages", param="prompt")
+
+
+def _refuse_guides(request: GenerationBody) -> None:
+    """Raises Invalid for more than one guide, or one that is too large to be compiled."""
+    form = request.response_format
+    if form is not None and (form.type == "json_schema") != (form.json_schema is not None):
+        raise Invalid(
+            "json_schema belongs to the type json_schema", param="response_format.json_schema"
+        )
+    outputs = request.structured_outputs
+    if outputs is not None and not outputs.model_dump(exclude_none=True):
+        raise Invalid(
+            "give one of json, regex, choice, grammar, json_object", param="structured_outputs"
+        )
+    schemas = [form.json_schema.content] if form is not None and form.json_schema else []
+    if outputs is not None and isinstance(outputs.content, dict):
+        schemas.append(outputs.content)
+    if any(_is_deeper(schema, MAX_GUIDE_DEPTH) for schema in schemas):
+        raise Invalid(f"a schema is nested over {MAX_GUIDE_DEPTH} levels", limit=MAX_GUIDE_DEPTH)
+    guides = request.guides
+    if len(guides) > 1:
+        raise Invalid("the answer can follow one guide only", param="structured_outputs")
+    if any(len(text) > MAX_GUIDE_CHARACTERS for _, text in guides):
+        raise Invalid(
+            f"what guides the answer has over {MAX_GUIDE_CHARACTERS} characters",
+            limit=MAX_GUIDE_CHARACTERS,
+        )
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether it nests deeper; looks at no more than one level more."""
+    layer = [value]
+    for _ in range(levels + 1):
+        layer = [
+            inner
+            for each in layer
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not layer:
+            return False
+    return True
 
 
 def _refuse_too_many_choices(prompts: int, n: int) -> None:

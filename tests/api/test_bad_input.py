@@ -337,11 +337,15 @@ def test_any_of_several_keys_opens() -> None:
     ("path", "body", "param"),
     [
         ("/v1/chat/completions", {**CHAT, "tools": [{"type": "function"}]}, "tools"),
-        ("/v1/chat/completions", {**CHAT, "response_format": {"type": "json_object"}}, None),
+        ("/v1/chat/completions", {**CHAT, "response_format": {"type": "json_schema"}}, None),
         ("/v1/chat/completions", {**CHAT, "top_logprobs": 3}, "top_logprobs"),
-        ("/v1/completions", {"model": "chat", "prompt": "a", "logit_bias": {"1": 2}}, "logit_bias"),
+        (
+            "/v1/completions",
+            {"model": "chat", "prompt": "a", "logit_bias": {"1": 200}},
+            "logit_bias.1",
+        ),
         ("/v1/completions", {"model": "chat", "prompt": ["a"] * 64, "n": 3}, "n"),
-        ("/v1/completions", {"model": "chat", "prompt": "a", "echo": True, "logprobs": 1}, None),
+        ("/v1/completions", {"model": "chat", "prompt": "a", "max_tokens": 0}, "max_tokens"),
         ("/v1/models/chat/invoke", {"prompt": "a", "messages": CHAT["messages"]}, "prompt"),
     ],
 )

@@ -7,10 +7,23 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from infra.errors import ContextLengthExceeded, PlatformError, ReplicaFailed, ShuttingDown
+from infra.errors import (
+    ContextLengthExceeded,
+    Invalid,
+    PlatformError,
+    ReplicaFailed,
+    ShuttingDown,
+)
 from tests.engine.tiny import request
 from worker.engine.async_engine import AsyncEngine
-from worker.engine.request import FinishReason, GenerationRequest, Output, refuse_too_long
+from worker.engine.guided import Matcher
+from worker.engine.request import (
+    FinishReason,
+    GenerationRequest,
+    Guide,
+    Output,
+    refuse_too_long,
+)
 from worker.engine.stats import EngineStats
 
 
@@ -30,7 +43,10 @@ class Counting:
     def check(self, request: GenerationRequest) -> None:
         refuse_too_long(request, context_tokens=64, kv_tokens=64)
 
-    def submit(self, request: GenerationRequest) -> None:
+    def compile(self, guide: Guide) -> Matcher:
+        raise Invalid("that is no guide")
+
+    def submit(self, request: GenerationRequest, matcher: Matcher | None = None) -> None:
         self.running[request.request_id] = request
         self.made[request.request_id] = 0
 
@@ -202,3 +218,16 @@ async def test_closing_ends_what_runs_and_refuses_what_comes(counting: Counting)
     with pytest.raises(ShuttingDown):
         engine.generate(request("b", [1], 1))
     await engine.close()
+
+
+async def test_a_guide_that_does_not_compile_ends_its_request_before_the_engine_hears_of_it() -> (
+    None
+):
+    engine = Counting()
+    running = AsyncEngine(engine)
+    running.start()
+    with pytest.raises(Invalid, match="no guide"):
+        async for _ in running.generate(request("r", [1], 3, guide=Guide("regex", "["))):
+            pass
+    await running.close()
+    assert not engine.made

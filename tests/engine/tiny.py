@@ -119,6 +119,13 @@ class LetterTokenizer:
     def stream(self) -> LetterStream:
         return LetterStream(self)
 
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        return self.eos_token_ids
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return list(map(ord, text))
+
     def token_bytes(self, token_id: int) -> bytes:
         return chr(token_id).encode()
 

@@ -64,6 +64,13 @@ def test_json_that_is_no_object_is_refused(body: bytes) -> None:
     assert ask(body).json["detail"] == "the body is not a JSON object"
 
 
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(levels):
+        schema = {"items": schema}
+    return schema
+
+
 @pytest.mark.parametrize(
     ("members", "param"),
     [
@@ -91,9 +98,27 @@ def test_json_that_is_no_object_is_refused(body: bytes) -> None:
         ({"stream": "yes"}, "stream"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "text", "json_schema": {"schema": {}}}}, None),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "grammar": "b"}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a" * 70_000}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"json": nested(80)}}, None),
+        ({"logit_bias": {"five": 1}}, None),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"presence_penalty": -3}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"top_k": -2}, "top_k"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"stop_token_ids": ["a"]}, "stop_token_ids[0]"),
+        ({"ignore_eos": "no"}, "ignore_eos"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+        ({"priority": 1001}, "priority"),
     ],
 )
 def test_what_the_contract_refuses_names_its_field(

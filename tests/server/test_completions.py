@@ -107,11 +107,36 @@ def test_echo_puts_each_prompt_before_its_choices() -> None:
     assert [event["choices"][0]["text"] for event in streamed.events[:-1]] == ["Hi the", "re", ""]
 
 
-def test_echo_with_log_probabilities_is_refused() -> None:
-    reply = ask(engine_saying("a"), echo=True, logprobs=1)
+def test_echo_has_the_log_probabilities_of_the_prompt_and_none_for_its_first_token() -> None:
+    reply = ask(engine_saying(" the"), prompt=[72, 105], echo=True, logprobs=1)
+
+    choice = reply.json["choices"][0]
+    assert choice["text"] == "Hi the"
+    assert choice["logprobs"] == {
+        "tokens": ["H", "i", " the"],
+        "token_logprobs": [None, -0.25, -0.5],
+        "top_logprobs": [None, {"i": -0.25}, {" the": -0.5}],
+        "text_offset": [0, 1, 2],
+    }
+
+
+def test_a_prompt_can_be_scored_without_an_answer() -> None:
+    engine = engine_saying("never shown", "at all")
+    reply = ask(engine, prompt=[72, 105], echo=True, logprobs=0, max_tokens=0)
+    streamed = ask(engine, prompt=[72, 105], echo=True, max_tokens=0, stream=True)
+
+    choice = reply.json["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("Hi", "length")
+    assert choice["logprobs"]["token_logprobs"] == [None, -0.25]
+    assert reply.json["usage"]["completion_tokens"] == 0
+    assert [event["choices"][0]["text"] for event in streamed.events[:-1]] == ["Hi", ""]
+
+
+def test_no_tokens_at_all_is_refused() -> None:
+    reply = ask(engine_saying("a"), max_tokens=0)
 
     assert reply.status == 400
-    assert reply.json["error"]["param"] == "logprobs"
+    assert reply.json["error"]["param"] == "max_tokens"
 
 
 def test_log_probabilities_are_four_parallel_lists() -> None:

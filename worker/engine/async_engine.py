@@ -4,26 +4,34 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import structlog
 
-from infra.errors import PlatformError, ReplicaFailed, ShuttingDown
-from worker.engine.request import GenerationRequest, Output
+from infra.errors import Invalid, PlatformError, ReplicaFailed, ShuttingDown
+from worker.engine.guided import Matcher
+from worker.engine.request import GenerationRequest, Guide, Output
 from worker.engine.stats import EngineStats
 
 log = structlog.get_logger()
 
+COMPILE_S = 10.0  # for a guide, among others that wait
+
 
 class StepEngine(Protocol):
-    """The synchronous engine, used by one thread only except for `check` and `context_tokens`."""
+    """The synchronous engine, used by one thread.
+
+    `check`, `compile` and `context_tokens` may be used by any.
+    """
 
     @property
     def context_tokens(self) -> int: ...
     def check(self, request: GenerationRequest) -> None: ...
-    def submit(self, request: GenerationRequest) -> None: ...
+    def compile(self, guide: Guide) -> Matcher: ...
+    def submit(self, request: GenerationRequest, matcher: Matcher | None = None) -> None: ...
     def abort(self, request_id: str) -> None: ...
     def has_work(self) -> bool: ...
     def step(self) -> Sequence[Output]: ...
@@ -33,6 +41,7 @@ class StepEngine(Protocol):
 @dataclass(frozen=True, slots=True)
 class _Submit:
     request: GenerationRequest
+    matcher: Matcher | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,7 @@ class AsyncEngine:
         self._ended: Callable[[], PlatformError] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._compilers = ThreadPoolExecutor(1, "guides")
 
     @property
     def context_tokens(self) -> int:
@@ -87,6 +97,7 @@ class AsyncEngine:
         """Stops after the current step; what still runs raises ShuttingDown. May be repeated."""
         self._end(partial(ShuttingDown, "the replica is stopping"))
         self._inbox.put(_Stop())
+        self._compilers.shutdown(wait=False, cancel_futures=True)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
@@ -94,7 +105,8 @@ class AsyncEngine:
         """Yields the request's outputs, one a step that made some, until the last.
 
         Raises ContextLengthExceeded at once for a request that can never run; while iterating, the
-        error that ended the request. Closing or cancelling the iterator aborts it within a step.
+        error that ended the request, which may be that its guide does not compile. Closing or
+        cancelling the iterator aborts it within a step.
         """
         if self._ended is not None:
             raise self._ended()
@@ -102,13 +114,14 @@ class AsyncEngine:
         return self._stream(request)
 
     async def _stream(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
+        matcher = await self._compiled(request.sampling.guide)
         if self._ended is not None:
             raise self._ended()
         if request.request_id in self._streams:
             raise ValueError(f"request id {request.request_id!r} is in flight already")
         outputs: asyncio.Queue[Output | PlatformError] = asyncio.Queue()
         self._streams[request.request_id] = outputs
-        self._inbox.put(_Submit(request))
+        self._inbox.put(_Submit(request, matcher))
         is_finished = False
         try:
             while not is_finished:
@@ -123,6 +136,18 @@ class AsyncEngine:
             del self._streams[request.request_id]
             if not is_finished:
                 self._inbox.put(_Abort(request.request_id))
+
+    async def _compiled(self, guide: Guide | None) -> Matcher | None:
+        if guide is None or self._ended is not None:
+            return None
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(COMPILE_S):
+                return await loop.run_in_executor(self._compilers, self._engine.compile, guide)
+        except TimeoutError as error:
+            raise Invalid(
+                f"what should guide the answer takes over {COMPILE_S:g} s to compile"
+            ) from error
 
     # The engine's thread ------------------------------------------------------------------
 
@@ -143,8 +168,8 @@ class AsyncEngine:
             except queue.Empty:
                 return True
             match command:
-                case _Submit(request):
-                    self._engine.submit(request)
+                case _Submit(request, matcher):
+                    self._engine.submit(request, matcher)
                 case _Abort(request_id):
                     self._engine.abort(request_id)
                     self._post(partial(self._deliver, (), self._engine.stats()))

@@ -1,5 +1,6 @@
 """Turns the tokens of one request into its outputs."""
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ class Tokenizer(Protocol):
 
     @property
     def eos_token_ids(self) -> frozenset[int]: ...
+    @property
+    def special_token_ids(self) -> frozenset[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
     def stream(self) -> Detokenizer: ...
     def token_bytes(self, token_id: int) -> bytes: ...
 
@@ -56,8 +60,9 @@ class Completion:
         self._detokenizer = tokenizer.stream()
         self._end_token_ids = end_token_ids(request.sampling, tokenizer)
         self._stops = StopStrings(request.sampling.stop)
-        wants_prompt = request.sampling.prompt_logprobs is not None
-        self._prompt_logprobs: list[TokenLogprob | None] = [None] if wants_prompt else []
+        self._prompt_logprobs: list[TokenLogprob] = []
+        if request.sampling.prompt_logprobs is not None:
+            self._prompt_logprobs.append(self._spell(request.prompt_token_ids[0], math.nan))
         self._pending: deque[_Pending] = deque()
         self._num_tokens = 0
         self._num_decoded = 0  # characters
@@ -67,12 +72,15 @@ class Completion:
         """The next tokens of the prompt after its first; the first output will have them all."""
         self._prompt_logprobs += map(self._describe, choices)
 
-    def push(self, choice: Choice) -> Output:
-        """What the token adds. A token that ends the answer adds no text and no log-probability."""
+    def push(self, choice: Choice, *, is_complete: bool = False) -> Output:
+        """What the token adds. A token that ends the answer adds no text and no log-probability.
+
+        After it an answer that `is_complete` is at its end.
+        """
         self._num_tokens += 1
         is_end = choice.token_id in self._end_token_ids
         text = "" if is_end else self._decode(choice)
-        finish_reason = self._finish_reason(is_end=is_end)
+        finish_reason = self._finish_reason(is_end=is_end or is_complete)
         if finish_reason is not None and not self._stops.is_stopped:
             text += self._flush()
             if self._stops.is_stopped:

@@ -15,9 +15,10 @@ from worker.engine.block_pool import BlockPool
 from worker.engine.checks import check_request
 from worker.engine.choice import Choice
 from worker.engine.completion import Completion, Tokenizer, end_token_ids
+from worker.engine.guided import Guides, Matcher
 from worker.engine.kv_size import host_memory_bytes, kv_blocks
 from worker.engine.prefix_cache import PrefixCache
-from worker.engine.request import GenerationRequest, Output, refuse_too_long
+from worker.engine.request import GenerationRequest, Guide, Output, refuse_too_long
 from worker.engine.sampler import Row, Sampler, Told, sample, with_logprobs
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
@@ -45,6 +46,7 @@ class _Generation:
     sequence: Sequence
     sampler: Sampler
     completion: Completion
+    matcher: Matcher | None
 
 
 class Engine:
@@ -86,6 +88,7 @@ class Engine:
             max_running=self._lanes,
             token_budget=settings.token_budget,
         )
+        self._guides = Guides(tokenizer, vocabulary=model.vocabulary)
         self._generations: dict[str, _Generation] = {}
         self._cache: KVCache | None = None
         self._num_steps = 0
@@ -119,14 +122,18 @@ class Engine:
         )
         check_request(request, vocabulary=self._model.vocabulary)
 
-    def submit(self, request: GenerationRequest) -> None:
-        """Queues a checked request."""
+    def compile(self, guide: Guide) -> Matcher:
+        """What `submit` wants for a request with that guide; takes a while. Raises Invalid."""
+        return self._guides.compile(guide)
+
+    def submit(self, request: GenerationRequest, matcher: Matcher | None = None) -> None:
+        """Queues a checked request; one with a guide comes with its matcher."""
         sampling = request.sampling
         sequence = Sequence(
             request, seed=secrets.randbits(64) if sampling.seed is None else sampling.seed
         )
         self._generations[request.request_id] = _Generation(
-            sequence, self._sampler(sequence), Completion(request, self._tokenizer)
+            sequence, self._sampler(sequence), Completion(request, self._tokenizer), matcher
         )
         self._scheduler.add(sequence)
 
@@ -186,8 +193,8 @@ class Engine:
         self._scheduler.computed(batch)
         self._num_steps += 1
         generations = [self._generations[piece.sequence.request_id] for piece in batch.sampled]
-        rows = [Row(each.sampler.draw(), each.sampler.num_logprobs) for each in generations]
-        choices = sample(self._model.kernels, logits[: len(rows)], rows)
+        rows, masks = self._rows(generations)
+        choices = sample(self._model.kernels, logits[: len(rows)], rows, masks)
         self._score_prompts(batch, logits[len(rows) :])
         return [
             self._append(generation, choice)
@@ -208,6 +215,28 @@ class Engine:
             scored += [offset + position for position in piece.scored]
             sampled += [offset + position for position in piece.sampled]
         return self._model.logits(token_ids, spans, sampled + scored, self._cache)
+
+    def _rows(self, generations: list[_Generation]) -> tuple[list[Row], torch.Tensor | None]:
+        """How each generation's next token is to be chosen, with the masks of those with a guide.
+
+        int32 [guided, vocabulary / 32]
+        """
+        guided = [each.matcher for each in generations if each.matcher is not None]
+        if not guided:
+            return [
+                Row(each.sampler.draw(), each.sampler.num_logprobs) for each in generations
+            ], None
+        masks = torch.zeros((len(guided), -(-self._model.vocabulary // 32)), dtype=torch.int32)
+        for matcher, mask in zip(guided, masks, strict=True):
+            matcher.fill(mask.data_ptr(), mask.nbytes)
+        numbers = iter(range(len(guided)))
+        return [
+            Row(
+                each.sampler.draw(mask=None if each.matcher is None else next(numbers)),
+                each.sampler.num_logprobs,
+            )
+            for each in generations
+        ], masks
 
     def _score_prompts(self, batch: Batch, logits: torch.Tensor) -> None:
         """Tells completions how likely their prompts' tokens were; rows in the batch's order."""
@@ -238,7 +267,9 @@ class Engine:
         sequence = generation.sequence
         if isinstance(choice, Unchosen):
             self.abort(sequence.request_id)
-            return Output(sequence.request_id, "", (), (), None, _FAILURES[choice]())
+            matcher = generation.matcher
+            error = None if matcher is None or matcher.error is None else Invalid(matcher.error)
+            return Output(sequence.request_id, "", (), (), None, error or _FAILURES[choice]())
         cached_tokens = 0
         if sequence.num_generated_tokens == 0:
             cached_tokens = sequence.num_cached_tokens or 0
@@ -247,7 +278,12 @@ class Engine:
         self._num_generated_tokens += 1
         sequence.token_ids.append(choice.token_id)
         generation.sampler.add(choice.token_id)
-        output = replace(generation.completion.push(choice), cached_tokens=cached_tokens)
+        is_complete = False
+        if (matcher := generation.matcher) is not None:
+            matcher.accept([choice.token_id])
+            is_complete = matcher.is_finished
+        output = generation.completion.push(choice, is_complete=is_complete)
+        output = replace(output, cached_tokens=cached_tokens)
         if output.is_last:
             self.abort(sequence.request_id)
         return output

@@ -1,6 +1,7 @@
 """An engine that plays scripts, with AsyncEngine's interface, for tests of what stands on it."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 
@@ -84,6 +85,7 @@ class FakeEngine:
                     token_ids=(index,),
                     logprobs=_logprobs(index, piece, request.sampling.logprobs),
                     finish_reason=reason if is_finished else None,
+                    prompt_logprobs=() if index else _prompt_logprobs(request),
                 )
             if script.error is not None:
                 is_finished = True
@@ -102,6 +104,16 @@ class FakeEngine:
             prompt_tokens=self.stats.prompt_tokens + prompt_tokens,
             generated_tokens=self.stats.generated_tokens + generated_tokens,
         )
+
+
+def _prompt_logprobs(request: GenerationRequest) -> tuple[TokenLogprob, ...]:
+    if request.sampling.prompt_logprobs is None:
+        return ()
+    first, *others = request.prompt_token_ids
+    return (
+        TokenLogprob(first, chr(first), chr(first).encode(), math.nan),
+        *(TokenLogprob(each, chr(each), chr(each).encode(), -0.25) for each in others),
+    )
 
 
 def _logprobs(token_id: int, text: str, count: int | None) -> tuple[TokenLogprob, ...]:

@@ -9,6 +9,7 @@ _MODULES = (
     "tokenizers",
     "jinja2.ext",
     "jinja2.sandbox",
+    "llguidance",
     "encodings.idna",
     "h11",
     "httptools",

@@ -90,8 +90,8 @@ class Output:
     `text` is the delta after stop-string hold-back, always whole characters; the texts of a request
     put together are its answer without the stop string. The last output has a `finish_reason` or
     an `error`. Where `prompt_logprobs` were asked for, the first output has one for each token of
-    the prompt; nothing comes before the first token, so it has None. The first output says how
-    many of the prompt's tokens were in the cache.
+    the prompt; nothing comes before the first token, so its log-probability is not a number. The
+    first output says how many of the prompt's tokens were in the cache.
     """
 
     request_id: str
@@ -100,7 +100,7 @@ class Output:
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: FinishReason | None
     error: PlatformError | None = None
-    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
     cached_tokens: int = 0
 
     @property

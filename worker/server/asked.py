@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from infra.contracts.generation import GenerationBody
 from worker.engine.request import Output
 from worker.server.envelope import Letterhead, Usage
 
@@ -58,7 +59,7 @@ class AnswerWriter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A valid request in the engine's words.
+    """A valid request in the engine's words; `body` says how tokens are chosen.
 
     Every prompt gets `n` choices; choice `j` of prompt `i` has the index `i * n + j`.
     `max_tokens` is what the caller wrote, `default_max_tokens` what holds when nothing was
@@ -71,10 +72,7 @@ class Asked:
     n: int
     max_tokens: int | None
     default_max_tokens: int | None
-    temperature: float | None
-    top_p: float | None
-    seed: int | None
-    stop: tuple[str, ...]
+    body: GenerationBody
     logprobs: int | None
     is_echo: bool
     is_streaming: bool

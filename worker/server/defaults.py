@@ -9,6 +9,8 @@ from infra.json_file import read_json_object
 
 _MOST_BYTES = 1 << 20
 _HOTTEST = 100.0  # as hot as a request may ask for
+_MOST_TOP_K = 1 << 24
+_MOST_PENALTY = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,9 @@ class SamplingDefaults:
 
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 def read_sampling_defaults(model_dir: Path) -> SamplingDefaults:
@@ -35,9 +40,17 @@ def recommended(generation_config: Mapping[str, Any]) -> SamplingDefaults:
     defaults = SamplingDefaults()
     temperature = _number(generation_config.get("temperature"))
     top_p = _number(generation_config.get("top_p"))
+    top_k = generation_config.get("top_k")
+    min_p = _number(generation_config.get("min_p"))
+    penalty = _number(generation_config.get("repetition_penalty"))
     return SamplingDefaults(
         temperature=temperature if 0 <= temperature <= _HOTTEST else defaults.temperature,
         top_p=top_p if 0 < top_p <= 1 else defaults.top_p,
+        top_k=top_k if type(top_k) is int and 0 <= top_k <= _MOST_TOP_K else defaults.top_k,
+        min_p=min_p if 0 <= min_p <= 1 else defaults.min_p,
+        repetition_penalty=(
+            penalty if 0 < penalty <= _MOST_PENALTY else defaults.repetition_penalty
+        ),
     )
 
 

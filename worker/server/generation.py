@@ -21,8 +21,10 @@ class Generation:
     """Reads all streams at the engine's pace; hands over what has come since the last look.
 
     Leaving the context aborts what still runs. `prefixes`, where given, are put before each
-    choice's text (echo). What waits to be fetched is bounded by `most_pending_bytes`, more or
-    less: a client that reads too slowly ends its own request and nobody else's.
+    choice's text (echo), with the log-probabilities of the prompt where those were asked for;
+    `only_prefixes` leaves out what was generated. What waits to be fetched is bounded by
+    `most_pending_bytes`, more or less: a client that reads too slowly ends its own request and
+    nobody else's.
     """
 
     def __init__(
@@ -31,9 +33,11 @@ class Generation:
         *,
         most_pending_bytes: int,
         prefixes: Sequence[str] = (),
+        only_prefixes: bool = False,
     ) -> None:
         self._streams = streams
         self._prefixes = dict(enumerate(prefixes))
+        self._only_prefixes = only_prefixes
         self._most_pending_bytes = most_pending_bytes
         self._pending: dict[int, list[Output]] = {}
         self._pending_bytes = 0
@@ -91,8 +95,9 @@ class Generation:
         self._wake.set()
 
     def _add(self, index: int, output: Output) -> None:
-        if self._prefixes and (prefix := self._prefixes.pop(index, "")):
-            output = merged([_echoed(output, prefix), output])
+        if self._prefixes and (prefix := self._prefixes.pop(index, None)) is not None:
+            generated = _nothing_of(output) if self._only_prefixes else output
+            output = merged([_echoed(output, prefix), generated])
         self.completion_tokens += len(output.token_ids)
         self._pending.setdefault(index, []).append(output)
         self._pending_bytes += held_bytes(output)
@@ -121,4 +126,9 @@ def merged(outputs: list[Output]) -> Output:
 
 
 def _echoed(output: Output, prefix: str) -> Output:
-    return Output(output.request_id, prefix, (), (), None)
+    return Output(output.request_id, prefix, (), output.prompt_logprobs, None)
+
+
+def _nothing_of(output: Output) -> Output:
+    """The end of an answer of no tokens."""
+    return Output(output.request_id, "", (), (), "length")

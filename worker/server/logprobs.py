@@ -1,6 +1,7 @@
 """Log-probabilities as OpenAI writes them: JSON fragments to be joined with commas."""
 
 import codecs
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +80,11 @@ class TextOffsets:
         return start
 
 
-def _top(token: TokenLogprob) -> dict[str, float]:
-    """The likeliest tokens and the chosen one, which may not be among them."""
+def _top(token: TokenLogprob) -> dict[str, float] | None:
+    """The likeliest tokens and the chosen one, which may not be among them.
+
+    The first token of a prompt has none, and null for its own: orjson writes NaN so.
+    """
+    if math.isnan(token.logprob):
+        return None
     return {other.text: max(other.logprob, LEAST_LOGPROB) for other in (*token.top, token)}

@@ -7,13 +7,16 @@ invocation's raw prompt, to the rest of the context for chat, and never more tha
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from infra.errors import ContextLengthExceeded, Invalid
-from worker.engine.request import GenerationRequest, SamplingParams
+from worker.engine.request import GenerationRequest, Guide, SamplingParams
 from worker.server.asked import Asked
 from worker.server.defaults import SamplingDefaults
 
 _SEED_RANGE = 1 << 64
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,29 +37,49 @@ def engine_requests(
 ) -> list[GenerationRequest]:
     """One engine request a choice; raises ContextLengthExceeded or Invalid.
 
-    Choice `j` of any prompt samples with `seed + j`: its text is the same whichever other prompts
-    or how many choices are asked for with it.
+    Numbers that the request leaves open are the model's defaults. Choice `j` of any prompt samples
+    with `seed + j`: its text is the same whichever other prompts or how many choices are asked for
+    with it.
     """
     return [
         GenerationRequest(
             request_id=f"{request_id}-{prompt_index * asked.n + choice}",
             prompt_token_ids=prompt,
-            sampling=SamplingParams(
-                max_tokens=output_tokens(asked, len(prompt), limits),
-                temperature=_either(asked.temperature, defaults.temperature),
-                top_p=_either(asked.top_p, defaults.top_p),
-                seed=None if asked.seed is None else (asked.seed + choice) % _SEED_RANGE,
-                stop=asked.stop,
-                logprobs=asked.logprobs,
-            ),
+            sampling=_sampling(asked, choice, output_tokens(asked, len(prompt), limits), defaults),
+            priority=asked.body.priority or 0,
         )
         for prompt_index, prompt in enumerate(prompts)
         for choice in range(asked.n)
     ]
 
 
+def _sampling(
+    asked: Asked, choice: int, max_tokens: int, defaults: SamplingDefaults
+) -> SamplingParams:
+    body = asked.body
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=_either(body.temperature, defaults.temperature),
+        top_p=_either(body.top_p, defaults.top_p),
+        top_k=max(0, _either(body.top_k, defaults.top_k)),
+        min_p=_either(body.min_p, defaults.min_p),
+        repetition_penalty=_either(body.repetition_penalty, defaults.repetition_penalty),
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=body.biases,
+        seed=None if body.seed is None else (body.seed + choice) % _SEED_RANGE,
+        stop=body.stops,
+        stop_token_ids=frozenset(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        min_tokens=min(body.min_tokens or 0, max_tokens),
+        logprobs=asked.logprobs,
+        prompt_logprobs=asked.logprobs if asked.is_echo else None,
+        guide=next((Guide(kind, text) for kind, text in body.guides), None),
+    )
+
+
 def output_tokens(asked: Asked, prompt_tokens: int, limits: OutputLimits) -> int:
-    """Tokens this choice may generate, at least one."""
+    """Tokens this choice may generate: at least one, also where a prompt is only to be scored."""
     rest = limits.context_tokens - prompt_tokens
     most = rest if limits.max_output_tokens is None else min(rest, limits.max_output_tokens)
     if asked.max_tokens is None:
@@ -76,8 +99,8 @@ def output_tokens(asked: Asked, prompt_tokens: int, limits: OutputLimits) -> int
             param="max_tokens",
             limit=most,
         )
-    return asked.max_tokens
+    return max(1, asked.max_tokens)
 
 
-def _either(asked: float | None, default: float) -> float:
+def _either(asked: Number | None, default: Number) -> Number:
     return default if asked is None else asked

@@ -107,6 +107,7 @@ class GenerationService:
             [self._engine.generate(request) for request in requests],
             most_pending_bytes=MOST_PENDING_BYTES if asked.is_streaming else MOST_ANSWER_BYTES,
             prefixes=prefixes,
+            only_prefixes=asked.max_tokens == 0,
         )
 
 

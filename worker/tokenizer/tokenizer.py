@@ -53,6 +53,11 @@ class Tokenizer:
         )
 
     @property
+    def special_token_ids(self) -> frozenset[int]:
+        """Tokens that stand for no text."""
+        return frozenset(token_id for token_id, added in self._added.items() if added.special)
+
+    @property
     def vocabulary(self) -> int:
         """How many token ids there are."""
         return self._tokenizer.get_vocab_size()
