@@ -14,6 +14,7 @@ from infra.contracts.stage import Rung, Stage
 from infra.sources.file import FileSource
 from tests.node.makers import assignment, desired
 from tests.node.real_node import REAL, RealNode, real_node
+from tests.support.native import native
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 
@@ -115,6 +116,20 @@ async def test_draining_lets_a_request_finish(node: RealNode, source: ResolvedSo
     assert "data: [DONE]" in lines
     await node.until_state(ReplicaState.STOPPED)
     await node.until(lambda: not node.named("fl-replica"), "it has exited")
+
+
+@native
+async def test_what_a_replica_packed_is_there_for_the_next_however_short_it_lived(
+    node: RealNode, source: ResolvedSource
+) -> None:
+    for version, origin in ((1, "mmap"), (3, "packed")):
+        node.fake.want(desired(of(source, f"r{version}"), version=version))
+        report = await node.until_state(ReplicaState.READY, f"r{version}")
+        assert report.stages[1].source == origin
+        assert "Paris" in await complete(report)
+        drain = of(source, f"r{version}").model_copy(update={"desired": "drain"})
+        node.fake.want(desired(drain, version=version + 1))
+        await node.until_state(ReplicaState.STOPPED, f"r{version}")
 
 
 async def test_a_folder_that_changed_since_it_was_deployed_fails_for_good(

@@ -5,6 +5,8 @@ import os
 import sys
 import threading
 import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Literal, NoReturn
 
 import structlog
@@ -116,12 +118,14 @@ class _Replica:
         server = await self._open(climbed)
         serving = self._loop.create_task(server.serve())
         serving.add_done_callback(self._server_ended)
-        settling = self._loop.create_task(self._settle(climbed))
+        is_idle = asyncio.Event()
+        settling = self._loop.create_task(self._settle(climbed, is_idle))
         deadline_s = await self._drain_deadline_s
         serving.remove_done_callback(self._server_ended)
-        settling.cancel()
         await server.drain(deadline_s)
         await server.close()
+        is_idle.set()
+        await settling
         log.info("replica.drained", replica=self._assignment.replica_id)
         leave(0)
 
@@ -142,7 +146,8 @@ class _Replica:
         self._tell_from_any_thread(Ready(host=self._host, port=port))
         return server
 
-    async def _settle(self, climbed: Climbed) -> None:
+    async def _settle(self, climbed: Climbed, is_idle: asyncio.Event) -> None:
+        """A moment after the start, or when all requests are done, whichever is first."""
         if (settle_now := climbed.settle) is None:
             return
 
@@ -150,8 +155,11 @@ class _Replica:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
             settle_now(now=self._clock.now())
 
-        await asyncio.sleep(_SETTLE_AFTER_S)
-        threading.Thread(target=settle, name="settle", daemon=True).start()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_AFTER_S):
+                await is_idle.wait()
+        with ThreadPoolExecutor(1, "settle") as thread:
+            await self._loop.run_in_executor(thread, settle)
 
     async def _listen(self) -> None:
         while (message := await self._link.hear()) is not None:
