@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from infra.errors import PlatformError, SourceInvalid, UnsupportedModel
 from tests.engine.tiny import CONFIG
-from worker.models.config import (
+from worker.models.config import LayerConfig, ModelConfig, parse_config, read_config
+from worker.models.rope_config import (
+    DynamicScaling,
     LinearScaling,
     Llama3Scaling,
-    ModelConfig,
     Rope,
-    parse_config,
-    read_config,
+    YarnScaling,
 )
 
 LLAMA3 = {
@@ -35,18 +35,21 @@ def test_a_whole_config() -> None:
         vocabulary=160,
         hidden_size=64,
         intermediate_size=96,
-        num_layers=2,
         num_heads=6,
         num_kv_heads=2,
         head_dim=16,
+        rotary_dim=16,
         rms_norm_epsilon=1e-5,
-        rope=Rope(10_000.0, None),
+        ropes=(Rope(10_000.0, None),),
+        layers=(LayerConfig(None), LayerConfig(None)),
         context_tokens=1024,
         ties_embeddings=True,
-        has_attention_bias=False,
+        has_query_key_value_bias=False,
+        has_output_bias=False,
         has_mlp_bias=False,
         dtype="bfloat16",
         scheme=None,
+        attention_scale=0.25,
     )
 
 
@@ -58,7 +61,7 @@ def test_what_old_configs_leave_out_has_the_defaults_of_their_time() -> None:
     }
     config = parse_config(old | {"num_attention_heads": 4})
     assert (config.num_kv_heads, config.head_dim) == (4, 16)
-    assert config.rope == Rope(10_000.0, None)
+    assert config.ropes == (Rope(10_000.0, None),)
     assert config.dtype == "float32"
 
 
@@ -74,10 +77,22 @@ def test_what_old_configs_leave_out_has_the_defaults_of_their_time() -> None:
             Rope(5e5, Llama3Scaling(8.0, 1.0, 4.0, 8192)),
         ),
         ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, Rope(1e6, None)),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, Rope(1e4, DynamicScaling(2.0, 1024))),
+        (
+            {
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 4,
+                    "original_max_position_embeddings": 512,
+                    "attention_factor": 1.5,
+                }
+            },
+            Rope(1e4, YarnScaling(4.0, 512, 1.5)),
+        ),
     ],
 )
 def test_both_spellings_of_rope(changes: dict[str, Any], rope: Rope) -> None:
-    assert parse_config(CONFIG | changes).rope == rope
+    assert parse_config(CONFIG | changes).ropes == (rope,)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +136,7 @@ def test_nonsense_is_refused(changes: dict[str, Any]) -> None:
         {"architectures": ["MambaForCausalLM"]},
         {"hidden_act": "gelu"},
         {"quantization_config": {"quant_method": "bitsandbytes"}},
-        {"rope_scaling": {"type": "yarn", "factor": 4}},
+        {"rope_scaling": {"type": "longrope", "factor": 4}},
         {"partial_rotary_factor": 0.5},
         {"torch_dtype": "int4"},
         {"torch_dtype": 7},

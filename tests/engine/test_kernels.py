@@ -13,8 +13,8 @@ from worker.kernels.port import AttentionLayer, CacheShape, Gate, Norm, Span
 from worker.kernels.torch_attention import TorchKVCache
 from worker.kernels.torch_kernels import TorchKernels
 from worker.layers.rotary import Rotary
-from worker.models.config import LinearScaling, Llama3Scaling, Rope
 from worker.models.rope import rotary_frequencies
+from worker.models.rope_config import LinearScaling, Llama3Scaling, Rope
 
 KERNELS = {
     dtype: TorchKernels(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32)

@@ -19,7 +19,7 @@ from worker.layers.rotary import Rotary
 from worker.models.config import ModelConfig
 from worker.models.pack import Pack
 from worker.models.parts import Parts, Slot
-from worker.models.rope import rotary_frequencies
+from worker.models.rope import rotary_frequencies, rotary_magnitude
 from worker.quantization.reader import WeightReader
 
 
@@ -51,8 +51,17 @@ class Decoder:
         self._norm = parts.norm("model.norm")
         head = "model.embed_tokens" if config.ties_embeddings else "lm_head"
         self._head = parts.linear([Slot(head, config.vocabulary)], config.hidden_size)
-        frequencies = rotary_frequencies(config.rope, config.head_dim).to(kernels.device)
-        self._rotary = Rotary(frequencies)
+        self._rotaries = [
+            Rotary(
+                rotary_frequencies(rope, config.rotary_dim, context_tokens=context_tokens).to(
+                    kernels.device
+                ),
+                magnitude=rotary_magnitude(rope),
+            )
+            for rope in config.ropes
+        ]
+        # Rounded as the table is: trained with, and so computed with.
+        self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=dtype))
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -74,12 +83,16 @@ class Decoder:
     ) -> torch.Tensor:
         device = self.kernels.device
         step = cache.lay_out(spans)
-        rope = self._rotary.up_to(max(span.first + span.count for span in spans))
-        x = self.kernels.embed(torch.tensor(token_ids, device=device), self._embedding, 1.0)
+        end = max(span.first + span.count for span in spans)
+        ropes = [rotary.up_to(end) for rotary in self._rotaries]
+        tokens = torch.tensor(token_ids, device=device)
+        x = self.kernels.embed(tokens, self._embedding, self._embedding_scale)
         for layer in self._layers:
-            x = layer(x, step, rope)
+            x = layer(x, step, ropes)
         x = x.index_select(0, torch.tensor(sampled, dtype=torch.int64, device=device))
-        return self._head(x, prologue=self._norm.prologue)
+        logits = self._head(x, prologue=self._norm.prologue)
+        cap = self._config.final_softcap
+        return logits if cap is None else _softcapped(logits, cap)
 
     def _cache_shape(self, *, num_blocks: int, block_size: int, lanes: int) -> CacheShape:
         config = self._config
@@ -95,51 +108,92 @@ class Decoder:
         )
 
 
+def _softcapped(logits: torch.Tensor, cap: float) -> torch.Tensor:
+    """cap * tanh(logits / cap), in place; by rows, as torch's vectors depend on a tensor's size."""
+    for row in logits:
+        row.copy_((row.float() / cap).tanh_().mul_(cap))
+    return logits
+
+
 class _Layer:
-    """One decoder layer."""
+    """One decoder layer.
+
+    The residual is added by the projections that end attention and feed-forward, or by the norms
+    that follow these (Gemma).
+    """
 
     def __init__(self, parts: Parts, index: int) -> None:
         prefix = f"model.layers.{index}"
+        has_post_norms = parts.config.has_post_norms
+        after_attention = f"{prefix}.post_attention_layernorm"
+        before_feed_forward = f"{prefix}.pre_feedforward_layernorm"
+        after_feed_forward = f"{prefix}.post_feedforward_layernorm"
+        self._rope = parts.config.layers[index].rope
         self._attention_norm = parts.norm(f"{prefix}.input_layernorm")
         self._attention = _attention(parts, f"{prefix}.self_attn", index)
-        self._feed_forward_norm = parts.norm(f"{prefix}.post_attention_layernorm")
+        self._attended_norm = parts.norm(after_attention) if has_post_norms else None
+        # What Llama named after its place behind the attention is the norm before the feed-forward.
+        self._feed_forward_norm = parts.norm(
+            before_feed_forward if has_post_norms else after_attention
+        )
         self._feed_forward = _feed_forward(parts, f"{prefix}.mlp")
+        self._fed_norm = parts.norm(after_feed_forward) if has_post_norms else None
 
-    def __call__(self, x: torch.Tensor, step: AttentionStep, rope: torch.Tensor) -> torch.Tensor:
-        norm = self._attention_norm.prologue
-        x = self._attention(x, step, rope, prologue=norm, residual=x)
-        return self._feed_forward(x, prologue=self._feed_forward_norm.prologue, residual=x)
+    def __call__(
+        self, x: torch.Tensor, step: AttentionStep, ropes: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        rope, norm = ropes[self._rope], self._attention_norm.prologue
+        if self._attended_norm is None:
+            x = self._attention(x, step, rope, prologue=norm, residual=x)
+        else:
+            x = self._attended_norm(self._attention(x, step, rope, prologue=norm), residual=x)
+        norm = self._feed_forward_norm.prologue
+        if self._fed_norm is None:
+            return self._feed_forward(x, prologue=norm, residual=x)
+        return self._fed_norm(self._feed_forward(x, prologue=norm), residual=x)
 
 
 def _attention(parts: Parts, prefix: str, index: int) -> Attention:
     config = parts.config
-    has_bias = config.has_attention_bias
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    has_bias = config.has_query_key_value_bias
+    if config.has_fused_projections:
+        slots = [Slot(f"{prefix}.qkv_proj", heads + 2 * kv_heads, has_bias)]
+    else:
+        slots = [
+            Slot(f"{prefix}.q_proj", heads, has_bias),
+            Slot(f"{prefix}.k_proj", kv_heads, has_bias),
+            Slot(f"{prefix}.v_proj", kv_heads, has_bias),
+        ]
+    has_norms, channels = config.has_head_norms, config.head_dim
+    layer = AttentionLayer(
+        index,
+        scale=config.attention_scale,
+        window=config.layers[index].window,
+        softcap=config.attention_softcap,
+        query_norm=parts.norm_weight(f"{prefix}.q_norm", channels) if has_norms else None,
+        key_norm=parts.norm_weight(f"{prefix}.k_norm", channels) if has_norms else None,
+    )
+    output = [Slot(f"{prefix}.o_proj", config.hidden_size, config.has_output_bias)]
     return Attention(
-        AttentionLayer(index, scale=config.head_dim**-0.5),
-        query_key_value=parts.linear(
-            [
-                Slot(f"{prefix}.q_proj", heads, has_bias),
-                Slot(f"{prefix}.k_proj", kv_heads, has_bias),
-                Slot(f"{prefix}.v_proj", kv_heads, has_bias),
-            ],
-            config.hidden_size,
-        ),
-        output=parts.linear([Slot(f"{prefix}.o_proj", config.hidden_size, has_bias)], heads),
+        layer,
+        query_key_value=parts.linear(slots, config.hidden_size),
+        output=parts.linear(output, heads),
     )
 
 
 def _feed_forward(parts: Parts, prefix: str) -> FeedForward:
     config = parts.config
     hidden, inner, has_bias = config.hidden_size, config.intermediate_size, config.has_mlp_bias
+    if config.has_fused_projections:
+        slots = [Slot(f"{prefix}.gate_up_proj", 2 * inner, has_bias)]
+    else:
+        slots = [
+            Slot(f"{prefix}.gate_proj", inner, has_bias),
+            Slot(f"{prefix}.up_proj", inner, has_bias),
+        ]
     return FeedForward(
-        Gate.SILU,
-        gate_up=parts.linear(
-            [
-                Slot(f"{prefix}.gate_proj", inner, has_bias),
-                Slot(f"{prefix}.up_proj", inner, has_bias),
-            ],
-            hidden,
-        ),
+        Gate(config.activation),
+        gate_up=parts.linear(slots, hidden),
         down=parts.linear([Slot(f"{prefix}.down_proj", hidden, has_bias)], inner),
     )

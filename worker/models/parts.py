@@ -45,6 +45,7 @@ class Parts:
 
     def norm_weight(self, name: str, channels: int) -> Norm:
         weight = self._weights.take(f"{name}.weight", (channels,), torch.float32)
+        weight = weight + self.config.norm_offset if self.config.norm_offset else weight
         return Norm(weight.to(self.kernels.device), self.config.rms_norm_epsilon)
 
     def norm(self, name: str) -> RmsNorm:

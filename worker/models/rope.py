@@ -4,20 +4,70 @@ import math
 
 import torch
 
-from worker.models.config import LinearScaling, Llama3Scaling, Rope
+from worker.models.rope_config import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    Rope,
+    YarnScaling,
+)
 
 
-def rotary_frequencies(rope: Rope, rotary_dim: int) -> torch.Tensor:
-    """Radians a position, float32 [rotary_dim / 2]."""
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
-    frequencies = 1.0 / rope.theta**exponents
+def rotary_frequencies(rope: Rope, rotary_dim: int, *, context_tokens: int = 0) -> torch.Tensor:
+    """Radians a position, float32 [rotary_dim / 2].
+
+    `context_tokens`, the longest that there can be, is what dynamic scaling goes by: with the
+    length of each sequence instead, keys that are in the cache would be rotated by other angles
+    than the queries that meet them, and blocks could not be shared.
+    """
     match rope.scaling:
         case None:
-            return frequencies
+            return _frequencies(rope.theta, rotary_dim)
         case LinearScaling(factor):
-            return frequencies / factor
+            return _frequencies(rope.theta, rotary_dim) / factor
+        case DynamicScaling() as scaling:
+            return _frequencies(
+                _ntk_theta(rope.theta, scaling, rotary_dim, context_tokens), rotary_dim
+            )
+        case YarnScaling() as scaling:
+            return _yarn_frequencies(rope.theta, scaling, rotary_dim)
         case Llama3Scaling() as scaling:
-            return _llama3_frequencies(frequencies, scaling)
+            return _llama3_frequencies(_frequencies(rope.theta, rotary_dim), scaling)
+
+
+def rotary_magnitude(rope: Rope) -> float:
+    """What cosines and sines are multiplied by."""
+    return rope.scaling.magnitude if isinstance(rope.scaling, YarnScaling) else 1.0
+
+
+def _frequencies(theta: float, rotary_dim: int) -> torch.Tensor:
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
+    return 1.0 / theta**exponents
+
+
+def _ntk_theta(theta: float, scaling: DynamicScaling, rotary_dim: int, context: int) -> float:
+    stretch = max(1.0, context / scaling.original_context_tokens)
+    growth = scaling.factor * stretch - (scaling.factor - 1)
+    return float(theta * growth ** (rotary_dim / (rotary_dim - 2)))
+
+
+def _yarn_frequencies(theta: float, scaling: YarnScaling, rotary_dim: int) -> torch.Tensor:
+    """Channels that turn more than `fast` times are kept, fewer than `slow` times stretched."""
+
+    def channel(turns: float) -> float:
+        wave_length = scaling.original_context_tokens / (turns * 2 * math.pi)
+        return rotary_dim * math.log(wave_length) / (2 * math.log(theta))
+
+    first, last = channel(scaling.fast), channel(scaling.slow)
+    if scaling.is_truncated:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, rotary_dim - 1)
+    if first == last:
+        last += 0.001
+    ramp = (torch.arange(rotary_dim // 2, dtype=torch.float32) - first) / (last - first)
+    stretched = ramp.clamp(0, 1)
+    frequencies = _frequencies(theta, rotary_dim)
+    return frequencies / scaling.factor * stretched + frequencies * (1 - stretched)
 
 
 def _llama3_frequencies(frequencies: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
