@@ -10,7 +10,7 @@ import torch
 from infra.contracts.model_spec import EngineSettings
 from tests.engine.test_transformers import PROMPT, their_logits, theirs
 from tests.engine.test_transformers import our_logits as logits_of
-from tests.engine.tiny import greedy_alone, load_model
+from tests.engine.tiny import greedy_alone, load_model, make_engine, request, run
 from tests.support.native import native
 
 pytestmark = pytest.mark.real
@@ -184,3 +184,29 @@ def test_bfloat16_on_the_native_kernels_is_near(
     assert model.kernels.name.startswith("native")
     error = (logits_of(model, CONTEXT) - exact).square().mean().sqrt()
     assert float(error) < 0.03 * float(exact.std())
+
+
+@native
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        pytest.param("Qwen3", {"head_dim": 32}, id="qwen 3"),
+        pytest.param("Phi3", {"partial_rotary_factor": 0.5, **WINDOW}, id="phi 3"),
+        pytest.param("Gemma2", {"head_dim": 16, **WINDOW}, id="gemma 2"),
+        pytest.param("Gemma3", GEMMA3, id="gemma 3"),
+    ],
+)
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+def test_text_does_not_depend_on_company(
+    tmp_path: Path, name: str, changes: dict[str, Any], quantization: Any
+) -> None:
+    """Prompts in pieces, several sequences at once, windows that blocks fall out of."""
+    folder = write_family(tmp_path, name, changes)
+    model = load_model(folder, EngineSettings(dtype="bfloat16", quantization=quantization))
+    prompts = {"a": CONTEXT[:200], "b": CONTEXT[7:90], "c": CONTEXT[3:20]}
+    alone = {key: greedy_alone(model, prompt, 40) for key, prompt in prompts.items()}
+
+    engine = make_engine(model, token_budget=64)
+    collected = run(engine, [request(key, prompt, 40) for key, prompt in prompts.items()], every=2)
+
+    assert {key: each.token_ids for key, each in collected.items()} == alone
