@@ -46,6 +46,7 @@ class Setup:
     formats: Sequence[str]
     sections: Sequence[str]
     rounds: int
+    most_samples: int  # of a section
     with_ours: bool
     environments: Mapping[str, Environment | NotInstalled]
 
@@ -81,7 +82,8 @@ async def _gaps(server: Running, prompts: Prompts, seed: str) -> Values:
 SECTIONS: dict[str, tuple[Sample, ...]] = {
     "decode": (_decode,),
     "throughput": (
-        *(partial(_throughput, streams=streams, prompt_tokens=128) for streams in (1, 8, 16, 32)),
+        *(partial(_throughput, streams=streams, prompt_tokens=128) for streams in (8, 16, 32)),
+        partial(_throughput, streams=1, prompt_tokens=128),
         partial(_throughput, streams=32, prompt_tokens=189),
     ),
     "prefill": (_prefill,),
@@ -103,6 +105,7 @@ def main() -> None:
         formats=arguments.formats,
         sections=arguments.sections,
         rounds=arguments.rounds or (1 if arguments.quick else 3),
+        most_samples=3 if arguments.quick else 5,
         with_ours=not arguments.peers_only,
         environments=install_all(peers),
     )
@@ -110,8 +113,10 @@ def main() -> None:
     if arguments.resume and arguments.output and arguments.output.with_suffix(".json").exists():
         earlier = json.loads(arguments.output.with_suffix(".json").read_text())
         results = Results.from_json(earlier)
-    asyncio.run(compare(setup, results))
-    publish(setup, results, peers, arguments.output)
+    try:
+        asyncio.run(compare(setup, results))
+    finally:  # an interrupted run shows what it has
+        publish(setup, results, peers, arguments.output)
 
 
 async def compare(setup: Setup, results: Results) -> None:
@@ -176,7 +181,7 @@ async def _rounds(
     """A B C, A B C: neighbours in time are what is compared, as machines drift."""
     for number in range(setup.rounds):
         for section in (name for name in SECTIONS if name in setup.sections):
-            for index, sample in enumerate(SECTIONS[section]):
+            for index, sample in enumerate(SECTIONS[section][: setup.most_samples]):
                 for server in servers:
                     await _take(
                         setup, server, sample, prompts, f"{number}/{section}/{index}", results
@@ -242,7 +247,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--sections", nargs="+", choices=every, default=list(every))
     parser.add_argument("--rounds", type=int, help="of every engine, interleaved (3)")
-    parser.add_argument("--quick", action="store_true", help="one round")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of the most telling samples"
+    )
     parser.add_argument("--ours-only", action="store_true", help="no peers, nothing to install")
     parser.add_argument("--peers-only", action="store_true", help="the figures to beat")
     parser.add_argument("--output", type=Path, help="also write OUTPUT.json and OUTPUT.md")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.engine_peers.servers import Running
 from benchmarks.measure.client import Endpoint
-from infra.contracts.base import ModelName
+from infra.contracts.base import ModelName, ReplicaId
 from infra.contracts.model_spec import EngineSettings
 from infra.contracts.revision import ReplicaState
 from infra.sources.file import FileSource
@@ -36,8 +36,8 @@ def engine_settings(number_format: str, **more: object) -> EngineSettings:
 async def our_replica(
     number_format: str, model: Path, settings: EngineSettings
 ) -> AsyncIterator[Running]:
-    """A replica that was spawned and is ready."""
-    wanted = assignment().model_copy(
+    """A replica that was spawned and is ready; one before it has packed the weights."""
+    wanted = assignment("second").model_copy(
         update={
             "model": ModelName("bench"),
             "source": FileSource().resolve(model.as_uri())[0],
@@ -46,8 +46,14 @@ async def our_replica(
         }
     )
     async with real_node(inherited(), REAL) as node:
-        node.fake.want(desired(wanted))
-        report = await node.until_state(ReplicaState.READY)
+        first = wanted.model_copy(update={"replica_id": ReplicaId("first")})
+        node.fake.want(desired(first, version=1))
+        await node.until_state(ReplicaState.READY, "first")
+        drain = first.model_copy(update={"desired": "drain"})
+        node.fake.want(desired(drain, version=2))
+        await node.until_state(ReplicaState.STOPPED, "first")
+        node.fake.want(desired(wanted, version=3))
+        report = await node.until_state(ReplicaState.READY, "second")
         (process,) = node.named("fl-replica")
         endpoint = Endpoint(
             f"http://{report.host}:{report.port}",

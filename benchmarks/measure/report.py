@@ -139,12 +139,14 @@ def _targets(results: Results) -> Iterator[Target]:
         yield Target(f"prefill, {kind}, of the best peer's", 1, ratio, False)
     warm = _times(results.median("prefix/warm", "bf16"), 1000)
     yield Target("first token after a shared beginning of 1,027, bf16", 40, warm, True, "ms")
-    guided = results.median("guided/cost", "bf16")
-    yield Target("a token of guided JSON, of free text's", 1.05, guided, True)
-    copying = results.median("speculation/copying", "bf16")
-    yield Target("n-gram speculation where answers copy", 1.5, copying, False)
-    elsewhere = results.median("speculation/elsewhere", "bf16")
-    yield Target("n-gram speculation elsewhere", 0.95, elsewhere, False)
+    for kind in FORMATS:
+        guided = results.median("guided/cost", kind)
+        yield Target(f"a token of guided JSON, {kind}, of free text's", 1.05, guided, True)
+    for kind in FORMATS:
+        copying = results.median("speculation/copying", kind)
+        yield Target(f"n-gram speculation where answers copy, {kind}", 1.5, copying, False)
+        elsewhere = results.median("speculation/elsewhere", kind)
+        yield Target(f"n-gram speculation elsewhere, {kind}", 0.95, elsewhere, False)
     for kind in FORMATS:
         excess = _times(results.median("memory/excess", kind), 1e-6)
         yield Target(f"memory over weights and KV, {kind}", 400, excess, True, "MB")
