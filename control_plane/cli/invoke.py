@@ -14,7 +14,8 @@ from control_plane.cli.session import Session, is_interactive
 from control_plane.cli.sse import Comment, Event
 from control_plane.cli.units import duration, milliseconds
 from control_plane.cli.waiting import Waiting
-from infra.contracts.generation import InvokeEvent, InvokeUsage
+from infra.contracts.generation import InvokeEvent
+from infra.contracts.openai import Usage
 from infra.contracts.problem import Problem
 
 STANDARD_INPUT = "-"
@@ -78,7 +79,7 @@ class _Dialogue:
         self._session = session
         self._invocation = invocation
         self._text: list[str] = []
-        self._usage: InvokeUsage | None = None
+        self._usage: Usage | None = None
         self._first_at: float | None = None
         self._was_cold = False
 

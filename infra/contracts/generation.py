@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from infra.contracts.openai import Usage
+
 MAX_STOPS = 16
 MAX_STOP_TOKENS = 1024
 MAX_BIASED_TOKENS = 1024
@@ -303,14 +305,6 @@ class InvokeRequest(_Sampling):
         return self.max_tokens
 
 
-class InvokeUsage(BaseModel):
-    """Tokens in, tokens out."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
 class InvokeOutput(BaseModel):
     """One finished text."""
 
@@ -325,7 +319,7 @@ class InvokeResponse(BaseModel):
     model: str
     output: str
     outputs: list[InvokeOutput]
-    usage: InvokeUsage
+    usage: Usage
 
 
 class InvokeEvent(BaseModel):
@@ -334,7 +328,7 @@ class InvokeEvent(BaseModel):
     index: int = 0
     delta: str = ""
     finish_reason: Literal["stop", "length"] | None = None
-    usage: InvokeUsage | None = None
+    usage: Usage | None = None
 
 
 GenerationBody = ChatCompletionRequest | CompletionRequest | InvokeRequest

@@ -7,12 +7,19 @@ from pydantic import BaseModel
 FinishReason = Literal["stop", "length"]
 
 
+class PromptTokens(BaseModel):
+    """More of the tokens in."""
+
+    cached_tokens: int = 0
+
+
 class Usage(BaseModel):
-    """Tokens in, tokens out."""
+    """Tokens in, tokens out; cached ones did not have to be computed."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens = PromptTokens()
 
 
 class TopLogprob(BaseModel):

@@ -48,6 +48,7 @@ def test_a_whole_answer_is_openai_s_chat_completion() -> None:
             "prompt_tokens": len("<user>Hi<assistant>"),
             "completion_tokens": 2,
             "total_tokens": 21,
+            "prompt_tokens_details": {"cached_tokens": 0},
         },
     }
     assert reply.headers["content-type"] == "application/json"
@@ -111,7 +112,12 @@ def test_usage_comes_in_a_chunk_of_its_own_when_asked_for() -> None:
     assert done == "[DONE]"
     assert all(chunk["usage"] is None for chunk in chunks)
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 19, "completion_tokens": 1, "total_tokens": 20}
+    assert last["usage"] == {
+        "prompt_tokens": 19,
+        "completion_tokens": 1,
+        "total_tokens": 20,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 def test_choices_run_at_once_and_share_a_write_a_step() -> None:
@@ -228,3 +234,12 @@ def test_without_max_tokens_a_chat_may_fill_the_context() -> None:
     ask(engine)
 
     assert engine.submitted[0].sampling.max_tokens == engine.context_tokens - 19
+
+
+def test_usage_tells_what_of_each_prompt_was_in_the_cache() -> None:
+    cached = iter([16, 32])
+    engine = FakeEngine(lambda request: Script(("a",), cached_tokens=next(cached)))
+
+    reply = ask(engine, n=2)
+
+    assert reply.json["usage"]["prompt_tokens_details"] == {"cached_tokens": 16}

@@ -32,7 +32,12 @@ def test_a_whole_answer_is_openai_s_text_completion() -> None:
         "created": int(EPOCH),
         "model": "chat",
         "choices": [{"index": 0, "text": " there", "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4},
+        "usage": {
+            "prompt_tokens": 2,
+            "completion_tokens": 2,
+            "total_tokens": 4,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
     }
 
 
@@ -62,6 +67,7 @@ def test_every_prompt_gets_n_choices_in_order() -> None:
         "prompt_tokens": 2,
         "completion_tokens": 12,
         "total_tokens": 14,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 

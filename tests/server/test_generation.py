@@ -53,7 +53,7 @@ def test_however_outputs_and_reads_interleave_every_choice_comes_whole(
                 await asyncio.sleep(reading[looks % len(reading)])
                 looks += 1
             assert generation.is_finished
-            assert generation.completion_tokens == sum(map(len, choices))
+            assert generation.usage.completion_tokens == sum(map(len, choices))
         assert texts == ["".join(map(str, range(len(pauses)))) for pauses in choices]
         assert sorted(finished) == list(range(len(choices)))
 

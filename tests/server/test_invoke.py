@@ -1,6 +1,7 @@
 from typing import Any
 
-from infra.contracts.generation import InvokeEvent, InvokeResponse, InvokeUsage
+from infra.contracts.generation import InvokeEvent, InvokeResponse
+from infra.contracts.openai import Usage
 from infra.virtual_time import run_virtual
 from tests.server.support import Reply, engine_saying, make_server, post
 from worker.engine.fake import FakeEngine
@@ -23,7 +24,7 @@ def test_a_prompt_is_continued() -> None:
     assert answer.output == "one two"
     assert [output.text for output in answer.outputs] == ["one two", "one two"]
     assert [output.finish_reason for output in answer.outputs] == ["stop", "stop"]
-    assert answer.usage == InvokeUsage(prompt_tokens=6, completion_tokens=4, total_tokens=10)
+    assert answer.usage == Usage(prompt_tokens=6, completion_tokens=4, total_tokens=10)
 
 
 def test_messages_are_answered() -> None:
@@ -50,7 +51,7 @@ def test_a_stream_s_last_event_has_the_usage() -> None:
         InvokeEvent(index=0, delta="a"),
         InvokeEvent(index=0, delta="b", finish_reason="stop"),
         InvokeEvent(
-            usage=InvokeUsage(prompt_tokens=2, completion_tokens=2, total_tokens=4),
+            usage=Usage(prompt_tokens=2, completion_tokens=2, total_tokens=4),
         ),
     ]
 

@@ -28,6 +28,7 @@ class Script:
     delay_s: float = 0.0
     finish_reason: FinishReason = "stop"
     error: PlatformError | None = None
+    cached_tokens: int = 0
 
 
 @dataclass
@@ -86,6 +87,7 @@ class FakeEngine:
                     logprobs=_logprobs(index, piece, request.sampling.logprobs),
                     finish_reason=reason if is_finished else None,
                     prompt_logprobs=() if index else _prompt_logprobs(request),
+                    cached_tokens=0 if index else script.cached_tokens,
                 )
             if script.error is not None:
                 is_finished = True

@@ -1,6 +1,7 @@
 """What an answer carries around its choices: id, model, usage."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -28,17 +29,22 @@ class Letterhead:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens in and out; a prompt counts once, however many choices it has."""
+    """Tokens in and out; a prompt counts once, however many choices it has.
+
+    `cached_tokens` are those of the prompts that did not have to be computed.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
-    def members(self) -> dict[str, int]:
+    def members(self) -> dict[str, Any]:
         """As a JSON object."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
     def written(self) -> bytes:

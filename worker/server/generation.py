@@ -9,6 +9,7 @@ from typing import Self
 from infra.errors import ClientTooSlow
 from infra.supervise import TaskSet
 from worker.engine.request import Output
+from worker.server.envelope import Usage
 
 Batch = list[tuple[int, Output]]
 
@@ -32,6 +33,8 @@ class Generation:
         streams: Sequence[AsyncGenerator[Output, None]],
         *,
         most_pending_bytes: int,
+        prompt_tokens: int = 0,
+        choices_a_prompt: int = 1,
         prefixes: Sequence[str] = (),
         only_prefixes: bool = False,
     ) -> None:
@@ -45,7 +48,10 @@ class Generation:
         self._error: Exception | None = None
         self._wake = asyncio.Event()
         self._tasks = TaskSet()
-        self.completion_tokens = 0
+        self._prompt_tokens = prompt_tokens
+        self._choices_a_prompt = choices_a_prompt
+        self._completion_tokens = 0
+        self._cached_tokens: dict[int, int] = {}  # by choice
 
     async def __aenter__(self) -> Self:
         for index, stream in enumerate(self._streams):
@@ -64,6 +70,16 @@ class Generation:
     def is_finished(self) -> bool:
         """Every choice has ended well and has been fetched."""
         return not self._running and not self._pending
+
+    @property
+    def usage(self) -> Usage:
+        """So far; of a prompt with several choices the first says what was in the cache."""
+        cached = [
+            count
+            for index, count in self._cached_tokens.items()
+            if index % self._choices_a_prompt == 0
+        ]
+        return Usage(self._prompt_tokens, self._completion_tokens, sum(cached))
 
     async def next_batch(self) -> Batch:
         """What came since the last call, one output a choice; empty when every choice has ended.
@@ -95,10 +111,11 @@ class Generation:
         self._wake.set()
 
     def _add(self, index: int, output: Output) -> None:
+        self._cached_tokens.setdefault(index, output.cached_tokens)
         if self._prefixes and (prefix := self._prefixes.pop(index, None)) is not None:
             generated = _nothing_of(output) if self._only_prefixes else output
             output = merged([_echoed(output, prefix), generated])
-        self.completion_tokens += len(output.token_ids)
+        self._completion_tokens += len(output.token_ids)
         self._pending.setdefault(index, []).append(output)
         self._pending_bytes += held_bytes(output)
         if self._pending_bytes > self._most_pending_bytes:

@@ -10,7 +10,7 @@ from infra.errors import Invalid, ModelNotFound
 from worker.engine.request import GenerationRequest
 from worker.server.asked import AnswerWriter, Asked, EventWriter
 from worker.server.defaults import SamplingDefaults
-from worker.server.envelope import Letterhead, Usage
+from worker.server.envelope import Letterhead
 from worker.server.generation import Batch, Generation
 from worker.server.plan import (
     OutputLimits,
@@ -83,13 +83,12 @@ class GenerationService:
             model=self._identity.model,
             fingerprint=self._fingerprint,
         )
-        prompt_tokens = sum(map(len, prompts))
-        generation = self._generation(asked, requests)
+        generation = self._generation(asked, requests, sum(map(len, prompts)))
         if asked.is_streaming:
-            await _stream(generation, asked.events(letterhead), responder, timing, prompt_tokens)
+            await _stream(generation, asked.events(letterhead), responder, timing)
         else:
             writer = asked.answer(letterhead, len(requests))
-            await _collect(generation, writer, responder, timing, prompt_tokens)
+            await _collect(generation, writer, responder, timing)
 
     def _refuse_other_model(self, asked: Asked) -> None:
         if asked.model not in (None, self._identity.model, self._identity.revision):
@@ -97,7 +96,9 @@ class GenerationService:
                 f"this replica serves {self._identity.model}, not {asked.model}", param="model"
             )
 
-    def _generation(self, asked: Asked, requests: Sequence[GenerationRequest]) -> Generation:
+    def _generation(
+        self, asked: Asked, requests: Sequence[GenerationRequest], prompt_tokens: int
+    ) -> Generation:
         prefixes = [
             text
             for prompt in (asked.prompts if asked.is_echo else ())
@@ -106,6 +107,8 @@ class GenerationService:
         return Generation(
             [self._engine.generate(request) for request in requests],
             most_pending_bytes=MOST_PENDING_BYTES if asked.is_streaming else MOST_ANSWER_BYTES,
+            prompt_tokens=prompt_tokens,
+            choices_a_prompt=asked.n,
             prefixes=prefixes,
             only_prefixes=asked.max_tokens == 0,
         )
@@ -116,7 +119,6 @@ async def _stream(
     writer: EventWriter,
     responder: Responder,
     timing: ServerTiming,
-    prompt_tokens: int,
 ) -> None:
     """Sends the head with the first token, then one part a step, however many choices it has."""
     async with generation:
@@ -125,8 +127,7 @@ async def _stream(
         while not generation.is_finished:
             await responder.part(_events(writer, batch))
             batch = await generation.next_batch()
-    usage = Usage(prompt_tokens, generation.completion_tokens)
-    await responder.finish(_events(writer, batch) + writer.closing(usage))
+    await responder.finish(_events(writer, batch) + writer.closing(generation.usage))
 
 
 def _events(writer: EventWriter, batch: Batch) -> bytes:
@@ -138,7 +139,6 @@ async def _collect(
     writer: AnswerWriter,
     responder: Responder,
     timing: ServerTiming,
-    prompt_tokens: int,
 ) -> None:
     """Sends the whole answer once it is there."""
     kept_bytes = 0
@@ -153,5 +153,5 @@ async def _collect(
                     hint="ask for fewer choices, tokens or log-probabilities, or stream",
                 )
             batch = await generation.next_batch()
-    body = writer.whole(Usage(prompt_tokens, generation.completion_tokens))
+    body = writer.whole(generation.usage)
     await responder.whole(body, headers=(timing.last_token(),))
