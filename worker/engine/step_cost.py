@@ -6,6 +6,8 @@ _LONGEST_STEP = 2.5  # times a step without prompts; who reads notices gaps of t
 _FEWEST_PROMPT_TOKENS = 4
 _USUAL_BASE_TOKENS = 16.0  # measured on two cores: reading 135M weights once is 13 to 16 tokens
 _WEIGHT_OF_NEWEST = 1 / 8
+_MOST_OF_ONE = 2.0  # times what was expected: some steps are held up by what has no part in them
+_DIGITS = 3  # binary ones: torch prepares its kernels anew for every number of tokens
 
 
 @dataclass(slots=True)
@@ -16,9 +18,12 @@ class _Mean:
     seconds: float = 0.0
 
     def add(self, num_tokens: int, seconds: float) -> None:
-        weight = _WEIGHT_OF_NEWEST if self.num_tokens else 1.0
-        self.num_tokens += weight * (num_tokens - self.num_tokens)
-        self.seconds += weight * (seconds - self.seconds)
+        if not self.num_tokens:
+            self.num_tokens, self.seconds = float(num_tokens), seconds
+        expected = self.seconds * max(1.0, num_tokens / self.num_tokens)
+        seconds = min(seconds, _MOST_OF_ONE * expected)
+        self.num_tokens += _WEIGHT_OF_NEWEST * (num_tokens - self.num_tokens)
+        self.seconds += _WEIGHT_OF_NEWEST * (seconds - self.seconds)
 
 
 class StepCost:
@@ -40,7 +45,9 @@ class StepCost:
     def prompt_tokens(self, num_answering: int) -> int:
         """The most a step may compute beside a token of each that is answering."""
         alone = num_answering + self._base_tokens()
-        return max(_FEWEST_PROMPT_TOKENS, int((_LONGEST_STEP - 1) * alone))
+        most = max(_FEWEST_PROMPT_TOKENS, int((_LONGEST_STEP - 1) * alone))
+        unit = 1 << max(0, most.bit_length() - _DIGITS)
+        return most // unit * unit
 
     def _base_tokens(self) -> float:
         few, many = self._answering, self._others
