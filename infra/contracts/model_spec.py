@@ -41,6 +41,10 @@ class EngineSettings(Contract):
     prefix_cache: bool = Field(
         default=True, description="Prompts that begin alike share what was computed of it."
     )
+    speculation: Literal["none", "ngram"] = Field(
+        default="ngram",
+        description="Computes guesses of what follows from how the text went on before.",
+    )
     max_batch_size: int = Field(default=32, ge=1, le=1024, description="Sequences in one step.")
     token_budget: int = Field(
         default=256, ge=16, le=65536, description="Tokens one step may compute (chunked prefill)."

@@ -104,7 +104,7 @@ def test_guides_do_not_touch_their_company_nor_it_them(tiny: CausalModel) -> Non
     together = run_guided(make_engine(tiny, LETTERS), [*free, *guided])
     for each in free:
         assert together[each.request_id].token_ids == alone[each.request_id].token_ids
-    small = make_engine(tiny, LETTERS, kv_cache_tokens=80, max_batch_size=4)
+    small = make_engine(tiny, LETTERS, kv_cache_tokens=80, speculation="none")
     crowded = run_guided(small, guided)
     assert small.stats().preemptions > 0
     for each in guided:

@@ -102,7 +102,7 @@ class AsyncEngine:
             await asyncio.to_thread(self._thread.join)
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
-        """Yields the request's outputs, one a step that made some, until the last.
+        """Yields the request's outputs, one a token, until the last.
 
         Raises ContextLengthExceeded at once for a request that can never run; while iterating, the
         error that ended the request, which may be that its guide does not compile. Closing or

@@ -26,7 +26,11 @@ class Slice:
     def token_ids(self) -> list[int]:
         sequence = self.sequence
         known = sequence.token_ids[self.first : self.first + self.num_known]
-        return known + sequence.draft_token_ids[: self.num_drafts] if self.num_drafts else known
+        return known + self.drafts if self.num_drafts else known
+
+    @property
+    def drafts(self) -> list[int]:
+        return self.sequence.draft_token_ids[: self.num_drafts]
 
     @property
     def catches_up(self) -> bool:
@@ -62,6 +66,10 @@ class Batch:
         return sum(piece.count for piece in self.slices)
 
     @property
+    def num_drafts(self) -> int:
+        return sum(piece.num_drafts for piece in self.slices)
+
+    @property
     def sampled(self) -> tuple[Slice, ...]:
-        """The slices that yield a token."""
+        """The slices that yield tokens."""
         return tuple(piece for piece in self.slices if piece.catches_up)

@@ -2,15 +2,16 @@
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 import torch
 
 from infra.contracts.model_spec import EngineSettings
 from infra.errors import ExecutionTimeout, Invalid, PlatformError
-from worker.engine.batch import Batch
+from worker.engine.batch import Batch, Slice
 from worker.engine.block_pool import BlockPool
 from worker.engine.checks import check_request
 from worker.engine.choice import Choice
@@ -22,6 +23,7 @@ from worker.engine.request import GenerationRequest, Guide, Output, refuse_too_l
 from worker.engine.sampler import Row, Sampler, Told, sample, with_logprobs
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
+from worker.engine.speculation import GuessCost, Guesser, NgramProposer, Speculation
 from worker.engine.stats import EngineStats
 from worker.engine.step_cost import StepCost
 from worker.kernels.port import KVCache, Span
@@ -47,6 +49,7 @@ class _Generation:
     sampler: Sampler
     completion: Completion
     matcher: Matcher | None
+    guesser: Guesser | None
 
 
 class Engine:
@@ -61,10 +64,11 @@ class Engine:
         tokenizer: Tokenizer,
         settings: EngineSettings,
         clock: Callable[[], float] = time.monotonic,
+        guess_cost: GuessCost | None = None,
     ) -> None:
         """Raises Invalid for a KV cache that the machine has no memory for.
 
-        The clock is that of the requests' deadlines.
+        The clock is that of the requests' deadlines. What guesses cost is measured, unless told.
         """
         self._model = model
         self._tokenizer = tokenizer
@@ -88,6 +92,8 @@ class Engine:
             max_running=self._lanes,
             token_budget=settings.token_budget,
         )
+        self._guesses = settings.speculation == "ngram"
+        self._speculation = Speculation(guess_cost)
         self._guides = Guides(tokenizer, vocabulary=model.vocabulary)
         self._generations: dict[str, _Generation] = {}
         self._cache: KVCache | None = None
@@ -95,6 +101,8 @@ class Engine:
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
         self._num_cached_prompt_tokens = 0
+        self._num_guesses = 0
+        self._num_right_guesses = 0
 
     @property
     def context_tokens(self) -> int:
@@ -133,7 +141,11 @@ class Engine:
             request, seed=secrets.randbits(64) if sampling.seed is None else sampling.seed
         )
         self._generations[request.request_id] = _Generation(
-            sequence, self._sampler(sequence), Completion(request, self._tokenizer), matcher
+            sequence,
+            self._sampler(sequence),
+            Completion(request, self._tokenizer),
+            matcher,
+            self._speculation.begin(NgramProposer()) if self._guesses else None,
         )
         self._scheduler.add(sequence)
 
@@ -147,14 +159,14 @@ class Engine:
         return self._scheduler.has_work()
 
     def step(self) -> list[Output]:
-        """Computes one batch; an output for every sequence that has a new token or has failed."""
+        """Computes one batch; an outputs of every sequence that has new tokens or has failed."""
         began = self._clock()
         outputs = [self._expire(sequence) for sequence in self._scheduler.expired(now=began)]
         batch = self._scheduler.schedule()
         if batch.slices:
             outputs += self._compute(batch)
             seconds = self._clock() - began
-            self._step_cost.observe(batch.num_tokens, len(batch.slices), seconds)
+            self._observe(batch, seconds)
         return outputs
 
     def stats(self) -> EngineStats:
@@ -170,6 +182,8 @@ class Engine:
             cached_prompt_tokens=self._num_cached_prompt_tokens,
             prefix_queries=self._scheduler.num_prefix_queries,
             prefix_hits=self._scheduler.num_prefix_hits,
+            guessed_tokens=self._num_guesses,
+            accepted_tokens=self._num_right_guesses,
         )
 
     def check_integrity(self) -> None:
@@ -177,6 +191,12 @@ class Engine:
         self._scheduler.check_integrity()
         in_flight = {sequence.request_id for sequence in self._scheduler.sequences()}
         assert in_flight == set(self._generations)
+
+    def _observe(self, batch: Batch, seconds: float) -> None:
+        if not batch.num_drafts:
+            self._step_cost.observe(batch.num_tokens, len(batch.slices), seconds)
+        if batch.num_tokens - batch.num_drafts == len(batch.slices):
+            self._speculation.cost.observe(batch.num_tokens, batch.num_drafts, seconds)
 
     def _sampler(self, sequence: Sequence) -> Sampler:
         sampling = sequence.request.sampling
@@ -192,14 +212,13 @@ class Engine:
         logits = self._logits(batch)
         self._scheduler.computed(batch)
         self._num_steps += 1
-        generations = [self._generations[piece.sequence.request_id] for piece in batch.sampled]
-        rows, masks = self._rows(generations)
-        choices = sample(self._model.kernels, logits[: len(rows)], rows, masks)
+        rows, masks = self._rows(batch.sampled)
+        choices = iter(sample(self._model.kernels, logits[: len(rows)], rows, masks))
         self._score_prompts(batch, logits[len(rows) :])
-        return [
-            self._append(generation, choice)
-            for generation, choice in zip(generations, choices, strict=True)
-        ]
+        outputs: list[Output] = []
+        for piece in batch.sampled:
+            outputs += self._go_on(piece, list(islice(choices, len(piece.sampled))))
+        return outputs
 
     def _logits(self, batch: Batch) -> torch.Tensor:
         """[rows, vocabulary]: of the sequences that get a token, then of prompts to be scored."""
@@ -216,27 +235,33 @@ class Engine:
             sampled += [offset + position for position in piece.sampled]
         return self._model.logits(token_ids, spans, sampled + scored, self._cache)
 
-    def _rows(self, generations: list[_Generation]) -> tuple[list[Row], torch.Tensor | None]:
-        """How each generation's next token is to be chosen, with the masks of those with a guide.
+    def _rows(self, pieces: Iterable[Slice]) -> tuple[list[Row], torch.Tensor | None]:
+        """How each next token is to be chosen, also after guesses; masks of those with a guide.
 
-        int32 [guided, vocabulary / 32]
+        int32 [guided rows, vocabulary / 32]
         """
-        guided = [each.matcher for each in generations if each.matcher is not None]
-        if not guided:
-            return [
-                Row(each.sampler.draw(), each.sampler.num_logprobs) for each in generations
-            ], None
-        masks = torch.zeros((len(guided), -(-self._model.vocabulary // 32)), dtype=torch.int32)
-        for matcher, mask in zip(guided, masks, strict=True):
+        rows: list[Row] = []
+        masks: list[torch.Tensor] = []
+        for piece in pieces:
+            generation = self._generations[piece.sequence.request_id]
+            sampler, matcher, guesses = generation.sampler, generation.matcher, piece.drafts
+            first_mask = None if matcher is None else len(masks)
+            for count in range(len(guesses) + 1):
+                mask = None if first_mask is None else first_mask + count
+                rows.append(Row(sampler.draw(guesses[:count], mask=mask), sampler.num_logprobs))
+            if matcher is not None:
+                masks += self._masks(matcher, guesses)
+        return rows, torch.stack(masks) if masks else None
+
+    def _masks(self, matcher: Matcher, guesses: list[int]) -> torch.Tensor:
+        """What may come next, and after each of the guesses; int32 [1 + guesses, words]."""
+        words = -(-self._model.vocabulary // 32)
+        masks = torch.zeros((len(guesses) + 1, words), dtype=torch.int32)
+        for count, mask in enumerate(masks):
             matcher.fill(mask.data_ptr(), mask.nbytes)
-        numbers = iter(range(len(guided)))
-        return [
-            Row(
-                each.sampler.draw(mask=None if each.matcher is None else next(numbers)),
-                each.sampler.num_logprobs,
-            )
-            for each in generations
-        ], masks
+            matcher.accept(guesses[count : count + 1])
+        matcher.take_back(len(guesses))
+        return masks
 
     def _score_prompts(self, batch: Batch, logits: torch.Tensor) -> None:
         """Tells completions how likely their prompts' tokens were; rows in the batch's order."""
@@ -261,6 +286,34 @@ class Engine:
             f"the request's deadline came after {sequence.num_generated_tokens} tokens of output"
         )
         return Output(sequence.request_id, "", (), (), None, error)
+
+    def _go_on(self, piece: Slice, choices: list[Choice | Unchosen]) -> list[Output]:
+        """Takes a sequence on by the guesses that were right, and by the token after them."""
+        sequence, guesses = piece.sequence, piece.drafts
+        generation = self._generations[sequence.request_id]
+        outputs: list[Output] = []
+        for choice, guess in zip(choices, [*guesses, None], strict=True):
+            outputs.append(self._append(generation, choice))
+            if outputs[-1].is_last or outputs[-1].token_ids != (guess,):
+                break
+        num_right = len(outputs) - 1
+        self._num_guesses += len(guesses)
+        self._num_right_guesses += num_right
+        if not outputs[-1].is_last:
+            self._scheduler.accepted(sequence, num_right)
+            sequence.draft_token_ids = self._guess(generation)
+        return outputs
+
+    def _guess(self, generation: _Generation) -> list[int]:
+        """What may follow, in its guide too, as far as it is worth a place in the next step."""
+        if generation.guesser is None:
+            return []
+        guesses = generation.guesser.guess(
+            generation.sequence.token_ids, num_sequences=self._scheduler.num_running
+        )
+        if guesses and generation.matcher is not None:
+            return guesses[: generation.matcher.count_allowed(guesses)]
+        return guesses
 
     def _append(self, generation: _Generation, choice: Choice | Unchosen) -> Output:
         """Takes a sequence one token on; it leaves when that was its last."""

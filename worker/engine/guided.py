@@ -61,6 +61,19 @@ class Matcher:
         count: int = self._matcher.try_consume_tokens(list(token_ids))
         return count
 
+    def count_allowed(self, token_ids: Sequence[int]) -> int:
+        """How many of the tokens may come, with another after them; stays where it is."""
+        count = 0
+        for token_id in token_ids:
+            if not self.accept([token_id]):
+                break
+            count += 1
+            if self.is_finished:
+                self.take_back(count)
+                return count - 1
+        self.take_back(count)
+        return count
+
     def take_back(self, count: int) -> None:
         """Forgets the last tokens."""
         self._matcher.rollback(count)

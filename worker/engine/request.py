@@ -85,7 +85,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one step added to one request.
+    """What one token added to one request; a step may give it several.
 
     `text` is the delta after stop-string hold-back, always whole characters; the texts of a request
     put together are its answer without the stop string. The last output has a `finish_reason` or

@@ -8,7 +8,8 @@ class EngineStats:
     """Gauges: running to total_blocks. Counters since the start: the rest.
 
     Cached prompt tokens are those that were not computed, of the `prompt_tokens`. A query is one
-    admission of a sequence with a full block or more, a hit one that found a block or more.
+    admission of a sequence with a full block or more, a hit one that found a block or more. Guessed
+    tokens were computed without being known, accepted ones of them were right.
     """
 
     running: int = 0
@@ -22,3 +23,5 @@ class EngineStats:
     cached_prompt_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0

@@ -24,6 +24,8 @@ def exposition(stats: EngineStats, *, in_flight: int) -> bytes:
         "cached_prompt_tokens_total": stats.cached_prompt_tokens,
         "prefix_queries_total": stats.prefix_queries,
         "prefix_hits_total": stats.prefix_hits,
+        "guessed_tokens_total": stats.guessed_tokens,
+        "accepted_tokens_total": stats.accepted_tokens,
     }
     lines = [_metric(name, "gauge", value) for name, value in gauges.items()]
     lines += [_metric(name, "counter", value) for name, value in counters.items()]
