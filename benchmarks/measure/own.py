@@ -7,18 +7,19 @@ from pathlib import Path
 
 from benchmarks.cold import cold, first_token
 from benchmarks.engine_peers.ours import engine_settings, inherited, our_replica
-from benchmarks.measure.client import Answer, RequestFailed, chat
+from benchmarks.measure.client import Answer, RequestFailed, chat, complete
 from benchmarks.measure.report import OURS, Results
 from benchmarks.measure.weights import ModelFacts
 from benchmarks.measure.workloads import Prompts, throughput
 from tests.support.platform import RunningPlatform, running_platform
+from worker.evaluation.texts import read_texts
 
 OwnSection = Callable[[Path, ModelFacts, str, Results], Coroutine[None, None, None]]
 
 _ROUNDS = 5
 _MEMORY_STREAMS, _MEMORY_KV_TOKENS = 16, 8192
 _SETTLED_S = 8.0  # until a replica has written its packed weights
-_GUIDED_TOKENS = 128
+_GUIDED_TOKENS = _FREE_TOKENS = 128
 _QUESTION = "Describe ten cities: the name, the country and a sentence about each."
 _SCHEMA = {
     "type": "object",
@@ -58,6 +59,29 @@ def _is_guided(answer: Answer) -> Answer:
     if not answer.text.lstrip().startswith("{") or answer.tokens < _GUIDED_TOKENS // 2:
         raise RequestFailed(f"no JSON of that schema: {answer.text[:60]!r}")
     return answer
+
+
+async def speculation(model: Path, _: ModelFacts, number_format: str, results: Results) -> None:
+    """Speed with n-gram lookup over that without, where answers copy their prompt and elsewhere."""
+    texts = read_texts()
+    copying = [f"{text}\n\nThe same text once more:\n\n{text[:60]}" for text in texts]
+    settings = [engine_settings(number_format, speculation=how) for how in ("none", "ngram")]
+    async with (
+        our_replica(number_format, model, settings[0]) as plain,
+        our_replica(number_format, model, settings[1]) as guessing,
+    ):
+        for number, (text, copied) in enumerate(zip(texts, copying, strict=True)):
+            # a small model's greedy prose soon repeats itself: that would be copying too
+            free = {"temperature": 0.8, "seed": number}
+            beginning = text[: len(text) // 2]
+            for kind, prompt, more in (("copying", copied, {}), ("elsewhere", beginning, free)):
+                tpots = [
+                    (
+                        await complete(replica.endpoint, prompt, max_tokens=_FREE_TOKENS, **more)
+                    ).tpot_s
+                    for replica in (plain, guessing)
+                ]
+                results.add(f"speculation/{kind}", number_format, OURS, tpots[0] / tpots[1])
 
 
 async def memory(model: Path, facts: ModelFacts, number_format: str, results: Results) -> None:
@@ -104,6 +128,7 @@ def _settle(platform: RunningPlatform) -> None:
 
 OWN_SECTIONS: dict[str, OwnSection] = {
     "guidance": guidance,
+    "speculation": speculation,
     "memory": memory,
     "coldstart": cold_starts,
 }
