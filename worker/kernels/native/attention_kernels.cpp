@@ -7,13 +7,8 @@
 #include <cmath>
 
 #include "attention.h"
+#include "level.h"
 #include "simd.h"
-
-#ifndef FIRSTLIGHT_LEVEL
-#error "compiled by build.py, once per instruction set"
-#endif
-#define FIRSTLIGHT_JOIN(name, level) name##_##level
-#define FIRSTLIGHT_TABLE(name, level) FIRSTLIGHT_JOIN(name, level)
 
 namespace firstlight {
 namespace {

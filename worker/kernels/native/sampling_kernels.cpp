@@ -4,13 +4,8 @@
 #include <limits>
 
 #include "sampling.h"
+#include "level.h"
 #include "simd.h"
-
-#ifndef FIRSTLIGHT_LEVEL
-#error "compiled by build.py, once per instruction set"
-#endif
-#define FIRSTLIGHT_JOIN(name, level) name##_##level
-#define FIRSTLIGHT_TABLE(name, level) FIRSTLIGHT_JOIN(name, level)
 
 namespace firstlight {
 namespace {
