@@ -5,6 +5,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ SECTIONS: dict[str, tuple[Sample, ...]] = {
 def main() -> None:
     """Prints the tables."""
     logging.disable()  # of the control plane's stand-in, whose polls are cut when a replica goes
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers end however we do
     arguments = _arguments()
     model = Path(os.environ["FIRSTLIGHT_TEST_MODEL"])  # noqa: TID251 - set by scripts/bench
     peers = [] if arguments.ours_only else arguments.peers
