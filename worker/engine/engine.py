@@ -159,7 +159,7 @@ class Engine:
         return self._scheduler.has_work()
 
     def step(self) -> list[Output]:
-        """Computes one batch; an outputs of every sequence that has new tokens or has failed."""
+        """Computes one batch; outputs of every sequence that has new tokens or has failed."""
         began = self._clock()
         outputs = [self._expire(sequence) for sequence in self._scheduler.expired(now=began)]
         batch = self._scheduler.schedule()
