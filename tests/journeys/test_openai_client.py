@@ -1,8 +1,11 @@
 """The official OpenAI client through the whole platform, with the real model, from zero."""
 
 import asyncio
+import json
 from collections.abc import Iterator
+from typing import Any
 
+import jsonschema
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
@@ -216,3 +219,80 @@ def test_many_clients_at_once_each_get_their_own_answer(platform: RunningPlatfor
     assert together[7:8] == asyncio.run(all_at_once([7]))
     assert together[13:14] == asyncio.run(all_at_once([13]))
     assert all(together)
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def test_an_answer_from_zero_is_what_its_schema_says(
+    platform: RunningPlatform, client: openai.OpenAI
+) -> None:
+    platform.until_idle("chat")
+    answer = client.chat.completions.create(
+        model="chat",
+        messages=[{"role": "user", "content": "Ann is 31 years old. Describe her as JSON."}],
+        max_tokens=100,
+        temperature=0,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "person", "schema": PERSON},
+        },
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    person = json.loads(answer.choices[0].message.content or "")
+    jsonschema.validate(person, PERSON)
+
+
+def test_a_schema_that_makes_no_sense_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model="chat",
+            messages=COLOURS,
+            max_tokens=4,
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"type": "nonsense"}},
+            },
+        )
+    assert caught.value.param == "response_format"
+
+
+def test_penalties_are_taken(client: openai.OpenAI) -> None:
+    def answer(**changes: Any) -> str:
+        whole = client.completions.create(
+            model="chat", prompt="A list: a, a, a, a, a,", max_tokens=12, temperature=0, **changes
+        )
+        return whole.choices[0].text
+
+    plain = answer()
+    assert answer(frequency_penalty=2, presence_penalty=2) != plain
+
+
+def test_a_prompt_is_scored_without_an_answer(client: openai.OpenAI) -> None:
+    scored = client.completions.create(
+        model="chat", prompt="The capital of France is Paris", echo=True, logprobs=1, max_tokens=0
+    )
+    choice = scored.choices[0]
+    assert choice.text == "The capital of France is Paris"
+    assert choice.logprobs is not None and choice.logprobs.token_logprobs is not None
+    first, *others = choice.logprobs.token_logprobs
+    assert first is None
+    assert others and all(logprob < 0 for logprob in others)
+    assert scored.usage is not None and scored.usage.completion_tokens == 0
+
+
+def test_what_was_computed_of_a_prompt_is_told(client: openai.OpenAI) -> None:
+    prompt = "The same beginning for both of them. " * 12
+    for _ in range(2):
+        whole = client.completions.create(model="chat", prompt=prompt, max_tokens=1)
+    assert whole.usage is not None and whole.usage.prompt_tokens_details is not None
+    cached = whole.usage.prompt_tokens_details.cached_tokens
+    assert cached is not None and cached >= 48
