@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +136,8 @@ def test_a_guide_that_makes_no_sense_is_refused(asked: Guide) -> None:
     assert caught.value.param in {"response_format", "structured_outputs"}
 
 
-def test_hostile_guides_are_compiled_or_refused_in_bounded_time() -> None:
+@pytest.mark.timeout(60)
+def test_hostile_guides_are_compiled_or_refused() -> None:
     guides = Guides(LETTERS, vocabulary=160)
     deep: dict[str, Any] = {"type": "string"}
     for _ in range(60):
@@ -151,13 +151,10 @@ def test_hostile_guides_are_compiled_or_refused_in_bounded_time() -> None:
         guide("json_schema", {"enum": [f"value {index}" for index in range(3000)]}),
         guide("choice", ["x" * 4000] * 10),
     ):
-        began = time.monotonic()
         try:
             matcher = guides.compile(asked)
         except Invalid:
             continue
-        finally:
-            assert time.monotonic() - began < 10
         mask = bytearray(4 * 5)
         matcher.fill(_address(mask), len(mask))
 

@@ -336,7 +336,8 @@ class Engine:
             matcher.accept([choice.token_id])
             is_complete = matcher.is_finished
         output = generation.completion.push(choice, is_complete=is_complete)
-        output = replace(output, cached_tokens=cached_tokens)
+        if cached_tokens:
+            output = replace(output, cached_tokens=cached_tokens)
         if output.is_last:
             self.abort(sequence.request_id)
         return output

@@ -26,7 +26,6 @@ from worker.kernels.port import (
 from worker.kernels.sampling import Draw, LogProbability, Unchosen
 from worker.weights.quantized import QuantizedWeight
 
-_GROUP = 32  # inputs that share a scale
 _PROLOGUES = {Gate.SILU: 2, Gate.GELU_TANH: 3}
 _NO_PROLOGUE, _NORM_PROLOGUE = 0, 1
 _BFLOAT16, _INT8, _INT4 = 16, 8, 4
@@ -151,47 +150,25 @@ class NativeProduct:
 
 def _packed(parts: Sequence[torch.Tensor | QuantizedWeight]) -> dict[str, Any]:
     """Arguments of a NativeProduct; parts of several formats go in bfloat16, which all fit."""
+    ops = torch.ops.firstlight
     outputs = sum(part.shape[0] for part in parts)
     quantised = [part for part in parts if isinstance(part, QuantizedWeight)]
-    if len(quantised) == len(parts):
-        if all(_is_int8_per_channel(part) for part in quantised):
-            codes = torch.cat([part.codes for part in quantised])
-            scale = torch.cat([part.scale[:, 0] for part in quantised])
-            packed = torch.ops.firstlight.pack_int8.default(codes)
-            return {"packed": packed, "kind": _INT8, "outputs": outputs, "scale": scale}
-        if all(_is_int4_in_groups(part) for part in quantised):
-            codes = torch.cat([part.codes for part in quantised])
-            scales, offsets = zip(*map(_by_groups_of_32, quantised), strict=True)
-            packed = torch.ops.firstlight.pack_int4.default(
-                codes, torch.cat(scales), torch.cat(offsets)
-            )
-            return {"packed": packed, "kind": _INT4, "outputs": outputs}
+    bits = {part.bits for part in quantised}
+    if len(quantised) == len(parts) and len(bits) == 1:
+        codes = torch.cat([part.codes for part in quantised])
+        scale = torch.cat([part.scale for part in quantised])
+        if bits == {8}:
+            packed = ops.pack_int8.default(codes)
+            return {"packed": packed, "kind": _INT8, "outputs": outputs, "scale": scale[:, 0]}
+        offset = torch.cat([part.offset for part in quantised if part.offset is not None])
+        packed = ops.pack_int4.default(codes, scale, offset)
+        return {"packed": packed, "kind": _INT4, "outputs": outputs}
     plain = [
         (part.dequantise() if isinstance(part, QuantizedWeight) else part).to(torch.bfloat16)
         for part in parts
     ]
     weight = torch.cat(plain) if len(plain) > 1 else plain[0].contiguous()
-    packed = torch.ops.firstlight.pack_bf16.default(weight)
-    return {"packed": packed, "kind": _BFLOAT16, "outputs": outputs}
-
-
-def _is_int8_per_channel(part: QuantizedWeight) -> bool:
-    return part.bits == 8 and part.scale.shape[1] == 1 and part.offset is None
-
-
-def _is_int4_in_groups(part: QuantizedWeight) -> bool:
-    inputs, groups = part.shape[1], part.scale.shape[1]
-    return part.bits == 4 and (groups == 1 or inputs // groups % _GROUP == 0)
-
-
-def _by_groups_of_32(part: QuantizedWeight) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and offset, each [outputs, inputs / 32], of weights with larger groups."""
-    groups = -(-part.shape[1] // _GROUP)
-    repeats = groups // part.scale.shape[1]
-    scale = part.scale.repeat_interleave(repeats, 1)
-    if part.offset is None:
-        return scale, torch.zeros_like(scale)
-    return scale, part.offset.repeat_interleave(repeats, 1)
+    return {"packed": ops.pack_bf16.default(weight), "kind": _BFLOAT16, "outputs": outputs}
 
 
 class NativeKVCache:

@@ -2,14 +2,13 @@
 
 import torch
 
-from worker.kernels.port import AttentionLayer, AttentionStep, Prologue
-from worker.layers.linear import Linear
+from worker.kernels.port import AttentionLayer, AttentionStep, Product, Prologue
 
 
 class Attention:
     """Query, key, value and output projections around the attention (Ainslie et al. 2023)."""
 
-    def __init__(self, layer: AttentionLayer, *, query_key_value: Linear, output: Linear) -> None:
+    def __init__(self, layer: AttentionLayer, *, query_key_value: Product, output: Product) -> None:
         self._layer = layer
         self._query_key_value = query_key_value
         self._output = output

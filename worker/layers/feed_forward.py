@@ -2,14 +2,13 @@
 
 import torch
 
-from worker.kernels.port import Gate, Prologue
-from worker.layers.linear import Linear
+from worker.kernels.port import Gate, Product, Prologue
 
 
 class FeedForward:
     """down(activation(gate(x)) * up(x)) (Shazeer 2020)"""
 
-    def __init__(self, gate: Gate, *, gate_up: Linear, down: Linear) -> None:
+    def __init__(self, gate: Gate, *, gate_up: Product, down: Product) -> None:
         self._gate = gate
         self._gate_up = gate_up
         self._down = down

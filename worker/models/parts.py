@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from worker.kernels.port import Kernels, Norm, Product
-from worker.layers.linear import Linear
 from worker.layers.norm import RmsNorm
 from worker.models.config import ModelConfig
 from worker.models.pack import Pack
@@ -51,11 +50,8 @@ class Parts:
     def norm(self, name: str) -> RmsNorm:
         return RmsNorm(self.kernels, self.norm_weight(name, self.config.hidden_size))
 
-    def linear(self, slots: Sequence[Slot], inputs: int) -> Linear:
+    def linear(self, slots: Sequence[Slot], inputs: int) -> Product:
         """One layer whose outputs are those of all slots, one after another."""
-        return Linear(self._product(slots, inputs))
-
-    def _product(self, slots: Sequence[Slot], inputs: int) -> Product:
         if self._pack is None:
             return self._made(slots, inputs)
         name = "+".join(slot.name for slot in slots)
