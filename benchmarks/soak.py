@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.engine.tiny import load_model, make_engine, write_model
+from tests.engine.tiny import LetterTokenizer, load_model, make_engine, write_model
 from worker.engine.async_engine import AsyncEngine
 from worker.engine.engine import Engine
 from worker.engine.request import GenerationRequest, SamplingParams
@@ -59,7 +59,7 @@ def main() -> None:
 
 async def soak(engine: Engine, *, requests: int, most_s: float) -> list[Checkpoint]:
     """Sends the requests in equal parts, and looks around after each."""
-    running = AsyncEngine(engine)
+    running = AsyncEngine(engine, LetterTokenizer())
     running.start()
     dice = random.Random(0)
     started = time.monotonic()

@@ -1,8 +1,8 @@
-"""The engine behind an event loop, with a scripted engine below it."""
+"""The engine behind an event loop, with a scripted engine below it and with a small real one."""
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -14,22 +14,20 @@ from infra.errors import (
     ReplicaFailed,
     ShuttingDown,
 )
-from tests.engine.tiny import request
+from tests.engine.tiny import LetterTokenizer, greedy_alone, make_engine, request
 from worker.engine.async_engine import AsyncEngine
+from worker.engine.choice import Choice
+from worker.engine.event import Ending, Event, Failure, NewToken
 from worker.engine.guided import Matcher
-from worker.engine.request import (
-    FinishReason,
-    GenerationRequest,
-    Guide,
-    Output,
-    refuse_too_long,
-)
+from worker.engine.request import GenerationRequest, Guide, Output, refuse_too_long
 from worker.engine.stats import EngineStats
+from worker.models.causal_model import CausalModel
+from worker.tokenizer.detokenizer import Detokenizer
 
 
 @dataclass
 class Counting:
-    """Answers every request with its step numbers; `pace` lets one step pass a permit."""
+    """Answers every request with its token numbers; `pace` lets one step pass a permit."""
 
     context_tokens: int = 64
     running: dict[str, GenerationRequest] = field(default_factory=dict)
@@ -39,6 +37,8 @@ class Counting:
     error: Exception | None = None
     bad: frozenset[str] = frozenset()
     pace: threading.Semaphore | None = None
+    tokens_a_step: int = 1
+    finished: threading.Event = field(default_factory=threading.Event)  # something has
 
     def check(self, request: GenerationRequest) -> None:
         refuse_too_long(request, context_tokens=64, kv_tokens=64)
@@ -57,26 +57,43 @@ class Counting:
     def has_work(self) -> bool:
         return bool(self.running)
 
-    def step(self) -> Sequence[Output]:
+    def step(self) -> Sequence[Event]:
         if self.pace is not None:
             self.pace.acquire()
         if self.error is not None:
             raise self.error
         self.steps += 1
-        return [self._output(each) for each in list(self.running.values())]
+        running = list(self.running.values())
+        return [event for asked in running for event in self._go_on(asked)]
 
     def stats(self) -> EngineStats:
         return EngineStats(running=len(self.running), steps=self.steps)
 
-    def _output(self, asked: GenerationRequest) -> Output:
+    def _go_on(self, asked: GenerationRequest) -> Iterator[Event]:
         name = asked.request_id
-        self.made[name] += 1
-        is_last = self.made[name] == asked.sampling.max_tokens
-        error = PlatformError("cannot") if name in self.bad else None
-        if is_last or error is not None:
+        if name in self.bad:
             del self.running[name]
-        reason: FinishReason | None = "length" if is_last and error is None else None
-        return Output(name, f"{self.made[name]} ", (self.made[name],), (), reason, error)
+            yield Failure(name, PlatformError("cannot"))
+            return
+        for _ in range(self.tokens_a_step):
+            self.made[name] += 1
+            is_last = self.made[name] == asked.sampling.max_tokens
+            yield NewToken(name, Choice(self.made[name]), Ending.LENGTH if is_last else None)
+            if is_last:
+                del self.running[name]
+                self.finished.set()
+                return
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Token 7 is `7 `."""
+
+    def stream(self) -> Detokenizer:
+        return Detokenizer(self.token_bytes, drops_first_space=False)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return f"{token_id} ".encode()
 
 
 @pytest.fixture
@@ -86,10 +103,16 @@ def counting() -> Counting:
 
 @pytest.fixture
 async def engine(counting: Counting) -> AsyncIterator[AsyncEngine]:
-    engine = AsyncEngine(counting)
+    engine = AsyncEngine(counting, Numbers())
     engine.start()
     yield engine
+    if counting.pace is not None:
+        counting.pace.release(1000)
     await engine.close()
+
+
+async def _outputs(engine: AsyncEngine, asked: GenerationRequest) -> list[Output]:
+    return [output async for output in engine.generate(asked)]
 
 
 async def text_of(engine: AsyncEngine, asked: GenerationRequest) -> str:
@@ -141,6 +164,54 @@ async def test_cancelling_the_consumer_aborts(engine: AsyncEngine, counting: Cou
     assert counting.aborted == ["a"]
 
 
+async def test_a_stop_string_ends_the_stream_and_aborts_within_a_step(
+    engine: AsyncEngine, counting: Counting
+) -> None:
+    counting.pace = threading.Semaphore(0)
+    asked = request("a", [1], 50, stop=("4",))
+    stopped = asyncio.ensure_future(_outputs(engine, asked))
+    counting.pace.release(4)
+    outputs = await stopped
+    counting.pace.release(1)  # the step that was under way
+    other = asyncio.ensure_future(text_of(engine, request("b", [1], 1)))
+    counting.pace.release(5)
+    assert await other == "1 "
+
+    assert "".join(output.text for output in outputs) == "1 2 3 "
+    assert [output.finish_reason for output in outputs] == [None, None, None, "stop"]
+    assert counting.aborted == ["a"] and counting.made["a"] <= 5
+
+
+async def test_tokens_after_a_stop_string_are_nobodys(
+    engine: AsyncEngine, counting: Counting
+) -> None:
+    """Also those of its own step, of which guesses make several."""
+    counting.tokens_a_step = 3
+    outputs = await _outputs(engine, request("a", [1], 50, stop=("4 5",), logprobs=0))
+    assert "".join(output.text for output in outputs) == "1 2 3 "
+    assert [output.token_ids for output in outputs] == [(1,), (2,), (3,), (4,), (5,)]
+    assert [each.token_id for output in outputs for each in output.logprobs] == [1, 2, 3]
+
+
+async def test_a_stop_string_in_the_last_token_is_no_abort(
+    engine: AsyncEngine, counting: Counting
+) -> None:
+    outputs = await _outputs(engine, request("a", [1], 3, stop=("3",)))
+    assert [output.finish_reason for output in outputs] == [None, None, "stop"]
+    await engine.close()
+    assert counting.aborted == []
+
+
+async def test_a_loop_that_is_busy_holds_no_step_up(
+    engine: AsyncEngine, counting: Counting
+) -> None:
+    outputs = engine.generate(request("a", [1], 40))
+    assert (await anext(outputs)).text == "1 "
+    assert counting.finished.wait(10)  # blocks the loop: nothing is delivered
+    assert counting.steps == 40
+    assert [output.text async for output in outputs] == [f"{number} " for number in range(2, 41)]
+
+
 async def test_gauges_know_of_an_abort_that_left_nothing_to_do(
     engine: AsyncEngine, counting: Counting
 ) -> None:
@@ -188,7 +259,7 @@ async def test_an_id_that_is_in_flight_is_refused(engine: AsyncEngine, counting:
 
 async def test_a_dead_engine_fails_all_and_says_so_once(counting: Counting) -> None:
     failures: list[BaseException] = []
-    engine = AsyncEngine(counting, failures.append)
+    engine = AsyncEngine(counting, Numbers(), failures.append)
     counting.pace = threading.Semaphore(1)
     engine.start()
     outputs = engine.generate(request("a", [1], 3))
@@ -204,7 +275,7 @@ async def test_a_dead_engine_fails_all_and_says_so_once(counting: Counting) -> N
 
 
 async def test_closing_ends_what_runs_and_refuses_what_comes(counting: Counting) -> None:
-    engine = AsyncEngine(counting)
+    engine = AsyncEngine(counting, Numbers())
     counting.pace = threading.Semaphore(1)
     engine.start()
     outputs = engine.generate(request("a", [1], 50))
@@ -224,10 +295,42 @@ async def test_a_guide_that_does_not_compile_ends_its_request_before_the_engine_
     None
 ):
     engine = Counting()
-    running = AsyncEngine(engine)
+    running = AsyncEngine(engine, Numbers())
     running.start()
     with pytest.raises(Invalid, match="no guide"):
         async for _ in running.generate(request("r", [1], 3, guide=Guide("regex", "["))):
             pass
     await running.close()
     assert not engine.made
+
+
+@pytest.mark.parametrize("speculation", ["none", "ngram"])
+async def test_what_stop_strings_and_cancels_leave_behind_is_nothing(
+    tiny: CausalModel, speculation: str
+) -> None:
+    prompt = [97, 98, 99] * 6
+    plain = "".join(map(chr, greedy_alone(tiny, prompt, 40)))
+    stop = plain[9:11]
+    engine = make_engine(tiny, speculation=speculation)
+    running = AsyncEngine(engine, LetterTokenizer())
+    running.start()
+
+    async def leave(name: str) -> None:
+        outputs = running.generate(request(name, prompt, 500))
+        await anext(outputs)
+        await outputs.aclose()
+
+    stopped = [text_of(running, request(f"s{i}", prompt, 500, stop=(stop,))) for i in range(3)]
+    whole = text_of(running, request("whole", prompt, 40))
+    *texts, other = await asyncio.gather(*stopped, whole)
+    await asyncio.gather(*(leave(f"left{index}") for index in range(3)))
+    async with asyncio.timeout(10):
+        while running.stats.running:  # noqa: ASYNC110 - nobody would tell us
+            await asyncio.sleep(0.001)
+    await running.close()
+
+    assert texts == [plain[: plain.index(stop)]] * 3 and other == plain
+    engine.check_integrity()
+    stats = engine.stats()
+    assert stats.free_blocks == stats.total_blocks
+    assert stats.generated_tokens < 1000, "of the 3,040 that were asked for"

@@ -21,6 +21,8 @@ from tests.engine.tiny import (
     run,
     write_model,
 )
+from worker.engine.event import Ending, Failure, NewToken, PromptScores
+from worker.engine.request import Guide
 from worker.models.causal_model import CausalModel
 
 LETTERS = range(97, 123)
@@ -150,7 +152,7 @@ def test_a_shorter_prompt_is_not_held_up_by_steps_of_a_longer_one(tiny: CausalMo
     engine.submit(request("long", [98] * 200, 4))
 
     steps_with_short = sum(
-        any(output.request_id == "short" for output in engine.step()) for _ in range(10)
+        any(event.request_id == "short" for event in engine.step()) for _ in range(10)
     )
 
     assert steps_with_short == 10
@@ -162,15 +164,16 @@ def test_a_request_ends_with_its_deadline_and_no_other_does(tiny: CausalModel) -
     engine.submit(replace(request("runs", [97, 98], 50), deadline=4.0))
     engine.submit(replace(request("waits", [97, 98], 50), deadline=3.0))
     engine.submit(request("patient", [97, 98], 5))
-    assert [output.request_id for output in engine.step()] == ["runs"]
+    assert [event.request_id for event in engine.step()] == ["runs"]
 
     now[0] = 5.0
-    outputs = engine.step()
+    *ended, other = engine.step()
     engine.check_integrity()
 
-    ended = {output.request_id: output.error for output in outputs[:2]}
-    assert ended.keys() == {"runs", "waits"} and outputs[2].request_id == "patient"
-    assert all(isinstance(error, ExecutionTimeout) for error in ended.values())
+    assert {each.request_id for each in ended} == {"runs", "waits"}
+    for each in ended:
+        assert isinstance(each, Failure) and isinstance(each.error, ExecutionTimeout)
+    assert isinstance(other, NewToken) and other.request_id == "patient"
     assert engine.stats().running == 1 and engine.stats().waiting == 0
 
 
@@ -206,6 +209,60 @@ def test_the_end_token_ends_a_text_and_is_not_part_of_it(tiny: CausalModel) -> N
 def test_max_tokens_ends_with_length(tiny: CausalModel) -> None:
     got = run(make_engine(tiny), [request("r", [97, 98], 3)])["r"]
     assert [output.finish_reason for output in got.outputs] == [None, None, "length"]
+
+
+def test_a_step_tells_tokens_and_why_the_last_was_the_last(tiny: CausalModel) -> None:
+    prompt = prompts(1)[0]
+    plain = greedy_alone(tiny, prompt, 20)
+    end = next(token for token in plain if token != plain[0])
+    cut = plain.index(end) + 1
+    choice = Guide("choice", '["aaa"]')
+    engine = make_engine(tiny, LetterTokenizer(frozenset([end])), speculation="none")
+    engine.submit(request("ends", prompt, 20))
+    engine.submit(request("cut", prompt, 20, ignore_eos=True))
+    engine.submit(request("guided", prompt, 20, guide=choice), engine.compile(choice))
+    engine.submit(request("cut at its end", prompt, cut))
+
+    told: dict[str, list[tuple[int, Ending | None]]] = {}
+    while engine.has_work():
+        for event in engine.step():
+            assert isinstance(event, NewToken)
+            told.setdefault(event.request_id, []).append((event.choice.token_id, event.ending))
+
+    assert told["ends"] == [*((token, None) for token in plain[: cut - 1]), (end, Ending.END_TOKEN)]
+    assert told["cut"] == [*((token, None) for token in plain[:-1]), (plain[-1], Ending.LENGTH)]
+    assert told["guided"] == [(97, None), (97, None), (97, Ending.GUIDE_COMPLETE)]
+    assert told["cut at its end"] == told["ends"]
+
+
+def test_a_prompt_is_scored_as_it_is_computed_and_before_its_answer(tiny: CausalModel) -> None:
+    prompt = [*LETTERS, *LETTERS][:40]
+    engine = make_engine(tiny, token_budget=16, max_batch_size=1)
+    engine.submit(request("r", prompt, 1, prompt_logprobs=0))
+
+    steps = []
+    while engine.has_work():
+        steps.append(engine.step())
+
+    scored = [each.choices for step in steps for each in step if isinstance(each, PromptScores)]
+    assert [len(choices) for choices in scored] == [16, 16, 7]
+    assert [each.token_id for choices in scored for each in choices] == prompt[1:]
+    assert [type(each) for each in steps[-1]] == [PromptScores, NewToken]
+
+
+def test_stop_strings_are_none_of_the_engines_business(tiny: CausalModel) -> None:
+    prompt = prompts(1)[0]
+    plain = greedy_alone(tiny, prompt, 20)
+    engine = make_engine(tiny)
+    engine.submit(request("r", prompt, 20, stop=(chr(plain[5]),)))
+
+    made: list[int] = []
+    while engine.has_work():
+        for event in engine.step():
+            assert isinstance(event, NewToken)
+            made.append(event.choice.token_id)
+
+    assert made == plain
 
 
 def test_a_stop_string_ends_the_text_before_it(tiny: CausalModel) -> None:
@@ -316,8 +373,7 @@ def test_numbers_that_are_not_finite_fail_one_request_and_touch_no_other(tmp_pat
     got = run(engine, [sick[0], healthy[0], sick[1], healthy[1], healthy[2], sick[2]], every=2)
 
     for each in sick:
-        last = got[each.request_id].outputs[-1]
-        assert isinstance(last.error, PlatformError) and last.is_last
+        assert isinstance(got[each.request_id].error, PlatformError)
     assert [got[each.request_id].token_ids for each in healthy] == expected
     assert engine.stats().free_blocks == engine.stats().total_blocks
 

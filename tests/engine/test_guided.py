@@ -19,6 +19,7 @@ from tests.engine.tiny import (
     run,
     write_model,
 )
+from worker.engine.completion import Tokenizer as TextTokenizer
 from worker.engine.engine import Engine
 from worker.engine.guided import Guides
 from worker.engine.request import GenerationRequest, Guide
@@ -44,19 +45,14 @@ def guide(kind: Any, content: Any = "") -> Guide:
     return Guide(kind, content if isinstance(content, str) else json.dumps(content))
 
 
-def run_guided(engine: Engine, requests: Sequence[GenerationRequest]) -> Mapping[str, Collected]:
-    """Submits all at once, guides compiled beforehand."""
-    got = {each.request_id: Collected() for each in requests}
-    for each in requests:
-        engine.check(each)
-        asked = each.sampling.guide
-        engine.submit(each, None if asked is None else engine.compile(asked))
-    while engine.has_work():
-        for output in engine.step():
-            if output.error is not None:
-                raise output.error
-            got[output.request_id].add(output)
-        engine.check_integrity()
+def run_guided(
+    engine: Engine, requests: Sequence[GenerationRequest], tokenizer: TextTokenizer | None = None
+) -> Mapping[str, Collected]:
+    """Raises what ended one of them."""
+    got = run(engine, requests, tokenizer=tokenizer)
+    for each in got.values():
+        if each.error is not None:
+            raise each.error
     return got
 
 
@@ -188,7 +184,7 @@ def test_the_real_model_writes_what_a_schema_says(smollm2_dir: Path) -> None:
         )
         for seed in range(6)
     ]
-    for collected in run_guided(engine, requests).values():
+    for collected in run_guided(engine, requests, tokenizer).values():
         assert collected.outputs[-1].finish_reason == "stop"
         jsonschema.validate(json.loads(collected.text), PERSON)
 

@@ -35,9 +35,10 @@ def replica() -> None:
     engine.warm()
     prompt = tokenizer.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
     engine.submit(GenerationRequest("r", tuple(prompt), SamplingParams(16, temperature=0)))
-    text = ""
+    answer, text = tokenizer.stream(), ""
     while engine.has_work():
-        text += "".join(output.text for output in engine.step())
+        for event in engine.step():
+            text += answer.push(event.choice.token_id)
     assert len(os.listdir("/proc/self/task")) >= 2, "the child computes on one thread"
     late = {name for name in set(sys.modules) - loaded if name.startswith(("worker", "torch."))}
     assert not late, f"imported after the fork: {sorted(late)}"

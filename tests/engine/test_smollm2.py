@@ -62,7 +62,7 @@ def generate(
         GenerationRequest(str(index), tuple(each), SamplingParams(TOKENS, temperature=0))
         for index, each in enumerate(prompts)
     ]
-    got = run(engine, asked, every=every)
+    got = run(engine, asked, every=every, tokenizer=tokenizer)
     return engine, [got[each.request_id] for each in asked]
 
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from infra.contracts.model_spec import EngineSettings
+from infra.errors import PlatformError
+from worker.engine.completion import Completion, Tokenizer
 from worker.engine.engine import Engine
+from worker.engine.event import Event, NewToken
 from worker.engine.request import GenerationRequest, Output, SamplingParams
 from worker.kernels.port import Span
 from worker.models.causal_model import CausalModel
@@ -147,16 +150,34 @@ def greedy_alone(
     return token_ids[len(prompt) :]
 
 
-@dataclass
 class Collected:
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    outputs: list[Output] = field(default_factory=list)
+    """One answer, made of what the engine tells of it."""
 
-    def add(self, output: Output) -> None:
-        self.text += output.text
-        self.token_ids += output.token_ids
-        self.outputs.append(output)
+    def __init__(self, request: GenerationRequest, tokenizer: Tokenizer) -> None:
+        self.text = ""
+        self.token_ids: list[int] = []
+        self.outputs: list[Output] = []
+        self.error: PlatformError | None = None
+        self.num_dropped = 0  # tokens after its stop string
+        self._completion = Completion(request, tokenizer)
+
+    @property
+    def is_stopped(self) -> bool:
+        return bool(self.outputs) and self.outputs[-1].is_last
+
+    def take(self, event: Event) -> None:
+        if self.is_stopped:
+            self.num_dropped += isinstance(event, NewToken)
+            return
+        try:
+            output = self._completion.take(event)
+        except PlatformError as error:
+            self.error = error
+            return
+        if output is not None:
+            self.text += output.text
+            self.token_ids += output.token_ids
+            self.outputs.append(output)
 
 
 def request(
@@ -185,20 +206,30 @@ def make_engine(
 
 
 def run(
-    engine: Engine, requests: Sequence[GenerationRequest], *, every: int = 0
+    engine: Engine,
+    requests: Sequence[GenerationRequest],
+    *,
+    every: int = 0,
+    tokenizer: Tokenizer | None = None,
 ) -> dict[str, Collected]:
     """Submits all at once, or one every so many steps, and steps until nothing is left."""
-    collected = {each.request_id: Collected() for each in requests}
+    spelling = tokenizer or LetterTokenizer()
+    collected = {each.request_id: Collected(each, spelling) for each in requests}
     waiting = list(requests)
     steps = 0
     while waiting or engine.has_work():
         while waiting and (every == 0 or steps % every == 0 or not engine.has_work()):
-            engine.check(waiting[0])
-            engine.submit(waiting.pop(0))
+            asked = waiting.pop(0)
+            guide = asked.sampling.guide
+            engine.check(asked)
+            engine.submit(asked, None if guide is None else engine.compile(guide))
             if every:
                 break
-        for output in engine.step():
-            collected[output.request_id].add(output)
+        for event in engine.step():
+            answer = collected[event.request_id]
+            answer.take(event)
+            if answer.is_stopped:
+                engine.abort(event.request_id)
         engine.check_integrity()
         steps += 1
     return collected

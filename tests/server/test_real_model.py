@@ -35,7 +35,7 @@ def client(smollm2_dir: Path, tokenizer: Tokenizer) -> Iterator[openai.OpenAI]:
     weights = open_weights(smollm2_dir, lambda fraction: None)
     engine = Engine(build_model(read_config(smollm2_dir), weights, settings), tokenizer, settings)
     engine.warm()
-    running = AsyncEngine(engine)
+    running = AsyncEngine(engine, tokenizer)
 
     def build() -> ReplicaServer:
         running.start()

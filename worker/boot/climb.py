@@ -73,7 +73,10 @@ class ModelClimb:
         stages.part("cache")
         self._forget_tokenizers()
         return Climbed(
-            folder, AsyncEngine(engine), tokenizer, settle=None if pack is None else pack.save
+            folder,
+            AsyncEngine(engine, tokenizer),
+            tokenizer,
+            settle=None if pack is None else pack.save,
         )
 
     def _read_tokenizer(self, source: ResolvedSource, folder: Path) -> Future[Tokenizer]:

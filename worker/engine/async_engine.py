@@ -1,4 +1,4 @@
-"""The engine behind an event loop: one thread steps it, one wake-up a step delivers its outputs."""
+"""The engine behind an event loop: a thread steps it, and here its tokens become text."""
 
 import asyncio
 import queue
@@ -12,6 +12,8 @@ from typing import Protocol
 import structlog
 
 from infra.errors import Invalid, PlatformError, ReplicaFailed, ShuttingDown
+from worker.engine.completion import Completion, Tokenizer
+from worker.engine.event import Event, Failure
 from worker.engine.guided import Matcher
 from worker.engine.request import GenerationRequest, Guide, Output
 from worker.engine.stats import EngineStats
@@ -34,7 +36,7 @@ class StepEngine(Protocol):
     def submit(self, request: GenerationRequest, matcher: Matcher | None = None) -> None: ...
     def abort(self, request_id: str) -> None: ...
     def has_work(self) -> bool: ...
-    def step(self) -> Sequence[Output]: ...
+    def step(self) -> Sequence[Event]: ...
     def stats(self) -> EngineStats: ...
 
 
@@ -60,17 +62,24 @@ _Command = _Submit | _Abort | _Stop
 class AsyncEngine:
     """Owns the engine's thread. All methods belong to the event loop that called `start`.
 
+    A step's events reach the loop with one wake-up, and become outputs where these are read: the
+    thread spells no text, looks for no stop strings and waits for nobody.
+
     `on_failure` fires once, on the loop, when the thread dies of an error; from then on every
     `generate`, running or new, raises ReplicaFailed.
     """
 
     def __init__(
-        self, engine: StepEngine, on_failure: Callable[[BaseException], None] | None = None
+        self,
+        engine: StepEngine,
+        tokenizer: Tokenizer,
+        on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.on_failure = on_failure
         self._engine = engine
+        self._tokenizer = tokenizer
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._streams: dict[str, asyncio.Queue[Output | PlatformError]] = {}
+        self._streams: dict[str, asyncio.Queue[Event]] = {}
         self._stats = engine.stats()
         self._ended: Callable[[], PlatformError] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -88,7 +97,7 @@ class AsyncEngine:
         return self._stats
 
     def start(self) -> None:
-        """Starts the engine's thread; outputs go to the running event loop."""
+        """Starts the engine's thread; events go to the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -106,7 +115,7 @@ class AsyncEngine:
 
         Raises ContextLengthExceeded at once for a request that can never run; while iterating, the
         error that ended the request, which may be that its guide does not compile. Closing or
-        cancelling the iterator aborts it within a step.
+        cancelling the iterator aborts it within a step, as a stop string does.
         """
         if self._ended is not None:
             raise self._ended()
@@ -119,22 +128,27 @@ class AsyncEngine:
             raise self._ended()
         if request.request_id in self._streams:
             raise ValueError(f"request id {request.request_id!r} is in flight already")
-        outputs: asyncio.Queue[Output | PlatformError] = asyncio.Queue()
-        self._streams[request.request_id] = outputs
+        completion = Completion(request, self._tokenizer)
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        self._streams[request.request_id] = events
         self._inbox.put(_Submit(request, matcher))
-        is_finished = False
+        is_running = True  # as far as the engine knows
         try:
-            while not is_finished:
-                output = await outputs.get()
-                error = output if isinstance(output, PlatformError) else output.error
-                is_finished = error is not None or (isinstance(output, Output) and output.is_last)
-                if error is not None:
-                    raise error
-                assert isinstance(output, Output)
+            while True:
+                event = await events.get()
+                is_running = not event.is_last
+                output = completion.take(event)
+                if output is None:
+                    continue
+                if output.is_last and is_running:
+                    self._inbox.put(_Abort(request.request_id))
+                    is_running = False
                 yield output
+                if output.is_last:
+                    return
         finally:
             del self._streams[request.request_id]
-            if not is_finished:
+            if is_running:
                 self._inbox.put(_Abort(request.request_id))
 
     async def _compiled(self, guide: Guide | None) -> Matcher | None:
@@ -154,8 +168,8 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             while self._take_commands():
-                outputs = self._engine.step()
-                self._post(partial(self._deliver, outputs, self._engine.stats()))
+                events = self._engine.step()
+                self._post(partial(self._deliver, events, self._engine.stats()))
         except BaseException as error:
             log.exception("engine.failed")
             self._post(partial(self._fail, error))
@@ -185,11 +199,11 @@ class AsyncEngine:
 
     # Back on the loop ---------------------------------------------------------------------
 
-    def _deliver(self, outputs: Sequence[Output], stats: EngineStats) -> None:
+    def _deliver(self, events: Sequence[Event], stats: EngineStats) -> None:
         self._stats = stats
-        for output in outputs:
-            if (stream := self._streams.get(output.request_id)) is not None:
-                stream.put_nowait(output)
+        for event in events:
+            if (stream := self._streams.get(event.request_id)) is not None:
+                stream.put_nowait(event)
 
     def _fail(self, error: BaseException) -> None:
         detail = f"the engine died: {type(error).__name__}: {error}"
@@ -200,5 +214,5 @@ class AsyncEngine:
     def _end(self, error: Callable[[], PlatformError]) -> None:
         if self._ended is None:
             self._ended = error
-        for stream in self._streams.values():
-            stream.put_nowait(error())
+        for request_id, stream in self._streams.items():
+            stream.put_nowait(Failure(request_id, error()))

@@ -1,19 +1,13 @@
-"""Turns the tokens of one request into its outputs."""
+"""Turns what the engine tells of one request into its outputs."""
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from worker.engine.choice import Choice
-from worker.engine.request import (
-    FinishReason,
-    GenerationRequest,
-    Output,
-    SamplingParams,
-    TokenLogprob,
-)
+from worker.engine.event import Ending, Event, Failure, NewToken, PromptScores
+from worker.engine.request import FinishReason, GenerationRequest, Output, TokenLogprob
 from worker.engine.stop_strings import StopStrings
 
 
@@ -25,21 +19,10 @@ class Detokenizer(Protocol):
 
 
 class Tokenizer(Protocol):
-    """What the engine needs of a tokenizer."""
+    """What answers need of a tokenizer."""
 
-    @property
-    def eos_token_ids(self) -> frozenset[int]: ...
-    @property
-    def special_token_ids(self) -> frozenset[int]: ...
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
     def stream(self) -> Detokenizer: ...
     def token_bytes(self, token_id: int) -> bytes: ...
-
-
-def end_token_ids(sampling: SamplingParams, tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that end the answer."""
-    own = frozenset[int]() if sampling.ignore_eos else tokenizer.eos_token_ids
-    return own | sampling.stop_token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +41,6 @@ class Completion:
         self._request = request
         self._tokenizer = tokenizer
         self._detokenizer = tokenizer.stream()
-        self._end_token_ids = end_token_ids(request.sampling, tokenizer)
         self._stops = StopStrings(request.sampling.stop)
         self._prompt_logprobs: list[TokenLogprob] = []
         if request.sampling.prompt_logprobs is not None:
@@ -68,23 +50,29 @@ class Completion:
         self._num_decoded = 0  # characters
         self._num_shown = 0
 
-    def add_prompt(self, choices: Sequence[Choice]) -> None:
-        """The next tokens of the prompt after its first; the first output will have them all."""
-        self._prompt_logprobs += map(self._describe, choices)
+    def take(self, event: Event) -> Output | None:
+        """What the event adds, if it is a token; raises the error that ended the request.
 
-    def push(self, choice: Choice, *, is_complete: bool = False) -> Output:
-        """What the token adds. A token that ends the answer adds no text and no log-probability.
-
-        After it an answer that `is_complete` is at its end.
+        After a stop string the output is the last, which the engine cannot know: it is to be told,
+        and the tokens that it made meanwhile are nobody's.
         """
+        match event:
+            case NewToken():
+                return self._push(event)
+            case PromptScores():
+                self._prompt_logprobs += map(self._describe, event.choices)
+                return None
+            case Failure():
+                raise event.error
+
+    def _push(self, event: NewToken) -> Output:
+        """A token that ends the answer adds no text and no log-probability."""
+        choice, ending = event.choice, event.ending
         self._num_tokens += 1
-        is_end = choice.token_id in self._end_token_ids
-        text = "" if is_end else self._decode(choice)
-        finish_reason = self._finish_reason(is_end=is_end or is_complete)
-        if finish_reason is not None and not self._stops.is_stopped:
+        text = "" if ending is Ending.END_TOKEN else self._decode(choice)
+        if ending is not None and not self._stops.is_stopped:
             text += self._flush()
-            if self._stops.is_stopped:
-                finish_reason = "stop"
+        finish_reason = self._finish_reason(ending)
         self._num_shown += len(text)
         prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), []
         return Output(
@@ -94,6 +82,7 @@ class Completion:
             logprobs=self._release(is_last=finish_reason is not None),
             finish_reason=finish_reason,
             prompt_logprobs=prompt_logprobs,
+            cached_tokens=event.cached_tokens,
         )
 
     def _decode(self, choice: Choice) -> str:
@@ -109,10 +98,16 @@ class Completion:
         is_early = self._num_tokens <= self._request.sampling.min_tokens
         return self._stops.push(piece, may_stop=not is_early)
 
-    def _finish_reason(self, *, is_end: bool) -> FinishReason | None:
-        if is_end or self._stops.is_stopped:
+    def _finish_reason(self, ending: Ending | None) -> FinishReason | None:
+        if self._stops.is_stopped:
             return "stop"
-        return "length" if self._num_tokens == self._request.sampling.max_tokens else None
+        match ending:
+            case None:
+                return None
+            case Ending.LENGTH:
+                return "length"
+            case Ending.END_TOKEN | Ending.GUIDE_COMPLETE:
+                return "stop"
 
     def _flush(self) -> str:
         """The rest of the text, when no more tokens come."""

@@ -2,8 +2,8 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -15,11 +15,11 @@ from worker.engine.batch import Batch, Slice
 from worker.engine.block_pool import BlockPool
 from worker.engine.checks import check_request
 from worker.engine.choice import Choice
-from worker.engine.completion import Completion, Tokenizer, end_token_ids
-from worker.engine.guided import Guides, Matcher
+from worker.engine.event import Ending, Event, Failure, NewToken, PromptScores
+from worker.engine.guided import Guides, GuideTokenizer, Matcher
 from worker.engine.kv_size import host_memory_bytes, kv_blocks
 from worker.engine.prefix_cache import PrefixCache
-from worker.engine.request import GenerationRequest, Guide, Output, refuse_too_long
+from worker.engine.request import GenerationRequest, Guide, SamplingParams, refuse_too_long
 from worker.engine.sampler import Row, Sampler, Told, sample, with_logprobs
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
@@ -43,13 +43,21 @@ _FAILURES: dict[Unchosen, Callable[[], PlatformError]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Generation:
-    """A request in flight: what the scheduler knows, how it goes on, and its answer so far."""
+    """A request in flight: what the scheduler knows, how it goes on, and what ends it."""
 
     sequence: Sequence
     sampler: Sampler
-    completion: Completion
+    end_token_ids: frozenset[int]
     matcher: Matcher | None
     guesser: Guesser | None
+
+    def ending(self) -> Ending | None:
+        """Whether its last token was the last of all, and why."""
+        if self.sequence.token_ids[-1] in self.end_token_ids:
+            return Ending.END_TOKEN
+        if self.matcher is not None and self.matcher.is_finished:
+            return Ending.GUIDE_COMPLETE
+        return None if self.sequence.num_tokens_to_come else Ending.LENGTH
 
 
 class Engine:
@@ -61,7 +69,7 @@ class Engine:
     def __init__(
         self,
         model: CausalModel,
-        tokenizer: Tokenizer,
+        tokenizer: GuideTokenizer,
         settings: EngineSettings,
         clock: Callable[[], float] = time.monotonic,
         guess_cost: GuessCost | None = None,
@@ -71,7 +79,7 @@ class Engine:
         The clock is that of the requests' deadlines. What guesses cost is measured, unless told.
         """
         self._model = model
-        self._tokenizer = tokenizer
+        self._eos_token_ids = tokenizer.eos_token_ids
         self._settings = settings
         self._clock = clock
         self._pool = BlockPool(
@@ -137,13 +145,18 @@ class Engine:
     def submit(self, request: GenerationRequest, matcher: Matcher | None = None) -> None:
         """Queues a checked request; one with a guide comes with its matcher."""
         sampling = request.sampling
-        sequence = Sequence(
-            request, seed=secrets.randbits(64) if sampling.seed is None else sampling.seed
-        )
+        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        sequence = Sequence(request, seed)
+        ends = self._end_token_ids(sampling)
         self._generations[request.request_id] = _Generation(
             sequence,
-            self._sampler(sequence),
-            Completion(request, self._tokenizer),
+            Sampler(
+                sampling,
+                seed=seed,
+                prompt_token_ids=request.prompt_token_ids,
+                end_token_ids=ends,
+            ),
+            ends,
             matcher,
             self._speculation.begin(NgramProposer()) if self._guesses else None,
         )
@@ -158,16 +171,16 @@ class Engine:
     def has_work(self) -> bool:
         return self._scheduler.has_work()
 
-    def step(self) -> list[Output]:
-        """Computes one batch; outputs of every sequence that has new tokens or has failed."""
+    def step(self) -> list[Event]:
+        """Computes one batch; what came of it for each sequence, in the order of its tokens."""
         began = self._clock()
-        outputs = [self._expire(sequence) for sequence in self._scheduler.expired(now=began)]
+        events: list[Event] = list(map(self._expire, self._scheduler.expired(now=began)))
         batch = self._scheduler.schedule()
         if batch.slices:
-            outputs += self._compute(batch)
+            events += self._compute(batch)
             seconds = self._clock() - began
             self._observe(batch, seconds)
-        return outputs
+        return events
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -198,27 +211,22 @@ class Engine:
         if batch.num_tokens - batch.num_drafts == len(batch.slices):
             self._speculation.cost.observe(batch.num_tokens, batch.num_drafts, seconds)
 
-    def _sampler(self, sequence: Sequence) -> Sampler:
-        sampling = sequence.request.sampling
-        ends = end_token_ids(sampling, self._tokenizer)
-        return Sampler(
-            sampling,
-            seed=sequence.seed,
-            prompt_token_ids=sequence.request.prompt_token_ids,
-            end_token_ids=frozenset(end for end in ends if end < self._model.vocabulary),
-        )
+    def _end_token_ids(self, sampling: SamplingParams) -> frozenset[int]:
+        """Tokens that end the answer."""
+        own = frozenset[int]() if sampling.ignore_eos else self._eos_token_ids
+        ends = own | sampling.stop_token_ids
+        return frozenset(end for end in ends if end < self._model.vocabulary)
 
-    def _compute(self, batch: Batch) -> list[Output]:
+    def _compute(self, batch: Batch) -> list[Event]:
         logits = self._logits(batch)
         self._scheduler.computed(batch)
         self._num_steps += 1
         rows, masks = self._rows(batch.sampled)
         choices = iter(sample(self._model.kernels, logits[: len(rows)], rows, masks))
-        self._score_prompts(batch, logits[len(rows) :])
-        outputs: list[Output] = []
+        events: list[Event] = list(self._score_prompts(batch, logits[len(rows) :]))
         for piece in batch.sampled:
-            outputs += self._go_on(piece, list(islice(choices, len(piece.sampled))))
-        return outputs
+            events += self._go_on(piece, list(islice(choices, len(piece.sampled))))
+        return events
 
     def _logits(self, batch: Batch) -> torch.Tensor:
         """[rows, vocabulary]: of the sequences that get a token, then of prompts to be scored."""
@@ -263,8 +271,8 @@ class Engine:
         matcher.take_back(len(guesses))
         return masks
 
-    def _score_prompts(self, batch: Batch, logits: torch.Tensor) -> None:
-        """Tells completions how likely their prompts' tokens were; rows in the batch's order."""
+    def _score_prompts(self, batch: Batch, logits: torch.Tensor) -> Iterator[PromptScores]:
+        """How likely tokens of prompts were; rows in the batch's order."""
         first_row = 0
         for piece in batch.slices:
             sequence, positions = piece.sequence, piece.scored
@@ -277,32 +285,32 @@ class Engine:
             ]
             first_row += len(told)
             choices = with_logprobs(self._model.kernels, logits, told)
-            self._generations[sequence.request_id].completion.add_prompt(choices)
             sequence.num_scored_tokens = positions.stop
+            yield PromptScores(sequence.request_id, tuple(choices))
 
-    def _expire(self, sequence: Sequence) -> Output:
+    def _expire(self, sequence: Sequence) -> Failure:
         self.abort(sequence.request_id)
         error = ExecutionTimeout(
             f"the request's deadline came after {sequence.num_generated_tokens} tokens of output"
         )
-        return Output(sequence.request_id, "", (), (), None, error)
+        return Failure(sequence.request_id, error)
 
-    def _go_on(self, piece: Slice, choices: list[Choice | Unchosen]) -> list[Output]:
+    def _go_on(self, piece: Slice, choices: list[Choice | Unchosen]) -> list[NewToken | Failure]:
         """Takes a sequence on by the guesses that were right, and by the token after them."""
         sequence, guesses = piece.sequence, piece.drafts
         generation = self._generations[sequence.request_id]
-        outputs: list[Output] = []
+        events: list[NewToken | Failure] = []
         for choice, guess in zip(choices, [*guesses, None], strict=True):
-            outputs.append(self._append(generation, choice))
-            if outputs[-1].is_last or outputs[-1].token_ids != (guess,):
+            events.append(self._append(generation, choice))
+            if events[-1].is_last or sequence.token_ids[-1] != guess:
                 break
-        num_right = len(outputs) - 1
+        num_right = len(events) - 1
         self._num_guesses += len(guesses)
         self._num_right_guesses += num_right
-        if not outputs[-1].is_last:
+        if not events[-1].is_last:
             self._scheduler.accepted(sequence, num_right)
             sequence.draft_token_ids = self._guess(generation)
-        return outputs
+        return events
 
     def _guess(self, generation: _Generation) -> list[int]:
         """What may follow, in its guide too, as far as it is worth a place in the next step."""
@@ -315,14 +323,14 @@ class Engine:
             return guesses[: generation.matcher.count_allowed(guesses)]
         return guesses
 
-    def _append(self, generation: _Generation, choice: Choice | Unchosen) -> Output:
+    def _append(self, generation: _Generation, choice: Choice | Unchosen) -> NewToken | Failure:
         """Takes a sequence one token on; it leaves when that was its last."""
         sequence = generation.sequence
         if isinstance(choice, Unchosen):
             self.abort(sequence.request_id)
             matcher = generation.matcher
             error = None if matcher is None or matcher.error is None else Invalid(matcher.error)
-            return Output(sequence.request_id, "", (), (), None, error or _FAILURES[choice]())
+            return Failure(sequence.request_id, error or _FAILURES[choice]())
         cached_tokens = 0
         if sequence.num_generated_tokens == 0:
             cached_tokens = sequence.num_cached_tokens or 0
@@ -331,13 +339,9 @@ class Engine:
         self._num_generated_tokens += 1
         sequence.token_ids.append(choice.token_id)
         generation.sampler.add(choice.token_id)
-        is_complete = False
-        if (matcher := generation.matcher) is not None:
-            matcher.accept([choice.token_id])
-            is_complete = matcher.is_finished
-        output = generation.completion.push(choice, is_complete=is_complete)
-        if cached_tokens:
-            output = replace(output, cached_tokens=cached_tokens)
-        if output.is_last:
+        if generation.matcher is not None:
+            generation.matcher.accept([choice.token_id])
+        ending = generation.ending()
+        if ending is not None:
             self.abort(sequence.request_id)
-        return output
+        return NewToken(sequence.request_id, choice, ending, cached_tokens)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from infra.errors import ContextLengthExceeded, PlatformError
+from infra.errors import ContextLengthExceeded
 
 FinishReason = Literal["stop", "length"]
 GuideKind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
@@ -88,10 +88,10 @@ class Output:
     """What one token added to one request; a step may give it several.
 
     `text` is the delta after stop-string hold-back, always whole characters; the texts of a request
-    put together are its answer without the stop string. The last output has a `finish_reason` or
-    an `error`. Where `prompt_logprobs` were asked for, the first output has one for each token of
-    the prompt; nothing comes before the first token, so its log-probability is not a number. The
-    first output says how many of the prompt's tokens were in the cache.
+    put together are its answer without the stop string. The last output has a `finish_reason`.
+    Where `prompt_logprobs` were asked for, the first output has one for each token of the prompt;
+    nothing comes before the first token, so its log-probability is not a number. The first output
+    says how many of the prompt's tokens were in the cache.
     """
 
     request_id: str
@@ -99,13 +99,12 @@ class Output:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: FinishReason | None
-    error: PlatformError | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     cached_tokens: int = 0
 
     @property
     def is_last(self) -> bool:
-        return self.finish_reason is not None or self.error is not None
+        return self.finish_reason is not None
 
 
 def refuse_too_long(request: GenerationRequest, *, context_tokens: int, kv_tokens: int) -> None:

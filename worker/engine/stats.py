@@ -7,9 +7,11 @@ from dataclasses import dataclass
 class EngineStats:
     """Gauges: running to total_blocks. Counters since the start: the rest.
 
-    Cached prompt tokens are those that were not computed, of the `prompt_tokens`. A query is one
-    admission of a sequence with a full block or more, a hit one that found a block or more. Guessed
-    tokens were computed without being known, accepted ones of them were right.
+    Generated tokens are all that were made: of an answer with a stop string also the few that came
+    before the engine heard of it, which no client gets and no usage counts. Cached prompt tokens
+    are those that were not computed, of the `prompt_tokens`. A query is one admission of a sequence
+    with a full block or more, a hit one that found a block or more. Guessed tokens were computed
+    without being known, accepted ones of them were right.
     """
 
     running: int = 0
