@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Self
 
 from control_plane.activator.activator import Activator
@@ -27,9 +27,13 @@ from control_plane.fleet.reconciler import Reconciler
 from control_plane.fleet.redis_store import RedisLeaderLease, RedisTimelineStore
 from control_plane.fleet.state import Fleet
 from control_plane.fleet.tokens import replica_tokens
-from control_plane.settings import Settings
+from control_plane.settings import Settings, is_loopback
+from control_plane.tenancy.keys import Keys
+from control_plane.tenancy.quotas import Quotas
+from control_plane.tenancy.redis_store import RedisTenancyStore, RedisUsageStore
+from control_plane.tenancy.usage import UsageLedger
 from infra.clock import SystemClock
-from infra.errors import StoreUnavailable
+from infra.errors import Conflict, StoreUnavailable
 from infra.metrics import Metrics
 from infra.redis import Connection, EmbeddedRedis, connect, store_errors
 from infra.sources.sources import Sources, ThreadedResolver
@@ -57,6 +61,7 @@ class ControlPlane:
             stack.push_async_callback(self.tasks.close)
             stack.callback(self.reconciler.close)
             stack.push_async_callback(self.replicas.close)
+            stack.push_async_callback(self._write_usage)
             stack.push_async_callback(self.retire)
             self._stack = stack.pop_all()
         return self
@@ -67,16 +72,29 @@ class ControlPlane:
     async def start(self) -> None:
         """Takes the lead, loads what is deployed and brings up this machine's node."""
         await self.leader.try_once()
+        await self.keys.refresh()
+        self._refuse_strangers()
         await self.deployments.load()
         for name, loop in (
             ("leader", self.leader.run()),
             ("leases", self.sessions.watch_leases()),
             ("reconciler", self.reconciler.run()),
             ("autoscaler", self.autoscaler.run()),
+            ("keys", self.keys.run()),
+            ("usage", self.usage.run()),
         ):
             self.tasks.start(loop, name=name)
         if isinstance(self.capacity, LocalCapacity):
             await self.capacity.launch(LOCAL)
+
+    def _refuse_strangers(self) -> None:
+        """Raises Conflict where other machines could reach a platform that asks for no key."""
+        host = self.settings.host
+        if not (self.keys.asks_for_keys or is_loopback(host)):
+            raise Conflict(
+                f"there is no API key, and anybody who reaches {host} could call",
+                hint="set PLATFORM_API_KEY, or make an admin's key while listening on 127.0.0.1",
+            )
 
     async def retire(self) -> None:
         """Ends this machine's node, and lets the agents of others go."""
@@ -86,7 +104,6 @@ class ControlPlane:
 
     def services(self) -> Services:
         """What the HTTP edge stands on."""
-        settings = self.settings
         return Services(
             deployments=self.deployments,
             fleet=self.fleet,
@@ -98,12 +115,16 @@ class ControlPlane:
             logbook=self.logbook,
             metrics=self.metrics,
             clock=self.clock,
-            api_keys=KeyRing(
-                () if settings.api_key is None else (settings.api_key.get_secret_value(),)
-            ),
+            keys=self.keys,
+            quotas=Quotas(),
+            usage=self.usage,
             node_keys=KeyRing((self.node_token,)),
             readiness={"store": self._store_answers, "leader": self._leads},
         )
+
+    async def _write_usage(self) -> None:
+        with suppress(StoreUnavailable):
+            await self.usage.write()
 
     async def _store_answers(self) -> None:
         with store_errors():
@@ -127,6 +148,8 @@ class ControlPlane:
         clock, token = self.clock, replica_tokens(self.node_token.encode())
         self.tasks, self.metrics, self.logbook = TaskSet(), Metrics(), Logbook()
         self.timelines = RedisTimelineStore(self.redis)
+        self.keys = Keys(RedisTenancyStore(self.redis), root_key=_root_key(self.settings))
+        self.usage = UsageLedger(RedisUsageStore(self.redis), clock=clock)
         self.leader = Leader(self._lease(), secrets.token_hex(8), clock=clock)
         self.deployments = Deployments(
             RedisDeploymentStore(self.redis), ThreadedResolver(Sources())
@@ -188,6 +211,10 @@ class ControlPlane:
             log_format=settings.log_format,
         )
         return LocalCapacity(agent, clock=self.clock)
+
+
+def _root_key(settings: Settings) -> str | None:
+    return None if settings.api_key is None else settings.api_key.get_secret_value()
 
 
 def _secret(settings: Settings) -> str:

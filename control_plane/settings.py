@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,9 @@ class Settings(BaseSettings):
         default=None, description="An external Redis or Valkey; unset starts an embedded one."
     )
     api_key: SecretStr | None = Field(
-        default=None, min_length=16, description="Key that clients must send; unset asks none."
+        default=None,
+        min_length=16,
+        description="An admin's key; without it and any other key, nobody is asked for one.",
     )
     node_token: SecretStr | None = Field(
         default=None, min_length=16, description="Key of node agents; unset makes a fresh one."
@@ -49,6 +52,14 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field(
         default="console", description="How events are written to standard error."
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine can reach an address to listen on."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def inherited_environment() -> Mapping[str, str]:

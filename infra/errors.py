@@ -116,6 +116,14 @@ class Unauthorized(PlatformError):
     openai_type = "authentication_error"
 
 
+class Forbidden(PlatformError):
+    """The API key is valid and does not allow this."""
+
+    slug = "forbidden"
+    status = HTTPStatus.FORBIDDEN
+    openai_type = "permission_error"
+
+
 class NotFound(PlatformError):
     """There is nothing at this address."""
 
@@ -150,6 +158,14 @@ class QueueFull(PlatformError):
     """The model holds as many requests as it may; back off and try again."""
 
     slug = "queue-full"
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    openai_type = "rate_limit_error"
+
+
+class RateLimited(PlatformError):
+    """The tenant has used up what it may do a minute or at a time; try again later."""
+
+    slug = "rate-limited"
     status = HTTPStatus.TOO_MANY_REQUESTS
     openai_type = "rate_limit_error"
 

@@ -1,12 +1,46 @@
 """One accepted request, the client that made it, and the answers that are not errors of ours."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from infra.contracts.base import RequestId
 from infra.contracts.problem import Problem
+from infra.contracts.tenancy import TenantName
 
 Header = tuple[bytes, bytes]
+
+
+_USAGE = b": firstlight-usage "
+
+
+@dataclass(eq=False, slots=True)
+class TokenCount:
+    """What an answer has cost so far, as its replica says.
+
+    A stream says its prompt's tokens first and all of them last; if it breaks off in between, its
+    events are what is known of its tokens.
+    """
+
+    prompt: int = 0
+    completion: int = 0
+    has_begun: bool = False
+
+    def begin(self, headers: Mapping[bytes, bytes]) -> None:
+        """The head of an answer has come."""
+        self.has_begun = True
+        self.prompt = int(headers.get(b"firstlight-prompt-tokens", b"0"))
+        self.completion = int(headers.get(b"firstlight-completion-tokens", b"0"))
+
+    def see(self, events: bytes) -> bytes:
+        """Some events of a stream have come; returns them without what is said to us only."""
+        self.completion += events.count(b"data: ")
+        if (at := events.find(_USAGE)) < 0:
+            return events
+        comment, _, rest = events[at:].partition(b"\n\n")
+        prompt, completion = comment.removeprefix(_USAGE).split()
+        self.prompt, self.completion = int(prompt), int(completion)
+        return events[:at] + rest
 
 
 class Call(NamedTuple):
@@ -21,6 +55,8 @@ class Call(NamedTuple):
     is_streaming: bool
     wants_progress: bool
     arrived_at: float
+    tenant: TenantName
+    tokens: TokenCount
 
 
 class Downstream(Protocol):

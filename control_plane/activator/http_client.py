@@ -98,9 +98,14 @@ class _Peer:
                 f"authorization: Bearer {self.endpoint.token}\r\n"
                 "content-type: application/json\r\n"
             ).encode("ascii")
-        return b"%sfirstlight-request-id: %s\r\ncontent-length: %d\r\n\r\n" % (
+        return (
+            b"%sfirstlight-request-id: %s\r\nfirstlight-tenant: %s\r\n"
+            b"firstlight-timeout: %.3f\r\ncontent-length: %d\r\n\r\n"
+        ) % (
             prefix,
             request.request_id.encode("ascii"),
+            request.tenant.encode("ascii"),
+            request.timeout_s,
             len(request.body),
         )
 

@@ -55,10 +55,10 @@ class Relay:
         """Sends the request to the replica of its permit and relays the whole answer."""
         call, endpoint = exchange.call, exchange.ticket.endpoint
         dispatched_at = self._clock.now()
+        timeout_s = revision.spec.timeouts.execution - exchange.executed_s()
+        request = ReplicaRequest(call.request_id, call.path, call.body, call.tenant, timeout_s)
         try:
-            response = await self._replicas.send(
-                endpoint, ReplicaRequest(call.request_id, call.path, call.body)
-            )
+            response = await self._replicas.send(endpoint, request)
             try:
                 await self._answer(exchange, revision, response, dispatched_at)
             finally:
@@ -90,8 +90,9 @@ class Relay:
         response: ReplicaResponse,
         dispatched_at: float,
     ) -> None:
-        client = exchange.client
+        client, tokens = exchange.client, exchange.call.tokens
         data = await response.read()
+        tokens.begin(dict(response.headers))
         theirs = _timing(response)
         timing = self._first_token(exchange, revision, dispatched_at, self._clock.now(), theirs)
         if not client.has_started:
@@ -103,7 +104,7 @@ class Relay:
             while data:
                 whole, half = _whole_events(half + data if half else data)
                 if whole:
-                    await client.send(whole)
+                    await client.send(tokens.see(whole))
                 data = await response.read()
         except ReplicaGone as gone:
             raise _lost(exchange, gone) from gone
@@ -122,6 +123,7 @@ class Relay:
         begun, rest = await _beginning(response)
         timing = None
         if response.status == 200:
+            exchange.call.tokens.begin(dict(response.headers))
             theirs = _timing(response)
             at = max(dispatched_at, self._clock.now() - theirs.decode)
             timing = self._first_token(exchange, revision, dispatched_at, at, theirs)

@@ -4,6 +4,7 @@ from typing import NamedTuple, Protocol
 
 from control_plane.fleet.replica import Endpoint
 from infra.contracts.base import ReplicaId, RequestId
+from infra.contracts.tenancy import TenantName
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -13,11 +14,13 @@ class ReplicaGone(Exception):
 
 
 class ReplicaRequest(NamedTuple):
-    """What is sent: a JSON body to POST to a path of the replica."""
+    """What is sent: a JSON body to POST to a path of the replica, for whom and how long."""
 
     request_id: RequestId
     path: str
     body: bytes
+    tenant: TenantName
+    timeout_s: float
 
 
 class ReplicaResponse(Protocol):

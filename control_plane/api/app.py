@@ -8,7 +8,8 @@ from starlette.exceptions import HTTPException
 
 from control_plane.api import problems
 from control_plane.api.asgi_client import AsgiDownstream, Message, Receive, Scope, Send
-from control_plane.api.auth import KeyRing
+from control_plane.api.auth import IDENTITY, KeyRing
+from control_plane.api.callers import Callers
 from control_plane.api.documentation import document
 from control_plane.api.gauges import register_gauges, requests_counter
 from control_plane.api.hot import CLIENT_LEFT, HotPath, target_of
@@ -17,6 +18,8 @@ from control_plane.api.models import models_router
 from control_plane.api.nodes import nodes_router
 from control_plane.api.operations import operations_router
 from control_plane.api.services import Services
+from control_plane.api.tenants import tenants_router
+from control_plane.tenancy.keys import Keys
 from infra.errors import (
     BodyTooLarge,
     Invalid,
@@ -40,22 +43,20 @@ def create_app(services: Services) -> AsgiApp:
     hot = HotPath(
         services.deployments,
         services.activator,
-        services.api_keys,
+        Callers(services.keys, services.quotas, services.usage, services.clock),
         requests_counter(services),
         services.clock,
     )
-    return Edge(hot, management_app(services), services.api_keys, services.node_keys)
+    return Edge(hot, management_app(services), services.keys, services.node_keys)
 
 
 class Edge:
     """Sends each request where it belongs, after its key was checked."""
 
-    def __init__(
-        self, hot: HotPath, management: AsgiApp, api_keys: KeyRing, node_keys: KeyRing
-    ) -> None:
+    def __init__(self, hot: HotPath, management: AsgiApp, keys: Keys, node_keys: KeyRing) -> None:
         self._hot = hot
         self._management = management
-        self._api_keys = api_keys
+        self._keys = keys
         self._node_keys = node_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,12 +72,14 @@ class Edge:
         return await self._management(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        """Raises Unauthorized, or BodyTooLarge where Content-Length tells."""
+        """Notes who calls; raises Unauthorized, or BodyTooLarge where Content-Length tells."""
         path: str = scope["path"]
         headers = dict(scope["headers"])
-        if path not in _OPEN and not path.startswith("/problems/"):
-            keys = self._node_keys if path.startswith(_INTERNAL_PREFIX) else self._api_keys
-            keys.check(headers.get(b"authorization"))
+        authorization = headers.get(b"authorization")
+        if path.startswith(_INTERNAL_PREFIX):
+            self._node_keys.check(authorization)
+        elif path not in _OPEN and not path.startswith("/problems/"):
+            scope.setdefault("state", {})[IDENTITY] = self._keys.identify(authorization)
         if int(headers.get(b"content-length", b"0")) > MOST_BODY_BYTES:
             raise _too_large()
 
@@ -92,6 +95,7 @@ def management_app(services: Services) -> FastAPI:
     app.include_router(models_router(services))
     app.include_router(operations_router(services))
     app.include_router(nodes_router(services))
+    app.include_router(tenants_router(services))
     app.add_exception_handler(PlatformError, _platform_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)

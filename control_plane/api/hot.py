@@ -19,7 +19,7 @@ from control_plane.api.asgi_client import (
     WhileConnected,
     departure_of,
 )
-from control_plane.api.auth import KeyRing
+from control_plane.api.callers import Callers, Visit
 from control_plane.api.generation import (
     model_not_found,
     refuse_what_cannot_fit,
@@ -82,13 +82,13 @@ class HotPath:
         self,
         deployments: Deployments,
         activator: Activator,
-        keys: KeyRing,
+        callers: Callers,
         requests: Counter,
         clock: Clock,
     ) -> None:
         self._deployments = deployments
         self._activator = activator
-        self._keys = keys
+        self._callers = callers
         self._requests = requests
         self._clock = clock
         self._intake = Intake()
@@ -123,29 +123,25 @@ class HotPath:
             self._requests.add(request.model, str(request.outcome or request.client.status))
 
     async def _answer(self, request: "_Request") -> None:
-        self._admit(request)
-        call, revision = self._accept(request, await request.body.read())
-        departure = departure_of(request.scope, request.receive)
-        with WhileConnected(departure, request.client) as connected:
-            await self._activator.serve(call, revision, request.client)
-        if connected.has_left:
-            raise ClientGone
-
-    def _admit(self, request: "_Request") -> None:
-        """What can be refused before the body is read."""
         if request.scope["method"] != "POST":
             raise MethodNotAllowed("only POST is possible here", allowed=["POST"])
-        self._keys.check(request.headers.get(b"authorization"))
-        if request.target.model is not None:
-            revision = self._revision(request.target.model)
-            request.body.bound(revision.spec.limits.max_body_bytes)
+        with self._callers.visit(request.headers.get(b"authorization")) as visit:
+            if request.target.model is not None:  # then much can be refused before it is read
+                revision = self._revision(request.target.model, visit)
+                request.body.bound(revision.spec.limits.max_body_bytes)
+            call, revision = self._accept(request, await request.body.read(), visit)
+            departure = departure_of(request.scope, request.receive)
+            with WhileConnected(departure, request.client) as connected:
+                await self._activator.serve(call, revision, request.client)
+            if connected.has_left:
+                raise ClientGone
 
-    def _accept(self, request: "_Request", content: bytes) -> tuple[Call, Revision]:
+    def _accept(self, request: "_Request", content: bytes, visit: Visit) -> tuple[Call, Revision]:
         """The body as a call; what it was parsed into is gone when this returns."""
         target = request.target
         asked: Any = read_request(target.contract, content)
-        revision = self._revision(asked.model if target.model is None else target.model)
-        request.model = revision.model
+        revision = self._revision(asked.model if target.model is None else target.model, visit)
+        request.model = visit.model = revision.model
         refuse_what_cannot_fit(asked, len(content), revision)
         request.is_streaming = asked.is_streaming
         call = Call(
@@ -155,6 +151,8 @@ class HotPath:
             is_streaming=asked.is_streaming,
             wants_progress=request.headers.get(b"firstlight-progress", b"").lower() == b"true",
             arrived_at=request.arrived_at,
+            tenant=visit.identity.tenant,
+            tokens=visit.tokens,
         )
         return call, revision
 
@@ -181,10 +179,11 @@ class HotPath:
             await _linger(request.body)
             await client.finish()
 
-    def _revision(self, name: str) -> Revision:
+    def _revision(self, name: str, visit: Visit) -> Revision:
         revision = self._deployments.get(ModelName(name))
-        if revision is None:
-            raise model_not_found(name, (one.model for one in self._deployments.all()))
+        if revision is None or not visit.identity.may_call(revision):
+            known = filter(visit.identity.may_call, self._deployments.all())
+            raise model_not_found(name, (one.model for one in known))
         return revision
 
     def _deployment_changed(self, change: Change) -> None:

@@ -8,6 +8,7 @@ import orjson
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from control_plane.api.auth import Caller
 from control_plane.api.generation import model_not_found
 from control_plane.api.intake import IncomingBody, Intake
 from control_plane.api.services import Services
@@ -20,6 +21,7 @@ from control_plane.api.views import (
     node_status,
 )
 from control_plane.fleet.logbook import Logbook, LogEntry
+from control_plane.tenancy.identity import Identity
 from infra.contracts.base import ModelName, RequestId
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.revision import ModelStatus, Revision
@@ -51,24 +53,27 @@ def models_router(services: Services) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["models"])
     intake = Intake(most_bytes=64 * MOST_SPEC_BYTES)
 
-    def deployed(name: ModelName) -> Revision:
+    def owned(name: ModelName, caller: Identity) -> Revision:
         revision = services.deployments.get(name)
-        if revision is None:
-            raise model_not_found(name, (one.model for one in services.deployments.all()))
+        if revision is None or not caller.owns(revision):
+            known = filter(caller.may_call, services.deployments.all())
+            raise model_not_found(name, (one.model for one in known))
         return revision
 
     @router.get("/models")
-    async def list_models(request: Request) -> ModelList:
-        """Every deployed model, in OpenAI's form."""
-        return model_list(services, base_url=str(request.base_url))
+    async def list_models(request: Request, caller: Caller) -> ModelList:
+        """Every model of the caller's, and those that others share, in OpenAI's form."""
+        return model_list(services, caller, base_url=str(request.base_url))
 
     @router.get("/models/{name}")
-    async def show_model(name: Name, request: Request) -> ModelStatus:
+    async def show_model(name: Name, request: Request, caller: Caller) -> ModelStatus:
         """How a model stands, and why."""
-        return model_status(services, deployed(name), base_url=str(request.base_url))
+        return model_status(services, owned(name, caller), base_url=str(request.base_url))
 
     @router.put("/models/{name}", status_code=202, openapi_extra=_SPEC_BODY)
-    async def deploy_model(name: Name, request: Request, response: Response) -> ModelStatus:
+    async def deploy_model(
+        name: Name, request: Request, response: Response, caller: Caller
+    ) -> ModelStatus:
         """Deploys a spec: it becomes an immutable revision, which gets every new request.
 
         An equal spec of equal content changes nothing. The body is `model.yaml`, or the same as
@@ -86,25 +91,26 @@ def models_router(services: Services) -> APIRouter:
             body.let_go()
         if spec.name != name:
             raise _other_name(name, spec)
-        revision = await services.deployments.deploy(spec, now=services.clock.now())
+        revision = await services.deployments.deploy(spec, by=caller, now=services.clock.now())
         response.headers["Location"] = f"/v1/models/{name}"
         return model_status(services, revision, base_url=str(request.base_url))
 
     @router.delete("/models/{name}", status_code=204)
-    async def delete_model(name: Name) -> None:
+    async def delete_model(name: Name, caller: Caller) -> None:
         """Takes a model away: who waits for it is told, its replicas finish and stop."""
-        deployed(name)
+        owned(name, caller)
         await services.deployments.delete(name, now=services.clock.now())
         await services.timelines.forget(name)
 
     @router.get("/models/{name}/coldstarts")
     async def list_cold_starts(
         name: Name,
+        caller: Caller,
         last: Annotated[int, Query(ge=1, le=1000)] = 20,
         request_id: Annotated[RequestId | None, Query(max_length=128)] = None,
     ) -> ColdStartList:
         """Where the time of the last cold requests went, or of one of them."""
-        deployed(name)
+        owned(name, caller)
         if request_id is None:
             return ColdStartList(data=list(await services.timelines.last(name, last)))
         report = await services.timelines.find(name, request_id)
@@ -117,11 +123,12 @@ def models_router(services: Services) -> APIRouter:
     )
     async def read_logs(
         name: Name,
+        caller: Caller,
         follow: bool = False,
         last: Annotated[int, Query(ge=0, le=2000)] = 100,
     ) -> Response:
         """The newest lines of a model's log as JSON lines; with `follow`, more as they come."""
-        deployed(name)
+        owned(name, caller)
         if follow:
             lines = _followed(services.logbook, name, last)
             return StreamingResponse(lines, media_type=NDJSON)
@@ -129,8 +136,9 @@ def models_router(services: Services) -> APIRouter:
         return Response(b"".join(map(_line, entries)), media_type=NDJSON)
 
     @router.get("/nodes", tags=["nodes"])
-    async def list_nodes() -> NodeList:
-        """Every registered node and its standby."""
+    async def list_nodes(caller: Caller) -> NodeList:
+        """Every registered node and its standby; an admin's affair."""
+        caller.require_admin()
         return NodeList(data=[node_status(services, node) for node in services.fleet.nodes()])
 
     return router

@@ -9,6 +9,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
 from control_plane.api import problems
+from control_plane.api.auth import Caller
 from control_plane.api.services import ReadinessCheck, Services
 from control_plane.api.views import Readiness
 from infra.errors import NotFound, PlatformError, StoreUnavailable
@@ -46,8 +47,9 @@ def operations_router(services: Services) -> APIRouter:
         return Readiness(checks=names)
 
     @router.get("/metrics", response_class=Response)
-    async def metrics() -> Response:
-        """Counters and gauges in the Prometheus text format."""
+    async def metrics(caller: Caller) -> Response:
+        """Counters and gauges of all models in the Prometheus text format; an admin's affair."""
+        caller.require_admin()
         return Response(services.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     @router.get("/problems", response_class=HTMLResponse)

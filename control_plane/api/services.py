@@ -12,6 +12,9 @@ from control_plane.fleet.logbook import Logbook
 from control_plane.fleet.node_sessions import NodeSessions
 from control_plane.fleet.state import Fleet
 from control_plane.fleet.timeline import TimelineStore
+from control_plane.tenancy.keys import Keys
+from control_plane.tenancy.quotas import Quotas
+from control_plane.tenancy.usage import UsageLedger
 from infra.clock import Clock
 from infra.metrics import Metrics
 
@@ -22,7 +25,7 @@ ReadinessCheck = Callable[[], Awaitable[None]]
 class Services:
     """Everything that a route may call.
 
-    `api_keys` are asked of clients, `node_keys` of node agents. Each of the `readiness` checks
+    `keys` are asked of clients, `node_keys` of node agents. Each of the `readiness` checks
     raises, or takes longer than a moment, while the platform should get no traffic.
     """
 
@@ -36,6 +39,8 @@ class Services:
     logbook: Logbook
     metrics: Metrics
     clock: Clock
-    api_keys: KeyRing
+    keys: Keys
+    quotas: Quotas
+    usage: UsageLedger
     node_keys: KeyRing
     readiness: Mapping[str, ReadinessCheck] = field(default_factory=dict)

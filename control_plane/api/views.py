@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from control_plane.api.services import Services
 from control_plane.fleet.node import Node
 from control_plane.fleet.replica import Replica
+from control_plane.tenancy.identity import Identity
 from infra.contracts.base import ModelName
 from infra.contracts.node import NodeStatus
 from infra.contracts.revision import ModelStatus, ReplicaStatus, Revision
@@ -21,8 +22,8 @@ class ModelEntry(BaseModel):
     id: str
     object: Literal["model"] = "model"
     created: int
-    owned_by: str = "firstlight"
-    status: ModelStatus
+    owned_by: str
+    status: ModelStatus | None = None
 
 
 class ModelList(BaseModel):
@@ -53,8 +54,8 @@ class Readiness(BaseModel):
     checks: list[str]
 
 
-def model_list(services: Services, *, base_url: str) -> ModelList:
-    """Every deployed model as it stands."""
+def model_list(services: Services, caller: Identity, *, base_url: str) -> ModelList:
+    """Every model that the caller may call; of its own ones also how they stand."""
     replicas: dict[ModelName, list[Replica]] = defaultdict(list)
     for replica in services.fleet.replicas():
         replicas[replica.model].append(replica)
@@ -63,9 +64,13 @@ def model_list(services: Services, *, base_url: str) -> ModelList:
             ModelEntry(
                 id=revision.model,
                 created=int(revision.created_at),
-                status=_status(services, revision, replicas[revision.model], base_url),
+                owned_by=revision.tenant,
+                status=_status(services, revision, replicas[revision.model], base_url)
+                if caller.owns(revision)
+                else None,
             )
             for revision in services.deployments.all()
+            if caller.may_call(revision)
         ]
     )
 

@@ -16,10 +16,11 @@ from control_plane.cli import (
     invoke,
     listing,
     logs,
+    tenants,
     wait,
 )
 from control_plane.cli.group import PlatformGroup
-from control_plane.cli.session import Session
+from control_plane.cli.session import Session, session_of
 from infra.contracts.revision import ModelState
 
 app = typer.Typer(
@@ -33,6 +34,9 @@ app = typer.Typer(
 )
 models = typer.Typer(help="Work with model files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(models, name="models")
+app.add_typer(tenants.keys, name="keys")
+app.add_typer(tenants.tenants, name="tenants")
+app.command("usage")(tenants.usage)
 
 
 class WaitedFor(StrEnum):
@@ -69,13 +73,6 @@ def _connect(
         context.obj = partial(Session.start, url)
 
 
-def _session(context: typer.Context) -> Session:
-    """Connects when a verb asks for it: `up` needs no platform."""
-    session: Session = context.obj()
-    context.call_on_close(session.platform.close)
-    return session
-
-
 @app.command("deploy")
 def _deploy(
     context: typer.Context,
@@ -87,7 +84,7 @@ def _deploy(
     json: Json = False,
 ) -> None:
     """Publish a model."""
-    session = _session(context)
+    session = session_of(context)
     status = deploy.deploy(session, file, is_waiting=wait, timeout_s=timeout)
     if json:
         session.print_json(status.model_dump_json())
@@ -134,13 +131,13 @@ def _invoke(
         stop=stop or [],
     )
     invocation = invoke.Invocation(name, body, is_streamed=stream, is_json=json)
-    invoke.invoke(_session(context), invocation)
+    invoke.invoke(session_of(context), invocation)
 
 
 @app.command("ls")
 def _ls(context: typer.Context, json: Json = False) -> None:
     """List what is deployed and where it stands."""
-    session = _session(context)
+    session = session_of(context)
     found = session.platform.models()
     if json:
         session.print_json(f"[{','.join(model.model_dump_json() for model in found)}]")
@@ -158,7 +155,7 @@ def _logs(
     json: Json = False,
 ) -> None:
     """Show what a model's replicas and the fleet said."""
-    logs.logs(_session(context), name, is_following=follow, is_json=json)
+    logs.logs(session_of(context), name, is_following=follow, is_json=json)
 
 
 @app.command("coldstarts")
@@ -175,7 +172,7 @@ def _coldstarts(
     json: Json = False,
 ) -> None:
     """Show where the wait of cold requests went."""
-    session = _session(context)
+    session = session_of(context)
     count = max(last, 2) if compare else last
     reports = coldstarts.find_reports(session, name, last=count, request_id=request)
     if json:
@@ -195,7 +192,7 @@ def _wait(
     json: Json = False,
 ) -> None:
     """Wait until a model is ready, or idle again."""
-    session = _session(context)
+    session = session_of(context)
     status = wait.wait_for(session, name, ModelState(state.value), timeout_s=timeout)
     if json:
         session.print_json(status.model_dump_json())
@@ -206,7 +203,7 @@ def _wait(
 @app.command("delete")
 def _delete(context: typer.Context, name: Name) -> None:
     """Take a model away; running requests may finish."""
-    session = _session(context)
+    session = session_of(context)
     session.platform.delete(name)
     session.err.print(f"{name} is deleted")
 
@@ -224,7 +221,7 @@ def _eval(
     json: Json = False,
 ) -> None:
     """Compare a model's predictions in several number formats."""
-    session = _session(context)
+    session = session_of(context)
     command = evaluating.evaluation_command(
         source, [it.value for it in formats or ()], tokens=tokens, window=window
     )
@@ -232,7 +229,7 @@ def _eval(
     if json:
         session.print_json(found.model_dump_json())
     else:
-        session.out.print(*evaluating.table(found), sep="\n")
+        session.out.print(*evaluating.draw(found), sep="\n")
         session.err.print(evaluating.summary(found))
 
 
@@ -243,7 +240,7 @@ def _import(
     target: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
 ) -> None:
     """Turn a GGUF into a folder that can be deployed."""
-    session = _session(context)
+    session = session_of(context)
     importing.import_model(session, source, importing.import_command(source, target))
     session.err.print(f"{source.name} is imported: deploy it with source: {target.absolute()}")
 
@@ -255,6 +252,6 @@ def _export(
     target: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
 ) -> None:
     """Write a model with weights of 8 bits."""
-    session = _session(context)
+    session = session_of(context)
     exporting.export_model(session, source, exporting.export_command(source, target))
     session.err.print(f"{source.name} is exported: deploy it with source: {target.absolute()}")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -16,6 +17,14 @@ from infra.contracts.model_spec import ModelSpec
 from infra.contracts.problem import Problem
 from infra.contracts.revision import ModelStatus
 from infra.contracts.stage import ColdStartReport
+from infra.contracts.tenancy import (
+    CreatedKey,
+    KeyStatus,
+    NewKey,
+    TenantLimits,
+    TenantStatus,
+    UsageRow,
+)
 
 CONNECT_S = 5.0
 ANSWER_S = 30.0  # of a call that has nothing to wait for
@@ -25,11 +34,23 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 class _ModelEntry(BaseModel):
-    status: ModelStatus
+    status: ModelStatus | None
 
 
 class _ModelList(BaseModel):
     data: list[_ModelEntry]
+
+
+class _KeyList(BaseModel):
+    data: list[KeyStatus]
+
+
+class _TenantList(BaseModel):
+    data: list[TenantStatus]
+
+
+class _UsageList(BaseModel):
+    data: list[UsageRow]
 
 
 class _ReportList(BaseModel):
@@ -87,9 +108,10 @@ class PlatformClient:
         return _parsed(ModelStatus, self._call("GET", _model_path(name)))
 
     def models(self) -> list[ModelStatus]:
-        """Every deployed model, by name."""
+        """Every model of the key's tenant, by name."""
         listed = _parsed(_ModelList, self._call("GET", "/v1/models")).data
-        return sorted((entry.status for entry in listed), key=lambda status: status.name)
+        own = (entry.status for entry in listed if entry.status is not None)
+        return sorted(own, key=lambda status: status.name)
 
     def delete(self, name: str) -> None:
         self._call("DELETE", _model_path(name))
@@ -105,6 +127,31 @@ class PlatformClient:
             params={key: value for key, value in asked.items() if value is not None},
         )
         return _parsed(_ReportList, content).data
+
+    def create_key(self, asked: NewKey) -> CreatedKey:
+        content = self._call("POST", "/v1/keys", json=asked.model_dump(mode="json"))
+        return _parsed(CreatedKey, content)
+
+    def keys(self) -> list[KeyStatus]:
+        """Every key, the oldest first."""
+        return _parsed(_KeyList, self._call("GET", "/v1/keys")).data
+
+    def revoke_key(self, key_id: str) -> KeyStatus:
+        return _parsed(KeyStatus, self._call("DELETE", f"/v1/keys/{quote(key_id, safe='')}"))
+
+    def tenants(self) -> list[TenantStatus]:
+        """Every tenant with keys or limits, by name."""
+        return _parsed(_TenantList, self._call("GET", "/v1/tenants")).data
+
+    def limit_tenant(self, tenant: str, limits: TenantLimits) -> TenantStatus:
+        path = f"/v1/tenants/{quote(tenant, safe='')}"
+        return _parsed(TenantStatus, self._call("PUT", path, json=limits.model_dump(mode="json")))
+
+    def usage(self, *, since: date | None, until: date | None) -> list[UsageRow]:
+        """What the key's tenant used, by day, tenant and model."""
+        asked = {"since": since, "until": until}
+        params = {name: day.isoformat() for name, day in asked.items() if day is not None}
+        return _parsed(_UsageList, self._call("GET", "/v1/usage", params=params)).data
 
     def invoke(self, name: str, body: dict[str, Any]) -> Answer:
         """A generation, whole."""

@@ -8,12 +8,12 @@ from rich.text import Text
 
 from control_plane.cli.failure import CommandFailed
 from control_plane.cli.session import Session
+from control_plane.cli.table import table
 from control_plane.cli.units import amount
 from control_plane.cli.worker_program import PROGRAM, run_worker
 from infra.contracts.evaluation import Evaluation, FormatName, FormatQuality
 
 HEADINGS = ("FORMAT", "PERPLEXITY", "CHANGE", "SAME TOKEN", "KL", "WEIGHTS", "PROMISED")
-GAP = "  "
 
 
 def evaluation_command(
@@ -34,12 +34,9 @@ def evaluate(session: Session, source: Path, command: Sequence[str]) -> Evaluati
         raise CommandFailed("the evaluation ended without a result") from error
 
 
-def table(evaluation: Evaluation) -> list[Text]:
-    """One line a format below a line of headings, then what it was measured on."""
-    rows = [[Text(heading) for heading in HEADINGS]]
-    rows += [_row(quality) for quality in evaluation.formats]
-    widths = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
-    return [_line(row, widths) for row in rows]
+def draw(evaluation: Evaluation) -> list[Text]:
+    """One line a format."""
+    return table(HEADINGS, map(_row, evaluation.formats), numbers=HEADINGS[1:-1])
 
 
 def summary(evaluation: Evaluation) -> str:
@@ -68,13 +65,3 @@ def _promise(quality: FormatQuality) -> Text:
     verdict = "kept" if quality.keeps_promise else "broken"
     style = "green" if quality.keeps_promise else "red"
     return Text(f"{quality.most_change:.0%} {verdict}", style=style)
-
-
-def _line(row: Sequence[Text], widths: Sequence[int]) -> Text:
-    first, *numbers, last = (cell.copy() for cell in row)
-    first.pad_right(widths[0] - first.cell_len)
-    for cell, width in zip(numbers, widths[1:-1], strict=True):
-        cell.pad_left(width - cell.cell_len)
-    line = Text(GAP).join([first, *numbers, last])
-    line.rstrip()
-    return line

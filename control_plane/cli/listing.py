@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from control_plane.cli.session import printable
+from control_plane.cli.table import table
 from control_plane.cli.units import duration
 from infra.contracts.revision import ModelState, ModelStatus, ReplicaState
 
@@ -17,16 +18,11 @@ STATE_STYLES = {
 }
 HEADINGS = ("NAME", "STATE", "REVISION", "REPLICAS", "RUNNING", "WAITING", "AGE", "REASON")
 NUMBERS = frozenset({"REPLICAS", "RUNNING", "WAITING", "AGE"})
-GAP = "  "
 
 
 def listing(models: Sequence[ModelStatus], *, unix_now: float) -> list[Text]:
-    """One line a model below a line of headings; lines are never broken, so that they can be
-    searched."""
-    rows = [[Text(heading) for heading in HEADINGS]]
-    rows += [_row(model, unix_now) for model in models]
-    widths = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
-    return [_line(row, widths) for row in rows]
+    """One line a model."""
+    return table(HEADINGS, (_row(model, unix_now) for model in models), numbers=NUMBERS)
 
 
 def _row(model: ModelStatus, unix_now: float) -> list[Text]:
@@ -41,13 +37,3 @@ def _row(model: ModelStatus, unix_now: float) -> list[Text]:
         Text(duration(unix_now - model.created_at)),
         Text(printable(model.reason)),
     ]
-
-
-def _line(row: Sequence[Text], widths: Sequence[int]) -> Text:
-    cells = []
-    for heading, cell, width in zip(HEADINGS, row, widths, strict=True):
-        filling = Text(" " * (width - cell.cell_len))
-        cells.append(filling + cell if heading in NUMBERS else cell + filling)
-    line = Text(GAP).join(cells)
-    line.rstrip()
-    return line

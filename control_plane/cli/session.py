@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import typer
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -45,6 +46,13 @@ class Session:
         file = self.out.file
         file.write(printable(text) if self.out.is_terminal else text)
         file.flush()
+
+
+def session_of(context: typer.Context) -> Session:
+    """Connects when a verb asks for it: `up` needs no platform."""
+    session: Session = context.obj()
+    context.call_on_close(session.platform.close)
+    return session
 
 
 def printable(text: str) -> str:

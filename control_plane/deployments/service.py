@@ -7,10 +7,12 @@ import structlog
 
 from control_plane.deployments.resolver import Resolver
 from control_plane.deployments.store import Change, DeploymentStore, RevisionDraft
+from control_plane.tenancy.identity import OPERATOR, Identity
 from infra.contracts.base import ModelName
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.revision import Revision
-from infra.errors import ModelNotFound
+from infra.contracts.tenancy import TenantName
+from infra.errors import Conflict, ModelNotFound
 
 log = structlog.get_logger()
 
@@ -33,14 +35,17 @@ class Deployments:
         for revision in await self._store.current():
             self._announce(Change(revision.model, None, revision))
 
-    async def deploy(self, spec: ModelSpec, *, now: float) -> Revision:
+    async def deploy(self, spec: ModelSpec, *, by: Identity = OPERATOR, now: float) -> Revision:
         """Pins the spec and makes it current; an equal one of equal content changes nothing.
 
-        Raises what the resolver raises, and StoreUnavailable.
+        A new model belongs to who deploys it first. Raises Conflict for a name that another tenant
+        has, what the resolver raises, and StoreUnavailable.
         """
+        self._owner(spec.name, by)
         source, facts = await self._resolver.resolve(spec.source)
-        draft = RevisionDraft.of(spec, source, facts, now=now)
         async with self._changing:
+            owner = self._owner(spec.name, by)
+            draft = RevisionDraft.of(spec, source, facts, tenant=owner, now=now)
             change = await self._store.publish(draft)
             self._announce(change)
         assert change.after is not None, "publishing gives a revision"
@@ -55,6 +60,15 @@ class Deployments:
         if change.before is None and not was_known:
             raise ModelNotFound(f"no model {name} is deployed", model=name)
         log.info("model.deleted", model=name, at=now)
+
+    def _owner(self, name: ModelName, by: Identity) -> TenantName:
+        """Whose model it is after a deployment by that identity."""
+        current = self._current.get(name)
+        if current is None:
+            return by.tenant
+        if not by.owns(current):
+            raise Conflict(f"the name {name} is taken", hint="choose another name")
+        return current.tenant
 
     def get(self, name: ModelName) -> Revision | None:
         """The revision that requests for a model go to."""

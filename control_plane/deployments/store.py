@@ -7,6 +7,7 @@ from typing import Protocol
 from infra.contracts.base import Contract, ModelName, RevisionName
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.revision import ModelFacts, ResolvedSource, Revision
+from infra.contracts.tenancy import DEFAULT_TENANT, Tenant, TenantName
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,17 @@ class RevisionDraft(Contract):
     facts: ModelFacts
     digest: str
     created_at: float
+    tenant: Tenant = DEFAULT_TENANT
 
     @classmethod
     def of(
-        cls, spec: ModelSpec, source: ResolvedSource, facts: ModelFacts, *, now: float
+        cls,
+        spec: ModelSpec,
+        source: ResolvedSource,
+        facts: ModelFacts,
+        *,
+        tenant: TenantName = DEFAULT_TENANT,
+        now: float,
     ) -> "RevisionDraft":
         """Pins the spec to its resolved source; equal content has an equal digest."""
         return cls(
@@ -42,6 +50,7 @@ class RevisionDraft(Contract):
             facts=facts,
             digest=spec_digest(spec, source),
             created_at=now,
+            tenant=tenant,
         )
 
     @property
@@ -54,6 +63,7 @@ class RevisionDraft(Contract):
             name=RevisionName(f"{self.model}@{number}"),
             model=self.model,
             number=number,
+            tenant=self.tenant,
             spec=self.spec,
             source=self.source,
             facts=self.facts,

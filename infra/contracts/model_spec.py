@@ -122,6 +122,9 @@ class ModelSpec(Contract):
         max_length=4096,
         description="file:///dir, hf://org/repo@revision or s3://bucket/prefix.",
     )
+    shared: bool = Field(
+        default=False, description="Other tenants may call it; only its own may see more of it."
+    )
     engine: EngineSettings = EngineSettings()
     resources: Resources = Resources()
     scaling: Scaling = Scaling()

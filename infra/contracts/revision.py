@@ -7,6 +7,7 @@ from pydantic import Field
 from infra.contracts.base import Contract, ModelName, NodeId, ReplicaId, RevisionName
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.stage import StageProgress
+from infra.contracts.tenancy import DEFAULT_TENANT, Tenant
 
 
 class SourceFile(Contract):
@@ -61,6 +62,7 @@ class Revision(Contract):
     name: RevisionName
     model: ModelName
     number: int = Field(ge=1)
+    tenant: Tenant = Field(default=DEFAULT_TENANT, description="Whose model it is.")
     spec: ModelSpec
     source: ResolvedSource
     facts: ModelFacts

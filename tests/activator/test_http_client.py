@@ -11,10 +11,13 @@ from control_plane.activator.http_client import HttpReplicaClient
 from control_plane.activator.replica_client import ReplicaGone, ReplicaRequest
 from control_plane.fleet.replica import Endpoint
 from infra.contracts.base import NodeId, ReplicaId, RequestId, RevisionName
+from infra.contracts.tenancy import TenantName
 
 Handler = Callable[["Peer"], Awaitable[None]]
 
-REQUEST = ReplicaRequest(RequestId("req_1"), "/v1/completions", b'{"a":1}')
+REQUEST = ReplicaRequest(
+    RequestId("req_1"), "/v1/completions", b'{"a":1}', TenantName("acme"), timeout_s=60.0
+)
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
@@ -139,6 +142,8 @@ async def test_a_request_carries_its_token_its_id_and_its_body(
         b"authorization: Bearer token",
         b"content-type: application/json",
         b"firstlight-request-id: req_1",
+        b"firstlight-tenant: acme",
+        b"firstlight-timeout: 60.000",
         b"content-length: 7",
         b"",
         b"",
@@ -448,7 +453,7 @@ async def test_a_large_request_goes_out_whole(
 
     replica.handler = handler
     body = b"x" * (8 << 20)
-    response = await client.send(endpoint, ReplicaRequest(RequestId("r"), "/invoke", body))
+    response = await client.send(endpoint, REQUEST._replace(body=body))
     response.close()
 
     assert sizes == [len(body)]

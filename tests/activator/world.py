@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from control_plane.activator.activator import Activator
-from control_plane.activator.call import Call
+from control_plane.activator.call import Call, TokenCount
 from control_plane.activator.ledger import Ledger
 from control_plane.activator.lines import Lines
 from control_plane.activator.memory_client import MemoryReplicaClient, Script, Wire
@@ -29,6 +29,7 @@ from infra.contracts.model_spec import Limits, ModelSpec, Timeouts
 from infra.contracts.node import ReplicaReport
 from infra.contracts.revision import ModelFacts, ReplicaState, ResolvedSource, Revision
 from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
+from infra.contracts.tenancy import DEFAULT_TENANT
 from infra.errors import PlatformError
 from infra.metrics import Metrics
 from infra.supervise import TaskSet
@@ -180,6 +181,8 @@ class World:
             is_streaming=stream,
             wants_progress=progress,
             arrived_at=self.clock.now(),
+            tenant=DEFAULT_TENANT,
+            tokens=TokenCount(),
         )
 
     def start(self, call: Call, revision: Revision) -> "Running":

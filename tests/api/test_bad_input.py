@@ -294,7 +294,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing(
 def test_a_key_is_asked_where_one_is_set() -> None:
     async def main() -> None:
         async with World() as world:
-            edge = EdgeWorld(world, api_keys=["sesame-sesame-sesame"])
+            edge = EdgeWorld(world, root_key="sesame-sesame-sesame")
             await world.deploy("chat")
             right = {"authorization": "Bearer sesame-sesame-sesame"}
             wrong = {"authorization": "Bearer sesame-sesame-sesamE"}

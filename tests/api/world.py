@@ -17,6 +17,10 @@ from control_plane.api.auth import KeyRing
 from control_plane.api.services import Services
 from control_plane.fleet.replica import Replica
 from control_plane.fleet.timeline import MemoryTimelineStore
+from control_plane.tenancy.keys import Keys
+from control_plane.tenancy.quotas import Quotas
+from control_plane.tenancy.store import MemoryTenancyStore
+from control_plane.tenancy.usage import MemoryUsageStore, UsageLedger
 from infra.contracts.revision import ReplicaState
 from infra.errors import StoreUnavailable
 from infra.metrics import Metrics
@@ -31,7 +35,7 @@ class EdgeWorld:
     """A fleet on a simulated machine, replicas that do what `script` says, and the app."""
 
     def __init__(
-        self, world: World, *, api_keys: Iterable[str] = (), node_keys: Iterable[str] = ("node",)
+        self, world: World, *, root_key: str | None = None, node_keys: Iterable[str] = ("node",)
     ) -> None:
         self.world = world
         self.script: Script = says("hello")
@@ -40,6 +44,9 @@ class EdgeWorld:
         self.timelines = MemoryTimelineStore()
         self.metrics = Metrics()
         self.store_is_up = True
+        self.keys = Keys(MemoryTenancyStore(), root_key=root_key)
+        self.quotas = Quotas()
+        self.usage = UsageLedger(MemoryUsageStore(), clock=world.clock)
         meters = ActivatorMeters.on(self.metrics)
         self.lines = Lines(
             world.deployments, world.fleet, clock=world.clock, wake=world.autoscaler.poke
@@ -61,7 +68,9 @@ class EdgeWorld:
             logbook=world.logbook,
             metrics=self.metrics,
             clock=world.clock,
-            api_keys=KeyRing(api_keys),
+            keys=self.keys,
+            quotas=self.quotas,
+            usage=self.usage,
             node_keys=KeyRing(node_keys),
             readiness={"store": self._check_store},
         )

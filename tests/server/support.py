@@ -59,9 +59,9 @@ class Reply:
 
     @property
     def events(self) -> list[Any]:
-        """Data of the events; `[DONE]` as it is."""
+        """Data of the events; `[DONE]` as it is; comments are left out."""
         blocks = self.body.decode().removesuffix("\n\n").split("\n\n")
-        data = [block.split("data: ", 1)[1] for block in blocks]
+        data = [block.split("data: ", 1)[1] for block in blocks if block[0] != ":"]
         return [one if one == "[DONE]" else orjson.loads(one) for one in data]
 
 

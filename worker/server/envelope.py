@@ -47,6 +47,19 @@ class Usage:
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
+    @property
+    def prompt_header(self) -> tuple[bytes, bytes]:
+        return (b"firstlight-prompt-tokens", b"%d" % self.prompt_tokens)
+
+    @property
+    def completion_header(self) -> tuple[bytes, bytes]:
+        return (b"firstlight-completion-tokens", b"%d" % self.completion_tokens)
+
+    @property
+    def comment(self) -> bytes:
+        """As a comment between events, for the gateway that counts tokens without parsing them."""
+        return b": firstlight-usage %d %d\n\n" % (self.prompt_tokens, self.completion_tokens)
+
     def written(self) -> bytes:
         """As JSON."""
         return orjson.dumps(self.members())

@@ -27,6 +27,14 @@ class OutputLimits:
     max_output_tokens: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """For whom a request is computed, and until when (on the engine's clock)."""
+
+    tenant: str = ""
+    deadline: float | None = None
+
+
 def engine_requests(
     asked: Asked,
     prompts: Sequence[tuple[int, ...]],
@@ -34,6 +42,7 @@ def engine_requests(
     request_id: str,
     limits: OutputLimits,
     defaults: SamplingDefaults,
+    caller: Caller = Caller(),
 ) -> list[GenerationRequest]:
     """One engine request a choice; raises ContextLengthExceeded or Invalid.
 
@@ -47,6 +56,8 @@ def engine_requests(
             prompt_token_ids=prompt,
             sampling=_sampling(asked, choice, output_tokens(asked, len(prompt), limits), defaults),
             priority=asked.body.priority or 0,
+            tenant=caller.tenant,
+            deadline=caller.deadline,
         )
         for prompt_index, prompt in enumerate(prompts)
         for choice in range(asked.n)

@@ -18,6 +18,7 @@ from worker.server import chat, completions, invoke, metrics, problems
 from worker.server.asked import Asked
 from worker.server.body import Headers, Receive, read_body
 from worker.server.in_flight import Disconnected, InFlight, Interruption
+from worker.server.plan import Caller
 from worker.server.ports import Engine
 from worker.server.responder import Responder, Send
 from worker.server.service import GenerationService
@@ -25,6 +26,9 @@ from worker.server.service import GenerationService
 log = structlog.get_logger()
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+
+_TENANT = re.compile(rb"[a-z0-9-]{1,63}")
+_SECONDS = re.compile(rb"[0-9]{1,7}(?:\.[0-9]{1,3})?")
 
 Scope = MutableMapping[str, Any]
 
@@ -108,7 +112,9 @@ class Routes:
                 try:
                     asked = read(json_object(body))
                     request_id = _request_id(headers)
-                    await self._service.serve(asked, request_id, responder, arrived=arrived)
+                    await self._service.serve(
+                        asked, request_id, responder, arrived=arrived, caller=_caller(headers)
+                    )
                 finally:
                     watch.cancel()
         except Exception as error:
@@ -141,6 +147,16 @@ def _request_id(headers: Headers) -> str:
     """The gateway's name for the request, so that the answer carries it; else one of our own."""
     given = headers.get(b"firstlight-request-id", b"")
     return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _caller(headers: Headers) -> Caller:
+    """What the gateway says of its own caller; others speak for themselves."""
+    tenant = headers.get(b"firstlight-tenant", b"")
+    timeout_s = headers.get(b"firstlight-timeout", b"")
+    deadline = None
+    if _SECONDS.fullmatch(timeout_s):
+        deadline = asyncio.get_running_loop().time() + float(timeout_s)
+    return Caller(tenant.decode() if _TENANT.fullmatch(tenant) else "", deadline)
 
 
 def _allow(method: str, *allowed: str) -> None:

@@ -12,10 +12,7 @@ from worker.server.asked import AnswerWriter, Asked, EventWriter
 from worker.server.defaults import SamplingDefaults
 from worker.server.envelope import Letterhead
 from worker.server.generation import Batch, Generation
-from worker.server.plan import (
-    OutputLimits,
-    engine_requests,
-)
+from worker.server.plan import Caller, OutputLimits, engine_requests
 from worker.server.ports import Engine
 from worker.server.prompts import PromptEncoder
 from worker.server.responder import Responder
@@ -62,7 +59,13 @@ class GenerationService:
         self._numbers = itertools.count(1)
 
     async def serve(
-        self, asked: Asked, request_id: str, responder: Responder, *, arrived: float
+        self,
+        asked: Asked,
+        request_id: str,
+        responder: Responder,
+        *,
+        arrived: float,
+        caller: Caller = Caller(),  # noqa: B008 - frozen value
     ) -> None:
         """Sends the whole response. Raises PlatformError, before or after its head was sent."""
         self._refuse_other_model(asked)
@@ -76,6 +79,7 @@ class GenerationService:
             request_id=f"{request_id}-{next(self._numbers)}",
             limits=self._limits,
             defaults=self._defaults,
+            caller=caller,
         )
         letterhead = Letterhead(
             id=asked.id_prefix + request_id,
@@ -123,11 +127,13 @@ async def _stream(
     """Sends the head with the first token, then one part a step, however many choices it has."""
     async with generation:
         batch = await generation.next_batch()
-        await responder.begin_events(timing.first_token())
+        usage = generation.usage
+        await responder.begin_events(timing.first_token(), usage.prompt_header)
         while not generation.is_finished:
             await responder.part(_events(writer, batch))
             batch = await generation.next_batch()
-    await responder.finish(_events(writer, batch) + writer.closing(generation.usage))
+    usage = generation.usage
+    await responder.finish(_events(writer, batch) + usage.comment + writer.closing(usage))
 
 
 def _events(writer: EventWriter, batch: Batch) -> bytes:
@@ -153,5 +159,6 @@ async def _collect(
                     hint="ask for fewer choices, tokens or log-probabilities, or stream",
                 )
             batch = await generation.next_batch()
-    body = writer.whole(generation.usage)
-    await responder.whole(body, headers=(timing.last_token(),))
+    usage = generation.usage
+    headers = (timing.last_token(), usage.prompt_header, usage.completion_header)
+    await responder.whole(writer.whole(usage), headers=headers)

@@ -1,0 +1,132 @@
+"""What tenants use, counted in memory and written down every second."""
+
+import asyncio
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, date, datetime, timedelta
+from typing import Protocol
+
+import structlog
+
+from infra.clock import Clock
+from infra.contracts.base import ModelName
+from infra.contracts.tenancy import TenantName, UsageRow
+from infra.errors import StoreUnavailable
+
+log = structlog.get_logger()
+
+WRITE_EVERY_S = 1.0
+MOST_DAYS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Requests that were answered, and their tokens."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: "Used") -> "Used":
+        return Used(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def counts(self) -> Iterator[tuple[str, int]]:
+        """What is not zero, by name."""
+        for field in fields(self):
+            if amount := getattr(self, field.name):
+                yield field.name, amount
+
+    def row(self, day: date, tenant: TenantName, model: ModelName) -> UsageRow:
+        return UsageRow(
+            tenant=tenant,
+            model=model,
+            day=day,
+            requests=self.requests,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+        )
+
+
+Usages = Mapping[tuple[date, TenantName, ModelName], Used]
+
+
+class UsageStore(Protocol):
+    """Where usage is added up. Raises StoreUnavailable."""
+
+    async def add(self, batch_id: str, usages: Usages) -> None:
+        """Adds the counts; a batch that was added before is not added again."""
+        ...
+
+    async def read(self, days: list[date]) -> list[UsageRow]:
+        """Of all tenants and models on those days, by day, tenant and model."""
+        ...
+
+
+class MemoryUsageStore:
+    """The UsageStore of tests and of a platform that keeps nothing."""
+
+    def __init__(self) -> None:
+        self._batches: set[str] = set()
+        self._usages: dict[tuple[date, TenantName, ModelName], Used] = {}
+
+    async def add(self, batch_id: str, usages: Usages) -> None:
+        if batch_id in self._batches:
+            return
+        self._batches.add(batch_id)
+        for row, used in usages.items():
+            self._usages[row] = self._usages.get(row, Used()) + used
+
+    async def read(self, days: list[date]) -> list[UsageRow]:
+        return [used.row(*row) for row, used in sorted(self._usages.items()) if row[0] in days]
+
+
+class UsageLedger:
+    """Counts for the hot path, which never waits for the store; up to a second can be lost."""
+
+    def __init__(self, store: UsageStore, *, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._counted: dict[tuple[date, TenantName, ModelName], Used] = {}
+        self._batch: tuple[str, Usages] | None = None  # told to the store, which has not said yes
+        self._writing = asyncio.Lock()  # guards the order of batches
+
+    def count(self, tenant: TenantName, model: ModelName, used: Used) -> None:
+        """Notes what a request that ends now has used."""
+        row = (self._today(), tenant, model)
+        self._counted[row] = self._counted.get(row, Used()) + used
+
+    async def rows(self, *, since: date, until: date) -> list[UsageRow]:
+        """All that was used on those days, both included; raises StoreUnavailable."""
+        await self.write()
+        count = min((until - since).days + 1, MOST_DAYS)
+        return await self._store.read([since + timedelta(day) for day in range(count)])
+
+    async def run(self) -> None:
+        """Writes for ever; while the store is away it keeps counting."""
+        while True:
+            await asyncio.sleep(WRITE_EVERY_S)
+            try:
+                await self.write()
+            except StoreUnavailable as error:
+                log.warning("usage.unwritten", error=error.detail)
+
+    async def write(self) -> None:
+        """Writes what was counted; raises StoreUnavailable, and then it is written later."""
+        async with self._writing:
+            while self._batch is not None or self._counted:
+                if self._batch is None:
+                    self._batch, self._counted = (secrets.token_hex(8), self._counted), {}
+                await self._store.add(*self._batch)
+                self._batch = None
+
+    def _today(self) -> date:
+        return datetime.fromtimestamp(self._clock.now(), UTC).date()

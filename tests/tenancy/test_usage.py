@@ -1,0 +1,75 @@
+from datetime import date
+
+import pytest
+
+from control_plane.tenancy.usage import MemoryUsageStore, UsageLedger, Usages, Used
+from infra.clock import Clock
+from infra.contracts.base import ModelName
+from infra.contracts.tenancy import TenantName
+from infra.errors import StoreUnavailable
+from tests.tenancy.conftest import Stores
+
+ACME, BETA = TenantName("acme"), TenantName("beta")
+CHAT, CODE = ModelName("chat"), ModelName("code")
+DAY = 86400.0
+FIRST = date(1970, 1, 1)
+
+
+class StoppedClock(Clock):
+    at = 0.0
+
+    def now(self) -> float:
+        return self.at
+
+
+async def test_usage_adds_up_by_day_tenant_and_model(stores: Stores):
+    clock = StoppedClock()
+    ledger = UsageLedger(stores[1], clock=clock)
+    ledger.count(ACME, CHAT, Used(1, 10, 5))
+    ledger.count(ACME, CHAT, Used(1, 0, 7))
+    ledger.count(BETA, CODE, Used(1, 3, 0))
+    await ledger.write()
+    clock.at = DAY
+    ledger.count(ACME, CHAT, Used(1, 1, 1))
+
+    rows = await ledger.rows(since=FIRST, until=date(1970, 1, 2))
+
+    assert [
+        (it.day.day, it.tenant, it.model, it.requests, it.prompt_tokens, it.completion_tokens)
+        for it in rows
+    ] == [(1, ACME, CHAT, 2, 10, 12), (1, BETA, CODE, 1, 3, 0), (2, ACME, CHAT, 1, 1, 1)]
+    assert await ledger.rows(since=date(1970, 1, 2), until=date(1970, 1, 2)) == rows[2:]
+
+
+async def test_a_batch_counts_once_however_often_it_is_told(stores: Stores):
+    usages: Usages = {(FIRST, ACME, CHAT): Used(1, 2, 3)}
+    for _ in range(3):
+        await stores[1].add("batch", usages)
+
+    [row] = await stores[1].read([FIRST])
+    assert (row.requests, row.prompt_tokens, row.completion_tokens) == (1, 2, 3)
+
+
+class Forgetful(MemoryUsageStore):
+    """Does what it is told and says that it failed."""
+
+    fails = 2
+
+    async def add(self, batch_id: str, usages: Usages) -> None:
+        await super().add(batch_id, usages)
+        if self.fails:
+            self.fails -= 1
+            raise StoreUnavailable("the connection broke before the answer")
+
+
+async def test_what_was_done_and_said_to_have_failed_is_not_done_twice():
+    ledger = UsageLedger(Forgetful(), clock=StoppedClock())
+    ledger.count(ACME, CHAT, Used(1, 2, 3))
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await ledger.write()
+        ledger.count(ACME, CHAT, Used(1, 0, 0))
+
+    [row] = await ledger.rows(since=FIRST, until=FIRST)
+
+    assert (row.requests, row.prompt_tokens) == (3, 2)
