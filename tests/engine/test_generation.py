@@ -9,6 +9,7 @@ import torch
 
 from infra.errors import Invalid
 from tests.engine.tiny import LetterTokenizer, greedy_alone, make_engine, request, run
+from worker.engine.prompt_scores import MOST_ROWS
 from worker.engine.request import Output
 from worker.kernels.port import Span
 from worker.models.causal_model import CausalModel
@@ -199,6 +200,27 @@ def prompt_logprobs(model: CausalModel, prompt: list[int]) -> torch.Tensor:
         for position, token in enumerate(prompt)
     ]
     return torch.log_softmax(torch.stack(rows).float(), -1)[:-1]
+
+
+def test_a_long_prompt_is_scored_without_holding_all_of_its_logits(
+    tiny: CausalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = random.Random(5).choices(range(97, 123), k=240)
+    asked = request("r", prompt, 1, prompt_logprobs=1)
+    told = run(make_engine(tiny, token_budget=16, max_batch_size=4), [asked])["r"].outputs[0]
+    head, heights = tiny.head, []
+
+    def watched(states: torch.Tensor) -> torch.Tensor:
+        heights.append(len(states))
+        return head(states)
+
+    monkeypatch.setattr(tiny, "head", watched)
+    engine = make_engine(tiny, token_budget=256)
+    at_once = run(engine, [asked])["r"].outputs[0]
+
+    assert engine.stats().steps == 1
+    assert sum(heights) == 240 and max(heights) == MOST_ROWS
+    assert at_once.prompt_logprobs[1:] == told.prompt_logprobs[1:]
 
 
 def test_prompts_of_others_have_no_logprobs_in_the_same_step(tiny: CausalModel) -> None:

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,12 +15,13 @@ from worker.engine.batch import Batch, Slice
 from worker.engine.block_pool import BlockPool
 from worker.engine.checks import check_request
 from worker.engine.choice import Choice
-from worker.engine.event import Ending, Event, Failure, NewToken, PromptScores
+from worker.engine.event import Ending, Event, Failure, NewToken
 from worker.engine.guided import Guides, GuideTokenizer, Matcher
 from worker.engine.kv_size import host_memory_bytes, kv_blocks
 from worker.engine.prefix_cache import PrefixCache
+from worker.engine.prompt_scores import score_prompts
 from worker.engine.request import GenerationRequest, Guide, SamplingParams, refuse_too_long
-from worker.engine.sampler import Row, Sampler, Told, sample, with_logprobs
+from worker.engine.sampler import Row, Sampler, sample
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.speculation import GuessCost, Guesser, NgramProposer, Speculation
@@ -218,18 +219,20 @@ class Engine:
         return frozenset(end for end in ends if end < self._model.vocabulary)
 
     def _compute(self, batch: Batch) -> list[Event]:
-        logits = self._logits(batch)
+        states = self._states(batch)
         self._scheduler.computed(batch)
         self._num_steps += 1
-        rows, masks = self._rows(batch.sampled)
-        choices = iter(sample(self._model.kernels, logits[: len(rows)], rows, masks))
-        events: list[Event] = list(self._score_prompts(batch, logits[len(rows) :]))
-        for piece in batch.sampled:
+        sampled = batch.sampled
+        rows, masks = self._rows(sampled)
+        logits = self._model.head(states[: len(rows)])
+        choices = iter(sample(self._model.kernels, logits, rows, masks))
+        events: list[Event] = list(score_prompts(self._model, batch, states[len(rows) :]))
+        for piece in sampled:
             events += self._go_on(piece, list(islice(choices, len(piece.sampled))))
         return events
 
-    def _logits(self, batch: Batch) -> torch.Tensor:
-        """[rows, vocabulary]: of the sequences that get a token, then of prompts to be scored."""
+    def _states(self, batch: Batch) -> torch.Tensor:
+        """[rows, hidden]: of the sequences that get a token, then of prompts to be scored."""
         assert self._cache is not None, "warm() comes before the first step"
         token_ids: list[int] = []
         spans, sampled, scored = [], [], []
@@ -241,7 +244,7 @@ class Engine:
             spans.append(Span(piece.first, piece.count, sequence.block_table, sequence.lane))
             scored += [offset + position for position in piece.scored]
             sampled += [offset + position for position in piece.sampled]
-        return self._model.logits(token_ids, spans, sampled + scored, self._cache)
+        return self._model.states(token_ids, spans, sampled + scored, self._cache)
 
     def _rows(self, pieces: Iterable[Slice]) -> tuple[list[Row], torch.Tensor | None]:
         """How each next token is to be chosen, also after guesses; masks of those with a guide.
@@ -270,23 +273,6 @@ class Engine:
             matcher.accept(guesses[count : count + 1])
         matcher.take_back(len(guesses))
         return masks
-
-    def _score_prompts(self, batch: Batch, logits: torch.Tensor) -> Iterator[PromptScores]:
-        """How likely tokens of prompts were; rows in the batch's order."""
-        first_row = 0
-        for piece in batch.slices:
-            sequence, positions = piece.sequence, piece.scored
-            count = sequence.request.sampling.prompt_logprobs
-            if count is None or not positions:
-                continue
-            told = [
-                Told(row, sequence.token_ids[position + 1], count)
-                for row, position in enumerate(positions, first_row)
-            ]
-            first_row += len(told)
-            choices = with_logprobs(self._model.kernels, logits, told)
-            sequence.num_scored_tokens = positions.stop
-            yield PromptScores(sequence.request_id, tuple(choices))
 
     def _expire(self, sequence: Sequence) -> Failure:
         self.abort(sequence.request_id)

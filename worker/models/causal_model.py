@@ -35,16 +35,30 @@ class CausalModel(Protocol):
         """For as many sequences at once as there are lanes."""
         ...
 
-    def logits(
+    def states(
         self,
         token_ids: Sequence[int],
         spans: Sequence[Span],
-        sampled: Sequence[int],
+        wanted: Sequence[int],
         cache: KVCache,
     ) -> torch.Tensor:
         """Computes the spans' tokens into the cache.
 
-        `token_ids` are the tokens of all spans in order; `sampled` are the indices among them whose
-        logits are wanted. Returns them as [sampled, vocabulary].
+        `token_ids` are the tokens of all spans in order; `wanted` are the indices among them whose
+        logits will be. Returns what `head` makes these of, as [wanted, hidden].
         """
+        ...
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [rows, vocabulary] of [rows, hidden], for any rows at a time."""
+        ...
+
+    def logits(
+        self,
+        token_ids: Sequence[int],
+        spans: Sequence[Span],
+        wanted: Sequence[int],
+        cache: KVCache,
+    ) -> torch.Tensor:
+        """The head of the states, all at once."""
         ...

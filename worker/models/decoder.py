@@ -73,12 +73,21 @@ class Decoder:
             self._cache_shape(num_blocks=num_blocks, block_size=block_size, lanes=lanes)
         )
 
-    @torch.inference_mode()
     def logits(
         self,
         token_ids: Sequence[int],
         spans: Sequence[Span],
-        sampled: Sequence[int],
+        wanted: Sequence[int],
+        cache: KVCache,
+    ) -> torch.Tensor:
+        return self.head(self.states(token_ids, spans, wanted, cache))
+
+    @torch.inference_mode()
+    def states(
+        self,
+        token_ids: Sequence[int],
+        spans: Sequence[Span],
+        wanted: Sequence[int],
         cache: KVCache,
     ) -> torch.Tensor:
         device = self.kernels.device
@@ -89,8 +98,11 @@ class Decoder:
         x = self.kernels.embed(tokens, self._embedding, self._embedding_scale)
         for layer in self._layers:
             x = layer(x, step, ropes)
-        x = x.index_select(0, torch.tensor(sampled, dtype=torch.int64, device=device))
-        logits = self._head(x, prologue=self._norm.prologue)
+        return x.index_select(0, torch.tensor(wanted, dtype=torch.int64, device=device))
+
+    @torch.inference_mode()
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        logits = self._head(states, prologue=self._norm.prologue)
         cap = self._config.final_softcap
         return logits if cap is None else _softcapped(logits, cap)
 
