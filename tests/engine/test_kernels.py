@@ -16,9 +16,7 @@ from worker.layers.rotary import Rotary
 from worker.models.rope import rotary_frequencies
 from worker.models.rope_config import LinearScaling, Llama3Scaling, Rope
 
-KERNELS = {
-    dtype: TorchKernels(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32)
-}
+KERNELS = {dtype: TorchKernels(dtype) for dtype in (torch.bfloat16, torch.float32)}
 BLOCK = 16
 FORMATS = [torch.bfloat16, torch.float32]
 SHAPES = [(3, 3, 64), (1, 4, 16), (4, 1, 64), (2, 4, 128), (2, 2, 8)]  # kv_heads, group, head_dim

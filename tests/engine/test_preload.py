@@ -15,6 +15,9 @@ from worker.engine.preload import after_fork, preload
 preload()
 assert len(os.listdir("/proc/self/task")) == 1, "the parent has threads"
 loaded = set(sys.modules)
+import torch
+has_compiler = "torch._dynamo" in loaded
+assert has_compiler == (torch.version.cuda is not None), "torch's compiler takes a second to import"
 
 
 def replica() -> None:

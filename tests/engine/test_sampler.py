@@ -21,7 +21,7 @@ from worker.kernels.port import Kernels
 from worker.kernels.sampling import Bias, Draw, Penalties, TokenCounts, Unchosen
 from worker.kernels.torch_kernels import TorchKernels
 
-ORACLE = TorchKernels(torch.device("cpu"), torch.float32)
+ORACLE = TorchKernels(torch.float32)
 KERNELS: Kernels = ORACLE
 
 

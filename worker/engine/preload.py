@@ -37,6 +37,10 @@ def preload() -> None:
     for module in _MODULES:
         importlib.import_module(module)
     after_fork(1)
+    import torch
+
+    if torch.version.cuda is not None:  # which is all that may be asked before a fork
+        importlib.import_module("worker.kernels.cuda")
     from worker.kernels.factory import native_library
 
     native_library()

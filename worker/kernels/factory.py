@@ -14,8 +14,10 @@ from worker.kernels.torch_kernels import TorchKernels
 log = structlog.get_logger()
 
 
-def choose_kernels(*, gpus: int, dtype: torch.dtype) -> Kernels:
-    """Kernels of the first GPU, or of the CPU for none; `dtype` is that of the weights.
+def choose_kernels(*, gpus: int, dtype: torch.dtype, device: int = 0) -> Kernels:
+    """Kernels of a GPU, by its place among those this process sees, or of the CPU for no GPUs.
+
+    `dtype` is that of the weights.
 
     The native kernels know no float32 weights; torch's do all that they cannot.
 
@@ -23,15 +25,15 @@ def choose_kernels(*, gpus: int, dtype: torch.dtype) -> Kernels:
     """
     if gpus == 0:
         library = native_library() if dtype is torch.bfloat16 else None
-        return (
-            TorchKernels(torch.device("cpu"), dtype) if library is None else NativeKernels(library)
-        )
+        return TorchKernels(dtype) if library is None else NativeKernels(library)
     if not torch.cuda.is_available():
         raise DependencyMissing(
             "the model asks for a GPU and torch finds none",
             hint="install torch with CUDA, or set resources.gpus to 0",
         )
-    return TorchKernels(torch.device("cuda", 0), dtype)
+    from worker.kernels.cuda import cuda_kernels  # it imports torch's compiler: a second
+
+    return cuda_kernels(torch.device("cuda", device), dtype)
 
 
 @cache

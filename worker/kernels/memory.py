@@ -8,14 +8,12 @@ import torch
 
 
 def zero_pages(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, is_huge: bool = False
+    shape: tuple[int, ...], dtype: torch.dtype, *, is_huge: bool = False
 ) -> torch.Tensor:
-    """A tensor of zeros; on the CPU its pages are taken from the machine at their first write.
+    """A tensor of zeros on the CPU, whose pages are taken from the machine at their first write.
 
     Huge ones are read faster, where the machine has them, and taken 2 MB at a time.
     """
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
     pages = mmap.mmap(
         -1,
         math.prod(shape) * dtype.itemsize,

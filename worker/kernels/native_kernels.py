@@ -181,8 +181,8 @@ class NativeKVCache:
     def __init__(self, shape: CacheShape) -> None:
         self.shape = shape
         layers = (shape.num_blocks, shape.num_layers, shape.num_kv_heads, _head_block_bytes(shape))
-        self._pools = zero_pages(layers, torch.uint8, torch.device("cpu"), is_huge=True).unbind(1)
-        table = zero_pages((shape.lanes, shape.num_blocks), torch.int32, torch.device("cpu"))
+        self._pools = zero_pages(layers, torch.uint8, is_huge=True).unbind(1)
+        table = zero_pages((shape.lanes, shape.num_blocks), torch.int32)
         self._tables = table
         self._table_rows = table.numpy()
         self._owners: list[Sequence[int] | None] = [None] * shape.lanes

@@ -1,7 +1,8 @@
 """The arithmetic that models are made of, so that it can be done by other means than torch's own.
 
 Every operation guarantees *row invariance*: the result for a token is the same bits whatever other
-tokens are computed with it, in whichever order. Greedy output depends on it.
+tokens are computed with it, in whichever order. Greedy output depends on it. Only kernels for GPUs
+do not promise it: libraries choose their algorithms by the shapes of a step there.
 
 What lies between two operations (the residual stream, a layer's queries) has the adapter's own
 number format, `Kernels.activation_dtype`.
@@ -178,7 +179,11 @@ class Kernels(Protocol):
         ...
 
     def cache_bytes(self, shape: CacheShape) -> int:
-        """Bytes of one block, all layers together."""
+        """Bytes of one block, all layers together.
+
+        Raises Invalid for a format of keys and values that these kernels do not keep, and
+        UnsupportedModel for heads that they do not compute.
+        """
         ...
 
     def allocate_cache(self, shape: CacheShape) -> KVCache:

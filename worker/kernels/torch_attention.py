@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812 - everybody's name for it
 
+from worker.kernels.heads import normed, rotated
 from worker.kernels.memory import zero_pages
-from worker.kernels.port import AttentionLayer, CacheShape, Norm, Span
+from worker.kernels.port import AttentionLayer, CacheShape, Span
 
 _KEY_TILE = 512  # keys that flash attention multiplies at once
 _QUERY_TILE = 8
@@ -31,23 +32,20 @@ class TorchKVCache:
     computes in: of other formats this has the arithmetic and saves no memory.
     """
 
-    def __init__(
-        self, shape: CacheShape, device: torch.device, *, dtype: torch.dtype, most_tokens: int
-    ) -> None:
+    def __init__(self, shape: CacheShape, *, dtype: torch.dtype, most_tokens: int) -> None:
         """`most_tokens` of one sequence may attend in one call."""
         self.shape = shape
-        self.device = device
         self.dtype = dtype
         slots = shape.num_slots + _KEY_TILE
         heads = shape.num_kv_heads
         self.layers = zero_pages(
-            (shape.num_layers, 2 * heads, slots, shape.head_dim), dtype, device
+            (shape.num_layers, 2 * heads, slots, shape.head_dim), dtype
         ).unbind()
         self._keys = [layer[:heads].unsqueeze(0) for layer in self.layers]
         self._values = [layer[heads:].unsqueeze(0) for layer in self.layers]
-        self.filler = torch.zeros((heads, _QUERY_TILE, shape.head_dim), dtype=dtype, device=device)
+        self.filler = torch.zeros((heads, _QUERY_TILE, shape.head_dim), dtype=dtype)
         # [num_slots + tile]: n keys padded to N are masked by the N entries from num_slots - n on.
-        self.ramp = torch.zeros(slots, dtype=dtype, device=device)
+        self.ramp = torch.zeros(slots, dtype=dtype)
         self.ramp[shape.num_slots :] = -torch.inf
         self.most_tokens = most_tokens
 
@@ -110,7 +108,7 @@ class TorchAttentionStep:
             for span in spans
             for position in range(span.first, span.first + span.count)
         ]
-        placed = torch.tensor(places, device=cache.device)  # [tokens, 2]
+        placed = torch.tensor(places)  # [tokens, 2]
         self._positions, self._slots = placed.unbind(1)
         self._cache = cache
         self._spans = spans
@@ -124,8 +122,8 @@ class TorchAttentionStep:
         tokens = query_key_value.shape[0]
         by_head = query_key_value.view(tokens, heads + 2 * kv_heads, shape.head_dim)
         query, key, value = torch.split(by_head, [heads, kv_heads, kv_heads], 1)
-        query_key = torch.cat((_normed(query, layer.query_norm), _normed(key, layer.key_norm)), 1)
-        query_key = _rotate(query_key, rope.index_select(0, self._positions))
+        query_key = torch.cat((normed(query, layer.query_norm), normed(key, layer.key_norm)), 1)
+        query_key = rotated(query_key, rope.index_select(0, self._positions))
         keys_values = torch.cat((query_key[:, heads:], value), 1)
         self._cache.write(layer.index, self._slots, keys_values)
         queries = query_key[:, :heads].view(tokens, kv_heads, heads // kv_heads, shape.head_dim)
@@ -171,23 +169,6 @@ def _softcapped(
     return (scores.softmax(-1) @ values.float()).to(rows.dtype)
 
 
-def _normed(x: torch.Tensor, norm: Norm | None) -> torch.Tensor:
-    """Each head of [tokens, heads, head_dim] by itself."""
-    if norm is None:
-        return x
-    return F.rms_norm(x.float(), norm.weight.shape, norm.weight, norm.epsilon).to(x.dtype)
-
-
-def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of [tokens, heads, head_dim] by [tokens, rotary_dim], in float32."""
-    rotary_dim = angles.shape[-1]
-    cos, sin = angles.unsqueeze(1).chunk(2, -1)
-    turned, kept = x[..., :rotary_dim], x[..., rotary_dim:]
-    swapped = torch.roll(turned, rotary_dim // 2, -1)
-    turned = turned * torch.cat((cos, cos), -1) + swapped * torch.cat((-sin, sin), -1)
-    return torch.cat((turned.to(x.dtype), kept), -1)
-
-
 def _tiles(cache: TorchKVCache, spans: Sequence[Span], window: int | None) -> list[_Tile]:
     tiles = []
     begin = 0
@@ -230,7 +211,7 @@ def _causal_mask(
     group = shape.num_heads // shape.num_kv_heads
     rows = _padded_rows(count * group)
     tokens = -(-rows // group)
-    mask = torch.full((tokens, num_keys), -torch.inf, dtype=cache.dtype, device=cache.device)
+    mask = torch.full((tokens, num_keys), -torch.inf, dtype=cache.dtype)
     mask.triu_(first + 1)
     if window is not None:
         mask += torch.full_like(mask, -torch.inf).tril_(first - window)
@@ -240,7 +221,7 @@ def _causal_mask(
 def _padded_table(cache: TorchKVCache, blocks: list[int], num_keys: int) -> torch.Tensor:
     """Repeats the last block up to `num_keys` slots."""
     missing = num_keys // cache.shape.block_size - len(blocks)
-    return torch.tensor(blocks + blocks[-1:] * missing, device=cache.device)
+    return torch.tensor(blocks + blocks[-1:] * missing)
 
 
 def _padded_keys(count: int) -> int:

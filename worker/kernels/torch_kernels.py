@@ -41,14 +41,14 @@ _ACTIVATIONS: dict[Gate, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class TorchKernels:
-    """See Kernels. Written for the CPU; other devices run the same operations."""
+    """See Kernels. For the CPU."""
 
     name = "torch"
     layout = None
+    device = torch.device("cpu")
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         """`dtype` of weights, activations, keys and values."""
-        self.device = device
         self.activation_dtype = dtype
         self._has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
@@ -76,7 +76,7 @@ class TorchKernels:
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """[tokens, in] and [out, in] to [tokens, out]"""
-        if x.device.type != "cpu" or not (self._has_avx512 or x.dtype is torch.float32):
+        if not (self._has_avx512 or x.dtype is torch.float32):
             return F.linear(x, weight, bias)
         rows = x.shape[0]
         if rows == 1:
@@ -99,19 +99,16 @@ class TorchKernels:
         return numbers * self.activation_dtype.itemsize
 
     def allocate_cache(self, shape: CacheShape) -> TorchKVCache:
-        has_exact_tiles = self._has_avx512 or self.device.type != "cpu"
         return TorchKVCache(
             shape,
-            self.device,
             dtype=self.activation_dtype,
-            most_tokens=_MOST_TOKENS if has_exact_tiles else 1,
+            most_tokens=_MOST_TOKENS if self._has_avx512 else 1,
         )
 
     def choose(
         self, logits: torch.Tensor, draws: Sequence[Draw], masks: torch.Tensor | None
     ) -> list[int | Unchosen]:
-        on_device = None if masks is None else masks.to(self.device)
-        return torch_sampling.choose(logits, draws, on_device)
+        return torch_sampling.choose(logits, draws, masks)
 
     def log_probabilities(
         self, logits: torch.Tensor, rows: Sequence[int], token_ids: Sequence[int], count: int
@@ -120,7 +117,7 @@ class TorchKernels:
 
     def _plain(self, part: torch.Tensor | QuantizedWeight) -> torch.Tensor:
         weight = part.dequantise() if isinstance(part, QuantizedWeight) else part
-        return weight.to(device=self.device, dtype=self.activation_dtype)
+        return weight.to(self.activation_dtype)
 
 
 class TorchProduct:
