@@ -11,8 +11,11 @@ MESSAGES = [
 ]
 
 
+EVENING = 1_764_269_999.0  # 27 November 2025, 18:59:59 UTC
+
+
 def render(source: str) -> str:
-    return ChatTemplate(source, {"bos_token": "<s>"}).render(MESSAGES)
+    return ChatTemplate(source, {"bos_token": "<s>"}).render(MESSAGES, now=EVENING)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,12 @@ def render(source: str) -> str:
         ("{{ tools is defined }}{{ messages[1:] | length }}", "False1"),
         ("{%- if messages[0].role == 'system' %}\n  yes\n{%- endif %}", "  yes"),
         ("{{ (messages + messages) | length }}", "4"),
+        # as Llama 3.2's begins, and others
+        ("{%- if strftime_now is defined %}{%- set date_string = strftime_now('%d %b %Y') %}"
+         "{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{{ date_string }}",
+         "27 Nov 2025"),
+        ("{{ strftime_now('%A, %-d. %B %Y, %H:%M:%S, 100 %%') }}",
+         "Thursday, 27. November 2025, 18:59:59, 100 %"),
     ],
 )  # fmt: skip
 def test_what_templates_commonly_do(source: str, text: str) -> None:
@@ -53,6 +62,11 @@ def test_what_templates_commonly_do(source: str, text: str) -> None:
         pytest.param("{{ 'a'.ljust(10000000000) }}", id="padding"),
         pytest.param("{{ '{:1000000000}'.format(1) }}", id="format method"),
         pytest.param("{{ 'a' | center(1000000000) }}", id="center"),
+        pytest.param("{{ strftime_now('%1000000000d') }}", id="width of a date"),
+        pytest.param("{{ strftime_now('%c' * 2) }}", id="repeated dates"),
+        pytest.param("{{ strftime_now('" + "%c" * 101 + "') }}", id="many dates"),
+        pytest.param("{{ strftime_now('%') }}", id="half a date"),
+        pytest.param("{{ strftime_now(9) }}", id="no format"),
         pytest.param("{{ range(10 ** 10) }}", id="range"),
         pytest.param("{{ range(99999) | list | tojson(indent=100000) | wordwrap }}", id="wrap"),
         pytest.param("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",

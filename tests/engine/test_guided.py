@@ -171,7 +171,7 @@ def test_the_real_model_writes_what_a_schema_says(smollm2_dir: Path) -> None:
     tokenizer = Tokenizer.load(smollm2_dir)
     engine = make_engine(load_model(smollm2_dir), tokenizer, kv_cache_tokens=8192)  # type: ignore[arg-type]
     prompt = tokenizer.encode_chat(
-        [{"role": "user", "content": "Describe Ann, who is 31, as JSON."}]
+        [{"role": "user", "content": "Describe Ann, who is 31, as JSON."}], now=0
     )
     requests = [
         request(

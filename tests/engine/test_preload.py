@@ -36,7 +36,8 @@ def replica() -> None:
     tokenizer = Tokenizer.load(folder)
     engine = Engine(model, tokenizer, settings)
     engine.warm()
-    prompt = tokenizer.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.encode_chat(messages, now=0)
     engine.submit(GenerationRequest("r", tuple(prompt), SamplingParams(16, temperature=0)))
     answer, text = tokenizer.stream(), ""
     while engine.has_work():

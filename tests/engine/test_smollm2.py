@@ -40,7 +40,7 @@ def model(smollm2_dir: Path) -> CausalModel:
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Tokenizer) -> list[list[int]]:
-    return [tokenizer.encode_chat([{"role": "user", "content": each}]) for each in QUESTIONS]
+    return [tokenizer.encode_chat([{"role": "user", "content": each}], now=0) for each in QUESTIONS]
 
 
 @pytest.fixture(scope="module")

@@ -144,8 +144,10 @@ def test_the_end_token_is_the_generation_settings_or_the_tokenizers(tmp_path: Pa
 def test_a_conversation_is_written_as_the_template_says(tokenizer: Tokenizer) -> None:
     messages = [{"role": "user", "content": "hi"}]
     text = "<s>user:hi</s><s>assistant:"
-    assert tokenizer.render_chat(messages) == text
-    assert tokenizer.encode_chat(messages) == tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.render_chat(messages, now=0) == text
+    assert tokenizer.encode_chat(messages, now=0) == tokenizer.encode(
+        text, add_special_tokens=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,13 +174,13 @@ def test_where_templates_are_kept(
     write(tmp_path, byte_level(), **config)
     if file is not None:
         (tmp_path / "chat_template.jinja").write_text(file)
-    assert Tokenizer.load(tmp_path).render_chat([]) == rendered
+    assert Tokenizer.load(tmp_path).render_chat([], now=0) == rendered
 
 
 def test_without_a_template_messages_are_refused(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(write(tmp_path, byte_level()))
     with pytest.raises(Invalid, match="no chat template"):
-        tokenizer.render_chat([{"role": "user", "content": "hi"}])
+        tokenizer.render_chat([{"role": "user", "content": "hi"}], now=0)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"model": {}}', "\0" * 100])

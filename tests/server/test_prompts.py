@@ -32,7 +32,7 @@ def test_short_prompts_are_tokenised_at_once() -> None:
     tokenizer = WatchedTokenizer()
     encoder = PromptEncoder(tokenizer, context_tokens=100_000)
 
-    run(encoder.encode((TextPrompt("x" * INLINE_CHARACTERS),)))
+    run(encoder.encode((TextPrompt("x" * INLINE_CHARACTERS),), now=0))
     encoder.close()
 
     assert tokenizer.threads == {threading.get_ident()}
@@ -45,7 +45,7 @@ def test_long_prompts_and_long_chats_leave_the_event_loop_alone() -> None:
         tokenizer = WatchedTokenizer()
         encoder = PromptEncoder(tokenizer, context_tokens=100_000)
 
-        run(encoder.encode((prompt,)))
+        run(encoder.encode((prompt,), now=0))
         encoder.close()
 
         assert threading.get_ident() not in tokenizer.threads
@@ -56,7 +56,7 @@ def test_a_text_that_cannot_fit_is_refused_after_its_beginning() -> None:
     encoder = PromptEncoder(tokenizer, context_tokens=1000)
 
     with pytest.raises(ContextLengthExceeded):
-        run(encoder.encode((TextPrompt("x" * 1_000_000),)))
+        run(encoder.encode((TextPrompt("x" * 1_000_000),), now=0))
     encoder.close()
 
     assert sum(tokenizer.encoded) < 20_000
@@ -72,7 +72,7 @@ def test_a_long_text_of_few_tokens_still_fits() -> None:
 
     encoder = PromptEncoder(Generous(), context_tokens=1000)
 
-    [token_ids] = run(encoder.encode((TextPrompt("x" * 99_000),)))
+    [token_ids] = run(encoder.encode((TextPrompt("x" * 99_000),), now=0))
     encoder.close()
 
     assert len(token_ids) == 990
@@ -82,5 +82,5 @@ def test_token_ids_are_taken_as_they_are() -> None:
     tokenizer = WatchedTokenizer()
     encoder = PromptEncoder(tokenizer, context_tokens=10)
 
-    assert run(encoder.encode((TokenPrompt([1, 2]), TokenPrompt([3])))) == [(1, 2), (3,)]
+    assert run(encoder.encode((TokenPrompt([1, 2]), TokenPrompt([3])), now=0)) == [(1, 2), (3,)]
     assert tokenizer.encoded == []

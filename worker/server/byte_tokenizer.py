@@ -9,7 +9,7 @@ class ByteTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return list(text.encode())
 
-    def render_chat(self, messages: list[dict[str, str]]) -> str:
+    def render_chat(self, messages: list[dict[str, str]], *, now: float) -> str:
         turns = [f"<{message['role']}>{message['content']}" for message in messages]
         return "".join([*turns, "<assistant>"])
 

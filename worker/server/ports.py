@@ -33,8 +33,11 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
-    def render_chat(self, messages: list[dict[str, str]]) -> str:
-        """The conversation as the model's template writes it; raises PlatformError."""
+    def render_chat(self, messages: list[dict[str, str]], *, now: float) -> str:
+        """The conversation as the model's template writes it; raises PlatformError.
+
+        `now`, in unix seconds, is for templates that tell the date.
+        """
         ...
 
     def token_bytes(self, token_id: int) -> bytes:

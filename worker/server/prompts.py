@@ -27,20 +27,23 @@ class PromptEncoder:
         self._context_tokens = context_tokens
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenize")
 
-    async def encode(self, prompts: tuple[Prompt, ...]) -> list[tuple[int, ...]]:
+    async def encode(self, prompts: tuple[Prompt, ...], *, now: float) -> list[tuple[int, ...]]:
         """Token ids of each prompt, at least one and fewer than the context holds.
+
+        `now`, in unix seconds, is for chat templates that tell the date.
 
         Raises ContextLengthExceeded, Invalid, or what the chat template raises.
         """
         if _is_short(prompts):
-            return [self._encode(prompt) for prompt in prompts]
+            return [self._encode(prompt, now) for prompt in prompts]
         loop = asyncio.get_running_loop()
         return [
-            await loop.run_in_executor(self._threads, self._encode, prompt) for prompt in prompts
+            await loop.run_in_executor(self._threads, self._encode, prompt, now)
+            for prompt in prompts
         ]
 
-    def text(self, prompt: Prompt) -> str:
-        """The prompt as text, to be echoed."""
+    def text(self, prompt: Prompt, *, now: float) -> str:
+        """The prompt as text, to be echoed; `now` as it was encoded with."""
         match prompt:
             case TextPrompt(text):
                 return text
@@ -48,14 +51,14 @@ class PromptEncoder:
                 spelling = b"".join(map(self._tokenizer.token_bytes, token_ids))
                 return spelling.decode("utf-8", "replace")
             case ChatPrompt(messages):
-                return self._tokenizer.render_chat(messages)
+                return self._tokenizer.render_chat(messages, now=now)
 
     def close(self) -> None:
         """Threads end with what they are doing; may be repeated."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
-        token_ids = self._token_ids(prompt)
+    def _encode(self, prompt: Prompt, now: float) -> tuple[int, ...]:
+        token_ids = self._token_ids(prompt, now)
         if not token_ids:
             raise Invalid("the prompt has no tokens", param="prompt")
         if len(token_ids) >= self._context_tokens:
@@ -64,12 +67,12 @@ class PromptEncoder:
             self._refuse_unknown(token_ids)
         return tuple(token_ids)
 
-    def _token_ids(self, prompt: Prompt) -> list[int]:
+    def _token_ids(self, prompt: Prompt, now: float) -> list[int]:
         match prompt:
             case TextPrompt(text):
                 return self._encode_text(text, add_special_tokens=True)
             case ChatPrompt(messages):
-                conversation = self._tokenizer.render_chat(messages)
+                conversation = self._tokenizer.render_chat(messages, now=now)
                 return self._encode_text(conversation, add_special_tokens=False)
             case TokenPrompt(token_ids):
                 return token_ids

@@ -70,7 +70,7 @@ class GenerationService:
         """Sends the whole response. Raises PlatformError, before or after its head was sent."""
         self._refuse_other_model(asked)
         timing = ServerTiming(self._clock, arrived)
-        prompts = await self._encoder.encode(asked.prompts)
+        prompts = await self._encoder.encode(asked.prompts, now=arrived)
         timing.tokenised()
         requests = engine_requests(
             asked,
@@ -87,7 +87,7 @@ class GenerationService:
             model=self._identity.model,
             fingerprint=self._fingerprint,
         )
-        generation = self._generation(asked, requests, sum(map(len, prompts)))
+        generation = self._generation(asked, requests, sum(map(len, prompts)), now=arrived)
         if asked.is_streaming:
             await _stream(generation, asked.events(letterhead), responder, timing)
         else:
@@ -101,12 +101,17 @@ class GenerationService:
             )
 
     def _generation(
-        self, asked: Asked, requests: Sequence[GenerationRequest], prompt_tokens: int
+        self,
+        asked: Asked,
+        requests: Sequence[GenerationRequest],
+        prompt_tokens: int,
+        *,
+        now: float,
     ) -> Generation:
         prefixes = [
             text
             for prompt in (asked.prompts if asked.is_echo else ())
-            for text in [self._encoder.text(prompt)] * asked.n
+            for text in [self._encoder.text(prompt, now=now)] * asked.n
         ]
         return Generation(
             [self._engine.generate(request) for request in requests],

@@ -1,7 +1,9 @@
 """A model's chat template, rendered in a sandbox with bounds."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import jinja2
@@ -27,6 +29,8 @@ _STRING_METHODS = frozenset({
     "lstrip", "removeprefix", "removesuffix", "replace", "rfind", "rsplit", "rstrip", "split",
     "splitlines", "startswith", "strip", "title", "upper",
 })  # fmt: skip
+# Widths and flags of strftime, which make large things of small ones, are left out but for `-`.
+_DATE_FORMAT = re.compile(r"(?:[^%]|%-?[A-Za-z]|%%){0,100}")
 _COUNTED = "counted_rounds"
 _JOINED = "joined_texts"
 
@@ -52,15 +56,16 @@ class ChatTemplate:
         except (jinja2.TemplateError, RecursionError, ValueError, SyntaxError) as error:
             raise SourceInvalid(f"the chat template does not compile: {error}") from error
 
-    def render(self, messages: list[dict[str, str]]) -> str:
+    def render(self, messages: list[dict[str, str]], *, now: float) -> str:
         """The conversation up to where the assistant's answer begins.
 
-        Raises Invalid when the template refuses the messages, SourceInvalid when it fails or goes
-        beyond its bounds.
+        A template may tell the day or the hour: those of `now`, in unix seconds, in UTC. Raises
+        Invalid when it refuses the messages, SourceInvalid when it fails or goes beyond its bounds.
         """
         variables = self._special_tokens | {
             "messages": messages,
             "add_generation_prompt": True,
+            "strftime_now": _Calendar(now),
             _COUNTED: _RoundCounter(),
             _JOINED: _join,
         }
@@ -141,6 +146,18 @@ class _RoundCounter:
             if self._left < 0:
                 raise SecurityError(f"its loops run more than {MOST_ROUNDS} rounds")
             yield item
+
+
+class _Calendar:
+    """What transformers gives to templates, with formats of bounded size."""
+
+    def __init__(self, now: float) -> None:
+        self._now = now
+
+    def __call__(self, form: Any) -> str:
+        if not isinstance(form, str) or not _DATE_FORMAT.fullmatch(form):
+            raise SecurityError(f"it asks for a date as {str(form)[:100]!r}")
+        return datetime.fromtimestamp(self._now, UTC).strftime(form)
 
 
 def _call(name: str, *arguments: nodes.Node) -> nodes.Call:

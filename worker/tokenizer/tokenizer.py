@@ -66,8 +66,10 @@ class Tokenizer:
         """Token ids; special tokens spelled out in the text become themselves."""
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def render_chat(self, messages: list[dict[str, str]]) -> str:
+    def render_chat(self, messages: list[dict[str, str]], *, now: float) -> str:
         """The conversation as the model's template writes it, ready for the assistant's answer.
+
+        Templates that tell the date tell that of `now`, in unix seconds.
 
         Raises Invalid when there is no template or it refuses the messages.
         """
@@ -77,11 +79,11 @@ class Tokenizer:
                 hint="send a prompt to /v1/completions",
                 param="messages",
             )
-        return self._chat_template.render(messages)
+        return self._chat_template.render(messages, now=now)
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def encode_chat(self, messages: list[dict[str, str]], *, now: float) -> list[int]:
         """Token ids of the conversation."""
-        return self.encode(self.render_chat(messages), add_special_tokens=False)
+        return self.encode(self.render_chat(messages, now=now), add_special_tokens=False)
 
     def stream(self) -> Detokenizer:
         """A fresh detokeniser, which leaves special tokens out."""
