@@ -17,6 +17,7 @@ from worker.models.rope_config import (
     DynamicScaling,
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     Rope,
     YarnScaling,
 )
@@ -154,7 +155,7 @@ def test_nonsense_is_refused(changes: dict[str, Any]) -> None:
         {"architectures": ["MambaForCausalLM"]},
         {"hidden_act": "gelu"},
         {"quantization_config": {"quant_method": "bitsandbytes"}},
-        {"rope_scaling": {"type": "longrope", "factor": 4}},
+        {"rope_scaling": {"type": "stretched", "factor": 4}},
         {"partial_rotary_factor": 0.5},
         {"torch_dtype": "int4"},
         {"torch_dtype": 7},
@@ -248,6 +249,35 @@ def test_mistral_and_phi_have_the_window_everywhere_or_nowhere() -> None:
         assert windows(shape_of(architectures=[architecture], sliding_window=None)) == [None] * 7
 
 
+def long_rope(**changes: Any) -> dict[str, Any]:
+    """As Phi-3's files have it, for heads of 16 channels."""
+    factors = {"short_factor": [1.0] * 8, "long_factor": [1, 2, 3, 4, 5, 6, 7, 8.5]}
+    return {
+        "max_position_embeddings": 131_072,
+        "original_max_position_embeddings": 4096,
+        "rope_scaling": {"type": "longrope"} | factors | changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "magnitude"),
+    [
+        pytest.param({}, 1.190238, id="by how far it is stretched"),
+        pytest.param({"type": "su"}, 1.190238, id="Phi-3's first name for it"),
+        pytest.param({"attention_factor": 1.25}, 1.25, id="given"),
+        pytest.param({"factor": 1.0}, 1.0, id="not stretched"),
+    ],
+)
+def test_each_channel_may_have_its_own_factor(changes: dict[str, Any], magnitude: float) -> None:
+    config = parse_config(CONFIG | {"architectures": ["Phi3ForCausalLM"]} | long_rope(**changes))
+    scaling = config.ropes[0].scaling
+    assert isinstance(scaling, LongRopeScaling)
+    assert scaling.magnitude == pytest.approx(magnitude, abs=1e-6)
+    assert scaling.short_factors == (1,) * 8
+    assert scaling.long_factors == (1, 2, 3, 4, 5, 6, 7, 8.5)
+    assert (scaling.original_context_tokens, config.context_tokens) == (4096, 131_072)
+
+
 def test_a_stretched_model_has_the_stretched_context() -> None:
     yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     llama = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 32768}
@@ -263,7 +293,13 @@ def test_a_stretched_model_has_the_stretched_context() -> None:
         ("Phi3", {"partial_rotary_factor": 0.1}, SourceInvalid),
         ("Phi3", {"partial_rotary_factor": 0}, SourceInvalid),
         ("Phi3", {"partial_rotary_factor": float("nan")}, SourceInvalid),
-        ("Phi3", {"rope_scaling": {"type": "longrope"}}, UnsupportedModel),
+        ("Phi3", {"rope_scaling": {"type": "longrope"}}, SourceInvalid),
+        ("Phi3", long_rope(long_factor=[1.0] * 3), SourceInvalid),
+        ("Phi3", long_rope(short_factor=[1.0] * 7 + [0]), SourceInvalid),
+        ("Phi3", long_rope(short_factor=[1.0] * 7 + ["1"]), SourceInvalid),
+        ("Phi3", long_rope(short_factor=8), SourceInvalid),
+        ("Phi3", long_rope() | {"partial_rotary_factor": 0.5}, SourceInvalid),
+        ("Phi3", long_rope() | {"original_max_position_embeddings": 0}, SourceInvalid),
         ("Gemma2", {"query_pre_attn_scalar": 0}, SourceInvalid),
         ("Gemma2", {"final_logit_softcapping": 0}, SourceInvalid),
         ("Gemma2", {"sliding_window": 0}, SourceInvalid),

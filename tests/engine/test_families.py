@@ -173,6 +173,35 @@ def test_dynamic_positions_are_theirs_at_the_length_of_the_context(tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize(
+    ("tokens", "changes"),
+    [
+        pytest.param(64, {}, id="short"),
+        pytest.param(65, {}, id="long"),
+        pytest.param(len(CONTEXT), {"partial_rotary_factor": 0.5}, id="long, rotated in part"),
+    ],
+)
+def test_factors_of_channels_are_theirs_on_both_sides_of_the_original_context(
+    tmp_path: Path, tokens: int, changes: dict[str, Any]
+) -> None:
+    channels = int(8 * changes.get("partial_rotary_factor", 1))
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0 + 0.1 * channel for channel in range(channels)],
+        "long_factor": [1.0 + 1.7 * channel for channel in range(channels)],
+    }
+    changes = changes | {"rope_parameters": rope, "original_max_position_embeddings": 64}
+    folder = write_family(tmp_path, "Phi3", changes)
+    text = CONTEXT[:tokens]
+    torch.testing.assert_close(
+        our_logits(folder, text, EngineSettings(max_context_tokens=tokens)),
+        their_logits(theirs(folder, torch.float32), text),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
 @native
 @pytest.mark.parametrize(("name", "changes"), CASES)
 def test_bfloat16_on_the_native_kernels_is_near(

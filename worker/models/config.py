@@ -10,7 +10,13 @@ from infra.errors import SourceInvalid, UnsupportedModel
 from infra.json_file import read_json_object
 from worker.models.config_fields import Fields
 from worker.models.families import FAMILIES, Family
-from worker.models.rope_config import MOST_CONTEXT_TOKENS, DynamicScaling, Rope, parse_ropes
+from worker.models.rope_config import (
+    MOST_CONTEXT_TOKENS,
+    DynamicScaling,
+    LongRopeScaling,
+    Rope,
+    parse_ropes,
+)
 from worker.quantization.scheme import Scheme, parse_scheme
 
 MOST_CONFIG_BYTES = 4 << 20
@@ -140,9 +146,18 @@ def _check(config: ModelConfig) -> None:
         raise SourceInvalid("config.json: head_dim is odd, which rotary embeddings rule out")
     if config.rotary_dim % 2 or config.rotary_dim == 0:
         raise SourceInvalid("config.json: partial_rotary_factor leaves an odd part of each head")
-    is_dynamic = any(isinstance(rope.scaling, DynamicScaling) for rope in config.ropes)
-    if is_dynamic and config.rotary_dim == 2:
-        raise SourceInvalid("config.json: a dynamic rope needs more than two channels")
+    for rope in config.ropes:
+        match rope.scaling:
+            case DynamicScaling() if config.rotary_dim == 2:
+                raise SourceInvalid("config.json: a dynamic rope needs more than two channels")
+            case LongRopeScaling(short_factors=short, long_factors=long):
+                if {len(short), len(long)} != {config.rotary_dim // 2}:
+                    raise SourceInvalid(
+                        f"config.json: {len(short)} factors of short contexts and {len(long)} of "
+                        f"long ones, where {config.rotary_dim} channels turn"
+                    )
+            case _:
+                pass
 
 
 def _architecture(values: Mapping[str, Any]) -> str:

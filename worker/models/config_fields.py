@@ -28,6 +28,14 @@ class Fields:
             raise self._wrong(name, f"a number from {least} to {most}")
         return float(value)
 
+    def numbers(self, name: str, *, least: float, most: float) -> tuple[float, ...]:
+        values = self._get(name, None)
+        if not isinstance(values, list) or not all(
+            type(value) in {int, float} and least <= value <= most for value in values
+        ):
+            raise self._wrong(name, f"a list of numbers from {least} to {most}")
+        return tuple(map(float, values))
+
     def flag(self, name: str, *, default: bool = False) -> bool:
         value = self._get(name, default)
         if type(value) is not bool:

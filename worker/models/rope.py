@@ -8,6 +8,7 @@ from worker.models.rope_config import (
     DynamicScaling,
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     Rope,
     YarnScaling,
 )
@@ -16,9 +17,9 @@ from worker.models.rope_config import (
 def rotary_frequencies(rope: Rope, rotary_dim: int, *, context_tokens: int = 0) -> torch.Tensor:
     """Radians a position, float32 [rotary_dim / 2].
 
-    `context_tokens`, the longest that there can be, is what dynamic scaling goes by: with the
-    length of each sequence instead, keys that are in the cache would be rotated by other angles
-    than the queries that meet them, and blocks could not be shared.
+    `context_tokens`, the longest that there can be, is what dynamic scaling and LongRoPE go by:
+    with the length of each sequence instead, keys that are in the cache would be rotated by other
+    angles than the queries that meet them, and blocks could not be shared.
     """
     match rope.scaling:
         case None:
@@ -33,11 +34,16 @@ def rotary_frequencies(rope: Rope, rotary_dim: int, *, context_tokens: int = 0) 
             return _yarn_frequencies(rope.theta, scaling, rotary_dim)
         case Llama3Scaling() as scaling:
             return _llama3_frequencies(_frequencies(rope.theta, rotary_dim), scaling)
+        case LongRopeScaling() as scaling:
+            is_long = context_tokens > scaling.original_context_tokens
+            factors = scaling.long_factors if is_long else scaling.short_factors
+            return _frequencies(rope.theta, rotary_dim) / torch.tensor(factors)
 
 
 def rotary_magnitude(rope: Rope) -> float:
     """What cosines and sines are multiplied by."""
-    return rope.scaling.magnitude if isinstance(rope.scaling, YarnScaling) else 1.0
+    scaling = rope.scaling
+    return scaling.magnitude if isinstance(scaling, YarnScaling | LongRopeScaling) else 1.0
 
 
 def _frequencies(theta: float, rotary_dim: int) -> torch.Tensor:

@@ -50,11 +50,27 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True, slots=True)
+class LongRopeScaling:
+    """Each channel slowed by a factor of its own, and angles made larger (Ding et al. 2024).
+
+    Contexts of the original length and longer ones have factors each, [rotary_dim / 2].
+    """
+
+    original_context_tokens: int
+    magnitude: float
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+
+
+Scaling = LinearScaling | DynamicScaling | YarnScaling | Llama3Scaling | LongRopeScaling
+
+
+@dataclass(frozen=True, slots=True)
 class Rope:
     """Rotary position embedding (Su et al. 2021): base, and how it is stretched."""
 
     theta: float
-    scaling: LinearScaling | DynamicScaling | YarnScaling | Llama3Scaling | None
+    scaling: Scaling | None
 
     def stretched(self, context_tokens: int) -> int:
         """Positions that can be told apart, where the config says `context_tokens`."""
@@ -112,6 +128,8 @@ def _rope(
             return Rope(theta, _yarn(parameters, theta, context_tokens))
         case "llama3":
             return Rope(theta, _llama3(parameters))
+        case "longrope" | "su":  # Phi-3's first name for it
+            return Rope(theta, _longrope(parameters, fields, context_tokens))
         case _:
             raise UnsupportedModel(f"the rope scaling {str(kind)[:50]} is unknown")
 
@@ -160,6 +178,24 @@ def _llama3(parameters: Fields) -> Llama3Scaling:
     if scaling.low_frequency_factor >= scaling.high_frequency_factor:
         raise SourceInvalid("config.json: low_freq_factor is not below high_freq_factor")
     return scaling
+
+
+def _longrope(parameters: Fields, fields: Fields, context_tokens: int) -> LongRopeScaling:
+    name = "original_max_position_embeddings"
+    holder = fields if name in fields else parameters
+    original = holder.integer(name, most=MOST_CONTEXT_TOKENS)
+    factor = _factor(parameters, "factor", context_tokens / original)
+    magnitude = 1.0
+    if "attention_factor" in parameters:
+        magnitude = _factor(parameters, "attention_factor")
+    elif factor > 1 and original > 1:
+        magnitude = math.sqrt(1 + math.log(factor) / math.log(original))
+    return LongRopeScaling(
+        original_context_tokens=original,
+        magnitude=magnitude,
+        short_factors=parameters.numbers("short_factor", least=1e-3, most=1e6),
+        long_factors=parameters.numbers("long_factor", least=1e-3, most=1e6),
+    )
 
 
 def _factor(parameters: Fields, name: str, default: float | None = None) -> float:
