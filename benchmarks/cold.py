@@ -47,17 +47,28 @@ def main() -> None:
     }
 
     with running_platform(environment) as platform:
-        platform.deploy("parked", model, scaling={"grace": 0.5, "standby": 1})
+        platform.deploy("parked", model, scaling={"grace": 0.5, "standby": 1, "sleep": 0})
         platform.until_standby()
         parked = [cold(platform, "parked", platform.until_standby) for _ in range(rounds)]
         warm = [first_token(platform, "parked") for _ in range(rounds)]
         platform.until_idle("parked")
         platform.client.delete("/v1/models/parked")
     with running_platform(environment) as platform:
-        platform.deploy("spawned", model, scaling={"grace": 0.5, "standby": 0})
+        platform.deploy("asleep", model, scaling={"grace": 0.5})
+        first_token(platform, "asleep")
+        asleep = [cold(platform, "asleep", platform.until_asleep) for _ in range(rounds)]
+    with running_platform(environment) as platform:
+        platform.deploy("spawned", model, scaling={"grace": 0.5, "standby": 0, "sleep": 0})
         spawned = [cold(platform, "spawned", lambda: None) for _ in range(rounds)]
 
-    show({"standby on runtime": parked, "no standby": spawned, "warm": warm})
+    show(
+        {
+            "asleep on weights": asleep,
+            "standby on runtime": parked,
+            "no standby": spawned,
+            "warm": warm,
+        }
+    )
     show_floors(rounds)
 
 

@@ -25,6 +25,7 @@ from control_plane.fleet.machines import Machines
 from control_plane.fleet.node_sessions import NodeSessions
 from control_plane.fleet.reconciler import Reconciler
 from control_plane.fleet.redis_store import RedisLeaderLease, RedisTimelineStore
+from control_plane.fleet.standby import StandbyLimits
 from control_plane.fleet.state import Fleet
 from control_plane.fleet.tokens import replica_tokens
 from control_plane.settings import Settings, is_loopback
@@ -173,7 +174,11 @@ class ControlPlane:
             self.reconciler,
             clock=clock,
             is_leading=self.leader.is_leading,
-            standby_max=self.settings.standby_max,
+            standby=StandbyLimits(
+                self.settings.standby_max,
+                self.settings.sleepers_max,
+                self.settings.sleepers_memory,
+            ),
         )
         self._wire_activator()
         chronicle = Chronicle(self.logbook)

@@ -43,6 +43,12 @@ class Settings(BaseSettings):
     standby_max: int = Field(
         default=4, ge=0, le=64, description="Standby workers a node keeps at most."
     )
+    sleepers_max: int = Field(
+        default=8, ge=0, le=1000, description="Sleeping workers a node keeps at most."
+    )
+    sleepers_memory: float = Field(
+        default=0.5, ge=0, le=1, description="Share of a node's memory that they may hold."
+    )
     drain_s: float = Field(
         default=10, ge=0, le=3600, description="Seconds running requests get when stopping."
     )

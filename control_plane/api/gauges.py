@@ -44,12 +44,17 @@ def register_gauges(services: Services) -> None:
         for node in services.fleet.nodes():
             yield (node.node_id,), node.standby_ready
 
+    def sleepers() -> Iterator[tuple[Labels, float]]:
+        for node in services.fleet.nodes():
+            yield (node.node_id,), len(node.sleepers)
+
     metrics.gauge("in_flight", "Requests at replicas.", ("model",), in_flight)
     metrics.gauge("waiting", "Requests held for a permit.", ("model",), waiting)
     metrics.gauge("replicas", "Replicas that have not ended.", ("model", "state"), replicas)
     metrics.gauge("desired_replicas", "Replicas decided on.", ("model",), desired)
     metrics.gauge("nodes", "Registered nodes.", (), nodes)
     metrics.gauge("standby_ready", "Standby workers that wait.", ("node",), standby)
+    metrics.gauge("sleepers", "Workers that sleep with a model.", ("node",), sleepers)
     decisions = metrics.counter(
         "decisions_total", "Decisions that changed a revision's replicas.", ("model",)
     )

@@ -128,5 +128,6 @@ def node_status(services: Services, node: Node) -> NodeStatus:
         started_at=node.started_at,
         standby=node.standby.workers,
         standby_ready=node.standby_ready,
+        sleepers=node.sleepers,
         replicas=tuple(it.replica_id for it in services.fleet.on_node(node.node_id)),
     )

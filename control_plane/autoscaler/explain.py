@@ -31,6 +31,7 @@ class Situation:
     grace_s: float
     keeps: int
     idle_since: float | None
+    sleepers: int = 0
 
 
 def explain(situation: Situation, *, now: float, zone: tzinfo | None = UTC) -> Explanation:
@@ -57,7 +58,7 @@ def _explain(situation: Situation, now: float, zone: tzinfo | None) -> tuple[Mod
         return ModelState.STARTING, f"about to start: {standing.reason}"
     if draining:
         return ModelState.DRAINING, f"{_count(draining)} draining: {standing.reason}"
-    return ModelState.IDLE, _idle(situation.demand, zone)
+    return ModelState.IDLE, _idle(situation, zone)
 
 
 def _serving(situation: Situation, ready: int, now: float) -> str:
@@ -95,11 +96,13 @@ def _progress(progress: StageProgress | None) -> str:
     return f"{progress.stage} {progress.fraction * 100:.0f} %"
 
 
-def _idle(demand: Demand | None, zone: tzinfo | None) -> str:
+def _idle(situation: Situation, zone: tzinfo | None) -> str:
+    demand = situation.demand
+    act = "wakes" if situation.sleepers else "starts"
     if demand is None or demand.last_active_at is None:
-        return "no request yet, the first one starts it"
+        return f"no request yet, the first one {act} it"
     since = datetime.fromtimestamp(demand.last_active_at, tz=zone)
-    return f"idle since {since:%H:%M}, next request starts it"
+    return f"idle since {since:%H:%M}, next request {act} it"
 
 
 def _count(replicas: int) -> str:

@@ -17,7 +17,7 @@ from control_plane.deployments.store import Change
 from control_plane.fleet.node import Node
 from control_plane.fleet.reconciler import Reconciler
 from control_plane.fleet.replica import Replica
-from control_plane.fleet.standby import size_standby
+from control_plane.fleet.standby import StandbyLimits, size_standby
 from control_plane.fleet.state import Fleet
 from infra.clock import Clock
 from infra.contracts.base import ModelName, RevisionName
@@ -55,7 +55,7 @@ class Autoscaler:
         is_leading: Callable[[], bool] = lambda: True,
         tuning: Tuning = Tuning(),  # noqa: B008 - frozen value
         tick_s: float = 1.0,
-        standby_max: int = 4,
+        standby: StandbyLimits = StandbyLimits(),  # noqa: B008 - frozen value
         zone: tzinfo | None = None,
     ) -> None:
         self._deployments = deployments
@@ -65,7 +65,7 @@ class Autoscaler:
         self._is_leading = is_leading
         self._tuning = tuning
         self._tick_s = tick_s
-        self._standby_max = standby_max
+        self._standby = standby
         self._zone = zone
         self._demand: DemandSource | None = None
         self._revisions: dict[RevisionName, _Tracked] = {}
@@ -112,6 +112,7 @@ class Autoscaler:
             grace_s=revision.spec.scaling.grace,
             keeps=revision.spec.scaling.min,
             idle_since=None if tracked is None else tracked.idle_since(demand),
+            sleepers=self._fleet.sleepers(revision.name),
         )
         return explain(situation, now=self._clock.now(), zone=self._zone)
 
@@ -282,7 +283,7 @@ class Autoscaler:
             self._size_standby()
 
     def _size_standby(self) -> None:
-        sizes = size_standby(self._deployments.all(), self._fleet.nodes(), most=self._standby_max)
+        sizes = size_standby(self._deployments.all(), self._fleet.nodes(), limits=self._standby)
         for node_id, standby in sizes.items():
             self._fleet.set_standby(node_id, standby)
 

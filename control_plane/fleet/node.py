@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 
 from infra.contracts.base import NodeId
-from infra.contracts.node import NodeRegistration
+from infra.contracts.node import NodeRegistration, Sleeper, SleepTerms
 from infra.contracts.revision import ResolvedSource
 
 
 @dataclass(frozen=True, slots=True)
 class Standby:
-    """Workers to keep on the runtime rung, and the sources of which they read ahead."""
+    """Workers to keep on the runtime rung, the sources of which they read ahead, who may sleep."""
 
     workers: int = 0
     prepare: tuple[ResolvedSource, ...] = ()
+    sleep: SleepTerms = SleepTerms()  # noqa: RUF009 - frozen value
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Node:
     version: int
     standby: Standby = Standby()
     standby_ready: int = 0
+    sleepers: tuple[Sleeper, ...] = ()
     clock_uncertainty_s: float = 0.0
 
     @classmethod

@@ -96,11 +96,7 @@ class NodeSessions:
         node_id = report.node_id
         self._known(node_id)
         self._fleet.renew(node_id, lease_until=now + self._terms.lease_s)
-        self._fleet.observe(
-            node_id,
-            standby_ready=report.standby_ready,
-            clock_uncertainty_s=report.clock_uncertainty_s,
-        )
+        self._fleet.observe(report)
         for replica_report in report.replicas:
             self._fleet.hear(node_id, replica_report, now=now)
         for line in report.logs:

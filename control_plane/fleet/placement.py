@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from control_plane.capacity.port import Need
 from control_plane.fleet.node import Node
 from control_plane.fleet.replica import Replica
-from infra.contracts.base import NodeId
+from infra.contracts.base import NodeId, RevisionName
 from infra.contracts.revision import Revision
 
 GIB = 1 << 30
@@ -20,7 +20,10 @@ _KV_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a node has left; `standby_free` parked workers are not promised to anybody."""
+    """What a node has left; `standby_free` parked workers are not promised to anybody.
+
+    `has_sleeper`: a worker sleeps there with the model that looks for a place.
+    """
 
     node_id: NodeId
     memory_bytes: int
@@ -30,6 +33,7 @@ class Room:
     free_gpus: int
     standby_free: int
     replicas: int
+    has_sleeper: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,13 @@ def need_of(revision: Revision) -> Need:
     return Need(estimate, resources.gpus, resources.gpu, is_estimate=True)
 
 
-def room_on(node: Node, replicas: Iterable[Replica]) -> Room:
-    """What a node has left beside its replicas, draining ones included."""
+def room_on(
+    node: Node, replicas: Iterable[Replica], *, wanted_by: RevisionName | None = None
+) -> Room:
+    """What a node has left beside its replicas, draining ones included.
+
+    Sleepers take no room: they give way.
+    """
     held = tuple(replicas)
     needs = [need_of(replica.revision) for replica in held]
     claims = sum(replica.is_loading for replica in held)
@@ -63,6 +72,7 @@ def room_on(node: Node, replicas: Iterable[Replica]) -> Room:
         free_gpus=node.gpus - sum(need.gpus for need in needs),
         standby_free=node.standby_ready - claims,
         replicas=len(held),
+        has_sleeper=any(sleeper.revision == wanted_by for sleeper in node.sleepers),
     )
 
 
@@ -70,8 +80,9 @@ def place(need: Need, rooms: Sequence[Room]) -> NodeId | NoRoom:
     """The node for one more replica.
 
     1. only nodes with the GPU class, the free GPUs and the free memory;
-    2. of these one with a parked worker that nobody has claimed;
-    3. of these the one with the fewest replicas, then the most free memory, then the first id.
+    2. of these one where a worker sleeps with the model;
+    3. of these one with a parked worker that nobody has claimed;
+    4. of these the one with the fewest replicas, then the most free memory, then the first id.
     """
     fitting = [room for room in rooms if _misfit(need, room) is None]
     if fitting:
@@ -81,8 +92,14 @@ def place(need: Need, rooms: Sequence[Room]) -> NodeId | NoRoom:
     return _explain(need, rooms)
 
 
-def _preference(room: Room) -> tuple[bool, int, int, str]:
-    return (room.standby_free <= 0, room.replicas, -room.free_memory_bytes, room.node_id)
+def _preference(room: Room) -> tuple[bool, bool, int, int, str]:
+    return (
+        not room.has_sleeper,
+        room.standby_free <= 0,
+        room.replicas,
+        -room.free_memory_bytes,
+        room.node_id,
+    )
 
 
 def _misfit(need: Need, room: Room) -> str | None:

@@ -246,7 +246,10 @@ class Reconciler:
         need = need_of(plan.revision)
         for placed in range(missing):
             nodes = self._fleet.nodes()
-            rooms = [room_on(node, self._fleet.on_node(node.node_id)) for node in nodes]
+            rooms = [
+                room_on(node, self._fleet.on_node(node.node_id), wanted_by=plan.name)
+                for node in nodes
+            ]
             choice = place(need, rooms)
             if isinstance(choice, NoRoom):
                 self._wait_for_room(plan, choice, missing - placed)

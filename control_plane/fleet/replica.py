@@ -176,6 +176,7 @@ class Replica:
             resources=self.revision.spec.resources,
             max_concurrency=self.revision.spec.limits.max_concurrency,
             max_output_tokens=self.revision.spec.limits.max_output_tokens,
+            sleep_s=self.revision.spec.scaling.sleep,
             token=self.token,
         )
 

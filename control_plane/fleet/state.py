@@ -8,9 +8,11 @@ from dataclasses import replace
 import structlog
 
 from control_plane.fleet.node import Node, Standby
+from control_plane.fleet.placement import room_on
 from control_plane.fleet.replica import Climb, Endpoint, Replica
+from control_plane.fleet.standby import within
 from infra.contracts.base import NodeId, ReplicaId, RevisionName
-from infra.contracts.node import DesiredState, ReplicaReport
+from infra.contracts.node import DesiredState, NodeReport, ReplicaReport
 from infra.contracts.revision import ReplicaState
 from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
 
@@ -98,13 +100,19 @@ class Fleet:
 
     def desired_state(self, node_id: NodeId) -> DesiredState:
         """What a registered node should look like; raises KeyError for another."""
-        node = self._nodes[node_id]
+        node, replicas = self._nodes[node_id], self.on_node(node_id)
         return DesiredState(
             version=node.version,
             standby=node.standby.workers,
             prepare=node.standby.prepare,
-            replicas=tuple(replica.assignment() for replica in self.on_node(node_id)),
+            replicas=tuple(replica.assignment() for replica in replicas),
+            sleep=within(node.standby.sleep, room_on(node, replicas)),
         )
+
+    def sleepers(self, revision: RevisionName) -> int:
+        """How many workers sleep with the revision's model."""
+        sleepers = (sleeper for node in self._nodes.values() for sleeper in node.sleepers)
+        return sum(sleeper.revision == revision for sleeper in sleepers)
 
     # -- who hears -----------------------------------------------------------------------------
 
@@ -144,11 +152,14 @@ class Fleet:
         """A node was heard of; not announced."""
         self._nodes[node_id] = replace(self._nodes[node_id], lease_until=lease_until)
 
-    def observe(self, node_id: NodeId, *, standby_ready: int, clock_uncertainty_s: float) -> None:
+    def observe(self, report: NodeReport) -> None:
         """A node said how it is."""
-        before = self._nodes[node_id]
+        before = self._nodes[report.node_id]
         after = replace(
-            before, standby_ready=standby_ready, clock_uncertainty_s=clock_uncertainty_s
+            before,
+            standby_ready=report.standby_ready,
+            sleepers=report.sleepers,
+            clock_uncertainty_s=report.clock_uncertainty_s,
         )
         if after != before:
             self._put_node(before, after)

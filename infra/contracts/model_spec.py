@@ -75,6 +75,10 @@ class Scaling(Contract):
         default=8, gt=0, le=10_000, description="In-flight requests a replica should carry."
     )
     grace: Seconds = Field(default=60, description="Idle seconds before the last replica stops.")
+    sleep: Seconds = Field(
+        default=600,
+        description="Seconds a stopped replica's process keeps the model, to wake sooner; 0: none.",
+    )
     standby: int = Field(
         default=1, ge=0, le=100, description="Standby workers kept on the runtime rung."
     )

@@ -39,7 +39,32 @@ class ReplicaAssignment(Contract):
     resources: Resources
     max_concurrency: int
     max_output_tokens: int | None = None
+    sleep_s: float = Field(
+        default=0, ge=0, description="How long its process may sleep once it has drained."
+    )
     token: str = Field(repr=False, description="Bearer token the replica asks of its callers.")
+
+    @property
+    def recipe(self) -> tuple[str, EngineSettings, Resources]:
+        """What its process holds once it has climbed; where equal, one may wake as the other."""
+        return self.source.digest, self.engine, self.resources
+
+
+class SleepTerms(Contract):
+    """Who may sleep on a node: workers that keep the model of a replica that has drained."""
+
+    revisions: tuple[RevisionName, ...] = ()
+    most: int = Field(default=0, ge=0, description="Sleepers at most.")
+    memory_bytes: int = Field(default=0, ge=0, description="What they may hold together.")
+
+
+class Sleeper(Contract):
+    """A worker on the weights rung: it holds the model of a replica that drained."""
+
+    revision: RevisionName
+    memory_bytes: int = Field(ge=0, description="Resident, shared pages in proportion.")
+    since: float
+    until: float
 
 
 class DesiredState(Contract):
@@ -52,6 +77,7 @@ class DesiredState(Contract):
         default=(),
         description="Likely to be started next: standby workers read what is small of them.",
     )
+    sleep: SleepTerms = SleepTerms()
 
 
 class ReplicaReport(Contract):
@@ -104,6 +130,7 @@ class NodeReport(Contract):
     node_id: NodeId
     standby_ready: int = Field(ge=0)
     clock_uncertainty_s: float = Field(default=0, ge=0)
+    sleepers: tuple[Sleeper, ...] = ()
     replicas: tuple[ReplicaReport, ...] = ()
     logs: tuple[LogLine, ...] = ()
 
@@ -119,4 +146,5 @@ class NodeStatus(Contract):
     started_at: float
     standby: int = Field(description="Standby workers it should keep.")
     standby_ready: int = Field(description="Standby workers that wait on the runtime rung.")
+    sleepers: tuple[Sleeper, ...] = Field(description="Workers that wait on the weights rung.")
     replicas: tuple[ReplicaId, ...]

@@ -47,6 +47,13 @@ class Failed(Contract):
     failure: Failure
 
 
+class Asleep(Contract):
+    """The worker's replica has drained; it keeps the model and waits on the weights rung."""
+
+    kind: Literal["asleep"] = "asleep"
+    memory_bytes: int
+
+
 class Start(Contract):
     """Climb to READY with this replica; `clock` relates the agent's time to CLOCK_MONOTONIC."""
 
@@ -65,13 +72,16 @@ class Prepare(Contract):
 
 
 class Drain(Contract):
-    """Finish what runs, take nothing new, then exit; at the deadline exit anyway."""
+    """Finish what runs, take nothing new, then sleep or exit; at the deadline exit anyway."""
 
     kind: Literal["drain"] = "drain"
     deadline_s: float
+    may_sleep: bool = False
 
 
-FromWorker = Annotated[Hello | Progress | StageDone | Ready | Failed, Field(discriminator="kind")]
+FromWorker = Annotated[
+    Hello | Progress | StageDone | Ready | Failed | Asleep, Field(discriminator="kind")
+]
 ToWorker = Annotated[Start | Prepare | Drain, Field(discriminator="kind")]
 
 from_worker: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)

@@ -39,6 +39,7 @@ class Counting:
     pace: threading.Semaphore | None = None
     tokens_a_step: int = 1
     finished: threading.Event = field(default_factory=threading.Event)  # something has
+    is_closed: bool = False
 
     def check(self, request: GenerationRequest) -> None:
         refuse_too_long(request, context_tokens=64, kv_tokens=64)
@@ -65,6 +66,9 @@ class Counting:
         self.steps += 1
         running = list(self.running.values())
         return [event for asked in running for event in self._go_on(asked)]
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def stats(self) -> EngineStats:
         return EngineStats(running=len(self.running), steps=self.steps)

@@ -3,9 +3,9 @@
 from typing import Any
 
 from control_plane.deployments.store import RevisionDraft
-from infra.contracts.base import ModelName, NodeId
+from infra.contracts.base import ModelName, NodeId, RevisionName
 from infra.contracts.model_spec import ModelSpec
-from infra.contracts.node import ClockReading, NodeRegistration
+from infra.contracts.node import ClockReading, NodeRegistration, Sleeper
 from infra.contracts.revision import ModelFacts, ResolvedSource, Revision, SourceFile
 
 SOURCE = "file:///models/tiny"
@@ -49,6 +49,12 @@ def a_registration(node: str = "n1", **changes: Any) -> NodeRegistration:
         "started_at": 0.0,
     }
     return NodeRegistration.model_validate(facts | changes)
+
+
+def a_sleeper(revision: str = "chat@1", memory_bytes: int = GIB) -> Sleeper:
+    return Sleeper(
+        revision=RevisionName(revision), memory_bytes=memory_bytes, since=0.0, until=60.0
+    )
 
 
 CHAT = ModelName("chat")

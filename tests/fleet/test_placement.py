@@ -1,12 +1,14 @@
+from dataclasses import replace
 from typing import Any
 
 from control_plane.capacity.port import Need
 from control_plane.fleet.node import Node
 from control_plane.fleet.placement import NoRoom, Room, need_of, place, room_on
-from control_plane.fleet.standby import size_standby
-from infra.contracts.base import NodeId
+from control_plane.fleet.standby import StandbyLimits, size_standby, within
+from infra.contracts.base import NodeId, RevisionName
+from infra.contracts.node import SleepTerms
 from infra.contracts.revision import ReplicaState
-from tests.fleet.makers import GIB, a_registration, a_revision, a_source
+from tests.fleet.makers import GIB, a_registration, a_revision, a_sleeper, a_source
 from tests.fleet.test_replica import a_ready_report, a_replica
 
 
@@ -33,6 +35,20 @@ ONE_GIB = Need(GIB)
 def test_a_parked_worker_beats_an_emptier_node():
     rooms = [a_room("a"), a_room("b", standby_free=1, replicas=3)]
     assert place(ONE_GIB, rooms) == "b"
+
+
+def test_a_node_where_the_model_sleeps_beats_a_parked_worker_if_it_has_the_memory():
+    rooms = [a_room("a", standby_free=1), a_room("b", has_sleeper=True, replicas=3)]
+    assert place(ONE_GIB, rooms) == "b"
+    full = a_room("b", has_sleeper=True, free_memory_bytes=0)
+    assert place(ONE_GIB, [rooms[0], full]) == "a"
+
+
+def test_sleepers_take_no_room_and_are_known_by_their_revision():
+    node = replace(a_node(), sleepers=(a_sleeper("chat@1"),))
+    assert room_on(node, [], wanted_by=RevisionName("chat@1")).has_sleeper
+    assert not room_on(node, [], wanted_by=RevisionName("chat@2")).has_sleeper
+    assert room_on(node, []).free_memory_bytes == node.memory_bytes
 
 
 def test_the_emptiest_node_then_the_most_memory_then_the_first_id():
@@ -93,7 +109,8 @@ def test_standby_is_the_largest_wish_within_bounds():
     wishes = [a_revision(scaling={"standby": wish}) for wish in (0, 3, 1)]
 
     def workers(*arguments: Any, most: int) -> dict[NodeId, int]:
-        return {node: it.workers for node, it in size_standby(*arguments, most=most).items()}
+        limits = StandbyLimits(parked=most)
+        return {node: it.workers for node, it in size_standby(*arguments, limits=limits).items()}
 
     assert workers(wishes, nodes, most=4) == {"big": 3, "small": 1}
     assert workers(wishes, nodes, most=2) == {"big": 2, "small": 1}
@@ -108,6 +125,23 @@ def test_standby_reads_ahead_of_the_models_deployed_last():
         for at, standby in [(1, 1), (3, 0), *((at, 1) for at in range(10, 20))]
     ]
 
-    (standby,) = size_standby(revisions, [a_node()], most=4).values()
+    (standby,) = size_standby(revisions, [a_node()], limits=StandbyLimits()).values()
 
     assert [source.digest for source in standby.prepare] == [str(at) for at in range(19, 11, -1)]
+
+
+def test_models_that_are_deployed_now_may_sleep_unless_they_say_no():
+    revisions = [a_revision("a", 3), a_revision("b", scaling={"sleep": 0}), a_revision("c")]
+    limits = StandbyLimits(sleepers=2, sleepers_memory=0.25)
+
+    (standby,) = size_standby(revisions, [a_node()], limits=limits).values()
+
+    names = (RevisionName("a@3"), RevisionName("c@1"))
+    assert standby.sleep == SleepTerms(revisions=names, most=2, memory_bytes=4 * GIB)
+
+
+def test_sleepers_may_hold_what_replicas_do_not_need():
+    terms = SleepTerms(most=8, memory_bytes=4 * GIB)
+    assert within(terms, a_room("a")) == terms
+    assert within(terms, a_room("a", free_memory_bytes=GIB)).memory_bytes == GIB
+    assert within(terms, a_room("a", free_memory_bytes=-GIB)).memory_bytes == 0

@@ -5,12 +5,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from control_plane.fleet.node import Node, Standby
+from control_plane.fleet.placement import need_of
 from control_plane.fleet.replica import Climb, Replica
 from control_plane.fleet.state import Fleet
 from infra.contracts.base import NodeId, ReplicaId, RevisionName
+from infra.contracts.node import NodeReport, SleepTerms
 from infra.contracts.revision import ReplicaState
 from infra.contracts.stage import Stage, StageProgress
-from tests.fleet.makers import N1, a_registration
+from tests.fleet.makers import GIB, N1, a_registration, a_sleeper
 from tests.fleet.test_replica import a_ready_report, a_replica, a_report
 
 CHAT1 = RevisionName("chat@1")
@@ -51,6 +53,27 @@ def test_only_what_a_node_must_do_grows_its_version(fleet: Fleet):
     fleet.set_standby(N1, Standby(2))
     fleet.set_standby(N1, Standby(2))
     assert version(fleet) == 104
+
+
+def test_a_node_is_told_what_memory_its_replicas_leave_to_sleepers(fleet: Fleet):
+    terms = SleepTerms(revisions=(CHAT1,), most=2, memory_bytes=16 * GIB)
+    fleet.set_standby(N1, Standby(sleep=terms))
+    assert fleet.desired_state(N1).sleep == terms
+
+    fleet.assign(a_replica())
+
+    need = need_of(a_replica().revision).memory_bytes
+    assert fleet.desired_state(N1).sleep == terms.model_copy(
+        update={"memory_bytes": 16 * GIB - need}
+    )
+    assert fleet.desired_state(N1).replicas[0].sleep_s == 600
+
+
+def test_who_sleeps_is_what_nodes_said_last(fleet: Fleet):
+    fleet.observe(NodeReport(node_id=N1, standby_ready=0, sleepers=(a_sleeper("chat@1"),)))
+    assert (fleet.sleepers(CHAT1), fleet.sleepers(RevisionName("chat@2"))) == (1, 0)
+    fleet.observe(NodeReport(node_id=N1, standby_ready=0))
+    assert fleet.sleepers(CHAT1) == 0
 
 
 def test_ready_follows_every_move(fleet: Fleet):

@@ -1,15 +1,19 @@
 """Small makers for the node's tests."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from infra.contracts.base import ModelName, ReplicaId, RevisionName
 from infra.contracts.model_spec import EngineSettings, Resources
-from infra.contracts.node import DesiredState, ReplicaAssignment
+from infra.contracts.node import DesiredState, ReplicaAssignment, Sleeper, SleepTerms
 from infra.contracts.revision import ResolvedSource
+from worker.node.sleepers import Sleeping
 
 
 def assignment(
-    name: str = "r1", desired: Literal["run", "drain"] = "run", uri: str = "file:///models/tiny"
+    name: str = "r1",
+    desired: Literal["run", "drain"] = "run",
+    uri: str = "file:///models/tiny",
+    sleep_s: float = 0,
 ) -> ReplicaAssignment:
     return ReplicaAssignment(
         replica_id=ReplicaId(name),
@@ -21,9 +25,42 @@ def assignment(
         engine=EngineSettings(),
         resources=Resources(),
         max_concurrency=8,
+        sleep_s=sleep_s,
         token="secret-of-the-replica",
     )
 
 
 def desired(*replicas: ReplicaAssignment, standby: int = 0, version: int = 1) -> DesiredState:
     return DesiredState(version=version, standby=standby, replicas=replicas)
+
+
+def may_sleep(
+    state: DesiredState, *revisions: str, most: int = 8, memory_bytes: int = 1 << 30
+) -> DesiredState:
+    """The same, and these revisions may sleep: tiny@1, unless others are named."""
+    terms = SleepTerms(
+        revisions=tuple(map(RevisionName, revisions or ("tiny@1",))),
+        most=most,
+        memory_bytes=memory_bytes,
+    )
+    return state.model_copy(update={"sleep": terms})
+
+
+def sleeping(
+    worker_id: int,
+    *,
+    revision: str = "tiny@1",
+    since: float = 0,
+    memory_bytes: int = 1,
+    digest: str = "sha256:0",
+    engine: dict[str, Any] | None = None,
+    is_over: bool = False,
+) -> Sleeping:
+    told = Sleeper(
+        revision=RevisionName(revision),
+        memory_bytes=memory_bytes,
+        since=since,
+        until=since + 60,
+    )
+    recipe = (digest, EngineSettings(**engine or {}), Resources())
+    return Sleeping(worker_id, recipe, told, is_over)

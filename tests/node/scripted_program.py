@@ -38,6 +38,9 @@ class ScriptedEngine:
         if after_s := self.script.get("engine_dies_after_s"):
             asyncio.get_running_loop().call_later(after_s, self._die)
 
+    async def close(self) -> None:
+        """Nothing to close."""
+
     def _die(self) -> None:
         assert self.on_failure is not None
         self.on_failure(RuntimeError("the engine came to a bad end"))
@@ -71,26 +74,32 @@ class ScriptedClimb:
         time.sleep(script.get("engine_s", 0))  # noqa: TID251 - in a thread of its own
         return Climbed(folder, ScriptedEngine(script=script), tokenizer=None, settle=None)
 
+    def sleep(self) -> bool:
+        return True
+
 
 class ScriptedServer:
     """Answers every connection with its pid, and drains as long as the script says."""
 
     def __init__(self, script: dict[str, Any]) -> None:
         self._script = script
+        self._closed = asyncio.Event()
 
     async def bind(self, host: str) -> int:
         self._server = await asyncio.start_server(self._answer, host, 0)
         return int(self._server.sockets[0].getsockname()[1])
 
     async def serve(self) -> None:
-        await asyncio.Event().wait()
+        await self._closed.wait()
 
-    async def drain(self, deadline_s: float) -> None:
+    async def drain(self, deadline_s: float) -> bool:
         print("draining", flush=True)  # noqa: T201 - what a log catches
         await asyncio.sleep(self._script.get("drain_s", 0))
+        return not self._script.get("is_cut_off", False)
 
     async def close(self) -> None:
         self._server.close()
+        self._closed.set()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(str(os.getpid()).encode())

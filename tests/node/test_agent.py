@@ -10,9 +10,18 @@ from infra.contracts.base import NodeId, ReplicaId
 from infra.contracts.node import Failure, ReplicaReport
 from infra.contracts.revision import ReplicaState, ResolvedSource
 from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
-from infra.contracts.worker_link import Drain, Failed, Prepare, Progress, Ready, StageDone, Start
+from infra.contracts.worker_link import (
+    Asleep,
+    Drain,
+    Failed,
+    Prepare,
+    Progress,
+    Ready,
+    StageDone,
+    Start,
+)
 from infra.virtual_time import run_virtual
-from tests.node.makers import assignment, desired
+from tests.node.makers import assignment, desired, may_sleep
 from worker.node.agent import Agent, worth_preparing
 from worker.node.clock import NodeClock
 from worker.node.fake_control_plane import FakeControlPlane
@@ -285,6 +294,140 @@ def test_a_replica_that_crashes_while_it_drains_is_lost(simulate) -> None:
         assert node.report().state is ReplicaState.LOST
         assert failure is not None
         assert failure.detail == "killed by SIGSEGV"
+
+    simulate(story)
+
+
+async def put_to_sleep(node: Node, sleep_s: float = 60, standby: int = 0) -> WorkerId:
+    """A replica has climbed and drained, and its worker sleeps; the control plane forgot it."""
+    run, drain = (assignment(desired=it, sleep_s=sleep_s) for it in ("run", "drain"))
+    node.control_plane.want(may_sleep(desired(run, standby=standby, version=1)))
+    await asyncio.sleep(6)
+    node.climb()
+    node.control_plane.want(may_sleep(desired(drain, standby=standby, version=2)))
+    await asyncio.sleep(0.1)
+    worker_id = node.started()
+    assert node.launcher.sent[-1] == (worker_id, Drain(deadline_s=5, may_sleep=True))
+    node.launcher.say(worker_id, Asleep(memory_bytes=1000))
+    await asyncio.sleep(0.1)
+    assert node.report().state is ReplicaState.STOPPED
+    node.control_plane.want(may_sleep(desired(standby=standby, version=3)))
+    await asyncio.sleep(0.1)
+    assert node.agent.reports() == ()
+    return worker_id
+
+
+def test_a_worker_that_sleeps_wakes_as_another_replica_from_the_weights_rung(simulate) -> None:
+    async def story(node: Node) -> None:
+        worker_id = await put_to_sleep(node, standby=1)
+        (sleeper,) = node.control_plane.reports[-1].sleepers
+        assert (sleeper.revision, sleeper.memory_bytes) == ("tiny@1", 1000)
+        assert sleeper.until - sleeper.since == 60
+        assert node.control_plane.reports[-1].standby_ready == 1
+
+        again = assignment("r2", sleep_s=60)
+        node.control_plane.want(may_sleep(desired(again, standby=1, version=4)))
+        await asyncio.sleep(0.01)
+        assert node.started(R2) == worker_id
+        node.climb(R2)
+        await asyncio.sleep(0.01)
+
+        report = node.report(R2)
+        assert (report.state, report.from_rung) == (ReplicaState.READY, Rung.WEIGHTS)
+        assert [timing.stage for timing in report.stages] == [
+            Stage.RUNTIME,
+            Stage.WEIGHTS,
+            Stage.ENGINE,
+        ]
+        assert report.stages[0].source == "asleep"
+        assert node.control_plane.reports[-1].sleepers == ()
+        assert node.control_plane.reports[-1].standby_ready == 1
+        await asyncio.sleep(600)  # past its drain's deadline and its sleep's end, as r1 had them
+        assert node.report(R2).state is ReplicaState.READY
+        assert node.launcher.killed == []
+
+    simulate(story)
+
+
+def test_a_sleeper_is_ended_when_its_time_is_over_and_the_control_plane_hears_of_it(
+    simulate,
+) -> None:
+    async def story(node: Node) -> None:
+        worker_id = await put_to_sleep(node, sleep_s=60)
+        await asyncio.sleep(59)
+        assert node.launcher.killed == []
+        await asyncio.sleep(1)
+
+        assert node.launcher.killed == [worker_id]
+        assert node.control_plane.reports[-1].sleepers == ()
+
+    simulate(story)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda state: may_sleep(state, "tiny@2"), "another revision is served"),
+        (lambda state: may_sleep(state, memory_bytes=999), "others need the memory"),
+        (lambda state: state, "nothing may sleep"),
+    ],
+)
+def test_a_sleeper_gives_way_at_once(simulate, change, why: str) -> None:
+    async def story(node: Node) -> None:
+        worker_id = await put_to_sleep(node)
+
+        node.control_plane.want(change(desired(version=9)))
+        await asyncio.sleep(0.01)
+
+        assert node.launcher.killed == [worker_id], why
+
+    simulate(story)
+
+
+def test_a_sleeper_that_dies_is_no_failure_of_the_standby(simulate) -> None:
+    async def story(node: Node) -> None:
+        worker_id = await put_to_sleep(node, standby=1)
+
+        node.launcher.lose(worker_id, Exit(-9))
+        await asyncio.sleep(0.1)
+
+        assert node.control_plane.reports[-1].sleepers == ()
+        assert node.control_plane.reports[-1].standby_ready == 1
+        node.control_plane.want(may_sleep(desired(assignment("r2"), standby=1, version=4)))
+        await asyncio.sleep(0.1)
+        assert node.started(R2) in node.launcher.parked
+
+    simulate(story)
+
+
+def test_a_sleeper_that_dies_while_it_wakes_has_failed_and_does_not_sleep(simulate) -> None:
+    async def story(node: Node) -> None:
+        worker_id = await put_to_sleep(node)
+        node.control_plane.want(may_sleep(desired(assignment("r2", sleep_s=60), version=4)))
+        await asyncio.sleep(0.01)
+
+        node.launcher.lose(worker_id, Exit(-9))
+        await asyncio.sleep(0.01)
+
+        failure = node.report(R2).failure
+        assert node.report(R2).state is ReplicaState.FAILED
+        assert failure is not None and not failure.is_permanent
+        assert node.agent.sleepers() == ()
+
+    simulate(story)
+
+
+def test_a_sleeper_lives_through_a_restart_of_the_control_plane(simulate) -> None:
+    async def story(node: Node) -> None:
+        await put_to_sleep(node)
+        node.control_plane.is_down = True
+        node.control_plane.forget_nodes()
+        await asyncio.sleep(10)
+
+        node.control_plane.is_down = False
+        await asyncio.sleep(3)
+
+        assert [it.revision for it in node.control_plane.reports[-1].sleepers] == ["tiny@1"]
 
     simulate(story)
 

@@ -3,10 +3,11 @@ from hypothesis import strategies as st
 
 from infra.contracts.base import ReplicaId
 from infra.contracts.revision import ReplicaState
-from tests.node.makers import assignment, desired
+from tests.node.makers import assignment, desired, may_sleep, sleeping
 from worker.node.plan import (
     Claim,
     DrainReplica,
+    EndSleep,
     Forget,
     Kill,
     Launch,
@@ -135,6 +136,84 @@ def test_draining() -> None:
     assert act(ReplicaState.STARTING) == (Kill(1),)
     assert act(ReplicaState.DRAINING) == ()
     assert plan(want, NodeView()) == (Settle(assignment(desired="drain")),)
+
+
+def test_only_a_replica_whose_revision_may_sleep_is_told_so() -> None:
+    drain = assignment(desired="drain", sleep_s=60)
+    ready = NodeView((owned(1),), {R1: ReplicaView(ReplicaState.READY, 1)})
+
+    assert plan(may_sleep(desired(drain)), ready) == (DrainReplica(R1, 5, may_sleep=True),)
+    assert plan(may_sleep(desired(drain), "tiny@2"), ready) == (DrainReplica(R1, 5),)
+    assert plan(may_sleep(desired(assignment(desired="drain"))), ready) == (DrainReplica(R1, 5),)
+
+
+def test_who_sleeps_with_the_same_model_is_woken_before_a_parked_worker_is_claimed() -> None:
+    other = sleeping(1, since=9, digest="sha256:another model")
+    node = NodeView((parked(4),), zygote=UP, sleeping=(other, sleeping(2), sleeping(3, since=5)))
+    wanted = [assignment(f"r{n}") for n in range(4)]
+
+    actions = plan(may_sleep(desired(*wanted)), node)
+
+    assert actions == (
+        Claim(3, wanted[0]),  # who fell asleep last: the others are closer to their end anyway
+        Claim(2, wanted[1]),
+        Claim(4, wanted[2]),
+        Launch(Origin.FORK, wanted[3]),
+    )
+
+
+def test_other_engine_settings_are_another_model() -> None:
+    node = NodeView(sleeping=(sleeping(1, engine={"quantization": "int8"}),), zygote=UP)
+
+    assert plan(may_sleep(desired(assignment())), node) == (Launch(Origin.FORK, assignment()),)
+
+
+def test_sleepers_are_no_standby_workers() -> None:
+    node = NodeView((parked(1),), zygote=UP, sleeping=(sleeping(2),))
+
+    assert plan(may_sleep(desired(standby=1)), node) == ()
+    assert plan(may_sleep(desired(standby=2)), node) == (Launch(Origin.FORK, None),)
+
+
+def test_who_slept_its_time_or_is_no_longer_served_is_ended() -> None:
+    node = NodeView(sleeping=(sleeping(1, since=1, is_over=True), sleeping(2, revision="tiny@0")))
+
+    assert plan(may_sleep(desired()), node) == (
+        EndSleep(1, "slept its time"),
+        EndSleep(2, "its revision is no longer served"),
+    )
+
+
+def test_who_fell_asleep_first_gives_way_when_number_or_memory_run_out() -> None:
+    node = NodeView(sleeping=tuple(sleeping(n, since=n, memory_bytes=100) for n in (3, 1, 2)))
+
+    assert plan(may_sleep(desired(), most=2), node) == (EndSleep(1, "2 others fell asleep later"),)
+    assert plan(may_sleep(desired(), memory_bytes=299), node) == (
+        EndSleep(1, "its memory is needed"),
+    )
+    assert plan(may_sleep(desired(), memory_bytes=300), node) == ()
+    assert plan(may_sleep(desired(), memory_bytes=0), node) == tuple(
+        EndSleep(n, "its memory is needed") for n in (3, 2, 1)
+    )
+
+
+def test_one_that_is_too_large_does_not_end_smaller_ones_that_fit() -> None:
+    node = NodeView(
+        sleeping=(sleeping(1, since=1, memory_bytes=50), sleeping(2, since=2, memory_bytes=500))
+    )
+
+    assert plan(may_sleep(desired(), memory_bytes=100), node) == (
+        EndSleep(2, "its memory is needed"),
+    )
+
+
+def test_who_is_woken_is_not_ended_for_lack_of_memory() -> None:
+    node = NodeView(sleeping=(sleeping(1), sleeping(2, since=1)))
+
+    assert plan(may_sleep(desired(assignment()), memory_bytes=0), node) == (
+        Claim(2, assignment()),
+        EndSleep(1, "its memory is needed"),
+    )
 
 
 worker_views = st.builds(

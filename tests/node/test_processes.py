@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from infra.contracts.node import ReplicaAssignment
 from infra.contracts.revision import ReplicaState, SourceFile
 from infra.contracts.stage import Rung, Stage
-from tests.node.makers import assignment, desired
+from tests.node.makers import assignment, desired, may_sleep
 from tests.node.real_node import SCRIPTED, RealNode, kill, real_node
 from tests.support.processes import alive
 
@@ -242,6 +243,125 @@ async def test_draining_finishes_and_ends(node: RealNode, tmp_path: Path) -> Non
     report = await node.until_state(ReplicaState.STOPPED)
     assert report.failure is None
     assert not alive(node.named("fl-replica"))
+
+
+async def asleep(
+    node: RealNode, replica: ReplicaAssignment, *, sleep_s: float = 60, standby: int = 1
+) -> psutil.Process:
+    """Brings the replica to READY and drains it; the process that sleeps now."""
+    replica = replica.model_copy(update={"sleep_s": sleep_s})
+    await ready(node, replica, standby=standby)
+    node.fake.want(may_sleep(desired(draining(replica), standby=standby, version=3)))
+    await node.until_state(ReplicaState.STOPPED)
+    node.fake.want(may_sleep(desired(standby=standby, version=4)))
+    await node.until(lambda: node.fake.reports[-1].sleepers, "a sleeper is reported")
+    (sleeper,) = node.named("fl-sleeper")
+    return sleeper
+
+
+async def test_a_process_that_sleeps_wakes_as_another_replica(
+    node: RealNode, tmp_path: Path
+) -> None:
+    replica = scripted(tmp_path, print=["climbing"])
+    sleeper = await asleep(node, replica)
+    first = node.report()
+    assert first is not None and first.port is not None
+    with pytest.raises(ConnectionRefusedError):
+        await answer(first.port)
+
+    again = replica.model_copy(update={"replica_id": "r2", "sleep_s": 60})
+    node.fake.want(may_sleep(desired(again, standby=1, version=5)))
+    report = await node.until_state(ReplicaState.READY, "r2")
+
+    assert await answer(report.port) == sleeper.pid
+    assert report.from_rung is Rung.WEIGHTS
+    assert report.stages[0].source == "asleep"
+    for before, after in zip(report.stages, report.stages[1:], strict=False):
+        assert after.started_at == pytest.approx(before.ended_at, abs=1e-5)
+    logs = node.state_dir / "logs"
+    assert (logs / "r2.log").read_text().startswith("climbing\n")
+    assert [process.pid for process in node.named("fl-replica")] == [sleeper.pid]
+
+
+async def test_a_sleeper_uses_no_cpu(node: RealNode, tmp_path: Path) -> None:
+    sleeper = await asleep(node, scripted(tmp_path))
+    await asyncio.sleep(0.2)
+    before = sleeper.cpu_times()
+
+    await asyncio.sleep(1)
+
+    after = sleeper.cpu_times()
+    assert after.user + after.system == before.user + before.system
+
+
+@pytest.mark.parametrize(
+    ("script", "end"),
+    [
+        ({"is_cut_off": True}, ReplicaState.STOPPED),
+        ({"engine_dies_after_s": 0.7}, ReplicaState.LOST),
+    ],
+)
+async def test_a_replica_that_cut_requests_off_or_failed_does_not_sleep(
+    node: RealNode, tmp_path: Path, script: dict[str, Any], end: ReplicaState
+) -> None:
+    replica = scripted(tmp_path, drain_s=1.5, **script).model_copy(update={"sleep_s": 60})
+    await ready(node, replica)
+
+    node.fake.want(may_sleep(desired(draining(replica), version=3)))
+
+    await node.until_state(end)
+    await node.until(lambda: not node.named("fl-replica"), "it has exited")
+    assert node.fake.reports[-1].sleepers == ()
+    assert node.named("fl-sleeper") == []
+
+
+async def test_a_sleeper_is_gone_when_its_time_is_over(node: RealNode, tmp_path: Path) -> None:
+    sleeper = await asleep(node, scripted(tmp_path), sleep_s=1)
+
+    await node.until(lambda: not alive([sleeper]), "it is gone")
+
+    await node.until(lambda: not node.fake.reports[-1].sleepers, "it is reported")
+    assert len(node.named("fl-standby")) == 1
+
+
+async def test_a_killed_sleeper_is_forgotten_and_a_parked_worker_serves(
+    node: RealNode, tmp_path: Path
+) -> None:
+    replica = scripted(tmp_path)
+    sleeper = await asleep(node, replica)
+
+    sleeper.kill()
+    await node.until(lambda: not node.fake.reports[-1].sleepers, "it is reported")
+    await node.until_parked(1)
+
+    again = replica.model_copy(update={"replica_id": "r2"})
+    node.fake.want(may_sleep(desired(again, standby=1, version=5)))
+    report = await node.until_state(ReplicaState.READY, "r2")
+    assert report.from_rung is Rung.RUNTIME
+
+
+async def test_a_sleeper_outlives_the_fork_server_and_not_the_agent(
+    node: RealNode, tmp_path: Path
+) -> None:
+    replica = scripted(tmp_path)
+    sleeper = await asleep(node, replica)
+    before = node.named("fl-zygote")
+    kill(before)
+    await node.until(
+        lambda: [p.pid for p in node.named("fl-zygote")] not in ([], [before[0].pid]),
+        "a new zygote",
+    )
+    again = replica.model_copy(update={"replica_id": "r2", "sleep_s": 60})
+    node.fake.want(may_sleep(desired(again, standby=1, version=5)))
+    report = await node.until_state(ReplicaState.READY, "r2")
+    assert await answer(report.port) == sleeper.pid
+    node.fake.want(may_sleep(desired(draining(again), standby=1, version=6)))
+    await node.until_state(ReplicaState.STOPPED, "r2")
+    assert [process.pid for process in node.named("fl-sleeper")] == [sleeper.pid]
+
+    node.process.send_signal(signal.SIGKILL)
+
+    await node.until_nothing_is_left(seconds=2)
 
 
 async def test_a_replica_killed_while_it_drains_is_lost(node: RealNode, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from infra.contracts.node import ReplicaAssignment, ReplicaReport
 from infra.contracts.revision import ReplicaState, ResolvedSource
 from infra.contracts.stage import Rung, Stage
 from infra.sources.file import FileSource
-from tests.node.makers import assignment, desired
+from tests.node.makers import assignment, desired, may_sleep
 from tests.node.real_node import REAL, RealNode, real_node
 from tests.support.native import native
 
@@ -130,6 +131,90 @@ async def test_what_a_replica_packed_is_there_for_the_next_however_short_it_live
         drain = of(source, f"r{version}").model_copy(update={"desired": "drain"})
         node.fake.want(desired(drain, version=version + 1))
         await node.until_state(ReplicaState.STOPPED, f"r{version}")
+
+
+def private_bytes(process: psutil.Process) -> int:
+    """What would come back to the machine if it ended, weights that are mapped aside."""
+    lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines[1:])["Anonymous"].split()[0]) << 10
+
+
+async def test_a_sleeper_keeps_the_model_and_gives_everything_else_back(
+    node: RealNode, source: ResolvedSource
+) -> None:
+    """Again and again: 8 prompts fill the KV cache, and each time it is gone again."""
+    kept: list[int] = []
+    answers: list[str] = []
+    origins: list[str | None] = []
+    for number in range(4):
+        run = of(source, f"r{number}").model_copy(update={"sleep_s": 60})
+        node.fake.want(may_sleep(desired(run, version=3 * number + 1)))
+        report = await node.until_state(ReplicaState.READY, f"r{number}")
+        origins.append(report.stages[1].source)
+        answers.append(await complete(report))
+        await fill_cache(report)
+        (process,) = node.named("fl-replica")
+        serving = private_bytes(process)
+        drain = run.model_copy(update={"desired": "drain"})
+        node.fake.want(may_sleep(desired(drain, version=3 * number + 2)))
+        await node.until_state(ReplicaState.STOPPED, f"r{number}")
+        kept.append(private_bytes(process))
+        assert serving - kept[-1] > FILLED_BYTES
+        node.fake.want(may_sleep(desired(version=3 * number + 3)))
+
+    assert origins == ["mmap", *["asleep"] * 3]
+    assert len(set(answers)) == 1 and "Paris" in answers[0]
+    assert kept[-1] - kept[1] < 8 << 20, kept
+    assert node.fake.reports[-1].sleepers[0].memory_bytes > 0
+    before = process.cpu_times()
+    await asyncio.sleep(1)
+    after = process.cpu_times()
+    assert after.user + after.system == before.user + before.system
+
+
+# 8 prompts of 400 tokens each with 23,040 bytes of keys and values; less, for what is shared.
+FILLED_BYTES = 8 * 400 * 23_040 * 9 // 10
+
+
+async def fill_cache(report: ReplicaReport) -> None:
+    async with httpx.AsyncClient(timeout=60) as client:
+        bodies = [
+            {"model": "tiny", "prompt": [number + 100] * 400, "max_tokens": 1}
+            for number in range(8)
+        ]
+        url = completions(report)
+        asked = [client.post(url, headers=KEY, json=body) for body in bodies]
+        for response in await asyncio.gather(*asked):
+            assert response.status_code == 200, response.text
+        again = await client.post(url, headers=KEY, json=bodies[0])
+    assert again.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 300
+
+
+async def test_a_replica_that_wakes_knows_nothing_of_what_was_asked_before(
+    node: RealNode, source: ResolvedSource
+) -> None:
+    for number, version in ((1, 1), (2, 4)):
+        run = of(source, f"r{number}").model_copy(update={"sleep_s": 60, "token": f"t{number}" * 9})
+        node.fake.want(may_sleep(desired(run, version=version)))
+        report = await node.until_state(ReplicaState.READY, f"r{number}")
+        key = {"Authorization": f"Bearer {run.token}"}
+        body = {"model": "tiny", "prompt": [7] * 200, "max_tokens": 1}
+        async with httpx.AsyncClient(timeout=60) as client:
+            if number == 2:
+                refused = await client.post(completions(report), headers=KEY, json=body)
+                assert refused.status_code == 401
+            metrics = await client.get(
+                completions(report).replace("/v1/completions", "/metrics"), headers=key
+            )
+            response = await client.post(completions(report), headers=key, json=body)
+        assert "steps_total 0\n" in metrics.text
+        details = response.json()["usage"].get("prompt_tokens_details") or {}
+        assert details.get("cached_tokens", 0) == 0
+        drain = run.model_copy(update={"desired": "drain"})
+        node.fake.want(may_sleep(desired(drain, version=version + 1)))
+        await node.until_state(ReplicaState.STOPPED, f"r{number}")
+        node.fake.want(may_sleep(desired(version=version + 2)))
+    assert report.from_rung is Rung.WEIGHTS
 
 
 async def test_a_folder_that_changed_since_it_was_deployed_fails_for_good(

@@ -76,9 +76,19 @@ class RunningPlatform:
         """Waits until a worker is parked on the runtime rung."""
         until(lambda: self.parked() > 0, seconds=seconds, what="a standby worker is parked")
 
+    def until_asleep(self, *, seconds: float = 30) -> None:
+        """Waits until a worker sleeps on the weights rung."""
+        until(self.sleepers, seconds=seconds, what="a worker sleeps")
+
     def parked(self) -> int:
-        nodes = self.client.get("/v1/nodes").json()["data"]
-        return sum(node["standby_ready"] for node in nodes)
+        return sum(node["standby_ready"] for node in self._nodes())
+
+    def sleepers(self) -> list[dict[str, Any]]:
+        """What nodes say of workers that sleep."""
+        return [sleeper for node in self._nodes() for sleeper in node["sleepers"]]
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return list(self.client.get("/v1/nodes").json()["data"])
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs below `platform up` now, remembered for `stop`."""

@@ -2,6 +2,8 @@
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from infra.contracts.node import ReplicaAssignment
@@ -13,7 +15,9 @@ from worker.boot.stages import StageTimer
 from worker.engine.async_engine import AsyncEngine
 from worker.engine.engine import Engine
 from worker.engine.preload import after_fork
+from worker.models.causal_model import CausalModel
 from worker.models.config import read_config
+from worker.models.pack import Pack
 from worker.models.registry import build_model, open_pack
 from worker.tokenizer.tokenizer import Tokenizer
 from worker.weights.loader import open_weights
@@ -22,8 +26,20 @@ from worker.weights.packed_store import PackedStore
 # How the bytes of a source's scheme get into this process.
 ORIGINS = {"file": "mmap", "hf": "hub", "s3": "s3"}
 
+# What it did not have to load, since its process slept with it.
+ASLEEP = "asleep"
+
 MOST_PREPARED = 8
 PACKED_FOLDER = "packed"
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model with its tokenizer, and for whom it is."""
+
+    recipe: tuple[object, ...]
+    model: CausalModel
+    tokenizer: Tokenizer
 
 
 class ModelClimb:
@@ -39,6 +55,7 @@ class ModelClimb:
         self._cpus = cpus
         self._tokenizers: dict[str, Future[Tokenizer]] = {}  # by source digest, oldest first
         self._reader = ThreadPoolExecutor(1, "tokenizer")
+        self._loaded: _Loaded | None = None
         self._lock = threading.Lock()  # guards _tokenizers: prepare may still run beside the climb
 
     def prepare(self, source: ResolvedSource) -> None:
@@ -47,14 +64,33 @@ class ModelClimb:
 
     def __call__(self, assignment: ReplicaAssignment, stages: StageTimer) -> Climbed:
         """Raises PlatformError: SourceInvalid for files that changed since they were deployed."""
-        source, settings = assignment.source, assignment.engine
-        after_fork(settings.threads or self._cpus)
-
-        def on_progress(fraction: float) -> None:
-            stages.progress(Stage.WEIGHTS, fraction)
-
-        folder = self._sources.fetch(source, self._cache_dir, on_progress)
+        after_fork(assignment.engine.threads or self._cpus)
+        on_progress = partial(stages.progress, Stage.WEIGHTS)
+        folder = self._sources.fetch(assignment.source, self._cache_dir, on_progress)
         stages.part("files")
+        pack = None
+        if self._loaded is None:
+            self._loaded, pack = self._load(folder, assignment, stages)
+        else:
+            _wake(self._loaded, assignment, stages)
+        model, tokenizer = self._loaded.model, self._loaded.tokenizer
+        engine = Engine(model, tokenizer, assignment.engine)
+        engine.warm()
+        stages.part("cache")
+        settle = None if pack is None else pack.save
+        return Climbed(folder, AsyncEngine(engine, tokenizer), tokenizer, settle=settle)
+
+    def sleep(self) -> bool:
+        if self._loaded is None:
+            return False
+        self._loaded.model.to_host()
+        return True
+
+    def _load(
+        self, folder: Path, assignment: ReplicaAssignment, stages: StageTimer
+    ) -> tuple[_Loaded, Pack | None]:
+        source, settings = assignment.source, assignment.engine
+        on_progress = partial(stages.progress, Stage.WEIGHTS)
         config = read_config(folder)
         store = PackedStore(self._cache_dir / PACKED_FOLDER)
         pack = open_pack(config, settings, store, source_digest=source.digest)
@@ -68,16 +104,8 @@ class ModelClimb:
         stages.part("model")
         tokenizer = reading.result()
         stages.part("tokenizer")
-        engine = Engine(model, tokenizer, settings)
-        engine.warm()
-        stages.part("cache")
         self._forget_tokenizers()
-        return Climbed(
-            folder,
-            AsyncEngine(engine, tokenizer),
-            tokenizer,
-            settle=None if pack is None else pack.save,
-        )
+        return _Loaded(assignment.recipe, model, tokenizer), pack
 
     def _read_tokenizer(self, source: ResolvedSource, folder: Path) -> Future[Tokenizer]:
         """The source's tokenizer, being read since now or since it was prepared."""
@@ -95,3 +123,10 @@ class ModelClimb:
         with self._lock:
             self._tokenizers.clear()
             self._reader.shutdown(wait=False)
+
+
+def _wake(loaded: _Loaded, assignment: ReplicaAssignment, stages: StageTimer) -> None:
+    assert loaded.recipe == assignment.recipe, "a sleeper wakes as what it was"
+    stages.done(Stage.WEIGHTS, source=ASLEEP)
+    loaded.model.to_device()
+    stages.part("model")

@@ -31,13 +31,19 @@ class Climbed:
 
 
 class Climb(Protocol):
-    """Loads weights and builds the engine; both methods may block, and run in threads."""
+    """Loads weights and builds the engine; all methods may block, and run in threads."""
 
     def prepare(self, source: ResolvedSource) -> None:
         """Reads what is small of a source while the worker is parked. Raises PlatformError."""
 
     def __call__(self, assignment: ReplicaAssignment, stages: StageTimer) -> Climbed:
         """Ends the stage `weights`, and leaves `engine` to be ended when the server listens."""
+
+    def sleep(self) -> bool:
+        """Keeps the model of the last climb for one of an equal recipe, off its device.
+
+        Its engine is closed. False where that cannot be: the process is of no more use.
+        """
 
 
 class Server(Protocol):
@@ -49,8 +55,11 @@ class Server(Protocol):
     async def serve(self) -> None:
         """Until it is closed."""
 
-    async def drain(self, deadline_s: float) -> None:
-        """Takes nothing new; returns when nothing runs any more, or at the deadline."""
+    async def drain(self, deadline_s: float) -> bool:
+        """Takes nothing new; returns when nothing runs any more, or at the deadline.
+
+        Whether everything that ran was finished.
+        """
 
     async def close(self) -> None:
         """Ends what still runs."""

@@ -1,4 +1,4 @@
-"""The life of one worker process: parked, climbing, serving, draining, gone."""
+"""The life of one worker process: parked, climbing, serving, draining, asleep or gone."""
 
 import asyncio
 import os
@@ -16,6 +16,7 @@ from infra.clock import SystemClock
 from infra.contracts.revision import ResolvedSource
 from infra.contracts.stage import Stage
 from infra.contracts.worker_link import (
+    Asleep,
     Drain,
     Failed,
     FromWorker,
@@ -28,7 +29,13 @@ from infra.logs import configure
 from worker.boot.failure import failure_of
 from worker.boot.link import AgentLink
 from worker.boot.ports import BuildServer, Climb, Climbed, Server
-from worker.boot.process import leave, name_process, redirect_output
+from worker.boot.process import (
+    give_memory_back,
+    leave,
+    memory_bytes,
+    name_process,
+    redirect_output,
+)
 from worker.boot.stages import StageTimer
 
 log = structlog.get_logger()
@@ -56,7 +63,16 @@ async def _live(
 ) -> NoReturn:
     link = await AgentLink.open(descriptor)
     link.tell(Hello(pid=os.getpid(), origin=origin))
-    start = await _parked(link, climb)
+    while True:
+        start = await _parked(link, climb)
+        await _live_as(start, link, climb, build_server)
+        name_process("fl-sleeper")
+        await asyncio.to_thread(give_memory_back)
+        link.tell(Asleep(memory_bytes=memory_bytes()))
+
+
+async def _live_as(start: Start, link: AgentLink, climb: Climb, build_server: BuildServer) -> None:
+    """Returns when the replica has drained and what it was to its callers is gone."""
     replica = _Replica(link, start, climb, build_server)
     try:
         await replica.run()
@@ -104,30 +120,48 @@ class _Replica:
         self._clock = SystemClock(start.clock)
         self._stages = StageTimer(self._clock, self._tell_from_any_thread)
         self._loop = asyncio.get_running_loop()
-        self._drain_deadline_s: asyncio.Future[float] = self._loop.create_future()
+        self._told_to_drain: asyncio.Future[Drain] = self._loop.create_future()
+        self._ending: asyncio.Task[NoReturn] | None = None
         self._log_path = start.log_path
         self._stages.done(Stage.RUNTIME)
 
-    async def run(self) -> NoReturn:
-        """Climbs, serves, drains, ends the process; raises what ended it before."""
+    async def run(self) -> None:
+        """Climbs, serves, drains, and returns asleep or ends the process.
+
+        Raises what ended it before.
+        """
         name_process("fl-replica")
         redirect_output(self._log_path)
         configure(as_json=False, stream=sys.stderr)
-        self._listening = self._loop.create_task(self._listen())
+        listening = self._loop.create_task(self._listen())
         climbed = await asyncio.to_thread(self._climb, self._assignment, self._stages)
         server = await self._open(climbed)
         serving = self._loop.create_task(server.serve())
         serving.add_done_callback(self._server_ended)
         is_idle = asyncio.Event()
         settling = self._loop.create_task(self._settle(climbed, is_idle))
-        deadline_s = await self._drain_deadline_s
+        drain = await self._told_to_drain
         serving.remove_done_callback(self._server_ended)
-        await server.drain(deadline_s)
+        has_finished = await server.drain(drain.deadline_s)
         await server.close()
         is_idle.set()
-        await settling
+        await asyncio.gather(serving, settling)
         log.info("replica.drained", replica=self._assignment.replica_id)
-        leave(0)
+        if self._ending is not None:
+            await self._ending
+        if not (drain.may_sleep and has_finished and await self._fall_asleep(climbed)):
+            leave(0)
+        listening.cancel()
+        await asyncio.wait((listening,))
+
+    async def _fall_asleep(self, climbed: Climbed) -> bool:
+        """Whether the model is kept, and nothing else of the replica."""
+        try:
+            await climbed.engine.close()
+            return await asyncio.to_thread(self._climb.sleep)
+        except Exception:  # it has done its duty: not a failure of the replica
+            log.exception("replica.sleepless", replica=self._assignment.replica_id)
+            return False
 
     async def give_up(self, error: BaseException) -> NoReturn:
         """Says why, and ends the process."""
@@ -163,16 +197,16 @@ class _Replica:
 
     async def _listen(self) -> None:
         while (message := await self._link.hear()) is not None:
-            if isinstance(message, Drain) and not self._drain_deadline_s.done():
-                self._drain_deadline_s.set_result(message.deadline_s)
+            if isinstance(message, Drain) and not self._told_to_drain.done():
+                self._told_to_drain.set_result(message)
         log.warning("agent.lost", replica=self._assignment.replica_id)
         leave(ORPHANED)
 
     def _server_ended(self, serving: asyncio.Task[None]) -> None:
         error = None if serving.cancelled() else serving.exception()
-        if not self._drain_deadline_s.done():
+        if not self._told_to_drain.done():
             ended = RuntimeError("the server ended by itself")
-            self._drain_deadline_s.set_exception(error or ended)
+            self._told_to_drain.set_exception(error or ended)
 
     def _engine_died(self, error: BaseException) -> None:
         self._ending = self._loop.create_task(self.give_up(error))

@@ -38,6 +38,7 @@ class StepEngine(Protocol):
     def has_work(self) -> bool: ...
     def step(self) -> Sequence[Event]: ...
     def stats(self) -> EngineStats: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +104,16 @@ class AsyncEngine:
         self._thread.start()
 
     async def close(self) -> None:
-        """Stops after the current step; what still runs raises ShuttingDown. May be repeated."""
+        """Stops after the current step and gives the KV cache back. May be repeated.
+
+        What still runs raises ShuttingDown.
+        """
         self._end(partial(ShuttingDown, "the replica is stopping"))
         self._inbox.put(_Stop())
         self._compilers.shutdown(wait=False, cancel_futures=True)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
+        self._engine.close()
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
         """Yields the request's outputs, one a token, until the last.

@@ -130,6 +130,10 @@ class Engine:
                 lanes=self._lanes,
             )
 
+    def close(self) -> None:
+        """Gives the KV cache back to the machine; no step may follow."""
+        self._cache = None
+
     def check(self, request: GenerationRequest) -> None:
         """Raises ContextLengthExceeded or Invalid for a request that can never run."""
         refuse_too_long(

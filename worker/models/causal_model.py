@@ -62,3 +62,11 @@ class CausalModel(Protocol):
     ) -> torch.Tensor:
         """The head of the states, all at once."""
         ...
+
+    def to_host(self) -> None:
+        """Moves its weights from the device to host memory; nothing to do on a CPU."""
+        ...
+
+    def to_device(self) -> None:
+        """Moves them back; nothing to do where they are."""
+        ...

@@ -19,6 +19,7 @@ from worker.layers.rotary import Rotary
 from worker.models.config import ModelConfig
 from worker.models.pack import Pack
 from worker.models.parts import Parts, Slot
+from worker.models.residence import to_device, to_host
 from worker.models.rope import rotary_frequencies, rotary_magnitude
 from worker.quantization.reader import WeightReader
 
@@ -105,6 +106,12 @@ class Decoder:
         logits = self._head(states, prologue=self._norm.prologue)
         cap = self._config.final_softcap
         return logits if cap is None else _softcapped(logits, cap)
+
+    def to_host(self) -> None:
+        to_host(self)
+
+    def to_device(self) -> None:
+        to_device(self, self.kernels.device)
 
     def _cache_shape(self, *, num_blocks: int, block_size: int, lanes: int) -> CacheShape:
         config = self._config

@@ -2,17 +2,25 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import structlog
 
 from infra.backoff import Backoff
 from infra.contracts.base import ReplicaId
-from infra.contracts.node import DesiredState, ReplicaAssignment, ReplicaReport
+from infra.contracts.node import DesiredState, ReplicaAssignment, ReplicaReport, Sleeper
 from infra.contracts.revision import ReplicaState, ResolvedSource
 from infra.contracts.stage import Rung
-from infra.contracts.worker_link import Drain, FromWorker, Hello, Prepare, Progress, Start
+from infra.contracts.worker_link import (
+    Asleep,
+    Drain,
+    FromWorker,
+    Hello,
+    Prepare,
+    Progress,
+    Start,
+)
 from worker.node.clock import NodeClock
 from worker.node.launcher import Exit, Launcher
 from worker.node.logs import ReplicaLogs
@@ -20,6 +28,7 @@ from worker.node.plan import (
     Action,
     Claim,
     DrainReplica,
+    EndSleep,
     Forget,
     Kill,
     Launch,
@@ -35,6 +44,7 @@ from worker.node.plan import (
     plan,
 )
 from worker.node.replica import Replica
+from worker.node.sleepers import Sleeping
 
 log = structlog.get_logger()
 
@@ -56,6 +66,13 @@ class _Worker:
     is_parked: bool = False
     is_dying: bool = False
     replica_id: ReplicaId | None = None
+    sleeping: Sleeping | None = None
+
+    @property
+    def is_standby(self) -> bool:
+        """Parked, and as good for one model as for another."""
+        is_free = self.replica_id is None and self.sleeping is None
+        return self.is_parked and is_free and not self.is_dying
 
 
 class Agent:
@@ -97,10 +114,11 @@ class Agent:
 
     def standby_ready(self) -> int:
         """Parked workers that nobody has claimed."""
-        return sum(
-            worker.is_parked and worker.replica_id is None and not worker.is_dying
-            for worker in self._workers.values()
-        )
+        return sum(worker.is_standby for worker in self._workers.values())
+
+    def sleepers(self) -> tuple[Sleeper, ...]:
+        """Workers that wait on the weights rung, the first to fall asleep first."""
+        return tuple(one.told for one in self._sleeping())
 
     def reports(self) -> tuple[ReplicaReport, ...]:
         """The whole truth of every replica; nothing is left unreported."""
@@ -128,7 +146,11 @@ class Agent:
             return
         if isinstance(message, Hello):
             self._parked(worker_id, worker)
-        elif worker.replica_id is not None:
+        elif worker.replica_id is None:
+            return
+        elif isinstance(message, Asleep):
+            self._fell_asleep(worker_id, worker, message)
+        else:
             self._climbed(worker.replica_id, message)
 
     def on_exit(self, worker_id: WorkerId, end: Exit) -> None:
@@ -137,6 +159,9 @@ class Agent:
             return
         if worker.replica_id is not None:
             self._lost_process(worker.replica_id, worker, end)
+        elif worker.sleeping is not None:
+            log.info("sleeper.gone", revision=worker.sleeping.told.revision, end=str(end))
+            self.on_news("soon")
         elif not worker.is_dying:
             self._lost_standby(worker_id, worker, end)
         self._advance()
@@ -183,6 +208,30 @@ class Agent:
         if replica.state is ReplicaState.READY:
             self._remember(replica.assignment.source)
 
+    def _fell_asleep(self, worker_id: WorkerId, worker: _Worker, message: Asleep) -> None:
+        """Its replica has stopped; the process waits for another of the same model."""
+        assert worker.replica_id is not None
+        replica = self._replicas[worker.replica_id].heard(message)
+        assignment, now = replica.assignment, self._clock.now()
+        told = Sleeper(
+            revision=assignment.revision,
+            memory_bytes=message.memory_bytes,
+            since=now,
+            until=now + assignment.sleep_s,
+        )
+        worker.replica_id = None
+        worker.sleeping = Sleeping(worker_id, assignment.recipe, told)
+        self._logs.close(assignment.replica_id)
+        log.info("replica.asleep", mib=message.memory_bytes >> 20, **_facts(replica))
+        self._put(replica, "now")
+        self._loop.call_later(assignment.sleep_s, self._slept_its_time, worker, told)
+        self._advance()
+
+    def _slept_its_time(self, worker: _Worker, told: Sleeper) -> None:
+        if worker.sleeping is not None and worker.sleeping.told is told:
+            worker.sleeping = replace(worker.sleeping, is_over=True)
+            self._advance()
+
     def _lost_process(self, replica_id: ReplicaId, worker: _Worker, end: Exit) -> None:
         before = self._replicas[replica_id]
         last_line = self._logs.close(replica_id)
@@ -216,7 +265,7 @@ class Agent:
         alive = {
             worker_id: WorkerView(worker_id, worker.origin, worker.is_parked, worker.replica_id)
             for worker_id, worker in self._workers.items()
-            if not worker.is_dying
+            if not worker.is_dying and worker.sleeping is None
         }
         replicas = {
             replica_id: ReplicaView(
@@ -225,7 +274,20 @@ class Agent:
             for replica_id, replica in self._replicas.items()
         }
         may_refill = self._refill_timer is None
-        return NodeView(tuple(alive.values()), replicas, self._zygote, may_refill)
+        return NodeView(
+            tuple(alive.values()),
+            replicas,
+            self._zygote,
+            may_refill,
+            self._sleeping(),
+        )
+
+    def _sleeping(self) -> tuple[Sleeping, ...]:
+        return tuple(
+            worker.sleeping
+            for worker in self._workers.values()
+            if worker.sleeping is not None and not worker.is_dying
+        )
 
     def _do(self, action: Action) -> None:
         match action:
@@ -233,9 +295,12 @@ class Agent:
                 self._claim(worker_id, assignment)
             case Launch(origin, assignment):
                 self._launch(origin, assignment)
-            case DrainReplica(replica_id, deadline_s):
-                self._drain(replica_id, deadline_s)
+            case DrainReplica(replica_id, deadline_s, may_sleep):
+                self._drain(replica_id, deadline_s, may_sleep=may_sleep)
             case Kill(worker_id):
+                self._kill(worker_id)
+            case EndSleep(worker_id, why):
+                log.info("sleeper.ended", worker=worker_id, why=why)
                 self._kill(worker_id)
             case Settle(assignment):
                 settled = Replica(assignment, self._clock.now()).stopped()
@@ -263,7 +328,7 @@ class Agent:
             return
         self._prepared = sources
         for worker_id, worker in self._workers.items():
-            if worker.is_parked and worker.replica_id is None:
+            if worker.is_standby:
                 self._send_prepare(worker_id)
 
     def _send_prepare(self, worker_id: WorkerId) -> None:
@@ -297,7 +362,11 @@ class Agent:
         self._logs.open(assignment.replica_id, assignment.revision)
         waiting = self._replicas.get(assignment.replica_id)
         replica = waiting or Replica(assignment, self._clock.now())
-        if worker.is_parked:
+        if worker.sleeping is not None:
+            worker.sleeping = None
+            self._start(worker_id, assignment)
+            replica = replica.claimed(worker_id, Rung.WEIGHTS, "asleep")
+        elif worker.is_parked:
             self._start(worker_id, assignment)
             replica = replica.claimed(worker_id, Rung.RUNTIME, "parked")
         else:
@@ -317,12 +386,21 @@ class Agent:
             ),
         )
 
-    def _drain(self, replica_id: ReplicaId, deadline_s: float) -> None:
+    def _drain(self, replica_id: ReplicaId, deadline_s: float, *, may_sleep: bool) -> None:
         replica = self._replicas[replica_id]
         assert replica.worker_id is not None
-        self._launcher.send(replica.worker_id, Drain(deadline_s=deadline_s))
-        self._loop.call_later(deadline_s + DRAIN_GRACE_S, self._kill, replica.worker_id)
+        drain = Drain(deadline_s=deadline_s, may_sleep=may_sleep)
+        self._launcher.send(replica.worker_id, drain)
+        self._loop.call_later(
+            deadline_s + DRAIN_GRACE_S, self._kill_undrained, replica.worker_id, replica_id
+        )
         self._put(replica.draining(), "now")
+
+    def _kill_undrained(self, worker_id: WorkerId, replica_id: ReplicaId) -> None:
+        """Unless the worker has left the replica behind: it sleeps, or is another one already."""
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker.replica_id == replica_id:
+            self._kill(worker_id)
 
     def _kill(self, worker_id: WorkerId) -> None:
         worker = self._workers.get(worker_id)

@@ -7,6 +7,7 @@ from enum import StrEnum
 from infra.contracts.base import ReplicaId
 from infra.contracts.node import DesiredState, ReplicaAssignment
 from infra.contracts.revision import ReplicaState
+from worker.node.sleepers import Sleeping, to_end, wakeable
 
 WorkerId = int
 
@@ -49,12 +50,16 @@ class ReplicaView:
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """The node as it is. `may_refill` is False while a climb should have the cores to itself."""
+    """The node as it is. `may_refill` is False while a climb should have the cores to itself.
+
+    Who sleeps is not among the workers.
+    """
 
     workers: tuple[WorkerView, ...] = ()
     replicas: Mapping[ReplicaId, ReplicaView] | None = None
     zygote: ZygoteState = ZygoteState.ABSENT
     may_refill: bool = True
+    sleeping: tuple[Sleeping, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +80,11 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class DrainReplica:
-    """Finish what runs, then exit."""
+    """Finish what runs, then sleep or exit."""
 
     replica_id: ReplicaId
     deadline_s: float
+    may_sleep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,14 @@ class Kill:
     """End the worker at once."""
 
     worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class EndSleep:
+    """End a sleeping worker; `why` is for the log."""
+
+    worker_id: WorkerId
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +126,9 @@ class StopZygote:
     """No standby is wanted: give the memory back."""
 
 
-Action = Claim | Launch | DrainReplica | Kill | Settle | Forget | StartZygote | StopZygote
+Action = (
+    Claim | Launch | DrainReplica | Kill | EndSleep | Settle | Forget | StartZygote | StopZygote
+)
 
 
 def plan(desired: DesiredState, node: NodeView) -> tuple[Action, ...]:
@@ -120,29 +136,37 @@ def plan(desired: DesiredState, node: NodeView) -> tuple[Action, ...]:
 
     1. Unlisted: a replica that the control plane does not list is killed, or forgotten if ended.
     2. Listed to drain: READY drains, not yet READY is killed, unknown is reported STOPPED.
-    3. Listed to run without a process: claim the most advanced unclaimed worker, else launch.
-    4. Standby: fork what is missing, not beside a climb; kill what is too much, least advanced
+    3. Listed to run without a process: wake a worker that sleeps with the same model, else claim
+       the most advanced unclaimed one, else launch.
+    4. Sleepers: end those that may not sleep any longer.
+    5. Standby: fork what is missing, not beside a climb; kill what is too much, least advanced
        first.
-    5. Zygote: there while standby is wanted.
+    6. Zygote: there while standby is wanted.
     """
     replicas = node.replicas or {}
     start_zygote = desired.standby > 0 and node.zygote is ZygoteState.ABSENT
     origin = Origin.FORK if start_zygote or _can_fork(node.zygote) else Origin.SPAWN
     unclaimed = _by_advance(worker for worker in node.workers if worker.replica_id is None)
+    sleeping = list(node.sleeping)
 
     actions: list[Action] = [StartZygote()] if start_zygote else []
     actions += _end_unlisted(desired, replicas)
     for assignment in desired.replicas:
         replica = replicas.get(assignment.replica_id)
         if assignment.desired == "drain":
-            actions += _drain(assignment, replica)
+            actions += _drain(assignment, replica, desired)
         elif replica is None or _waits_for_a_process(replica):
+            if (sleeper := wakeable(sleeping, assignment.recipe)) is not None:
+                sleeping.remove(sleeper)
+                actions.append(Claim(sleeper.worker_id, assignment))
+                continue
             claimed = unclaimed.pop(0) if unclaimed else None
             actions.append(
                 Launch(origin, assignment)
                 if claimed is None
                 else Claim(claimed.worker_id, assignment)
             )
+    actions += [EndSleep(one.worker_id, why) for one, why in to_end(sleeping, desired.sleep)]
     is_climb_ahead = any(isinstance(action, Claim | Launch) for action in actions)
     may_refill = node.may_refill and not is_climb_ahead and origin is Origin.FORK
     actions += _size_standby(desired.standby, unclaimed, may_refill=may_refill)
@@ -176,11 +200,16 @@ def _end_unlisted(desired: DesiredState, replicas: Mapping[ReplicaId, ReplicaVie
     return actions
 
 
-def _drain(assignment: ReplicaAssignment, replica: ReplicaView | None) -> list[Action]:
+def _drain(
+    assignment: ReplicaAssignment, replica: ReplicaView | None, desired: DesiredState
+) -> list[Action]:
     if replica is None or _waits_for_a_process(replica):
         return [Settle(assignment)]
     if replica.state is ReplicaState.READY:
-        return [DrainReplica(assignment.replica_id, assignment.drain_deadline_s)]
+        may_sleep = assignment.sleep_s > 0 and assignment.revision in desired.sleep.revisions
+        return [
+            DrainReplica(assignment.replica_id, assignment.drain_deadline_s, may_sleep=may_sleep)
+        ]
     if replica.state is ReplicaState.STARTING and replica.worker_id is not None:
         return [Kill(replica.worker_id)]
     return []

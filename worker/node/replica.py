@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 from infra.contracts.node import Failure, ReplicaAssignment, ReplicaReport
 from infra.contracts.revision import ReplicaState
 from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
-from infra.contracts.worker_link import Failed, FromWorker, Hello, Progress, Ready, StageDone
+from infra.contracts.worker_link import (
+    Asleep,
+    Failed,
+    FromWorker,
+    Hello,
+    Progress,
+    Ready,
+    StageDone,
+)
 from infra.errors import ReplicaFailed, ReplicaLost
 from worker.node.plan import WorkerId
 
@@ -75,6 +83,8 @@ class Replica:
                 return replace(self, state=ReplicaState.READY, host=host, port=port, progress=None)
             case Failed(failure=failure):
                 return self.failed(failure)
+            case Asleep():  # it has drained, and its process is no longer its own
+                return replace(self.stopped(), worker_id=None)
 
     def draining(self) -> "Replica":
         return replace(self, state=ReplicaState.DRAINING)

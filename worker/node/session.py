@@ -133,6 +133,7 @@ class Session:
                     node_id=self._facts.node_id,
                     standby_ready=self._agent.standby_ready(),
                     clock_uncertainty_s=self._clock.uncertainty_s,
+                    sleepers=self._agent.sleepers(),
                     replicas=changes,
                     logs=lines,
                 )

@@ -78,15 +78,19 @@ class ReplicaServer:
         """Returns once the server has been drained or closed."""
         await self._closed.wait()
 
-    async def drain(self, deadline_s: float) -> None:
-        """Takes nothing new and finishes what runs; what still runs at the deadline ends with
-        ShuttingDown. Then closes."""
+    async def drain(self, deadline_s: float) -> bool:
+        """Takes nothing new and finishes what runs, then closes; whether it finished in time.
+
+        What still runs at the deadline ends with ShuttingDown.
+        """
         self._in_flight.is_draining = True
         self._listener.stop_accepting()
-        if not await self._is_idle_within(deadline_s):
+        has_finished = await self._is_idle_within(deadline_s)
+        if not has_finished:
             self._in_flight.interrupt_all(ShuttingDown("the replica's time to drain is over"))
             await self._is_idle_within(FLUSH_S)
         await self.close()
+        return has_finished
 
     async def close(self) -> None:
         """Ends everything at once: requests are aborted, connections cut. May be repeated."""
