@@ -60,18 +60,22 @@ def test_a_warm_request_is_not_reported_as_cold(platform: RunningPlatform) -> No
     assert len(platform.cold_starts("chat")) == before
 
 
-def test_fifty_cold_requests_each_add_up(platform: RunningPlatform) -> None:
+def test_of_fifty_requests_at_zero_every_one_that_waited_adds_up(
+    platform: RunningPlatform,
+) -> None:
     already = len(platform.cold_starts("chat"))
+    waited = 0
     for _ in range(5):
         platform.until_idle("chat")
         platform.until_standby()
         with concurrent.futures.ThreadPoolExecutor(10) as pool:
             responses = list(pool.map(lambda _: invoke(platform, max_tokens=2), range(10)))
         assert [response.status_code for response in responses] == [200] * 10
+        waited += sum("firstlight-cold-start" in response.headers for response in responses)
 
     reports = platform.cold_starts("chat", last=200)
 
-    assert len(reports) - already == 50
+    assert len(reports) - already == waited >= 5  # a model that sleeps wakes before some are sent
     for report in reports:
         assert_adds_up(report)
 
