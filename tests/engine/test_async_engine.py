@@ -113,6 +113,7 @@ async def engine(counting: Counting) -> AsyncIterator[AsyncEngine]:
     if counting.pace is not None:
         counting.pace.release(1000)
     await engine.close()
+    assert counting.is_closed
 
 
 async def _outputs(engine: AsyncEngine, asked: GenerationRequest) -> list[Output]:
