@@ -46,10 +46,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench soak", description=__doc__)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=900, help="stop after so long")
+    parser.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="bfloat16 runs on the native kernels where there are any, float32 in torch",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        engine = make_engine(load_model(write_model(Path(folder) / "tiny")))
+        model = write_model(Path(folder) / "tiny", torch_dtype=arguments.dtype)
+        engine = make_engine(load_model(model))
         seen = asyncio.run(soak(engine, requests=arguments.requests, most_s=arguments.seconds))
     show(seen)
     left = verdict(seen)

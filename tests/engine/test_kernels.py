@@ -11,7 +11,7 @@ from infra.errors import DependencyMissing
 from worker.kernels.factory import choose_kernels
 from worker.kernels.port import AttentionLayer, CacheShape, Gate, Norm, Span
 from worker.kernels.torch_attention import TorchKVCache
-from worker.kernels.torch_kernels import TorchKernels
+from worker.kernels.torch_kernels import TorchKernels, padded
 from worker.layers.rotary import Rotary
 from worker.models.rope import rotary_frequencies
 from worker.models.rope_config import LinearScaling, Llama3Scaling, Rope
@@ -49,6 +49,13 @@ def test_a_linear_layer_gives_a_row_the_same_bits_among_any_number(
     torch.testing.assert_close(
         whole, F.linear(x.double(), weight.double(), bias.double()).to(dtype)
     )
+
+
+def test_products_have_few_heights_and_never_one_row() -> None:
+    """oneDNN keeps a compiled kernel for each."""
+    heights = {padded(torch.ones(rows, 3)).shape[0] for rows in range(1, 513)}
+    assert len(heights) < 60 and min(heights) == 2
+    assert padded(torch.ones(33, 3)).sum() == 99
 
 
 @pytest.mark.parametrize("dtype", FORMATS)

@@ -6,6 +6,8 @@ What was found (torch 2.13, x86 from AVX2 to AVX512-FP16), and how it is heeded:
   single row threads or vectors may share the sum, so it goes twice. `F.linear` leads to oneDNN's
   matrix product, to MKL or to a plain loop, and of these only the loop (bfloat16 without AVX512)
   will do.
+- oneDNN compiles a kernel for each height of a product and keeps 1,024 of them, a quarter of a
+  megabyte each, so heights are rounded up.
 - Exponentials at the end of an array are computed one by one, by another formula than vectors of
   them. Of SiLU in bfloat16 both round to the same number, for every input; everything else goes
   in float32 and in whole vectors.
@@ -79,10 +81,8 @@ class TorchKernels:
         if not (self._has_avx512 or x.dtype is torch.float32):
             return F.linear(x, weight, bias)
         rows = x.shape[0]
-        if rows == 1:
-            x = torch.cat((x, x))
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(
-            x, weight, bias, "none", [], ""
+            padded(x), weight, bias, "none", [], ""
         )
         return product[:rows]
 
@@ -155,6 +155,14 @@ class TorchProduct:
 
     def state(self) -> Mapping[str, torch.Tensor]:
         return {}
+
+
+def padded(x: torch.Tensor) -> torch.Tensor:
+    """With rows of zeros behind, so that there are few heights of products, and never one row."""
+    rows = x.shape[0]
+    step = 1 if rows <= 16 else 4 if rows <= 64 else 16
+    missing = 1 if rows == 1 else -rows % step
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def _in_whole_vectors(
