@@ -1,7 +1,7 @@
 """The worker's programs: `node`, `zygote`, `replica`, and others; chooses every adapter."""
 
 import argparse
-import importlib
+import gc
 import sys
 from pathlib import Path
 from typing import Literal, NoReturn, get_args
@@ -73,6 +73,7 @@ def _replica(link: int, parent: int, cache_dir: Path) -> NoReturn:
 
     begin("fl-replica", parent=parent)
     _load()
+    gc.freeze()  # nothing of it ends before the process: no collection has to look at it
     _become(link, cache_dir, origin="spawn")
 
 
@@ -80,9 +81,7 @@ def _load() -> None:
     """Imports everything a replica needs, and starts no thread."""
     from worker.engine.preload import preload
 
-    preload()
-    for module in ("worker.boot.climb", "worker.boot.replica", "worker.server.app"):
-        importlib.import_module(module)
+    preload("worker.boot.climb", "worker.boot.replica", "worker.server.app")
 
 
 def _become(link: int, cache_dir: Path, *, origin: Literal["fork", "spawn"]) -> NoReturn:

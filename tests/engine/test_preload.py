@@ -23,6 +23,7 @@ assert has_compiler == (torch.version.cuda is not None), "torch's compiler takes
 def replica() -> None:
     after_fork(2)
     from infra.contracts.model_spec import EngineSettings
+    from worker.engine.deferred_modules import is_deferred
     from worker.engine.engine import Engine
     from worker.engine.request import GenerationRequest, SamplingParams
     from worker.models.config import read_config
@@ -46,6 +47,7 @@ def replica() -> None:
     assert len(os.listdir("/proc/self/task")) >= 2, "the child computes on one thread"
     late = {name for name in set(sys.modules) - loaded if name.startswith(("worker", "torch."))}
     assert not late, f"imported after the fork: {sorted(late)}"
+    assert is_deferred(sys.modules["torch.optim"]), "torch's deferred parts have run"
     print(text, flush=True)
 
 

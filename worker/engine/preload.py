@@ -1,11 +1,13 @@
 """What a process does before it forks replicas, and what a replica does after."""
 
+import gc
 import importlib
 import os
 
+from worker.engine.lean_torch import import_torch
+
 # Whatever a replica would import at its first request, so that its parent has done it.
 _MODULES = (
-    "torch",
     "tokenizers",
     "jinja2.ext",
     "jinja2.sandbox",
@@ -28,14 +30,19 @@ _MODULES = (
 )
 
 
-def preload() -> None:
-    """Imports everything a replica needs; starts no thread and computes nothing.
+def preload(*others: str) -> None:
+    """Imports everything a replica needs, `others` too; starts no thread and computes nothing.
 
     A parallel region in the parent would hang every child: OpenMP's threads do not survive a fork.
     """
     os.putenv("OPENBLAS_NUM_THREADS", "1")  # numpy's BLAS starts its threads when it is imported
-    for module in _MODULES:
-        importlib.import_module(module)
+    gc.disable()  # imports leave hardly any garbage: looking for it took 13 % of them
+    try:
+        import_torch()
+        for module in (*_MODULES, *others):
+            importlib.import_module(module)
+    finally:
+        gc.enable()
     after_fork(1)
     import torch
 
