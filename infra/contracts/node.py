@@ -62,7 +62,7 @@ class Sleeper(Contract):
     """A worker on the weights rung: it holds the model of a replica that drained."""
 
     revision: RevisionName
-    memory_bytes: int = Field(ge=0, description="Resident, shared pages in proportion.")
+    memory_bytes: int = Field(ge=0, description="What its end gives back: all but pages of files.")
     since: float
     until: float
 

@@ -1,5 +1,7 @@
 """A model goes to sleep after its grace and wakes from the weights rung, for real."""
 
+import concurrent.futures
+
 import pytest
 
 from tests.journeys.test_cold_start import assert_adds_up
@@ -58,6 +60,24 @@ def test_a_new_revision_ends_the_sleeper_of_the_old_one(
 
     until(lambda: not platform.sleepers(), seconds=10, what="nothing sleeps")
     ask(platform)
+    assert platform.cold_starts("chat", last=1)[0]["from_rung"] != "weights"
+
+
+def test_a_sleeper_that_dies_as_it_is_woken_costs_the_request_time_and_nothing_else(
+    platform: RunningPlatform,
+) -> None:
+    answer = ask(platform)
+    platform.until_idle("chat")
+    platform.until_asleep()
+    (sleeper,) = [it for it in platform.processes() if it.name() == "fl-sleeper"]
+    sleeper.suspend()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as caller:
+        waiting = caller.submit(ask, platform)
+        until(lambda: not platform.sleepers(), seconds=10, what="it is told to wake")
+        sleeper.kill()
+
+        assert waiting.result(timeout=30) == answer
     assert platform.cold_starts("chat", last=1)[0]["from_rung"] != "weights"
 
 

@@ -21,6 +21,7 @@ from worker.node.plan import (
     ZygoteState,
     plan,
 )
+from worker.node.sleepers import Sleeping
 
 R1 = ReplicaId("r1")
 UP = ZygoteState.UP
@@ -219,6 +220,43 @@ def test_who_is_woken_is_not_ended_for_lack_of_memory() -> None:
 worker_views = st.builds(
     WorkerView, st.integers(1, 6), st.sampled_from(Origin), st.booleans(), st.none()
 )
+
+
+sleepers = st.builds(
+    sleeping,
+    st.integers(7, 12),
+    revision=st.sampled_from(["tiny@1", "tiny@2"]),
+    since=st.integers(0, 3),
+    memory_bytes=st.integers(0, 4),
+    digest=st.sampled_from(["sha256:0", "sha256:1"]),
+    is_over=st.booleans(),
+)
+
+
+@given(
+    sleeping=st.lists(sleepers, unique_by=lambda one: one.worker_id, max_size=5),
+    replicas=st.integers(0, 3),
+    most=st.integers(0, 4),
+    memory_bytes=st.integers(0, 8),
+)
+def test_who_goes_on_sleeping_is_within_the_terms_and_who_wakes_has_the_model(
+    sleeping: list[Sleeping], replicas: int, most: int, memory_bytes: int
+) -> None:
+    wanted = [assignment(f"r{n}") for n in range(replicas)]
+    state = may_sleep(desired(*wanted), most=most, memory_bytes=memory_bytes)
+
+    actions = plan(state, NodeView(zygote=UP, sleeping=tuple(sleeping)))
+
+    woken = {action.worker_id for action in actions if isinstance(action, Claim)}
+    ended = {action.worker_id for action in actions if isinstance(action, EndSleep)}
+    fitting = [one for one in sleeping if one.recipe == assignment().recipe]
+    left = [one for one in sleeping if one.worker_id not in woken | ended]
+    assert not woken & ended
+    assert woken <= {one.worker_id for one in fitting}
+    assert len(woken) == min(len(fitting), replicas)
+    assert len(left) <= most
+    assert sum(one.told.memory_bytes for one in left) <= memory_bytes
+    assert all(one.told.revision == "tiny@1" and not one.is_over for one in left)
 
 
 @given(

@@ -50,13 +50,20 @@ def give_memory_back() -> None:
 
 
 def memory_bytes() -> int:
-    """Resident memory of this process, pages shared with others in proportion; 0: not known."""
+    """What the end of this process gives back; 0: not known.
+
+    Its resident pages but those of files, which the machine takes back when it needs them; pages
+    shared with others in proportion.
+    """
     try:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
-    fields = dict(line.split(":", 1) for line in lines[1:])
-    return int(fields["Pss"].removesuffix("kB")) << 10
+    kibibytes = {
+        name: int(rest.removesuffix("kB"))
+        for name, _, rest in (line.partition(":") for line in lines[1:])
+    }
+    return (kibibytes["Pss"] - kibibytes.get("Pss_File", 0)) << 10
 
 
 def leave(status: int) -> NoReturn:
