@@ -54,7 +54,9 @@ def load_spec(text: str, *, filename: str, folder: Path | None = None) -> ModelS
     if tree.data is None and not problems:
         problems.append(SpecProblem(1, 1, "", "is empty"))
     if isinstance(tree.data, dict) and folder is not None:
-        _make_source_absolute(tree.data, folder)
+        _make_absolute(tree.data, "source", folder)
+        if isinstance(engine := tree.data.get("engine"), dict):
+            _make_absolute(engine, "draft_source", folder)
     return _checked(tree.data, tree.marks, problems, filename)
 
 
@@ -74,10 +76,10 @@ def absolute_source(source: str, folder: Path) -> str:
     return (folder / Path(path).expanduser()).resolve().as_uri()
 
 
-def _make_source_absolute(data: dict[str, Any], folder: Path) -> None:
-    source = data.get("source")
+def _make_absolute(data: dict[str, Any], key: str, folder: Path) -> None:
+    source = data.get(key)
     if isinstance(source, str) and "\0" not in source:
-        data["source"] = absolute_source(source, folder)
+        data[key] = absolute_source(source, folder)
 
 
 def _checked(

@@ -10,9 +10,9 @@ from control_plane.deployments.store import Change, DeploymentStore, RevisionDra
 from control_plane.tenancy.identity import OPERATOR, Identity
 from infra.contracts.base import ModelName
 from infra.contracts.model_spec import ModelSpec
-from infra.contracts.revision import Revision
+from infra.contracts.revision import ModelFacts, ResolvedSource, Revision
 from infra.contracts.tenancy import TenantName
-from infra.errors import Conflict, ModelNotFound
+from infra.errors import Conflict, ModelNotFound, SourceInvalid
 
 log = structlog.get_logger()
 
@@ -43,13 +43,30 @@ class Deployments:
         """
         self._owner(spec.name, by)
         source, facts = await self._resolver.resolve(spec.source)
+        draft_source = await self._resolve_draft(spec, facts)
         async with self._changing:
             owner = self._owner(spec.name, by)
-            draft = RevisionDraft.of(spec, source, facts, tenant=owner, now=now)
+            draft = RevisionDraft.of(
+                spec, source, facts, draft_source=draft_source, tenant=owner, now=now
+            )
             change = await self._store.publish(draft)
             self._announce(change)
         assert change.after is not None, "publishing gives a revision"
         return change.after
+
+    async def _resolve_draft(self, spec: ModelSpec, facts: ModelFacts) -> ResolvedSource | None:
+        """Pins the draft model; raises SourceInvalid where it has other tokens than the model."""
+        if spec.engine.draft_source is None:
+            return None
+        source, draft_facts = await self._resolver.resolve(spec.engine.draft_source)
+        if draft_facts.vocabulary != facts.vocabulary:
+            raise SourceInvalid(
+                f"the draft model has a vocabulary of {draft_facts.vocabulary} tokens, the model "
+                f"one of {facts.vocabulary}",
+                hint="a draft model has the tokenizer of the model it guesses for",
+                param="engine.draft_source",
+            )
+        return source
 
     async def delete(self, name: ModelName, *, now: float) -> None:
         """Takes a model away; raises ModelNotFound, StoreUnavailable."""

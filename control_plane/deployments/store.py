@@ -28,6 +28,7 @@ class RevisionDraft(Contract):
 
     spec: ModelSpec
     source: ResolvedSource
+    draft_source: ResolvedSource | None = None
     facts: ModelFacts
     digest: str
     created_at: float
@@ -40,15 +41,17 @@ class RevisionDraft(Contract):
         source: ResolvedSource,
         facts: ModelFacts,
         *,
+        draft_source: ResolvedSource | None = None,
         tenant: TenantName = DEFAULT_TENANT,
         now: float,
     ) -> "RevisionDraft":
-        """Pins the spec to its resolved source; equal content has an equal digest."""
+        """Pins the spec to its resolved sources; equal content has an equal digest."""
         return cls(
             spec=spec,
             source=source,
+            draft_source=draft_source,
             facts=facts,
-            digest=spec_digest(spec, source),
+            digest=spec_digest(spec, source, draft_source),
             created_at=now,
             tenant=tenant,
         )
@@ -66,16 +69,19 @@ class RevisionDraft(Contract):
             tenant=self.tenant,
             spec=self.spec,
             source=self.source,
+            draft_source=self.draft_source,
             facts=self.facts,
             digest=self.digest,
             created_at=self.created_at,
         )
 
 
-def spec_digest(spec: ModelSpec, source: ResolvedSource) -> str:
+def spec_digest(spec: ModelSpec, *sources: ResolvedSource | None) -> str:
     """sha256:<hex> over the spec's canonical JSON and the pinned content."""
     digest = hashlib.sha256(spec.model_dump_json().encode())
-    digest.update(b"\0" + source.digest.encode())
+    for source in sources:
+        if source is not None:
+            digest.update(b"\0" + source.digest.encode())
     return f"sha256:{digest.hexdigest()}"
 
 

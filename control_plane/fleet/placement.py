@@ -49,7 +49,9 @@ def need_of(revision: Revision) -> Need:
     resources = revision.spec.resources
     if resources.memory_mib is not None:
         return Need(resources.memory_mib * MIB, resources.gpus, resources.gpu)
-    estimate = int(revision.facts.weight_bytes * (1 + _KV_SHARE)) + _PROCESS_BYTES
+    draft_bytes = 0 if revision.draft_source is None else revision.draft_source.total_bytes
+    weight_bytes = revision.facts.weight_bytes + draft_bytes
+    estimate = int(weight_bytes * (1 + _KV_SHARE)) + _PROCESS_BYTES
     return Need(estimate, resources.gpus, resources.gpu, is_estimate=True)
 
 

@@ -172,6 +172,7 @@ class Replica:
             desired=desired,
             drain_deadline_s=self.drain_deadline_s,
             source=self.revision.source,
+            draft_source=self.revision.draft_source,
             engine=self.revision.spec.engine,
             resources=self.revision.spec.resources,
             max_concurrency=self.revision.spec.limits.max_concurrency,

@@ -16,6 +16,13 @@ SOURCE_PATTERN = re.compile(
 Seconds = Annotated[float, Field(ge=0, le=7 * 24 * 3600, strict=False)]
 
 
+def checked_source(source: str) -> str:
+    """The source itself; raises ValueError for what no source is written like."""
+    if not SOURCE_PATTERN.match(source):
+        raise ValueError("is not file:///dir, hf://org/repo@revision or s3://bucket/prefix")
+    return source
+
+
 class EngineSettings(Contract):
     """How a worker runs the model; every field has a default that works."""
 
@@ -41,9 +48,17 @@ class EngineSettings(Contract):
     prefix_cache: bool = Field(
         default=True, description="Prompts that begin alike share what was computed of it."
     )
-    speculation: Literal["none", "ngram"] = Field(
+    speculation: Literal["none", "ngram", "draft"] = Field(
         default="ngram",
-        description="Computes guesses of what follows from how the text went on before.",
+        description="Computes guesses of what follows: as the text went on before, or a draft's.",
+    )
+    draft_source: str | None = Field(
+        default=None,
+        max_length=4096,
+        description="The draft model, as `source`; for `speculation: draft`, and only then.",
+    )
+    draft_quantization: Literal["none", "int8", "int4"] = Field(
+        default="int4", description="Bits that the draft model's float weights are rounded to."
     )
     max_batch_size: int = Field(default=32, ge=1, le=1024, description="Sequences in one step.")
     token_budget: int = Field(
@@ -52,6 +67,17 @@ class EngineSettings(Contract):
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads; unset takes the node's cores."
     )
+
+    @field_validator("draft_source")
+    @classmethod
+    def _known_scheme(cls, source: str | None) -> str | None:
+        return None if source is None else checked_source(source)
+
+    @model_validator(mode="after")
+    def _draft_where_it_guesses(self) -> Self:
+        if (self.speculation == "draft") != (self.draft_source is not None):
+            raise ValueError("speculation: draft and a draft_source come together")
+        return self
 
 
 class Resources(Contract):
@@ -138,6 +164,4 @@ class ModelSpec(Contract):
     @field_validator("source")
     @classmethod
     def _known_scheme(cls, source: str) -> str:
-        if not SOURCE_PATTERN.match(source):
-            raise ValueError("is not file:///dir, hf://org/repo@revision or s3://bucket/prefix")
-        return source
+        return checked_source(source)

@@ -35,6 +35,7 @@ class ReplicaAssignment(Contract):
     desired: Literal["run", "drain"]
     drain_deadline_s: float = 30
     source: ResolvedSource
+    draft_source: ResolvedSource | None = None
     engine: EngineSettings
     resources: Resources
     max_concurrency: int
@@ -45,9 +46,10 @@ class ReplicaAssignment(Contract):
     token: str = Field(repr=False, description="Bearer token the replica asks of its callers.")
 
     @property
-    def recipe(self) -> tuple[str, EngineSettings, Resources]:
+    def recipe(self) -> tuple[str, str | None, EngineSettings, Resources]:
         """What its process holds once it has climbed; where equal, one may wake as the other."""
-        return self.source.digest, self.engine, self.resources
+        draft_digest = None if self.draft_source is None else self.draft_source.digest
+        return self.source.digest, draft_digest, self.engine, self.resources
 
 
 class SleepTerms(Contract):

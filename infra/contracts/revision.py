@@ -65,8 +65,11 @@ class Revision(Contract):
     tenant: Tenant = Field(default=DEFAULT_TENANT, description="Whose model it is.")
     spec: ModelSpec
     source: ResolvedSource
+    draft_source: ResolvedSource | None = Field(
+        default=None, description="The draft model's, where one makes guesses."
+    )
     facts: ModelFacts
-    digest: str = Field(description="sha256:<hex> over spec and source digest.")
+    digest: str = Field(description="sha256:<hex> over spec and the sources' digests.")
     created_at: float
 
 

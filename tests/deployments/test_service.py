@@ -8,6 +8,7 @@ from control_plane.deployments.resolver import KnownSources
 from control_plane.deployments.service import Deployments
 from control_plane.deployments.store import Change, RevisionDraft
 from infra.contracts.base import ModelName
+from infra.contracts.revision import ModelFacts, ResolvedSource
 from infra.errors import ModelNotFound, SourceInvalid, StoreUnavailable
 from tests.fleet.makers import CHAT, SOURCE, a_source, a_spec, some_facts
 
@@ -104,3 +105,34 @@ async def test_concurrent_deploys_are_announced_in_the_stores_order():
     for before, after in itertools.pairwise(changes):
         assert before.after == after.before
     assert deployments.get(CHAT) == changes[-1].after
+
+
+DRAFT = "file:///models/small"
+WITH_DRAFT = a_spec(engine={"speculation": "draft", "draft_source": DRAFT})
+
+
+def a_service_with_draft(source: ResolvedSource, facts: ModelFacts) -> Deployments:
+    known = KnownSources(KNOWN.sources | {DRAFT: (source, facts)})
+    return Deployments(MemoryDeploymentStore(), known)
+
+
+async def test_a_draft_models_bytes_are_pinned_beside_the_models():
+    deployments = a_service_with_draft(a_source("sha256:11"), some_facts())
+    other = a_service_with_draft(a_source("sha256:22"), some_facts())
+
+    revision = await deployments.deploy(WITH_DRAFT, now=5.0)
+
+    assert revision.source == a_source()
+    assert revision.draft_source == a_source("sha256:11")
+    assert (await other.deploy(WITH_DRAFT, now=5.0)).digest != revision.digest
+    assert (await deployments.deploy(WITH_DRAFT, now=6.0)).name == revision.name
+
+
+async def test_a_draft_model_with_another_vocabulary_is_refused():
+    facts = some_facts().model_copy(update={"vocabulary": 32000})
+    deployments = a_service_with_draft(a_source("sha256:11"), facts)
+
+    with pytest.raises(SourceInvalid, match="vocabulary of 32000 tokens, the model one of 49152"):
+        await deployments.deploy(WITH_DRAFT, now=5.0)
+
+    assert deployments.get(CHAT) is None

@@ -218,7 +218,7 @@ def test_drafts_come_after_the_tokens_and_the_right_ones_stay() -> None:
     first = driver.add([1, 2])
     driver.step()
     assert first.token_ids == [1, 2, 3]
-    first.draft_token_ids = [1, 2, 4, 4]  # 1 and 2 are what the model says; then comes 4 itself
+    first.set_drafts([1, 2, 4, 4])  # 1 and 2 are what the model says; then comes 4 itself
 
     batch = driver.scheduler.schedule()
     assert [(piece.first, piece.count, piece.num_drafts) for piece in batch.slices] == [(2, 5, 4)]
@@ -230,7 +230,7 @@ def test_what_was_computed_of_wrong_drafts_is_computed_again_and_never_shared() 
     driver = Driver()
     first = driver.add([1, 2])
     driver.step()
-    first.draft_token_ids = [1, 3, 3, 3, 3]
+    first.set_drafts([1, 3, 3, 3, 3])
     assert driver.step() == [(first, 2, 6)]
     assert first.token_ids == [1, 2, 3, 1, 2] and first.num_computed_tokens == 4
     assert first.draft_token_ids == []
@@ -245,7 +245,7 @@ def test_blocks_are_shared_when_their_drafts_have_turned_out_right() -> None:
     driver = Driver()
     first = driver.add([1, 2])
     driver.step()
-    first.draft_token_ids = [1, 2, 4, 3, 1]
+    first.set_drafts([1, 2, 4, 3, 1])
     driver.step()
     assert first.token_ids == [1, 2, 3, 1, 2, 4, 3, 1, 2] and first.num_computed_tokens == 8
 
@@ -258,19 +258,20 @@ def test_drafts_are_dropped_where_tokens_blocks_or_the_answer_end() -> None:
     driver = Driver(token_budget=8)
     first, second = driver.add([1, 2]), driver.add([2, 2], max_tokens=4)
     driver.step()
-    first.draft_token_ids, second.draft_token_ids = [9] * 9, [9] * 9
+    first.set_drafts([9] * 9)
+    second.set_drafts([9] * 9)
     assert driver.step() == [(first, 2, 7), (second, 2, 1)]
-    second.draft_token_ids = [9] * 9
+    second.set_drafts([9] * 9)
     assert driver.step() == [(first, 3, 1), (second, 3, 2)], "two to come: one is no draft"
 
     prompt = driver.add(range(20))
-    first.draft_token_ids = [9] * 9
+    first.set_drafts([9] * 9)
     assert driver.step() == [(first, 4, 1), (second, 4, 1), (prompt, 0, 6)]
 
     driver = Driver(blocks=3)
     first = driver.add([1, 2])
     driver.step()
-    first.draft_token_ids = [9] * 12
+    first.set_drafts([9] * 12)
     assert driver.step() == [(first, 2, 6)], "one block is left to each that runs"
     assert driver.scheduler.num_preemptions == 0
 
@@ -289,7 +290,7 @@ def test_whatever_comes_blocks_hold_what_they_are_taken_for(seed: int) -> None:
     def advance(*, may_leave: bool) -> None:
         for each in in_flight:
             if each.lane is not None and chance.random() < 0.3:
-                each.draft_token_ids = _guesses(each, chance)
+                each.set_drafts(_guesses(each, chance))
         driver.step()
         for each in list(in_flight):
             if each.num_tokens_to_come == 0 or (may_leave and chance.random() < 0.03):

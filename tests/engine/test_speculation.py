@@ -5,14 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from worker.engine.speculation import (
-    MOST_GUESSES,
-    GuessCost,
-    NgramProposer,
-    Proposal,
-    Speculation,
-    num_guesses,
-)
+from worker.engine.guess_cost import MOST_GUESSES, GuessCost, worth
+from worker.engine.speculation import NgramProposer, Proposal, Speculation
 
 
 def plainly(token_ids: Sequence[int], most: int) -> Proposal:
@@ -76,7 +70,7 @@ def test_only_the_end_of_a_long_prompt_is_searched() -> None:
 def test_more_is_guessed_the_likelier_guesses_are_and_the_fewer_run(
     rate: float, base_tokens: float, num_sequences: int, expected: int
 ) -> None:
-    assert num_guesses(rate, base_tokens, num_sequences) == expected
+    assert worth(rate, base_tokens, num_sequences).num_guesses == expected
 
 
 def test_the_cost_is_learnt_from_steps_with_guesses_and_without() -> None:

@@ -12,8 +12,8 @@ import pytest
 from infra.contracts.model_spec import EngineSettings
 from tests.engine.tiny import Collected, LetterTokenizer, request, run
 from worker.engine.engine import Engine
+from worker.engine.guess_cost import GuessCost
 from worker.engine.request import GenerationRequest, Guide
-from worker.engine.speculation import GuessCost
 from worker.kernels.port import Span
 from worker.models.causal_model import CausalModel
 

@@ -7,7 +7,7 @@ from control_plane.fleet.placement import NoRoom, Room, need_of, place, room_on
 from control_plane.fleet.standby import StandbyLimits, size_standby, within
 from infra.contracts.base import NodeId, RevisionName
 from infra.contracts.node import SleepTerms
-from infra.contracts.revision import ReplicaState
+from infra.contracts.revision import ReplicaState, SourceFile
 from tests.fleet.makers import GIB, a_registration, a_revision, a_sleeper, a_source
 from tests.fleet.test_replica import a_ready_report, a_replica
 
@@ -92,6 +92,9 @@ def test_what_a_replica_needs_is_what_the_spec_says_or_an_estimate():
     )
     estimate = need_of(a_revision())
     assert estimate.is_estimate and 0.5 * GIB < estimate.memory_bytes < GIB
+    draft = a_source().model_copy(update={"files": (SourceFile(path="draft", size=GIB),)})
+    with_draft = need_of(a_revision().model_copy(update={"draft_source": draft}))
+    assert with_draft.memory_bytes > estimate.memory_bytes + GIB
 
 
 def test_draining_replicas_still_take_room_and_loading_ones_claim_parked_workers():

@@ -8,7 +8,7 @@ from infra.contracts.base import NodeId, ReplicaId
 from infra.contracts.node import Failure, ReplicaReport
 from infra.contracts.revision import ReplicaState
 from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
-from tests.fleet.makers import a_revision
+from tests.fleet.makers import a_revision, a_source
 
 ASSIGNED, STARTING, READY = ReplicaState.ASSIGNED, ReplicaState.STARTING, ReplicaState.READY
 DRAINING, STOPPED, FAILED = ReplicaState.DRAINING, ReplicaState.STOPPED, ReplicaState.FAILED
@@ -128,5 +128,8 @@ def test_a_climb_cut_short_leaves_all_its_time_to_its_successor():
 
 def test_a_node_is_told_to_run_or_to_drain():
     assert a_replica().assignment().desired == "run"
+    draft = a_source("sha256:11")
+    revision = a_revision().model_copy(update={"draft_source": draft})
+    assert replace(a_replica(), revision=revision).assignment().draft_source == draft
     ready = a_replica().heard(a_ready_report(), now=11)
     assert ready.to(DRAINING, now=12).assignment().desired == "drain"

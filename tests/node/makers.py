@@ -62,5 +62,5 @@ def sleeping(
         since=since,
         until=since + 60,
     )
-    recipe = (digest, EngineSettings(**engine or {}), Resources())
+    recipe = (digest, None, EngineSettings(**engine or {}), Resources())
     return Sleeping(worker_id, recipe, told, is_over)

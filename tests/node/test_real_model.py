@@ -1,6 +1,7 @@
 """The whole cold start with a real model: the agent, the fork server, the engine and the server."""
 
 import asyncio
+import json
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,9 +10,11 @@ import httpx
 import psutil
 import pytest
 
+from infra.contracts.model_spec import EngineSettings
 from infra.contracts.node import ReplicaAssignment, ReplicaReport
 from infra.contracts.revision import ReplicaState, ResolvedSource
 from infra.contracts.stage import Rung, Stage
+from infra.errors import SourceInvalid
 from infra.sources.file import FileSource
 from tests.node.makers import assignment, desired, may_sleep
 from tests.node.real_node import REAL, RealNode, real_node
@@ -42,7 +45,7 @@ def completions(report: ReplicaReport) -> str:
     return f"http://{report.host}:{report.port}/v1/completions"
 
 
-async def complete(report: ReplicaReport) -> str:
+async def complete(report: ReplicaReport, max_tokens: int = 4) -> str:
     async with httpx.AsyncClient(timeout=60) as client:
         response = await client.post(
             completions(report),
@@ -50,7 +53,7 @@ async def complete(report: ReplicaReport) -> str:
             json={
                 "model": "tiny",
                 "prompt": "The capital of France is",
-                "max_tokens": 4,
+                "max_tokens": max_tokens,
                 "temperature": 0,
             },
         )
@@ -78,6 +81,52 @@ async def test_a_model_wakes_answers_and_accounts_for_its_climb(
     for before, after in zip(report.stages, report.stages[1:], strict=False):
         assert after.started_at == pytest.approx(before.ended_at, abs=1e-5)
     assert (report.stages[1].bytes or 0) > 200 << 20
+
+
+async def test_a_draft_model_guesses_and_the_answer_stays_as_it_was(
+    node: RealNode, source: ResolvedSource
+) -> None:
+    with_draft = of(source, "r2").model_copy(
+        update={
+            "draft_source": source,
+            "engine": EngineSettings(speculation="draft", draft_source=source.uri),
+        }
+    )
+    node.fake.want(desired(of(source), with_draft, version=1))
+    plain = await node.until_state(ReplicaState.READY, "r1")
+    drafted = await node.until_state(ReplicaState.READY, "r2")
+
+    answers = [await complete(each, max_tokens=48) for each in (plain, drafted)]
+
+    assert answers[0] == answers[1]
+    assert [part.name for part in drafted.stages[1].parts] == ["files", "map", "draft"]
+    assert "draft" in [part.name for part in drafted.stages[2].parts]
+    async with httpx.AsyncClient() as client:
+        metrics = await client.get(f"http://{drafted.host}:{drafted.port}/metrics", headers=KEY)
+    counts = dict(line.split() for line in metrics.text.splitlines() if not line.startswith("#"))
+    assert int(counts["firstlight_replica_accepted_tokens_total"]) > 0
+
+
+async def test_a_draft_model_with_other_tokens_ends_the_climb_for_good(
+    node: RealNode, source: ResolvedSource, smollm2_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(smollm2_dir, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, two = sorted(vocabulary, key=vocabulary.__getitem__)[1000:1002]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    draft = FileSource().resolve(folder.as_uri())[0]
+    settings = EngineSettings(speculation="draft", draft_source=draft.uri)
+    update = {"draft_source": draft, "engine": settings}
+
+    node.fake.want(desired(of(source).model_copy(update=update), version=1))
+    report = await node.until_state(ReplicaState.FAILED)
+
+    assert report.failure is not None and report.failure.is_permanent
+    assert report.failure.code == SourceInvalid.slug
+    assert "has other tokens than" in report.failure.detail
 
 
 async def test_a_fork_server_with_torch_has_one_thread_and_its_forks_agree(

@@ -319,3 +319,31 @@ def test_a_relative_source_is_read_beside_its_file_and_nowhere_else() -> None:
 
     assert load_spec(text, filename="f", folder=Path("/a")).source == "file:///a/m"
     assert problems(text)[0].startswith("2: source: './m' is not file:///dir")
+
+
+def test_a_draft_models_source_is_read_as_the_models_own() -> None:
+    text = "name: chat\nsource: ./large\nengine: {speculation: draft, draft_source: ./small}"
+    spec = load_spec(text, filename="model.yaml", folder=Path("/models"))
+    assert spec.engine.draft_source == "file:///models/small"
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        (
+            "{speculation: draft}",
+            "3: engine: speculation: draft and a draft_source come together",
+        ),
+        (
+            "{draft_source: 'file:///small'}",
+            "3: engine: speculation: draft and a draft_source come together",
+        ),
+        (
+            "{speculation: draft, draft_source: 'http://small'}",
+            "3: engine.draft_source: is not file:///dir, hf://org/repo@revision or "
+            "s3://bucket/prefix",
+        ),
+    ],
+)
+def test_a_draft_model_comes_with_its_source(engine: str, expected: str) -> None:
+    assert problems(f"{GOOD}engine: {engine}\n")[-1] == expected

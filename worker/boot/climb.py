@@ -10,21 +10,15 @@ from infra.contracts.node import ReplicaAssignment
 from infra.contracts.revision import ResolvedSource
 from infra.contracts.stage import Stage
 from infra.sources.port import ModelSource
-from worker.boot.ports import Climbed
+from worker.boot.model_files import ModelFiles
+from worker.boot.ports import Climbed, Settle
 from worker.boot.stages import StageTimer
 from worker.engine.async_engine import AsyncEngine
 from worker.engine.engine import Engine
 from worker.engine.preload import after_fork
 from worker.models.causal_model import CausalModel
-from worker.models.config import read_config
-from worker.models.pack import Pack
-from worker.models.registry import build_model, open_pack
 from worker.tokenizer.tokenizer import Tokenizer
-from worker.weights.loader import open_weights
 from worker.weights.packed_store import PackedStore
-
-# How the bytes of a source's scheme get into this process.
-ORIGINS = {"file": "mmap", "hf": "hub", "s3": "s3"}
 
 # What it did not have to load, since its process slept with it.
 ASLEEP = "asleep"
@@ -35,11 +29,16 @@ PACKED_FOLDER = "packed"
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A model with its tokenizer, and for whom it is."""
+    """A model with its tokenizer and, where one makes guesses, a draft model; and for whom."""
 
     recipe: tuple[object, ...]
     model: CausalModel
+    draft: CausalModel | None
     tokenizer: Tokenizer
+
+    @property
+    def models(self) -> tuple[CausalModel, ...]:
+        return (self.model,) if self.draft is None else (self.model, self.draft)
 
 
 class ModelClimb:
@@ -68,44 +67,62 @@ class ModelClimb:
         on_progress = partial(stages.progress, Stage.WEIGHTS)
         folder = self._sources.fetch(assignment.source, self._cache_dir, on_progress)
         stages.part("files")
-        pack = None
+        settle = None
         if self._loaded is None:
-            self._loaded, pack = self._load(folder, assignment, stages)
+            self._loaded, settle = self._load(folder, assignment, stages)
         else:
             _wake(self._loaded, assignment, stages)
         model, tokenizer = self._loaded.model, self._loaded.tokenizer
-        engine = Engine(model, tokenizer, assignment.engine)
+        engine = Engine(model, tokenizer, assignment.engine, draft=self._loaded.draft)
         engine.warm()
         stages.part("cache")
-        settle = None if pack is None else pack.save
         return Climbed(folder, AsyncEngine(engine, tokenizer), tokenizer, settle=settle)
 
     def sleep(self) -> bool:
         if self._loaded is None:
             return False
-        self._loaded.model.to_host()
+        for model in self._loaded.models:
+            model.to_host()
         return True
 
     def _load(
         self, folder: Path, assignment: ReplicaAssignment, stages: StageTimer
-    ) -> tuple[_Loaded, Pack | None]:
-        source, settings = assignment.source, assignment.engine
+    ) -> tuple[_Loaded, Settle]:
+        source = assignment.source
         on_progress = partial(stages.progress, Stage.WEIGHTS)
-        config = read_config(folder)
         store = PackedStore(self._cache_dir / PACKED_FOLDER)
-        pack = open_pack(config, settings, store, source_digest=source.digest)
-        packed_bytes = 0 if pack is None else pack.found_bytes
-        weights = open_weights(folder, on_progress, reads_ahead=not packed_bytes)
+        files = ModelFiles.open(folder, source, assignment.engine, store, on_progress)
         stages.part("map")
-        origin = "packed" if packed_bytes else ORIGINS.get(source.uri.partition(":")[0])
-        stages.done(Stage.WEIGHTS, source=origin, size=packed_bytes or weights.total_bytes)
+        draft_files = self._open_draft(assignment, store)
+        if draft_files is not None:
+            stages.part("draft")
+        opened = [each for each in (files, draft_files) if each is not None]
+        stages.done(Stage.WEIGHTS, source=files.origin, size=sum(each.num_bytes for each in opened))
         reading = self._read_tokenizer(source, folder)
-        model = build_model(config, weights, settings, pack=pack)
+        model = files.build()
         stages.part("model")
         tokenizer = reading.result()
         stages.part("tokenizer")
+        draft = None
+        if draft_files is not None:
+            draft_files.check_drafts_for(files, tokenizer)
+            draft = draft_files.build()
+            stages.part("draft")
         self._forget_tokenizers()
-        return _Loaded(assignment.recipe, model, tokenizer), pack
+
+        def settle(*, now: float) -> None:
+            for each in opened:
+                each.settle(now=now)
+
+        return _Loaded(assignment.recipe, model, draft, tokenizer), settle
+
+    def _open_draft(self, assignment: ReplicaAssignment, store: PackedStore) -> ModelFiles | None:
+        source, settings = assignment.draft_source, assignment.engine
+        if source is None:
+            return None
+        folder = self._sources.fetch(source, self._cache_dir, lambda _: None)
+        settings = settings.model_copy(update={"quantization": settings.draft_quantization})
+        return ModelFiles.open(folder, source, settings, store, lambda _: None)
 
     def _read_tokenizer(self, source: ResolvedSource, folder: Path) -> Future[Tokenizer]:
         """The source's tokenizer, being read since now or since it was prepared."""
@@ -128,5 +145,6 @@ class ModelClimb:
 def _wake(loaded: _Loaded, assignment: ReplicaAssignment, stages: StageTimer) -> None:
     assert loaded.recipe == assignment.recipe, "a sleeper wakes as what it was"
     stages.done(Stage.WEIGHTS, source=ASLEEP)
-    loaded.model.to_device()
+    for model in loaded.models:
+        model.to_device()
     stages.part("model")

@@ -1,6 +1,6 @@
 """What one step computes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from worker.engine.sequence import Sequence
 
@@ -9,7 +9,8 @@ from worker.engine.sequence import Sequence
 class Slice:
     """The next `count` tokens of one sequence, from `first` on.
 
-    The last `num_drafts` of them are the first of its drafts, after all tokens that it has.
+    The last `num_drafts` of them are the first of its drafts, after all tokens that it has. Where
+    drafts are made for the step, there are places for them before there are drafts.
     """
 
     sequence: Sequence
@@ -31,6 +32,11 @@ class Slice:
     @property
     def drafts(self) -> list[int]:
         return self.sequence.draft_token_ids[: self.num_drafts]
+
+    def filled(self) -> "Slice":
+        """Without places for drafts that the sequence does not have."""
+        missing = max(0, self.num_drafts - len(self.sequence.draft_token_ids))
+        return replace(self, count=self.count - missing, num_drafts=self.num_drafts - missing)
 
     @property
     def catches_up(self) -> bool:
@@ -73,3 +79,17 @@ class Batch:
     def sampled(self) -> tuple[Slice, ...]:
         """The slices that yield tokens."""
         return tuple(piece for piece in self.slices if piece.catches_up)
+
+    @property
+    def drafting(self) -> tuple[Slice, ...]:
+        """The slices that have places for drafts."""
+        return tuple(piece for piece in self.slices if piece.num_drafts)
+
+    @property
+    def goes_on(self) -> bool:
+        """It computes no prompts: a token of each, and drafts."""
+        return self.num_tokens - self.num_drafts == len(self.slices)
+
+    def filled(self) -> "Batch":
+        """Without places for drafts that there are not."""
+        return Batch(tuple(piece.filled() for piece in self.slices))

@@ -16,6 +16,8 @@ from worker.engine.block_pool import BlockPool
 from worker.engine.checks import check_request
 from worker.engine.choice import Choice
 from worker.engine.event import Ending, Event, Failure, NewToken
+from worker.engine.guess_cost import GuessCost
+from worker.engine.guessing import DraftGuessing, Drafting, Guessing, TextGuessing
 from worker.engine.guided import Guides, GuideTokenizer, Matcher
 from worker.engine.kv_size import host_memory_bytes, kv_blocks
 from worker.engine.prefix_cache import PrefixCache
@@ -24,7 +26,6 @@ from worker.engine.request import GenerationRequest, Guide, SamplingParams, refu
 from worker.engine.sampler import Row, Sampler, sample
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
-from worker.engine.speculation import GuessCost, Guesser, NgramProposer, Speculation
 from worker.engine.stats import EngineStats
 from worker.engine.step_cost import StepCost
 from worker.kernels.port import KVCache, Span
@@ -50,7 +51,7 @@ class _Generation:
     sampler: Sampler
     end_token_ids: frozenset[int]
     matcher: Matcher | None
-    guesser: Guesser | None
+    drafting: Drafting
 
     def ending(self) -> Ending | None:
         """Whether its last token was the last of all, and why."""
@@ -74,26 +75,29 @@ class Engine:
         settings: EngineSettings,
         clock: Callable[[], float] = time.monotonic,
         guess_cost: GuessCost | None = None,
+        draft: CausalModel | None = None,
     ) -> None:
         """Raises Invalid for a KV cache that the machine has no memory for.
 
         The clock is that of the requests' deadlines. What guesses cost is measured, unless told.
+        There is a draft model where the settings say that it makes the guesses.
         """
         self._model = model
         self._eos_token_ids = tokenizer.eos_token_ids
         self._settings = settings
         self._clock = clock
+        self._step_cost = StepCost()
+        self._guessing = _guessing(settings, draft, self._step_cost, clock, guess_cost)
         self._pool = BlockPool(
             kv_blocks(
                 settings,
                 context_tokens=model.context_tokens,
-                bytes_per_token=model.kv_bytes_per_token,
+                bytes_per_token=model.kv_bytes_per_token + self._guessing.kv_bytes_per_token,
                 memory_bytes=host_memory_bytes(),
             ),
             block_size=settings.block_size,
         )
         self._lanes = min(settings.max_batch_size, settings.token_budget)
-        self._step_cost = StepCost()
         self._scheduler = Scheduler(
             self._pool,
             PrefixCache(self._pool, is_enabled=settings.prefix_cache),
@@ -101,8 +105,6 @@ class Engine:
             max_running=self._lanes,
             token_budget=settings.token_budget,
         )
-        self._guesses = settings.speculation == "ngram"
-        self._speculation = Speculation(guess_cost)
         self._guides = Guides(tokenizer, vocabulary=model.vocabulary)
         self._generations: dict[str, _Generation] = {}
         self._cache: KVCache | None = None
@@ -129,10 +131,12 @@ class Engine:
                 block_size=self._settings.block_size,
                 lanes=self._lanes,
             )
+            self._guessing.warm(num_blocks=self._pool.total_blocks, lanes=self._lanes)
 
     def close(self) -> None:
         """Gives the KV cache back to the machine; no step may follow."""
         self._cache = None
+        self._guessing.close()
 
     def check(self, request: GenerationRequest) -> None:
         """Raises ContextLengthExceeded or Invalid for a request that can never run."""
@@ -153,17 +157,12 @@ class Engine:
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         sequence = Sequence(request, seed)
         ends = self._end_token_ids(sampling)
+        sampler = Sampler(
+            sampling, seed=seed, prompt_token_ids=request.prompt_token_ids, end_token_ids=ends
+        )
+        drafting = self._guessing.begin(sequence, sampler, matcher)
         self._generations[request.request_id] = _Generation(
-            sequence,
-            Sampler(
-                sampling,
-                seed=seed,
-                prompt_token_ids=request.prompt_token_ids,
-                end_token_ids=ends,
-            ),
-            ends,
-            matcher,
-            self._speculation.begin(NgramProposer()) if self._guesses else None,
+            sequence, sampler, ends, matcher, drafting
         )
         self._scheduler.add(sequence)
 
@@ -172,6 +171,7 @@ class Engine:
         generation = self._generations.pop(request_id, None)
         if generation is not None:
             self._scheduler.remove(generation.sequence)
+            generation.drafting.end()
 
     def has_work(self) -> bool:
         return self._scheduler.has_work()
@@ -180,11 +180,11 @@ class Engine:
         """Computes one batch; what came of it for each sequence, in the order of its tokens."""
         began = self._clock()
         events: list[Event] = list(map(self._expire, self._scheduler.expired(now=began)))
-        batch = self._scheduler.schedule()
+        batch = self._guessing.fill(self._scheduler.schedule())
         if batch.slices:
+            computing = self._clock()
             events += self._compute(batch)
-            seconds = self._clock() - began
-            self._observe(batch, seconds)
+            self._observe(batch, self._clock() - computing)
         return events
 
     def stats(self) -> EngineStats:
@@ -213,8 +213,7 @@ class Engine:
     def _observe(self, batch: Batch, seconds: float) -> None:
         if not batch.num_drafts:
             self._step_cost.observe(batch.num_tokens, len(batch.slices), seconds)
-        if batch.num_tokens - batch.num_drafts == len(batch.slices):
-            self._speculation.cost.observe(batch.num_tokens, batch.num_drafts, seconds)
+        self._guessing.observe(batch, seconds)
 
     def _end_token_ids(self, sampling: SamplingParams) -> frozenset[int]:
         """Tokens that end the answer."""
@@ -299,19 +298,8 @@ class Engine:
         self._num_right_guesses += num_right
         if not events[-1].is_last:
             self._scheduler.accepted(sequence, num_right)
-            sequence.draft_token_ids = self._guess(generation)
+            generation.drafting.go_on(num_sequences=self._scheduler.num_running)
         return events
-
-    def _guess(self, generation: _Generation) -> list[int]:
-        """What may follow, in its guide too, as far as it is worth a place in the next step."""
-        if generation.guesser is None:
-            return []
-        guesses = generation.guesser.guess(
-            generation.sequence.token_ids, num_sequences=self._scheduler.num_running
-        )
-        if guesses and generation.matcher is not None:
-            return guesses[: generation.matcher.count_allowed(guesses)]
-        return guesses
 
     def _append(self, generation: _Generation, choice: Choice | Unchosen) -> NewToken | Failure:
         """Takes a sequence one token on; it leaves when that was its last."""
@@ -335,3 +323,20 @@ class Engine:
         if ending is not None:
             self.abort(sequence.request_id)
         return NewToken(sequence.request_id, choice, ending, cached_tokens)
+
+
+def _guessing(
+    settings: EngineSettings,
+    draft: CausalModel | None,
+    step_cost: StepCost,
+    clock: Callable[[], float],
+    cost: GuessCost | None,
+) -> Guessing:
+    match settings.speculation:
+        case "none":
+            return Guessing()
+        case "ngram":
+            return TextGuessing(cost)
+        case "draft":
+            assert draft is not None, "the climb brings the draft model"
+            return DraftGuessing(draft, step_cost, clock, block_size=settings.block_size, cost=cost)

@@ -131,7 +131,7 @@ class Scheduler:
         """
         assert sequence.num_computed_tokens + count < sequence.num_tokens
         self._advance(sequence, count)
-        sequence.draft_token_ids = []
+        sequence.set_drafts([])
 
     def check_integrity(self) -> None:
         """Asserts that blocks, lanes, lists and counts agree."""
@@ -200,9 +200,9 @@ class Scheduler:
 
     def _plan_drafts(self, budget: int) -> None:
         for sequence, piece in self._planned.items():
-            if not sequence.draft_token_ids or not piece.catches_up:
+            if not sequence.num_drafts_wanted or not piece.catches_up:
                 continue
-            wanted = min(len(sequence.draft_token_ids), budget, sequence.num_tokens_to_come - 1)
+            wanted = min(sequence.num_drafts_wanted, budget, sequence.num_tokens_to_come - 1)
             count = min(wanted, self._places_for_drafts(sequence, wanted))
             if count > 0:
                 self._plan(sequence, piece.count + count, num_drafts=count)
@@ -266,7 +266,7 @@ class Scheduler:
         sequence = self._running.pop()
         self._release(sequence)
         sequence.num_computed_tokens = 0
-        sequence.draft_token_ids = []
+        sequence.set_drafts([])
         self._waiting.add(sequence)
         self.num_preemptions += 1
         return sequence

@@ -16,8 +16,9 @@ class Sequence:
     the request wants them. `num_cached_tokens` are those that were in the cache when it was first
     admitted. `block_names` are the prefix cache's, of blocks that its tokens fill.
 
-    `draft_token_ids` are guesses of what follows its tokens. A step may compute some of them; which
-    were right is told to the scheduler, and then there are none.
+    `draft_token_ids` are guesses of what follows its tokens. The scheduler makes room for the first
+    of `num_drafts_wanted` in a step, which are there when the step is computed; which were right is
+    told to the scheduler, and then there are none.
 
     The block table is a new list whenever the sequence is admitted; while it runs, blocks are only
     appended, and it keeps its lane.
@@ -28,6 +29,7 @@ class Sequence:
     arrival: int = 0
     token_ids: list[int] = field(init=False)
     draft_token_ids: list[int] = field(default_factory=list)
+    num_drafts_wanted: int = 0
     num_computed_tokens: int = 0
     num_scored_tokens: int = 0
     num_cached_tokens: int | None = None
@@ -84,6 +86,10 @@ class Sequence:
         if self.wants_prompt_logits and self.num_scored_tokens < self.num_prompt_tokens - 1:
             return self.num_scored_tokens
         return self.num_tokens - 1
+
+    def set_drafts(self, token_ids: list[int]) -> None:
+        """These may follow, and all are wanted."""
+        self.draft_token_ids, self.num_drafts_wanted = token_ids, len(token_ids)
 
     @property
     def wants_prompt_logits(self) -> bool:

@@ -1,29 +1,21 @@
-"""Guesses of what follows a text, and how many of them are worth a place in the next step.
+"""Guesses of what follows a text from how it went on before, as many as are worth their cost.
 
-Prompt lookup (Saxena 2023): text that repeats itself goes on as it did the last time. A guess costs
-a token of a step and saves a step if it is right, so it pays where it is likely enough for what a
-step costs beside it. How likely guesses are is learnt from all of them, those that no step computed
-too: they are compared with the tokens that came. So nothing has to be tried again to find out that
-it pays again.
+Prompt lookup (Saxena 2023): text that repeats itself goes on as it did the last time. How likely
+guesses are is learnt from all of them, those that no step computed too: they are compared with the
+tokens that came. So nothing has to be tried again to find out that it pays again.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-MOST_GUESSES = 6
-MOST_SEQUENCES = 4  # six at a time gained nothing where most guesses were right
+from worker.engine.guess_cost import MOST_GUESSES, GuessCost, worth
 
 _LONGEST, _SHORTEST = 4, 2  # tokens that have to be the same before a guess
 _MOST_INDEXED = 8192  # tokens of a prompt, its last; about 300 bytes each
 _FIRST_RATE = 0.5
 _WEIGHT_OF_NEWEST = 1 / 8
 _WEIGHT_OF_NEWEST_FOR_ALL = 1 / 64
-_LEAST_GAIN = 1.1
-
-_USUAL_BASE_TOKENS = 8.0  # measured on two cores: four sequences take 1.3 times as long as one
-_FEWEST_BASE_TOKENS, _MOST_BASE_TOKENS = 1.0, 20.0
-_WEIGHT_OF_NEWEST_STEP = 1 / 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +72,8 @@ def _continued(token_ids: Sequence[int], position: int, count: int) -> tuple[int
 class Speculation:
     """What the guesses for all sequences of an engine share: what they cost, how often they hit."""
 
-    def __init__(self, cost: "GuessCost | None") -> None:
-        self.cost = cost or GuessCost()
+    def __init__(self, cost: GuessCost) -> None:
+        self.cost = cost
         self.rates = _Rates(_WEIGHT_OF_NEWEST_FOR_ALL)
 
     def begin(self, proposer: Proposer) -> "Guesser":
@@ -105,7 +97,7 @@ class Guesser:
         self._last = self._proposer.propose(token_ids, MOST_GUESSES)
         self._num_tokens = len(token_ids)
         rate = self._rates.of(self._last.matched)
-        count = num_guesses(rate, self._shared.cost.base_tokens, num_sequences)
+        count = worth(rate, self._shared.cost.base_tokens, num_sequences).num_guesses
         return list(self._last.token_ids[:count])
 
     def _learn(self, token_ids: Sequence[int]) -> None:
@@ -115,51 +107,6 @@ class Guesser:
             self._shared.rates.add(self._last.matched, is_right=is_right)
             if not is_right:
                 return
-
-
-def num_guesses(rate: float, base_tokens: float, num_sequences: int) -> int:
-    """How many guesses yield most tokens for what the step takes; none that gain next to nothing.
-
-    A guess counts only if those before it are right. Every sequence has its share of the step's
-    base, so that there are fewer guesses the more of them run.
-    """
-    if num_sequences > MOST_SEQUENCES:
-        return 0
-    base = base_tokens / num_sequences
-    best, best_yield = 0, _LEAST_GAIN / (base + 1)
-    tokens = likely = 1.0
-    for count in range(1, MOST_GUESSES + 1):
-        likely *= rate
-        tokens += likely
-        if tokens / (base + 1 + count) > best_yield:
-            best, best_yield = count, tokens / (base + 1 + count)
-    return best
-
-
-class GuessCost:
-    """What a step takes beside its tokens, told in tokens: how many would take as long.
-
-    Learnt from steps that only go on with answers, with guesses and without.
-    """
-
-    def __init__(self) -> None:
-        self._plain = _Mean()
-        self._guessing = _Mean()
-
-    def observe(self, num_tokens: int, num_guesses: int, seconds: float) -> None:
-        """A step of so many tokens, so many of them guesses, took so long."""
-        (self._guessing if num_guesses else self._plain).add(num_tokens, seconds)
-
-    @property
-    def base_tokens(self) -> float:
-        few, many = self._plain, self._guessing
-        tokens, seconds = many.num_tokens - few.num_tokens, many.seconds - few.seconds
-        if not few.num_tokens or tokens <= 0:
-            return _USUAL_BASE_TOKENS
-        if seconds <= 0:
-            return _MOST_BASE_TOKENS
-        base = few.seconds * tokens / seconds - few.num_tokens
-        return min(max(base, _FEWEST_BASE_TOKENS), _MOST_BASE_TOKENS)
 
 
 class _Rates:
@@ -175,16 +122,3 @@ class _Rates:
     def add(self, matched: int, *, is_right: bool) -> None:
         rate = self.of(matched)
         self._rates[matched] = rate + self._weight * (is_right - rate)
-
-
-@dataclass(slots=True)
-class _Mean:
-    """Of recent steps of one kind."""
-
-    num_tokens: float = 0.0
-    seconds: float = 0.0
-
-    def add(self, num_tokens: int, seconds: float) -> None:
-        weight = _WEIGHT_OF_NEWEST_STEP if self.num_tokens else 1.0
-        self.num_tokens += weight * (num_tokens - self.num_tokens)
-        self.seconds += weight * (seconds - self.seconds)

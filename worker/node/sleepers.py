@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from infra.contracts.model_spec import EngineSettings, Resources
 from infra.contracts.node import Sleeper, SleepTerms
 
-Recipe = tuple[str, EngineSettings, Resources]
+Recipe = tuple[str, str | None, EngineSettings, Resources]
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,13 @@ class Tokenizer:
             spelling = self._spellings[token_id] = self._spell(token_id)
         return spelling
 
+    def spells_like(self, other: "Tokenizer") -> bool:
+        """Whether both have the same tokens under the same ids."""
+        return self.vocabulary == other.vocabulary and all(
+            self.token_bytes(token_id) == other.token_bytes(token_id)
+            for token_id in range(self.vocabulary)
+        )
+
     def _text_bytes(self, token_id: int) -> bytes:
         added = self._added.get(token_id)
         return b"" if added is not None and added.special else self.token_bytes(token_id)
