@@ -63,4 +63,5 @@ def sleeping(
         until=since + 60,
     )
     recipe = (digest, None, EngineSettings(**engine or {}), Resources())
-    return Sleeping(worker_id, recipe, told, is_over)
+    model = ModelName(revision.rpartition("@")[0])
+    return Sleeping(worker_id, model, recipe, told, is_over)

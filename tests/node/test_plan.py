@@ -169,6 +169,14 @@ def test_other_engine_settings_are_another_model() -> None:
     assert plan(may_sleep(desired(assignment())), node) == (Launch(Origin.FORK, assignment()),)
 
 
+def test_who_slept_as_one_model_never_wakes_as_another_of_the_same_files() -> None:
+    node = NodeView(sleeping=(sleeping(1, revision="other@1"),), zygote=UP)
+
+    assert plan(may_sleep(desired(assignment()), "tiny@1", "other@1"), node) == (
+        Launch(Origin.FORK, assignment()),
+    )
+
+
 def test_sleepers_are_no_standby_workers() -> None:
     node = NodeView((parked(1),), zygote=UP, sleeping=(sleeping(2),))
 

@@ -117,7 +117,7 @@ class Agent:
         return sum(worker.is_standby for worker in self._workers.values())
 
     def sleepers(self) -> tuple[Sleeper, ...]:
-        """Workers that wait on the weights rung, the first to fall asleep first."""
+        """Workers that wait on the weights rung."""
         return tuple(one.told for one in self._sleeping())
 
     def reports(self) -> tuple[ReplicaReport, ...]:
@@ -220,7 +220,7 @@ class Agent:
             until=now + assignment.sleep_s,
         )
         worker.replica_id = None
-        worker.sleeping = Sleeping(worker_id, assignment.recipe, told)
+        worker.sleeping = Sleeping(worker_id, assignment.model, assignment.recipe, told)
         self._logs.close(assignment.replica_id)
         log.info("replica.asleep", mib=message.memory_bytes >> 20, **_facts(replica))
         self._put(replica, "now")

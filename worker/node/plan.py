@@ -156,7 +156,7 @@ def plan(desired: DesiredState, node: NodeView) -> tuple[Action, ...]:
         if assignment.desired == "drain":
             actions += _drain(assignment, replica, desired)
         elif replica is None or _waits_for_a_process(replica):
-            if (sleeper := wakeable(sleeping, assignment.recipe)) is not None:
+            if (sleeper := wakeable(sleeping, assignment)) is not None:
                 sleeping.remove(sleeper)
                 actions.append(Claim(sleeper.worker_id, assignment))
                 continue

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from infra.contracts.base import ModelName
 from infra.contracts.model_spec import EngineSettings, Resources
-from infra.contracts.node import Sleeper, SleepTerms
+from infra.contracts.node import ReplicaAssignment, Sleeper, SleepTerms
 
 Recipe = tuple[str, str | None, EngineSettings, Resources]
 
@@ -14,14 +15,20 @@ class Sleeping:
     """A worker that sleeps: what the control plane is told of it, and for whom it can wake."""
 
     worker_id: int
+    model: ModelName
     recipe: Recipe
     told: Sleeper
     is_over: bool = False
 
 
-def wakeable(sleeping: Iterable[Sleeping], recipe: Recipe) -> Sleeping | None:
-    """The one that fell asleep last of those that hold what the recipe says."""
-    fitting = [one for one in sleeping if one.recipe == recipe]
+def wakeable(sleeping: Iterable[Sleeping], assignment: ReplicaAssignment) -> Sleeping | None:
+    """The one that fell asleep last of those that hold what the assignment asks for.
+
+    Only as the model it was: one process never serves two models, who may belong to two tenants.
+    """
+    fitting = [
+        one for one in sleeping if one.model == assignment.model and one.recipe == assignment.recipe
+    ]
     return max(fitting, key=lambda one: (one.told.since, one.worker_id), default=None)
 
 
