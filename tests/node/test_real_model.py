@@ -193,6 +193,7 @@ async def test_a_sleeper_keeps_the_model_and_gives_everything_else_back(
 ) -> None:
     """Again and again: 8 prompts fill the KV cache, and each time it is gone again."""
     kept: list[int] = []
+    open_things: list[tuple[int, int]] = []
     answers: list[str] = []
     origins: list[str | None] = []
     for number in range(4):
@@ -208,12 +209,14 @@ async def test_a_sleeper_keeps_the_model_and_gives_everything_else_back(
         node.fake.want(may_sleep(desired(drain, version=3 * number + 2)))
         await node.until_state(ReplicaState.STOPPED, f"r{number}")
         kept.append(private_bytes(process))
+        open_things.append((process.num_fds(), process.num_threads()))
         assert serving - kept[-1] > FILLED_BYTES
         node.fake.want(may_sleep(desired(version=3 * number + 3)))
 
     assert origins == ["mmap", *["asleep"] * 3]
     assert len(set(answers)) == 1 and "Paris" in answers[0]
     assert kept[-1] - kept[1] < 8 << 20, kept
+    assert open_things[-1] == open_things[1]
     assert node.fake.reports[-1].sleepers[0].memory_bytes > 0
     before = process.cpu_times()
     await asyncio.sleep(1)

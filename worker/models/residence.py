@@ -20,6 +20,8 @@ def to_host(model: object) -> None:
 @torch.inference_mode()
 def to_device(model: object, device: torch.device) -> None:
     """Moves the tensors below `model` to the device; those that are there stay."""
+    if device.type == "cpu":
+        return
     elsewhere = [each for each in tensors_below(model) if each.device.type != device.type]
     if elsewhere:
         move(elsewhere, lambda data: data.to(device, non_blocking=True))
