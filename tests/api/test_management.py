@@ -323,6 +323,27 @@ async def test_a_node_registers_watches_and_reports(edge: EdgeWorld) -> None:
 
 
 @scenario
+async def test_who_sleeps_on_a_node_is_shown_and_the_model_says_that_it_will_wake(
+    edge: EdgeWorld,
+) -> None:
+    sleeper = {"revision": "chat@1", "memory_bytes": 7, "since": 1.0, "until": 61.0}
+    report = {"node_id": "local", "standby_ready": 0, "sleepers": [sleeper]}
+    before = (await edge.call("GET", "/v1/models/chat")).json()["reason"]
+
+    await edge.call("POST", "/internal/nodes/local/reports", report, headers=NODE)
+
+    (node,) = (await edge.call("GET", "/v1/nodes")).json()["data"]
+    reason = (await edge.call("GET", "/v1/models/chat")).json()["reason"]
+    metrics = (await edge.call("GET", "/metrics")).text
+    assert node["sleepers"] == [sleeper]
+    assert 'firstlight_sleepers{node="local"} 1.0' in metrics
+    assert (before, reason) == (
+        "no request yet, the first one starts it",
+        "no request yet, the first one wakes it",
+    )
+
+
+@scenario
 async def test_a_watch_answers_when_there_is_news_or_its_time_is_over(edge: EdgeWorld) -> None:
     first = DesiredState.model_validate_json(
         (await edge.call("GET", "/internal/nodes/local/desired", headers=NODE)).content
