@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -94,10 +95,17 @@ SECTIONS: dict[str, tuple[Sample, ...]] = {
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Prints the tables. An interrupted run ends its servers, and prints what it has."""
     logging.disable()  # of the control plane's stand-in, whose polls are cut when a replica goes
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers end however we do
-    arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        _run(_arguments())
+    except KeyboardInterrupt:
+        say("interrupted: every server that was started has ended")
+        sys.exit(130)
+
+
+def _run(arguments: argparse.Namespace) -> None:
     model = Path(os.environ["FIRSTLIGHT_TEST_MODEL"])  # noqa: TID251 - set by scripts/bench
     peers = [] if arguments.ours_only else arguments.peers
     setup = Setup(
@@ -117,7 +125,7 @@ def main() -> None:
         results = Results.from_json(earlier)
     try:
         asyncio.run(compare(setup, results))
-    finally:  # an interrupted run shows what it has
+    finally:
         publish(setup, results, peers, arguments.output)
 
 

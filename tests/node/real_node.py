@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -50,7 +50,7 @@ class HttpFakeControlPlane:
             ]
         )
         config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=0)
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
 
     async def stop(self) -> None:
@@ -80,6 +80,14 @@ class HttpFakeControlPlane:
         except UnknownNode:
             return Response(status_code=404)
         return Response(status_code=204)
+
+
+class _Server(uvicorn.Server):
+    """Signals are for the process around it, not for it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def _json(contract: object) -> Response:
@@ -112,6 +120,7 @@ class RealNode:
                 },
                 stdout=log,
                 stderr=log,
+                start_new_session=True,  # Ctrl-C is for who started it, and ends it in order
             )
 
     def log(self) -> str:
