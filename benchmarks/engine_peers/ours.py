@@ -37,10 +37,12 @@ async def our_replica(
     number_format: str, model: Path, settings: EngineSettings
 ) -> AsyncIterator[Running]:
     """A replica that was spawned and is ready; one before it has packed the weights."""
+    draft = settings.draft_source
     wanted = assignment("second").model_copy(
         update={
             "model": ModelName("bench"),
             "source": FileSource().resolve(model.as_uri())[0],
+            "draft_source": None if draft is None else FileSource().resolve(draft)[0],
             "engine": settings,
             "max_concurrency": 64,
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.cold import cold, first_token
 from benchmarks.engine_peers.ours import engine_settings, inherited, our_replica
+from benchmarks.engine_peers.servers import Running
 from benchmarks.measure.client import Answer, RequestFailed, chat, complete
 from benchmarks.measure.report import OURS, Results
 from benchmarks.measure.weights import ModelFacts
@@ -62,26 +63,36 @@ def _is_guided(answer: Answer) -> Answer:
 
 
 async def speculation(model: Path, _: ModelFacts, number_format: str, results: Results) -> None:
-    """Speed with n-gram lookup over that without, where answers copy their prompt and elsewhere."""
+    """Speed with guesses over that without: n-gram lookup, and a draft model.
+
+    No smaller model of the family is at hand: the draft is the model's own weights in 4 bits, which
+    is a draft worth having for bfloat16, and none for 4 bits, where it can only rest.
+    """
     texts = read_texts()
     copying = [f"{text}\n\nThe same text once more:\n\n{text[:60]}" for text in texts]
-    settings = [engine_settings(number_format, speculation=how) for how in ("none", "ngram")]
+    plainly = engine_settings(number_format, speculation="none")
+    drafting = engine_settings(number_format, speculation="draft", draft_source=model.as_uri())
     async with (
-        our_replica(number_format, model, settings[0]) as plain,
-        our_replica(number_format, model, settings[1]) as guessing,
+        our_replica(number_format, model, plainly) as plain,
+        our_replica(number_format, model, engine_settings(number_format)) as looking_up,
+        our_replica(number_format, model, drafting) as drafted,
     ):
+
+        async def compare(way: str, replica: Running, prompt: str, **sampling: float) -> None:
+            tpots = [
+                (await complete(each.endpoint, prompt, max_tokens=_FREE_TOKENS, **sampling)).tpot_s
+                for each in (plain, replica)
+            ]
+            results.add(way, number_format, OURS, tpots[0] / tpots[1])
+
         for number, (text, copied) in enumerate(zip(texts, copying, strict=True)):
             # a small model's greedy prose soon repeats itself: that would be copying too
             free = {"temperature": 0.8, "seed": number}
             beginning = text[: len(text) // 2]
-            for kind, prompt, more in (("copying", copied, {}), ("elsewhere", beginning, free)):
-                tpots = [
-                    (
-                        await complete(replica.endpoint, prompt, max_tokens=_FREE_TOKENS, **more)
-                    ).tpot_s
-                    for replica in (plain, guessing)
-                ]
-                results.add(f"speculation/{kind}", number_format, OURS, tpots[0] / tpots[1])
+            await compare("speculation/copying", looking_up, copied)
+            await compare("speculation/elsewhere", looking_up, beginning, **free)
+            await compare("draft/greedy", drafted, beginning)
+            await compare("draft/sampled", drafted, beginning, **free)
 
 
 async def memory(model: Path, facts: ModelFacts, number_format: str, results: Results) -> None:

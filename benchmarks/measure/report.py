@@ -147,6 +147,9 @@ def _targets(results: Results) -> Iterator[Target]:
         yield Target(f"n-gram speculation where answers copy, {kind}", 1.5, copying, False)
         elsewhere = results.median("speculation/elsewhere", kind)
         yield Target(f"n-gram speculation elsewhere, {kind}", 0.95, elsewhere, False)
+        for how in ("greedy", "sampled"):
+            value = results.median(f"draft/{how}", kind)
+            yield Target(f"a draft model of its own in 4 bits, {how}, {kind}", 0.95, value, False)
     for kind in FORMATS:
         excess = _times(results.median("memory/excess", kind), 1e-6)
         yield Target(f"memory over weights and KV, {kind}", 400, excess, True, "MB")
