@@ -18,17 +18,26 @@ _WEIGHT_OF_NEWEST_ANSWER = 1 / 16
 
 
 class DraftPolicy:
-    """What the sequences of an engine share: how often guesses are right, what trials may cost."""
+    """What the sequences of an engine share: how often guesses are right, what trials may cost.
+
+    Where the likeliest token is taken they are right more often than where one is drawn.
+    """
 
     def __init__(self, cost: GuessCost) -> None:
         self.cost = cost
-        self.rate = _FIRST_RATE
+        self.rates = dict.fromkeys((False, True), _FIRST_RATE)
         self.answer_tokens = _FIRST_ANSWER_TOKENS
+        self._num_answers = 1
         self._for_trials = 0.0
 
-    def begin(self) -> "SequencePolicy":
+    def begin(self, *, is_drawn: bool) -> "SequencePolicy":
         """For a new sequence, which is expected to be like the others."""
-        return SequencePolicy(self)
+        return SequencePolicy(self, is_drawn=is_drawn)
+
+    def learn(self, *, is_right: bool, is_drawn: bool) -> None:
+        """A guess was right, or not, all those before it in its step being right."""
+        rate = self.rates[is_drawn]
+        self.rates[is_drawn] = rate + _WEIGHT_OF_NEWEST_FOR_ALL * (is_right - rate)
 
     def stepped(self, num_tokens: int) -> None:
         """The model computed so many tokens in a step: a part of that may be spent on trials."""
@@ -37,7 +46,9 @@ class DraftPolicy:
 
     def ended(self, num_generated: int) -> None:
         """An answer had so many tokens."""
-        self.answer_tokens += _WEIGHT_OF_NEWEST_ANSWER * (num_generated - self.answer_tokens)
+        self._num_answers += 1
+        weight = max(_WEIGHT_OF_NEWEST_ANSWER, 1 / self._num_answers)
+        self.answer_tokens += weight * (num_generated - self.answer_tokens)
 
     def may_try(self, price: float) -> bool:
         """Whether so much was put aside; then it is spent."""
@@ -50,9 +61,10 @@ class DraftPolicy:
 class SequencePolicy:
     """How many guesses the next step should have for one sequence."""
 
-    def __init__(self, shared: DraftPolicy) -> None:
+    def __init__(self, shared: DraftPolicy, *, is_drawn: bool) -> None:
         self._shared = shared
-        self._rate = shared.rate
+        self._is_drawn = is_drawn
+        self._rate = shared.rates[is_drawn]
         self._is_trying = False
 
     def learn(self, guesses: Sequence[int], token_ids: Sequence[int]) -> None:
@@ -61,7 +73,7 @@ class SequencePolicy:
             is_right = guess == token_id
             self._is_trying = False
             self._rate += _WEIGHT_OF_NEWEST * (is_right - self._rate)
-            self._shared.rate += _WEIGHT_OF_NEWEST_FOR_ALL * (is_right - self._shared.rate)
+            self._shared.learn(is_right=is_right, is_drawn=self._is_drawn)
             if not is_right:
                 return
 

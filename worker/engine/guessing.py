@@ -157,7 +157,8 @@ class _ModelDrafts:
     ) -> None:
         self._ahead = ahead
         self._model = model
-        self._policy = policy.begin()
+        sampling = ahead.sequence.request.sampling
+        self._policy = policy.begin(is_drawn=sampling.temperature > 0)
         self._end = end
 
     def go_on(self, *, num_sequences: int) -> None:
