@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 
 from control_plane.capacity.simulated import Climbing, MachineShape, Script
-from infra.contracts.base import ModelName, RevisionName
+from infra.contracts.base import ModelName, NodeId, RevisionName
 from infra.contracts.revision import ModelState, ReplicaState
 from infra.contracts.stage import Rung, Stage
 from infra.errors import ModelNotFound, NoCapacity, ReplicaFailed
+from tests.fleet.makers import a_registration
 from tests.fleet.world import BROKEN, COLD_S, CRASH, SLOW, World, run
 
 READY, STARTING, DRAINING = ReplicaState.READY, ReplicaState.STARTING, ReplicaState.DRAINING
@@ -159,6 +160,26 @@ def test_a_request_racing_with_scale_to_zero_is_never_lost(offset_ms: int):
             await world.until(lambda: not world.alive(), seconds=10)
 
     run(race())
+
+
+def test_a_node_is_told_who_may_sleep_in_the_call_that_registers_it_or_changes_it():
+    """So no restart of the control plane ends a sleeper, and no sleeper outlives its revision."""
+
+    async def main() -> None:
+        async with World() as world:
+
+            def may_sleep(node: str) -> tuple[str, ...]:
+                return world.fleet.desired_state(NodeId(node)).sleep.revisions
+
+            await world.deploy()
+            world.sessions.register(a_registration("n2"), now=world.now())
+            assert may_sleep("n2") == ("chat@1",)
+            await world.deploy(scaling={"grace": 3})
+            assert may_sleep("n2") == ("chat@2",)
+            await world.deploy(scaling={"sleep": 0})
+            assert may_sleep("n2") == ()
+
+    run(main())
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
