@@ -109,7 +109,11 @@ async def _one(engine: AsyncEngine, number: int, dice: random.Random) -> None:
     """Reads the answer, or leaves before its end."""
     tokens = tuple(dice.randrange(1, _VOCABULARY) for _ in range(dice.randrange(1, 24)))
     prompt = dice.choice(_SHARED) + tokens if dice.random() < 0.5 else tokens
-    sampling = SamplingParams(max_tokens=dice.randrange(1, 9), temperature=dice.choice((0.0, 1.0)))
+    sampling = SamplingParams(
+        max_tokens=dice.randrange(1, 9),
+        temperature=dice.choice((0.0, 1.0)),
+        stop=dice.choice(((), tuple("aeiou"))),
+    )
     leaves_after = dice.randrange(sampling.max_tokens) if dice.random() < CANCELLED else None
     outputs = engine.generate(GenerationRequest(f"soak-{number}", prompt, sampling))
     if leaves_after == 0:
