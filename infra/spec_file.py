@@ -2,11 +2,11 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from infra.contracts.base import MODEL_NAME_PATTERN
 from infra.contracts.model_spec import ModelSpec
 from infra.errors import SpecInvalid
+from infra.schedule import problems_of
 from infra.yaml_tree import MAX_PROBLEMS, Mark, read_yaml
 from infra.yaml_tree import Path as DataPath
 
@@ -90,9 +91,23 @@ def _checked(
         spec, found = _validated(data)
         located = [_located(path, error, marks) for path, error in found[:MAX_PROBLEMS]]
         problems = [*problems, *located]
+    if spec is not None:
+        problems = [*problems, *_of_schedule(spec, marks)]
     if spec is not None and not problems:
         return spec
     raise _spec_invalid(problems, filename)
+
+
+def _of_schedule(spec: ModelSpec, marks: Mapping[DataPath, Mark]) -> Iterator[SpecProblem]:
+    for place, entry in enumerate(spec.scaling.schedule):
+        for field, message in problems_of(entry):
+            mark = _nearest_mark(("scaling", "schedule", place, field), marks)
+            yield SpecProblem(
+                line=mark.line if mark else None,
+                column=mark.column if mark else None,
+                path=f"scaling.schedule.{place}.{field}",
+                message=f"{_value(getattr(entry, field))} {message}",
+            )
 
 
 def _spec_invalid(problems: Iterable[SpecProblem], filename: str) -> SpecInvalid:
@@ -180,6 +195,8 @@ def _explained(path: DataPath, error: ErrorDetails) -> tuple[str, str | None]:
             known = _known_keys(parents)
             suggestion = next(iter(get_close_matches(str(key), known, n=1, cutoff=0.5)), None)
             return "is unknown", suggestion
+        case "tuple_type", _:
+            return f"must be a list, not {_value(given)}", None
         case "model_type" | "model_attributes_type", _:
             return "must be a mapping of settings", None
         case "literal_error", _:
@@ -201,7 +218,8 @@ def _explained(path: DataPath, error: ErrorDetails) -> tuple[str, str | None]:
 def _known_keys(parents: Iterable[str | int]) -> list[str]:
     model: Any = ModelSpec
     for part in parents:
-        model = model.model_fields[part].annotation
+        is_place = isinstance(part, int)  # in a list
+        model = get_args(model)[0] if is_place else model.model_fields[part].annotation
     assert issubclass(model, BaseModel)
     return list(model.model_fields)
 

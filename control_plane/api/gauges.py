@@ -4,7 +4,7 @@ from collections import Counter as Tally
 from collections.abc import Iterator
 
 from control_plane.api.services import Services
-from control_plane.autoscaler.loop import DecisionRecord
+from control_plane.autoscaler.tracked import DecisionRecord
 from infra.metrics import Counter, Labels
 
 

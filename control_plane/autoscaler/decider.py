@@ -2,12 +2,13 @@
 
 After Knative's KPA (pkg/autoscaler/scaling/autoscaler.go): a stable window sizes, a short panic
 window answers bursts, and in panic nothing shrinks. Differences: demand is an integral rather
-than a scrape, the last replica goes after the model's own grace, and nothing shrinks while a
-replica loads.
+than a scrape, replicas that load count as capacity, the last replica goes after the model's own
+grace, and nothing shrinks while a replica loads.
 """
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from control_plane.autoscaler.demand import Demand
 from infra.contracts.model_spec import Scaling
@@ -19,26 +20,26 @@ class Tuning:
 
     stable_s: float = 60.0
     panic_s: float = 6.0
-    panic_threshold: float = 2.0  # wanted over ready
-    most_growth: float = 1000.0  # times ready, a decision
+    panic_threshold: float = 2.0  # wanted over started
+    most_growth: float = 1000.0  # times what was started, a decision
     most_shrink: float = 2.0  # divides ready, a decision
 
 
-@dataclass(frozen=True, slots=True)
-class Panic:
+class Panic(NamedTuple):
     """A burst is being answered: nothing shrinks below `peak` before `until`."""
 
     until: float
     peak: int
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
+class Observed(NamedTuple):
     """Everything a decision looks at.
 
+    `stable_mean` and `panic_mean` are requests at once over the long and the short window.
     `idle_since` is when the last request left or the youngest replica became ready, whichever
-    was later. `is_contended` says that others wait for the room this revision idles in;
-    `is_superseded` that requests go to another revision of its model.
+    was later, and `grace_s` what follows until the last replica goes. `scheduled` replicas are
+    kept at this time of day. `is_contended` says that others wait for the room this revision
+    idles in; `is_superseded` that requests go to another revision of its model.
     """
 
     desired: int
@@ -48,13 +49,14 @@ class Observed:
     stable_mean: float | None = None
     panic_mean: float | None = None
     idle_since: float | None = None
+    grace_s: float = 0.0
+    scheduled: int = 0
     panic: Panic | None = None
     is_contended: bool = False
     is_superseded: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """So many replicas, and why; `panic` is handed to the next decision."""
 
     replicas: int
@@ -77,7 +79,7 @@ def decide(
     4. never fewer while a replica loads, unless its revision is superseded and nobody waits for
        it; never more than the maximum.
     """
-    least = 0 if observed.is_superseded else scaling.min
+    least = _least(scaling, observed)
     demand = observed.demand
     if demand is None or not math.isfinite(demand.request_seconds):
         kept = min(max(observed.desired, least), scaling.max)
@@ -93,18 +95,29 @@ def decide(
     return _bounded(decision, least, scaling.max)
 
 
+def _least(scaling: Scaling, observed: Observed) -> int:
+    return 0 if observed.is_superseded else min(max(scaling.min, observed.scheduled), scaling.max)
+
+
 def _at_rest(scaling: Scaling, observed: Observed, least: int, *, now: float) -> Decision:
     if observed.ready == 0 and observed.loading == 0:
-        return Decision(least, "the minimum" if least else "nothing is asked for")
-    grace_s = 0.0 if observed.is_contended or observed.is_superseded else scaling.grace
+        return Decision(least, _why_at_least(scaling, least))
+    grace_s = 0.0 if observed.is_contended or observed.is_superseded else observed.grace_s
     idle_s = 0.0 if observed.idle_since is None else max(0.0, now - observed.idle_since)
     if idle_s >= grace_s:
-        return Decision(least, _why_to_rest(observed, idle_s))
-    reason = f"idle for {idle_s:.0f} s of {grace_s:g} s grace"
+        reason = _why_to_rest(observed, idle_s)
+        return Decision(least, f"{reason}; {_why_at_least(scaling, least)}" if least else reason)
+    reason = f"idle for {idle_s:.0f} s of {grace_s:.0f} s grace"
     if observed.panic is not None and now < observed.panic.until:
         return Decision(observed.desired, reason, observed.panic)
     wanted = _replicas_for(observed.stable_mean, scaling.target_concurrency)
     return Decision(min(observed.desired, max(wanted, observed.ready // 2, 1)), reason)
+
+
+def _why_at_least(scaling: Scaling, least: int) -> str:
+    if least > scaling.min:
+        return f"the schedule keeps {least}"
+    return f"the minimum is {least}" if least else "nothing is asked for"
 
 
 def _why_to_rest(observed: Observed, idle_s: float) -> str:
@@ -118,31 +131,32 @@ def _why_to_rest(observed: Observed, idle_s: float) -> str:
 def _under_load(
     scaling: Scaling, observed: Observed, demand: Demand, *, now: float, tuning: Tuning
 ) -> Decision:
-    ready = max(1, observed.ready)
+    started = max(1, observed.ready + observed.loading)
     stable_mean = _or_now(observed.stable_mean, demand)
     panic_mean = _or_now(observed.panic_mean, demand)
-    most = math.ceil(tuning.most_growth * ready)
+    most = math.ceil(tuning.most_growth * started)
     fewest = max(1, math.floor(observed.ready / tuning.most_shrink))
     stable = _clamp(_replicas_for(stable_mean, scaling.target_concurrency), fewest, most)
     burst = _clamp(_replicas_for(panic_mean, scaling.target_concurrency), fewest, most)
-    panic = _next_panic(observed, burst, scaling.max, now=now, tuning=tuning)
-    if panic is not None:
-        return Decision(
-            max(stable, panic.peak), f"burst of {panic_mean:.1f} at once{_target(scaling)}", panic
-        )
+    is_burst = burst / started >= tuning.panic_threshold
+    panic = _next_panic(observed, min(burst, scaling.max), is_burst, now=now, tuning=tuning)
+    replicas = stable if panic is None else max(stable, panic.peak)
+    if is_burst:
+        return Decision(replicas, f"burst of {panic_mean:.1f} at once{_target(scaling)}", panic)
     if observed.desired == 0 or observed.ready + observed.loading == 0:
-        return Decision(stable, f"{demand.concurrency} waiting{_target(scaling)}")
-    return Decision(stable, f"{stable_mean:.1f} at once{_target(scaling)}")
+        return Decision(replicas, f"{demand.concurrency} waiting{_target(scaling)}", panic)
+    reason = f"{stable_mean:.1f} at once{_target(scaling)}"
+    if replicas > stable:
+        reason += f", and {replicas} were needed a moment ago"
+    return Decision(replicas, reason, panic)
 
 
 def _next_panic(
-    observed: Observed, burst: int, maximum: int, *, now: float, tuning: Tuning
+    observed: Observed, peak: int, is_burst: bool, *, now: float, tuning: Tuning
 ) -> Panic | None:
     """Enters, extends or leaves panic; its peak never falls. A first replica is no panic."""
-    peak = min(burst, maximum)
-    is_over = burst / max(1, observed.ready) >= tuning.panic_threshold
     before = observed.panic
-    if is_over:
+    if is_burst:
         return Panic(now + tuning.stable_s, max(peak, before.peak if before else 0))
     if before is None or now >= before.until:
         return None

@@ -1,25 +1,39 @@
 """What is asked of a revision: the value, the port that tells it, and a meter to count it."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from infra.contracts.base import RevisionName
 
+SHORTEST_IDLE_S = 1.0
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+
+class IdleTime(NamedTuple):
+    """Nothing was asked for between these two instants."""
+
+    began_at: float
+    ended_at: float
+
+
+class Demand(NamedTuple):
     """The load of one revision at one instant.
 
     `last_active_at` is when a request last arrived or left (None: never), so that an idle time
     does not depend on when somebody looked. `request_seconds` is the time integral of
     `in_flight + waiting` since the source began: the difference of two readings over their
-    distance is the exact mean concurrency, however short the requests.
+    distance is the exact mean concurrency, however short the requests. `executing_seconds` is
+    the part of it that was in flight, `arrivals` and `executed` count requests that came and
+    those that left a replica. `idled` is the last idle time of SHORTEST_IDLE_S or more that is
+    over.
     """
 
     in_flight: int
     waiting: int
     last_active_at: float | None
     request_seconds: float
+    executing_seconds: float = 0.0
+    arrivals: int = 0
+    executed: int = 0
+    idled: IdleTime | None = None
 
     @property
     def concurrency(self) -> int:
@@ -49,12 +63,19 @@ class DemandMeter:
         self.waiting = 0
         self._last_active_at: float | None = None
         self._request_seconds = 0.0
+        self._executing_seconds = 0.0
         self._integrated_to = 0.0
+        self._arrivals = 0
+        self._executed = 0
+        self._idled: IdleTime | None = None
 
     def arrive(self, *, now: float) -> None:
         """A request waits."""
         self._integrate(now)
+        if self._last_active_at is not None and not self.in_flight and not self.waiting:
+            self._end_idle_time(self._last_active_at, now)
         self.waiting += 1
+        self._arrivals += 1
         self._last_active_at = now
 
     def dispatch(self, *, now: float) -> None:
@@ -74,6 +95,7 @@ class DemandMeter:
         self._integrate(now)
         if was_in_flight:
             self.in_flight -= 1
+            self._executed += 1
         else:
             self.waiting -= 1
         self._last_active_at = now
@@ -81,11 +103,25 @@ class DemandMeter:
     def read(self, *, now: float) -> Demand:
         """The load now."""
         self._integrate(now)
-        return Demand(self.in_flight, self.waiting, self._last_active_at, self._request_seconds)
+        return Demand(
+            self.in_flight,
+            self.waiting,
+            self._last_active_at,
+            self._request_seconds,
+            self._executing_seconds,
+            self._arrivals,
+            self._executed,
+            self._idled,
+        )
+
+    def _end_idle_time(self, began_at: float, now: float) -> None:
+        if now - began_at >= SHORTEST_IDLE_S:
+            self._idled = IdleTime(began_at, now)
 
     def _integrate(self, now: float) -> None:
         assert self.in_flight >= 0 and self.waiting >= 0, "a request left twice"
         if now > self._integrated_to:
-            load = self.in_flight + self.waiting
-            self._request_seconds += load * (now - self._integrated_to)
+            elapsed_s = now - self._integrated_to
+            self._request_seconds += (self.in_flight + self.waiting) * elapsed_s
+            self._executing_seconds += self.in_flight * elapsed_s
             self._integrated_to = now

@@ -30,6 +30,7 @@ class Situation:
     demand: Demand | None
     grace_s: float
     keeps: int
+    scheduled: int
     idle_since: float | None
     sleepers: int = 0
 
@@ -70,6 +71,8 @@ def _serving(situation: Situation, ready: int, now: float) -> str:
     demand = situation.demand
     if demand is not None and demand.concurrency:
         parts.append(f"{demand.in_flight} in flight, {demand.waiting} waiting")
+    elif situation.scheduled > situation.keeps:
+        parts.append("idle, kept by the schedule")
     elif situation.keeps == 0 and situation.idle_since is not None:
         left_s = max(0.0, situation.idle_since + situation.grace_s - now)
         parts.append(f"idle, stops in {left_s:.0f} s")

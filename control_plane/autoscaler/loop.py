@@ -1,17 +1,16 @@
 """Looks at every revision's demand, decides, and tells the reconciler; at zero a poke is enough."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import tzinfo
 
 import structlog
 
-from control_plane.autoscaler.decider import Decision, Observed, Panic, Tuning, decide
+from control_plane.autoscaler.decider import Observed, Tuning, decide
 from control_plane.autoscaler.demand import Demand, DemandSource
+from control_plane.autoscaler.experience import Experience
 from control_plane.autoscaler.explain import Explanation, Situation, explain
-from control_plane.autoscaler.window import Window
+from control_plane.autoscaler.tracked import DecisionRecord, Tracked
 from control_plane.deployments.service import Deployments
 from control_plane.deployments.store import Change
 from control_plane.fleet.node import Node
@@ -21,23 +20,9 @@ from control_plane.fleet.standby import StandbyLimits, size_standby
 from control_plane.fleet.state import Fleet
 from infra.clock import Clock
 from infra.contracts.base import ModelName, RevisionName
-from infra.contracts.revision import ReplicaState, Revision
 from infra.errors import PlatformError
 
 log = structlog.get_logger()
-
-_REMEMBERED = 64
-
-
-@dataclass(frozen=True, slots=True)
-class DecisionRecord:
-    """One decision with what it looked at; kept where it differs from the one before."""
-
-    at: float
-    revision: RevisionName
-    observed: Observed
-    decision: Decision
-
 
 DecisionListener = Callable[[DecisionRecord], None]
 
@@ -68,7 +53,7 @@ class Autoscaler:
         self._standby = standby
         self._zone = zone
         self._demand: DemandSource | None = None
-        self._revisions: dict[RevisionName, _Tracked] = {}
+        self._revisions: dict[RevisionName, Tracked] = {}
         self._listeners: list[DecisionListener] = []
         deployments.subscribe(self._deployment_changed)
         fleet.subscribe(self._replica_changed)
@@ -102,6 +87,7 @@ class Autoscaler:
         revision = self._deployments.get(model)
         if revision is None:
             return None
+        now = self._clock.now()
         demand = self._read(revision.name)
         tracked = self._revisions.get(revision.name)
         situation = Situation(
@@ -109,12 +95,13 @@ class Autoscaler:
             replicas=self._fleet.of_revision(revision.name),
             climb=self._fleet.climb(revision.name),
             demand=demand,
-            grace_s=revision.spec.scaling.grace,
+            grace_s=0.0 if tracked is None else tracked.grace_s(),
             keeps=revision.spec.scaling.min,
+            scheduled=0 if tracked is None else tracked.scheduled(now=now),
             idle_since=None if tracked is None else tracked.idle_since(demand),
             sleepers=self._fleet.sleepers(revision.name),
         )
-        return explain(situation, now=self._clock.now(), zone=self._zone)
+        return explain(situation, now=now, zone=self._zone)
 
     def decisions(self, revision: RevisionName) -> tuple[DecisionRecord, ...]:
         """The revision's last decisions, oldest first; repetitions are left out."""
@@ -135,16 +122,16 @@ class Autoscaler:
         if not self._is_leading():
             return
         for tracked in tuple(self._revisions.values()):
-            if not self._is_asleep(tracked):
+            if not self._is_asleep(tracked, now=now):
                 self._decide(tracked, now=now)
                 self._forget_if_gone(tracked)
         self._size_standby()
 
-    def _is_asleep(self, tracked: "_Tracked") -> bool:
+    def _is_asleep(self, tracked: Tracked, *, now: float) -> bool:
         """Most models, most of the time: nothing wanted, nothing there, nothing asked for."""
         if tracked.revision.spec.scaling.min > 0 or tracked.is_superseded or tracked.is_deleted:
             return False
-        if self._fleet.of_revision(tracked.name):
+        if self._fleet.counts(tracked.name).all or tracked.scheduled(now=now):
             return False
         demand = self._read(tracked.name)
         is_quiet = demand is not None and demand.concurrency == 0
@@ -152,18 +139,21 @@ class Autoscaler:
 
     # -- deciding ------------------------------------------------------------------------------
 
-    def _decide(self, tracked: "_Tracked", *, now: float, is_contended: bool = False) -> None:
+    def _decide(self, tracked: Tracked, *, now: float, is_contended: bool = False) -> None:
         if tracked.is_deleted:
             return
         demand = self._read(tracked.name)
         if demand is not None:
-            tracked.record(demand, now=now)
+            tracked.heed(demand, now=now)
         observed = self._observe(tracked, demand, now=now, is_contended=is_contended)
         decision = decide(tracked.revision.spec.scaling, observed, now=now, tuning=self._tuning)
         tracked.panic = decision.panic
         if observed.desired == 0 and decision.replicas > 0 and demand is not None:
-            tracked.window.restart(demand.request_seconds, now=now)
-        self._remember(tracked, DecisionRecord(now, tracked.name, observed, decision))
+            tracked.window.restart(demand, now=now)
+        record = DecisionRecord(now, tracked.name, observed, decision)
+        if tracked.remember(record):
+            for listener in self._listeners:
+                listener(record)
         is_abandoned = tracked.is_superseded and decision.replicas == 0
         self._reconciler.set_desired(
             tracked.revision,
@@ -187,44 +177,40 @@ class Autoscaler:
             return None
 
     def _observe(
-        self, tracked: "_Tracked", demand: Demand | None, *, now: float, is_contended: bool
+        self, tracked: Tracked, demand: Demand | None, *, now: float, is_contended: bool
     ) -> Observed:
-        replicas = self._fleet.of_revision(tracked.name)
+        counts = self._fleet.counts(tracked.name)
         return Observed(
             desired=self._reconciler.desired(tracked.name),
-            ready=sum(replica.state is ReplicaState.READY for replica in replicas),
-            loading=sum(replica.is_loading for replica in replicas),
+            ready=counts.ready,
+            loading=counts.loading,
             demand=demand,
-            stable_mean=tracked.window.mean(self._tuning.stable_s, now=now),
-            panic_mean=tracked.window.mean(self._tuning.panic_s, now=now),
+            stable_mean=tracked.mean(demand, self._tuning.stable_s, now=now),
+            panic_mean=tracked.mean(demand, self._tuning.panic_s, now=now),
             idle_since=tracked.idle_since(demand),
+            grace_s=tracked.grace_s(),
+            scheduled=tracked.scheduled(now=now),
             panic=tracked.panic,
             is_contended=is_contended,
             is_superseded=tracked.is_superseded,
         )
-
-    def _remember(self, tracked: "_Tracked", record: DecisionRecord) -> None:
-        last = tracked.records[-1] if tracked.records else None
-        if last is not None and last.decision.replicas == record.decision.replicas:
-            tracked.records[-1] = record  # the newest word on the same number
-            return
-        tracked.records.append(record)
-        for listener in self._listeners:
-            listener(record)
 
     # -- what happens elsewhere ----------------------------------------------------------------
 
     def _deployment_changed(self, change: Change) -> None:
         """The old revision lives as long as requests wait for it; a deleted one does not."""
         now = self._clock.now()
+        old = None if change.before is None else self._revisions.get(change.before.name)
         if change.after is not None:
             tracked = self._revisions.get(change.after.name)
             if tracked is None:
-                tracked = self._revisions[change.after.name] = _Tracked(
-                    change.after, self._tuning.stable_s
+                tracked = self._revisions[change.after.name] = Tracked(
+                    change.after,
+                    span_s=self._tuning.stable_s,
+                    experience=Experience() if old is None else old.experience.copy(),
                 )
             tracked.is_superseded = tracked.is_deleted = False
-        if change.before is not None and (old := self._revisions.get(change.before.name)):
+        if old is not None:
             old.is_superseded = change.after is not None
             old.is_deleted = change.after is None
         if not self._is_leading():
@@ -234,14 +220,14 @@ class Autoscaler:
                 self._settle(tracked, now=now)
         self._size_standby()
 
-    def _settle(self, tracked: "_Tracked", *, now: float) -> None:
+    def _settle(self, tracked: Tracked, *, now: float) -> None:
         if tracked.is_deleted:
             self._reconciler.set_desired(tracked.revision, 0, "deleted", abandon_loading=True)
         else:
             self._decide(tracked, now=now)
         self._forget_if_gone(tracked)
 
-    def _forget_if_gone(self, tracked: "_Tracked") -> None:
+    def _forget_if_gone(self, tracked: Tracked) -> None:
         if not (tracked.is_deleted or tracked.is_superseded):
             return
         demand = self._read(tracked.name)
@@ -253,8 +239,8 @@ class Autoscaler:
 
     def _replica_changed(self, before: Replica | None, after: Replica) -> None:
         tracked = self._revisions.get(after.revision.name)
-        if tracked is not None and after.state is ReplicaState.READY:
-            tracked.ready_at = max(tracked.ready_at or 0.0, after.since)
+        if tracked is not None:
+            tracked.replica_changed(before, after, calm_s=self._tuning.stable_s)
 
     def _replicas_failed(self, revision: RevisionName, _: PlatformError) -> None:
         """The waiters are being told; what then is left to want is decided after them."""
@@ -267,7 +253,7 @@ class Autoscaler:
             longest = min(idle, key=lambda it: it.idle_since(self._read(it.name)) or 0.0)
             self._decide(longest, now=self._clock.now(), is_contended=True)
 
-    def _is_idle(self, tracked: "_Tracked", other_than: RevisionName) -> bool:
+    def _is_idle(self, tracked: Tracked, other_than: RevisionName) -> bool:
         demand = self._read(tracked.name)
         ready = len(self._fleet.ready(tracked.name))
         return (
@@ -286,28 +272,3 @@ class Autoscaler:
         sizes = size_standby(self._deployments.all(), self._fleet.nodes(), limits=self._standby)
         for node_id, standby in sizes.items():
             self._fleet.set_standby(node_id, standby)
-
-
-class _Tracked:
-    """What the autoscaler remembers of one revision."""
-
-    def __init__(self, revision: Revision, span_s: float) -> None:
-        self.revision = revision
-        self.window = Window(span_s)
-        self.panic: Panic | None = None
-        self.records: deque[DecisionRecord] = deque(maxlen=_REMEMBERED)
-        self.ready_at: float | None = None
-        self.is_superseded = False
-        self.is_deleted = False
-
-    @property
-    def name(self) -> RevisionName:
-        return self.revision.name
-
-    def record(self, demand: Demand, *, now: float) -> None:
-        self.window.record(demand.request_seconds, now=now)
-
-    def idle_since(self, demand: Demand | None) -> float | None:
-        """When the grace began: the last request's end, or the last replica's start if later."""
-        times = [self.ready_at, None if demand is None else demand.last_active_at]
-        return max((it for it in times if it is not None), default=None)

@@ -1,54 +1,91 @@
-"""Mean concurrency over the last seconds, from readings of a running integral."""
+"""What was asked for over the last seconds, from readings of running totals."""
 
 import math
 from collections import deque
+from typing import NamedTuple
+
+from control_plane.autoscaler.demand import Demand
 
 _RESOLUTION_S = 0.25
 
 
-class Window:
-    """Readings of a revision's `request_seconds`, as far back as `span_s`.
+class Load(NamedTuple):
+    """Over some seconds: requests there at once and their arrivals, as means, what was executed
+    in all, and how many were finished."""
 
-    The mean between two readings is exact, so it does not matter how often or how evenly they
-    are taken. Before `span_s` have passed the mean is over what there is (as in Knative's KPA).
+    concurrency: float
+    arrivals_per_s: float
+    executing_s: float
+    executed: int
+
+
+class _Reading(NamedTuple):
+    at: float
+    request_seconds: float
+    executing_seconds: float
+    arrivals: int
+    executed: int
+
+
+class Window:
+    """Readings of a revision's demand, as far back as `span_s`.
+
+    The means between two readings are exact, so it does not matter how often or how evenly they
+    are taken. Before `span_s` have passed they are over what there is (as in Knative's KPA).
     """
 
     def __init__(self, span_s: float) -> None:
         self._span_s = span_s
-        self._readings: deque[tuple[float, float]] = deque()
+        self._readings: deque[_Reading] = deque()
 
-    def record(self, request_seconds: float, *, now: float) -> None:
+    def record(self, demand: Demand, *, now: float) -> None:
         """Takes a reading; one that is not finite is no reading, one that fell starts anew."""
-        if not math.isfinite(request_seconds):
+        if not math.isfinite(demand.request_seconds):
             return
-        if self._readings and (
-            now < self._readings[-1][0] or request_seconds < self._readings[-1][1]
+        readings = self._readings
+        if readings and (
+            now < readings[-1].at or demand.request_seconds < readings[-1].request_seconds
         ):
-            self._readings.clear()
+            readings.clear()
+        reading = _Reading(
+            now,
+            demand.request_seconds,
+            demand.executing_seconds,
+            demand.arrivals,
+            demand.executed,
+        )
         # A reading close to the one before the last replaces the last: pokes do not fill memory.
-        if len(self._readings) > 1 and now - self._readings[-2][0] < _RESOLUTION_S:
-            self._readings[-1] = (now, request_seconds)
+        if len(readings) > 1 and now - readings[-2].at < _RESOLUTION_S:
+            readings[-1] = reading
         else:
-            self._readings.append((now, request_seconds))
+            readings.append(reading)
         # The newest reading at or before the span's begin stays: it is where the span begins.
-        while len(self._readings) > 2 and self._readings[1][0] <= now - self._span_s:
-            self._readings.popleft()
+        while len(readings) > 2 and readings[1].at <= now - self._span_s:
+            readings.popleft()
 
-    def restart(self, request_seconds: float, *, now: float) -> None:
+    def restart(self, demand: Demand, *, now: float) -> None:
         """Forgets what was: a revision that wakes is not judged by its sleep."""
         self._readings.clear()
-        self.record(request_seconds, now=now)
+        self.record(demand, now=now)
 
-    def mean(self, span_s: float, *, now: float) -> float | None:
-        """Mean concurrency over the last `span_s`; None before there are two readings."""
+    def load(self, span_s: float, *, now: float) -> Load | None:
+        """The load over the last `span_s`; None before there are two readings."""
         if len(self._readings) < 2:
             return None
-        begin = self._readings[0]
-        for reading in self._readings:
-            if reading[0] > now - span_s:
-                break
-            begin = reading
-        end = self._readings[-1]
-        if end[0] <= begin[0]:
+        begin, end = self._begin(now - span_s), self._readings[-1]
+        elapsed_s = end.at - begin.at
+        if elapsed_s <= 0:
             return None
-        return (end[1] - begin[1]) / (end[0] - begin[0])
+        return Load(
+            (end.request_seconds - begin.request_seconds) / elapsed_s,
+            (end.arrivals - begin.arrivals) / elapsed_s,
+            end.executing_seconds - begin.executing_seconds,
+            end.executed - begin.executed,
+        )
+
+    def _begin(self, begin_at: float) -> _Reading:
+        """The newest reading at or before an instant, or the oldest."""
+        readings = self._readings
+        if readings[0].at >= begin_at or readings[1].at > begin_at:
+            return readings[0]
+        return next((it for it in reversed(readings) if it.at <= begin_at), readings[0])

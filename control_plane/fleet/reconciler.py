@@ -116,8 +116,10 @@ class Reconciler:
             plan = self._plans[revision.name] = _Plan(revision, wanted_at=self._clock.now())
         if replicas > plan.desired:
             plan.wanted_at = self._clock.now()
-        plan.desired, plan.reason, plan.abandon_loading = replicas, reason, abandon_loading
-        self._converge(plan)
+        was_desired, plan.desired = plan.desired, replicas
+        plan.reason, plan.abandon_loading = reason, abandon_loading
+        if replicas != was_desired or not self._is_met(plan):
+            self._converge(plan)
 
     def tell_if_hopeless(self, revision: RevisionName) -> None:
         """Tells the failed-listeners again, for a request that came after they were told."""
@@ -219,6 +221,10 @@ class Reconciler:
             self._shrink(plan, kept, surplus)
         elif surplus < 0:
             self._grow(plan, -surplus, is_probing=any(it.is_loading for it in kept))
+
+    def _is_met(self, plan: "_Plan") -> bool:
+        counts = self._fleet.counts(plan.name)
+        return counts.ready + counts.loading == plan.desired and plan.name not in self._blocked
 
     def _kept(self, revision: RevisionName) -> list[Replica]:
         return [it for it in self._fleet.of_revision(revision) if it.is_serving_or_loading]

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 import structlog
 
@@ -22,6 +23,20 @@ ReplicaListener = Callable[[Replica | None, Replica], None]
 NodeListener = Callable[[Node | None, Node | None], None]
 DesiredListener = Callable[[NodeId], None]
 
+
+class Counts(NamedTuple):
+    """How many replicas of a revision have not ended, by what they do."""
+
+    ready: int = 0
+    loading: int = 0
+    draining: int = 0
+
+    @property
+    def all(self) -> int:
+        return self.ready + self.loading + self.draining
+
+
+_NONE = Counts()
 _ORDER = {stage: place for place, stage in enumerate(Stage)}
 
 
@@ -37,6 +52,7 @@ class Fleet:
         self._replicas: dict[ReplicaId, Replica] = {}
         self._by_revision: dict[RevisionName, dict[ReplicaId, None]] = {}
         self._by_node: dict[NodeId, dict[ReplicaId, None]] = {}
+        self._counts: dict[RevisionName, Counts] = {}
         self._ready: dict[RevisionName, tuple[Endpoint, ...]] = {}
         self._ended: dict[ReplicaId, Replica] = {}
         self._remembered = remembered
@@ -66,6 +82,10 @@ class Fleet:
     def of_revision(self, revision: RevisionName) -> tuple[Replica, ...]:
         """The revision's replicas that have not ended, oldest first."""
         return tuple(self._replicas[it] for it in self._by_revision.get(revision, ()))
+
+    def counts(self, revision: RevisionName) -> Counts:
+        """How many replicas the revision has."""
+        return self._counts.get(revision, _NONE)
 
     def on_node(self, node_id: NodeId) -> tuple[Replica, ...]:
         """The node's replicas that have not ended, oldest first."""
@@ -218,9 +238,15 @@ class Fleet:
         assert indexed == set(self._replicas) == {it for i in self._by_node.values() for it in i}
         for revision in {*self._ready, *self._by_revision}:
             assert self.ready(revision) == _endpoints(self.of_revision(revision))
+        for revision in {*self._counts, *self._by_revision}:
+            counted = _NONE
+            for replica in self.of_revision(revision):
+                counted = _counted(counted, replica, 1)
+            assert self.counts(revision) == counted
 
     def _put(self, before: Replica | None, after: Replica) -> None:
         revision, node_id = after.revision.name, after.node_id
+        self._count(revision, before, after)
         if after.is_over:
             self._forget(after)
         else:
@@ -235,6 +261,13 @@ class Fleet:
             self._nodes[node_id] = replace(node, version=node.version + 1)
             self._say_desired(node_id)
         self._announce()
+
+    def _count(self, revision: RevisionName, before: Replica | None, after: Replica) -> None:
+        counts = _counted(_counted(self.counts(revision), before, -1), after, 1)
+        if counts == _NONE:
+            self._counts.pop(revision, None)
+        else:
+            self._counts[revision] = counts
 
     def _forget(self, ended: Replica) -> None:
         self._replicas.pop(ended.replica_id, None)
@@ -286,6 +319,17 @@ def _call(listener: Callable[..., None], *arguments: object) -> Callable[[], Non
             log.exception("fleet.listener-failed", listener=repr(listener))
 
     return call
+
+
+def _counted(counts: Counts, replica: Replica | None, more: int) -> Counts:
+    """The counts with `more` replicas like this one."""
+    if replica is None or replica.is_over:
+        return counts
+    if replica.is_loading:
+        return counts._replace(loading=counts.loading + more)
+    if replica.state is ReplicaState.READY:
+        return counts._replace(ready=counts.ready + more)
+    return counts._replace(draining=counts.draining + more)
 
 
 def _told(replica: Replica | None) -> str | None:

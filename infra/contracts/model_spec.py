@@ -3,7 +3,14 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from infra.contracts.base import MODEL_NAME_PATTERN, Contract, ModelName
 
@@ -14,6 +21,29 @@ SOURCE_PATTERN = re.compile(
 )
 
 Seconds = Annotated[float, Field(ge=0, le=7 * 24 * 3600, strict=False)]
+AUTO = "auto"
+
+
+def _tuple_of_list(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _none_for_auto(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value != AUTO:
+        raise ValueError(f"must be {AUTO} or a number of seconds")
+    return None
+
+
+SecondsOrAuto = Annotated[
+    Seconds | None,
+    BeforeValidator(_none_for_auto, json_schema_input_type=Seconds | Literal["auto"]),
+    PlainSerializer(
+        lambda seconds: AUTO if seconds is None else seconds, return_type=float | Literal["auto"]
+    ),
+]
+"""Seconds, or None where the user wrote `auto`, as which it is written again."""
 
 
 def checked_source(source: str) -> str:
@@ -92,6 +122,23 @@ class Resources(Contract):
     )
 
 
+class ScheduledReplicas(Contract):
+    """Replicas that are kept for a while at certain times."""
+
+    cron: str = Field(
+        max_length=200, description="When it begins: minute, hour, day, month, day of the week."
+    )
+    timezone: str = Field(
+        default="UTC", max_length=64, description="Whose time `cron` tells, as Europe/Berlin."
+    )
+    duration: Annotated[float, Field(gt=0, le=366 * 24 * 3600, strict=False)] = Field(
+        description="Seconds that it lasts."
+    )
+    replicas: int = Field(
+        default=1, ge=1, le=1000, description="Replicas kept meanwhile, started ahead."
+    )
+
+
 class Scaling(Contract):
     """How many replicas, when, and how far up the ladder spare ones wait."""
 
@@ -100,7 +147,18 @@ class Scaling(Contract):
     target_concurrency: float = Field(
         default=8, gt=0, le=10_000, description="In-flight requests a replica should carry."
     )
-    grace: Seconds = Field(default=60, description="Idle seconds before the last replica stops.")
+    grace: SecondsOrAuto = Field(
+        default=None,
+        description="Idle seconds before the last replica stops; auto is the break-even time.",
+        json_schema_extra={"default": AUTO},
+    )
+    cold_penalty: Seconds = Field(
+        default=60,
+        description="Idle seconds that sparing a request a cold start is worth, beside its own.",
+    )
+    schedule: Annotated[tuple[ScheduledReplicas, ...], BeforeValidator(_tuple_of_list)] = Field(
+        default=(), max_length=32, description="Replicas kept at certain times."
+    )
     sleep: Seconds = Field(
         default=600,
         description="Seconds a stopped replica's process keeps the model, to wake sooner; 0: none.",
@@ -110,9 +168,12 @@ class Scaling(Contract):
     )
 
     @model_validator(mode="after")
-    def _min_at_most_max(self) -> Self:
+    def _within_the_maximum(self) -> Self:
         if self.min > self.max:
             raise ValueError(f"min ({self.min}) is greater than max ({self.max})")
+        most = max((entry.replicas for entry in self.schedule), default=0)
+        if most > self.max:
+            raise ValueError(f"schedule asks for {most} replicas, max is {self.max}")
         return self
 
 

@@ -38,14 +38,13 @@ def test_a_crowd_at_zero_wants_many_at_most_the_maximum():
     ("idle_s", "grace", "replicas"), [(0, 60, 1), (59.9, 60, 1), (60, 60, 0), (0, 0, 0)]
 )
 def test_the_last_replica_goes_after_its_grace(idle_s: float, grace: float, replicas: int):
-    decision = decide(Scaling(grace=grace), observed(idle_since=NOW - idle_s), now=NOW)
+    decision = decide(Scaling(), observed(idle_since=NOW - idle_s, grace_s=grace), now=NOW)
     assert decision.replicas == replicas
 
 
 def test_all_replicas_go_once_the_grace_is_over_however_many_they_are():
-    scaling = Scaling(max=10, grace=5)
-    idle = observed(desired=9, ready=9, idle_since=NOW - 5, stable_mean=40.0)
-    assert decide(scaling, idle, now=NOW).replicas == 0
+    idle = observed(desired=9, ready=9, idle_since=NOW - 5, grace_s=5, stable_mean=40.0)
+    assert decide(Scaling(max=10), idle, now=NOW).replicas == 0
 
 
 def test_a_minimum_outlasts_every_grace():
@@ -68,8 +67,8 @@ def test_a_superseded_revision_that_loads_for_nobody_goes():
 
 
 def test_room_that_others_wait_for_is_given_up_without_grace():
-    idle = observed(idle_since=NOW - 1, is_contended=True)
-    assert decide(Scaling(grace=60), idle, now=NOW).replicas == 0
+    idle = observed(idle_since=NOW - 1, grace_s=60, is_contended=True)
+    assert decide(Scaling(), idle, now=NOW).replicas == 0
 
 
 @pytest.mark.parametrize("demand", [None, Demand(0, 0, None, math.nan), Demand(0, 0, 0, math.inf)])
@@ -109,19 +108,38 @@ def test_a_burst_is_panic_and_panic_never_shrinks():
     )
     assert decide(scaling, calm, now=NOW + 59).replicas == 8
     assert decide(scaling, calm, now=NOW + 60).replicas == 4  # halved at most
-    quiet = observed(desired=8, ready=8, panic=first.panic, idle_since=NOW + 30)
+    quiet = observed(desired=8, ready=8, panic=first.panic, idle_since=NOW + 30, grace_s=60)
     assert decide(scaling, quiet, now=NOW + 59).replicas == 8
+
+
+def test_a_burst_that_replicas_on_their_way_will_carry_is_no_panic():
+    facts = observed(
+        desired=4, ready=0, loading=4, demand=a_load(waiting=30), stable_mean=30.0, panic_mean=30.0
+    )
+    decision = decide(Scaling(max=9, target_concurrency=8), facts, now=NOW)
+    assert decision == Decision(4, "30.0 at once, 8 a replica")
+
+
+def test_what_is_scheduled_is_kept_like_a_minimum():
+    scaling = Scaling(max=4)
+    asleep = decide(scaling, observed(desired=0, ready=0, scheduled=3), now=NOW)
+    assert asleep == Decision(3, "the schedule keeps 3")
+    idle = observed(desired=3, ready=3, scheduled=2, idle_since=NOW - 1e6)
+    assert decide(scaling, idle, now=NOW) == Decision(2, "idle for 1000000 s; the schedule keeps 2")
+    too_many = observed(desired=0, ready=0, scheduled=9)
+    assert decide(scaling, too_many, now=NOW).replicas == 4
+    superseded = observed(scheduled=2, is_superseded=True)
+    assert decide(scaling, superseded, now=NOW).replicas == 0
 
 
 @given(
     scaling=st.builds(
-        lambda low, more, target, grace: Scaling(
-            min=low, max=max(1, low + more), target_concurrency=target, grace=grace
+        lambda low, more, target: Scaling(
+            min=low, max=max(1, low + more), target_concurrency=target
         ),
         st.integers(0, 5),
         st.integers(0, 50),
         st.floats(0.1, 100),
-        st.floats(0, 1000),
     ),
     facts=st.builds(
         Observed,
@@ -133,6 +151,8 @@ def test_a_burst_is_panic_and_panic_never_shrinks():
         stable_mean=st.none() | st.floats(),
         panic_mean=st.none() | st.floats(),
         idle_since=st.none() | st.floats(0, 2000),
+        grace_s=st.floats(0, 1000),
+        scheduled=st.integers(0, 60),
         panic=st.none() | st.builds(Panic, st.floats(0, 2000), st.integers(0, 60)),
         is_contended=st.booleans(),
         is_superseded=st.booleans(),
@@ -140,7 +160,7 @@ def test_a_burst_is_panic_and_panic_never_shrinks():
 )
 def test_every_decision_keeps_the_bounds(scaling: Scaling, facts: Observed):
     decision = decide(scaling, facts, now=NOW)
-    least = 0 if facts.is_superseded else scaling.min
+    least = 0 if facts.is_superseded else max(scaling.min, min(facts.scheduled, scaling.max))
     assert least <= decision.replicas <= scaling.max
     assert decision.reason
     is_asked_for = facts.demand is not None and facts.demand.concurrency > 0

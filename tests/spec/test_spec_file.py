@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.contracts.model_spec import EngineSettings, ModelSpec, Scaling
+from infra.contracts.model_spec import EngineSettings, ModelSpec, Scaling, ScheduledReplicas
 from infra.errors import SpecInvalid
 from infra.spec_file import absolute_source, load_spec, validate_spec
 
@@ -70,6 +70,59 @@ def test_words_that_yaml_1_1_took_for_booleans_are_names(name: str) -> None:
     assert load_spec(f"name: {name}\nsource: file:///m\n", filename="model.yaml").name == name
 
 
+def test_a_grace_is_auto_or_seconds_and_is_written_as_it_was_read() -> None:
+    for word, read, written in (("auto", None, "auto"), ("30", 30.0, 30.0)):
+        spec = load_spec(GOOD + f"scaling: {{grace: {word}}}\n", filename="m.yaml")
+        assert spec.scaling.grace == read
+        assert spec.model_dump(mode="json")["scaling"]["grace"] == written
+        assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert load_spec(GOOD, filename="m.yaml").scaling.grace is None
+
+
+def test_a_schedule_is_read_and_what_is_wrong_with_it_is_told_where_it_stands() -> None:
+    spec = load_spec(
+        GOOD
+        + """
+scaling:
+  max: 3
+  schedule:
+    - {cron: 30 7 * * 1-5, timezone: Europe/Berlin, duration: 36000, replicas: 2}
+    - {cron: "0 0 1 * *", duration: 60}
+""",
+        filename="m.yaml",
+    )
+    assert spec.scaling.schedule == (
+        ScheduledReplicas(
+            cron="30 7 * * 1-5", timezone="Europe/Berlin", duration=36000, replicas=2
+        ),
+        ScheduledReplicas(cron="0 0 1 * *", duration=60),
+    )
+    assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
+
+    text = """\
+scaling:
+  schedule:
+    - {cron: 7 * *, duration: 60}
+    - {cron: "0 0 31 2 *", duration: 60}
+    - {cron: "0 0 30 2 1,8", duration: 60}
+    - cron: "0 8 * * *"
+      timezone: ../../etc/passwd
+      duration: 60
+    - {cron: "* * * * 5#2/3", timezone: Mars/Olympus, duration: 60}
+"""
+    assert problems(GOOD + text) == [
+        "5: scaling.schedule.0.cron: '7 * *' has 3 fields, 5 are expected: "
+        "minute hour day month weekday",
+        "6: scaling.schedule.1.cron: '0 0 31 2 *' is no cron expression: Bad day-of-month",
+        "7: scaling.schedule.2.cron: '0 0 30 2 1,8' is no cron expression: Bad day-of-week",
+        "9: scaling.schedule.3.timezone: '../../etc/passwd' is no known time zone, such as UTC "
+        "or Europe/Berlin",
+        "11: scaling.schedule.4.cron: '* * * * 5#2/3' is no cron expression: Bad day-of-week",
+        "11: scaling.schedule.4.timezone: 'Mars/Olympus' is no known time zone, such as UTC "
+        "or Europe/Berlin",
+    ]
+
+
 def test_all_problems_are_listed_at_once_in_the_order_of_the_text() -> None:
     text = """\
 name: Chat Model
@@ -126,6 +179,20 @@ def test_the_message_names_file_count_and_first_problem() -> None:
         ("scaling: {max: true}", "3: scaling.max: must be a valid integer, not true"),
         ("scaling: {grace: .inf}", "3: scaling.grace: must be a finite number, not inf"),
         ("scaling: {grace: 1e400}", "3: scaling.grace: must be a finite number, not inf"),
+        ("scaling: {grace: soon}", "3: scaling.grace: must be auto or a number of seconds"),
+        ("scaling: {schedule: daily}", "3: scaling.schedule: must be a list, not 'daily'"),
+        (
+            "scaling: {schedule: [{crn: '* * * * *', cron: '* * * * *', duration: 1}]}",
+            "3: scaling.schedule.0.crn: is unknown -> cron",
+        ),
+        (
+            "scaling: {schedule: [{cron: '* * * * *', duration: 0}]}",
+            "3: scaling.schedule.0.duration: must be greater than 0, not 0",
+        ),
+        (
+            "scaling: {schedule: [{cron: '* * * * *', duration: 9, replicas: 2}]}",
+            "3: scaling: schedule asks for 2 replicas, max is 1",
+        ),
         ("scaling: [1, 2]", "3: scaling: must be a mapping of settings"),
         ("scaling:", "3: scaling: must be a mapping of settings"),
         ("engine: {block_size: 17}", "3: engine.block_size: must be 16, 32 or 64, not 17"),

@@ -1,0 +1,81 @@
+"""What a model's past says of its future: idle times, cold starts, how long a request takes."""
+
+from collections import deque
+from collections.abc import Iterable
+from statistics import median
+
+from control_plane.autoscaler.demand import SHORTEST_IDLE_S, IdleTime
+from control_plane.autoscaler.keep_alive import KeepAlive
+
+ASSUMED_COLD_START_S = 10.0  # before the first one was measured
+_REMEMBERED = 5  # cold starts; of so many the median follows a change after three
+
+
+class Experience:
+    """Learns from what happens to one revision; its successor begins with a copy."""
+
+    def __init__(
+        self,
+        keep_alive: KeepAlive | None = None,
+        *,
+        climbs: Iterable[float] = (),
+        waits: Iterable[float] = (),
+        service_s: float | None = None,
+    ) -> None:
+        self.keep_alive = KeepAlive() if keep_alive is None else keep_alive
+        self.service_s = service_s
+        self._climbs = deque(climbs, maxlen=_REMEMBERED)
+        self._waits = deque(waits, maxlen=_REMEMBERED)
+        self._cold_start_s = self._typical_climb_s()
+        self._settled: IdleTime | None = None
+
+    @property
+    def cold_start_s(self) -> float:
+        """Machine time of a typical cold start: a place on a node is taken and serves nobody."""
+        return self._cold_start_s
+
+    @property
+    def lead_s(self) -> float:
+        """How long ahead a replica has to be wanted to be ready in time, as a rule."""
+        return max(self._waits, default=ASSUMED_COLD_START_S)
+
+    def copy(self) -> "Experience":
+        """What a new revision of the same model may expect."""
+        keep_alive = KeepAlive(self.keep_alive.idle_times, saved_s=self.keep_alive.saved_s)
+        return Experience(
+            keep_alive, climbs=self._climbs, waits=self._waits, service_s=self.service_s
+        )
+
+    def learn_climb(self, climb_s: float, *, wait_s: float) -> None:
+        """A replica got ready: `climb_s` after its node was told, `wait_s` after it was wanted."""
+        self._climbs.append(climb_s)
+        self._waits.append(wait_s)
+        self._cold_start_s = self._typical_climb_s()
+
+    def grace_s(self, cold_penalty_s: float) -> float:
+        """How long an idle replica is kept; shorter than what counts as idle makes no sense."""
+        return max(SHORTEST_IDLE_S, self.keep_alive.grace_s(self.cold_cost_s(cold_penalty_s)))
+
+    def cold_cost_s(self, cold_penalty_s: float) -> float:
+        """What a cold start costs, in idle seconds."""
+        return self._cold_start_s + cold_penalty_s
+
+    def learn_idle_time(
+        self, idled: IdleTime, *, ready_at: float | None, cold_penalty_s: float
+    ) -> None:
+        """An idle time is over; may be repeated. A replica idles from when it is ready."""
+        if idled == self._settled:
+            return
+        self._settled = idled
+        began_at = idled.began_at
+        if ready_at is not None and ready_at < idled.ended_at:
+            began_at = max(began_at, ready_at)
+        if (idle_s := idled.ended_at - began_at) >= SHORTEST_IDLE_S:
+            self.keep_alive.settle(
+                idle_s,
+                grace_s=self.grace_s(cold_penalty_s),
+                cold_cost_s=self.cold_cost_s(cold_penalty_s),
+            )
+
+    def _typical_climb_s(self) -> float:
+        return median(self._climbs) if self._climbs else ASSUMED_COLD_START_S
