@@ -5,8 +5,12 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Self
 
+import structlog
+
 from control_plane.activator.activator import Activator
 from control_plane.activator.http_client import HttpReplicaClient
+from control_plane.activator.job_bill import JobBill
+from control_plane.activator.job_executor import JobExecutor
 from control_plane.activator.ledger import Ledger
 from control_plane.activator.lines import Lines
 from control_plane.activator.meters import ActivatorMeters
@@ -28,6 +32,11 @@ from control_plane.fleet.redis_store import RedisLeaderLease, RedisTimelineStore
 from control_plane.fleet.standby import StandbyLimits
 from control_plane.fleet.state import Fleet
 from control_plane.fleet.tokens import replica_tokens
+from control_plane.queue.http_webhooks import HttpWebhooks
+from control_plane.queue.plane import JobPlane
+from control_plane.queue.redis_store import RedisJobStore, redis_script
+from control_plane.queue.store import Policy
+from control_plane.queue.webhook_url import WebhookRules
 from control_plane.settings import Settings, is_loopback
 from control_plane.tenancy.keys import Keys
 from control_plane.tenancy.quotas import Quotas
@@ -36,9 +45,14 @@ from control_plane.tenancy.usage import UsageLedger
 from infra.clock import SystemClock
 from infra.errors import Conflict, StoreUnavailable
 from infra.metrics import Metrics
-from infra.redis import Connection, EmbeddedRedis, connect, store_errors
+from infra.objectstore.folder import FolderObjects
+from infra.objectstore.port import ObjectStore
+from infra.objectstore.s3 import S3Objects
+from infra.redis import Connection, EmbeddedRedis, connect, durability_doubt, store_errors
 from infra.sources.sources import Sources, ThreadedResolver
 from infra.supervise import TaskSet
+
+log = structlog.get_logger()
 
 
 class ControlPlane:
@@ -76,6 +90,7 @@ class ControlPlane:
         await self.keys.refresh()
         self._refuse_strangers()
         await self.deployments.load()
+        await self._warn_of_loss()
         for name, loop in (
             ("leader", self.leader.run()),
             ("leases", self.sessions.watch_leases()),
@@ -83,6 +98,7 @@ class ControlPlane:
             ("autoscaler", self.autoscaler.run()),
             ("keys", self.keys.run()),
             ("usage", self.usage.run()),
+            *self.jobs.loops(),
         ):
             self.tasks.start(loop, name=name)
         if isinstance(self.capacity, LocalCapacity):
@@ -113,11 +129,14 @@ class ControlPlane:
             autoscaler=self.autoscaler,
             sessions=self.sessions,
             timelines=self.timelines,
+            jobs=self.jobs.jobs,
+            job_counts=lambda: self.jobs.dispatcher.counts,
+            check_webhook=self.webhook_rules.check,
             logbook=self.logbook,
             metrics=self.metrics,
             clock=self.clock,
             keys=self.keys,
-            quotas=Quotas(),
+            quotas=self.quotas,
             usage=self.usage,
             node_keys=KeyRing((self.node_token,)),
             readiness={"store": self._store_answers, "leader": self._leads},
@@ -135,6 +154,13 @@ class ControlPlane:
         if not self.leader.is_leading():
             raise StoreUnavailable("another control plane leads")
 
+    async def _warn_of_loss(self) -> None:
+        """An external Redis is somebody else's to configure; a 202 promises more than most do."""
+        with store_errors():
+            doubt = await durability_doubt(self.redis)
+        if doubt is not None:
+            log.error("jobs.not-durable", why=doubt, hint="appendonly yes, appendfsync always")
+
     async def _connect_redis(self, stack: AsyncExitStack) -> Connection:
         url = self.settings.redis_url
         if url is None:
@@ -150,6 +176,7 @@ class ControlPlane:
         self.tasks, self.metrics, self.logbook = TaskSet(), Metrics(), Logbook()
         self.timelines = RedisTimelineStore(self.redis)
         self.keys = Keys(RedisTenancyStore(self.redis), root_key=_root_key(self.settings))
+        self.quotas = Quotas()
         self.usage = UsageLedger(RedisUsageStore(self.redis), clock=clock)
         self.leader = Leader(self._lease(), secrets.token_hex(8), clock=clock)
         self.deployments = Deployments(
@@ -196,6 +223,44 @@ class ControlPlane:
         relay = Relay(replicas, ledger, self.clock)
         self.lines = lines
         self.activator = Activator(lines, self.fleet, replicas, relay, meters)
+
+    def _wire_jobs(self) -> None:
+        settings = self.settings
+        policy = Policy(
+            keep_s=settings.jobs_keep_s,
+            keep_dead_s=settings.jobs_keep_dead_s,
+            most_bytes=settings.jobs_max_bytes,
+        )
+        self.jobs = JobPlane(
+            RedisJobStore(redis_script(self.redis, policy), policy),
+            self._objects(),
+            JobExecutor(self.deployments, self.lines, self.activator, self.clock),
+            owner=self._job_owner(),
+            clock=self.clock,
+            metrics=self.metrics,
+            is_leading=self.leader.is_leading,
+        )
+        self.jobs.bill(JobBill(self.quotas, self.usage))
+        self.fleet.subscribe(lambda before, after: self.jobs.dispatcher.poke())
+        secret = settings.webhook_secret
+        self.webhook_rules = WebhookRules(
+            has_secret=secret is not None, allows_private=settings.webhook_private
+        )
+        if secret is not None:
+            client = HttpWebhooks(allows_private=settings.webhook_private)
+            self.jobs.send_webhooks(client, secret=secret.get_secret_value())
+
+    def _job_owner(self) -> str:
+        """With the embedded Redis there is one owner at a time: what the last one ran when it
+        died is taken up at once. Elsewhere its leases have to end."""
+        return "local" if self.settings.redis_url is None else secrets.token_hex(8)
+
+    def _objects(self) -> ObjectStore:
+        url = self.settings.results_url
+        if url is None:
+            return FolderObjects(self.settings.state_dir / "results")
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        return S3Objects(bucket, prefix)
 
     def _lease(self) -> LeaderLease:
         """The embedded Redis is locked to one platform, so its lease needs no second keeper."""

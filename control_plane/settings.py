@@ -49,6 +49,29 @@ class Settings(BaseSettings):
     sleepers_memory: float = Field(
         default=0.5, ge=0, le=1, description="Share of a node's memory that they may hold."
     )
+    jobs_max_bytes: int = Field(
+        default=1 << 30, ge=1 << 20, le=1 << 40, description="Bytes of jobs kept at most."
+    )
+    jobs_keep_s: float = Field(
+        default=24 * 3600, ge=1, le=365 * 24 * 3600, description="Seconds a finished job is kept."
+    )
+    jobs_keep_dead_s: float = Field(
+        default=14 * 24 * 3600,
+        ge=1,
+        le=365 * 24 * 3600,
+        description="Seconds a dead letter is kept.",
+    )
+    results_url: str | None = Field(
+        default=None,
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[A-Za-z0-9._/-]{0,500})?$",
+        description="s3://bucket/prefix for results above 64 KiB; unset takes a folder.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None, min_length=16, description="Key that signs webhooks; unset allows none."
+    )
+    webhook_private: bool = Field(
+        default=False, description="Webhooks may be of private networks, and plain http."
+    )
     drain_s: float = Field(
         default=10, ge=0, le=3600, description="Seconds running requests get when stopping."
     )

@@ -4,12 +4,14 @@
   - Invalid: MalformedJson, SpecInvalid, ContextLengthExceeded, BodyTooLarge, UnsupportedModel,
     SourceInvalid
   - Unauthorized
-  - NotFound: ModelNotFound
-  - Conflict
-  - QueueFull
+  - NotFound: ModelNotFound, JobNotFound
+  - Conflict: IdempotencyKeyReused, JobNotOver, JobOver
+  - JobWithoutAnswer
+  - QueueFull: JobsFull
   - ColdStartTimeout, QueueTimeout, ExecutionTimeout
   - ClientTooSlow
-  - ReplicaLost, ReplicaFailed, NoCapacity, SourceUnavailable
+  - ReplicaLost, ReplicaFailed, NoCapacity, SourceUnavailable, JobAbandoned,
+    AnswerTooLarge
   - StoreUnavailable, ShuttingDown
   - DependencyMissing
 """
@@ -138,6 +140,12 @@ class ModelNotFound(NotFound):
     slug = "model-not-found"
 
 
+class JobNotFound(NotFound):
+    """No job of that id is kept."""
+
+    slug = "job-not-found"
+
+
 class MethodNotAllowed(PlatformError):
     """The address exists, the method does not."""
 
@@ -154,12 +162,44 @@ class Conflict(PlatformError):
     openai_type = "invalid_request_error"
 
 
+class IdempotencyKeyReused(Conflict):
+    """The `Idempotency-Key` was used for another request."""
+
+    slug = "idempotency-key-reused"
+
+
+class JobNotOver(Conflict):
+    """The job has no result yet."""
+
+    slug = "job-not-over"
+
+
+class JobOver(Conflict):
+    """The job ended in a way that cannot be changed."""
+
+    slug = "job-over"
+
+
+class JobWithoutAnswer(PlatformError):
+    """The job was cancelled or expired, so there will be no answer."""
+
+    slug = "job-without-answer"
+    status = HTTPStatus.GONE
+    openai_type = "invalid_request_error"
+
+
 class QueueFull(PlatformError):
     """The model holds as many requests as it may; back off and try again."""
 
     slug = "queue-full"
     status = HTTPStatus.TOO_MANY_REQUESTS
     openai_type = "rate_limit_error"
+
+
+class JobsFull(QueueFull):
+    """As many bytes of jobs are kept as may be; back off and try again."""
+
+    slug = "jobs-full"
 
 
 class RateLimited(PlatformError):
@@ -219,6 +259,20 @@ class NoCapacity(PlatformError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
 
 
+class JobAbandoned(PlatformError):
+    """Processes that ran the job died so often that it is taken for the cause."""
+
+    slug = "job-abandoned"
+    status = HTTPStatus.BAD_GATEWAY
+
+
+class AnswerTooLarge(PlatformError):
+    """The model's answer is larger than the answer of a job may be."""
+
+    slug = "answer-too-large"
+    status = HTTPStatus.BAD_GATEWAY
+
+
 class SourceUnavailable(PlatformError):
     """The model's source cannot be reached or refuses us."""
 
@@ -227,7 +281,7 @@ class SourceUnavailable(PlatformError):
 
 
 class StoreUnavailable(PlatformError):
-    """The state store does not answer; nothing was changed."""
+    """The state store does not answer; whether a change was made is found out by repeating it."""
 
     slug = "store-unavailable"
     status = HTTPStatus.SERVICE_UNAVAILABLE

@@ -33,7 +33,7 @@ class Activator:
     """Takes each request from its admission to its end.
 
     Whatever happens to it, its permit is given back, its place is given up and its replica is
-    told when nobody reads any more.
+    told when nobody reads any more. `is_stopping` says that it takes nothing new.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Activator:
         self._relay = relay
         self._meters = meters
         self._arrivals = count()
-        self._is_stopping = False
+        self.is_stopping = False
         self._running: set[asyncio.Timeout] = set()
         self._nobody_runs = asyncio.Event()
         fleet.subscribe(self._replica_changed)
@@ -63,7 +63,7 @@ class Activator:
         ReplicaRefused. After `client.has_started` the answer is then incomplete, and the caller
         must tell the client so. Cancelling it ends the request everywhere at once.
         """
-        if self._is_stopping:
+        if self.is_stopping:
             raise _shutting_down()
         ticket = Ticket(next(self._arrivals), len(call.body), revision.name)
         self._lines.enter(ticket, revision)
@@ -77,7 +77,7 @@ class Activator:
 
         Who still is after `within_s` is told that the platform stops.
         """
-        self._is_stopping = True
+        self.is_stopping = True
         self._lines.dismiss(_shutting_down())
         deadline = asyncio.get_running_loop().time() + within_s
         for limit in self._running:
@@ -97,7 +97,7 @@ class Activator:
                 self._try_again(exchange, gone)
 
     async def _attempt(self, exchange: Exchange) -> None:
-        if self._is_stopping:
+        if self.is_stopping:
             raise _shutting_down()
         revision = self._lines.revision_of(exchange.ticket)
         limit_s = revision.spec.timeouts.execution
@@ -109,7 +109,7 @@ class Activator:
         except TimeoutError:
             if not limit.expired():
                 raise
-            if self._is_stopping:
+            if self.is_stopping:
                 raise _shutting_down() from None
             raise ExecutionTimeout(
                 f"the replica did not finish within {limit_s:g} s",
@@ -123,7 +123,7 @@ class Activator:
 
     def _try_again(self, exchange: Exchange, gone: ReplicaGone) -> None:
         ticket = exchange.ticket
-        if self._is_stopping:
+        if self.is_stopping:
             raise _shutting_down() from gone
         if len(exchange.tries) >= MOST_TRIES:
             raise ReplicaLost(

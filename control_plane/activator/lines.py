@@ -93,6 +93,10 @@ class Lines:
             request_seconds=sum(load.request_seconds for load in loads),
         )
 
+    def permits(self, revision: Revision) -> int:
+        """Requests that the ready replicas of a revision take at once."""
+        return sum(endpoint.max_concurrency for endpoint in self._fleet.ready(revision.name))
+
     def in_flight(self, replica: Replica) -> int:
         """Requests that a replica is serving."""
         line = self._lines.get(replica.revision.name)

@@ -79,7 +79,7 @@ class Relay:
         if exchange.call.is_streaming and response.status == 200:
             await self._stream(exchange, revision, response, dispatched_at)
         elif exchange.client.has_started:
-            raise ReplicaRefused(_problem(response.status, await _everything(response)))
+            raise ReplicaRefused(problem_of(response.status, await _everything(response)))
         else:
             await self._whole(exchange, revision, response, dispatched_at)
 
@@ -163,6 +163,14 @@ class Relay:
         return server_timing(self._ledger.enter(exchange, revision)).encode("ascii")
 
 
+def problem_of(status: int, body: bytes) -> Problem:
+    """What a replica that refused a request said."""
+    try:
+        return Problem.model_validate(orjson.loads(body))
+    except (orjson.JSONDecodeError, ValidationError):
+        return ReplicaLost(f"the replica answered {status} without saying why").problem()
+
+
 def _timing(response: ReplicaResponse) -> ReplicaTiming:
     return ReplicaTiming.read(dict(response.headers).get(b"server-timing", b""))
 
@@ -205,13 +213,6 @@ async def _recorded(recording: asyncio.Task[None]) -> None:
 async def _everything(response: ReplicaResponse) -> bytes:
     body, is_cut = await _beginning(response)
     return b"" if is_cut else body
-
-
-def _problem(status: int, body: bytes) -> Problem:
-    try:
-        return Problem.model_validate(orjson.loads(body))
-    except (orjson.JSONDecodeError, ValidationError):
-        return ReplicaLost(f"the replica answered {status} without saying why").problem()
 
 
 def _lost(exchange: Exchange, gone: ReplicaGone) -> ReplicaLost:

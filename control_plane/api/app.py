@@ -14,6 +14,8 @@ from control_plane.api.documentation import document
 from control_plane.api.gauges import register_gauges, requests_counter
 from control_plane.api.hot import CLIENT_LEFT, HotPath, target_of
 from control_plane.api.intake import ClientGone
+from control_plane.api.job_desk import JobDesk
+from control_plane.api.jobs import jobs_router
 from control_plane.api.models import models_router
 from control_plane.api.nodes import nodes_router
 from control_plane.api.operations import operations_router
@@ -44,6 +46,7 @@ def create_app(services: Services) -> AsgiApp:
         services.deployments,
         services.activator,
         Callers(services.keys, services.quotas, services.usage, services.clock),
+        JobDesk(services.jobs, services.check_webhook),
         requests_counter(services),
         services.clock,
     )
@@ -93,6 +96,7 @@ def management_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(models_router(services))
+    app.include_router(jobs_router(services))
     app.include_router(operations_router(services))
     app.include_router(nodes_router(services))
     app.include_router(tenants_router(services))

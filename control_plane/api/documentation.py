@@ -6,6 +6,13 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from control_plane.api.asynchronous import (
+    DEFAULT_ATTEMPTS,
+    DEFAULT_DEADLINE_S,
+    MOST_ATTEMPTS,
+    MOST_DEADLINE_S,
+    MOST_KEY_CHARACTERS,
+)
 from infra.contracts.generation import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -13,6 +20,7 @@ from infra.contracts.generation import (
     InvokeRequest,
     InvokeResponse,
 )
+from infra.contracts.job import JobStatus
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.openai import ChatCompletion, ChatCompletionChunk, Completion
 from infra.contracts.problem import Problem
@@ -25,12 +33,46 @@ _HEADERS = {
     "Firstlight-Cold-Start": "`true` when the request waited for a replica to start.",
     "Server-Timing": "Where the time to the first token went, in milliseconds.",
 }
+_ASKED_HEADERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    (
+        "Firstlight-Progress",
+        "`true`: a held stream begins at once, with comments that tell how far the start of a "
+        "replica has come.",
+        {"type": "string", "enum": ["true"]},
+    ),
+    (
+        "Prefer",
+        "`respond-async`: the request becomes a job, answered 202 once it is on disk.",
+        {"type": "string"},
+    ),
+    (
+        "Idempotency-Key",
+        "Of a job: sent again within a day, it gives the same job.",
+        {"type": "string", "maxLength": MOST_KEY_CHARACTERS},
+    ),
+    (
+        "Firstlight-Deadline",
+        "Of a job: seconds after which it expires.",
+        {"type": "number", "maximum": MOST_DEADLINE_S, "default": DEFAULT_DEADLINE_S},
+    ),
+    (
+        "Firstlight-Max-Attempts",
+        "Of a job: executions that may fail before it is a dead letter.",
+        {"type": "integer", "maximum": MOST_ATTEMPTS, "default": DEFAULT_ATTEMPTS},
+    ),
+    (
+        "Firstlight-Webhook",
+        "Of a job: https address that is told of its end.",
+        {"type": "string", "format": "uri"},
+    ),
+)
 _PROBLEMS = {
     400: "Not JSON, not a valid request, or more than the context holds.",
     401: "The API key is missing or wrong.",
     404: "No model of that name is deployed.",
     413: "The body is larger than the model takes.",
-    429: "The model holds as many requests as it may.",
+    409: "With `Prefer: respond-async`: the Idempotency-Key was used for another request.",
+    429: "The model holds as many requests as it may, or the platform as many jobs.",
     502: "Replicas were lost.",
     503: "Replicas cannot start, or no machine can be had.",
     504: "A deadline passed: cold start, queue or execution.",
@@ -81,13 +123,13 @@ def _operation(
             "and the request is held until one is ready.",
             "parameters": [
                 {
-                    "name": "Firstlight-Progress",
+                    "name": name,
                     "in": "header",
                     "required": False,
-                    "description": "`true`: a held stream begins at once, with comments that tell "
-                    "how far the start of a replica has come.",
-                    "schema": {"type": "string", "enum": ["true"]},
+                    "description": description,
+                    "schema": schema,
                 }
+                for name, description, schema in _ASKED_HEADERS
             ],
             "requestBody": {"required": True, "content": {"application/json": _of(asked)}},
             "responses": {
@@ -98,6 +140,16 @@ def _operation(
                         for name, text in _HEADERS.items()
                     },
                     "content": {"application/json": _of(answer), "text/event-stream": _of(event)},
+                },
+                "202": {
+                    "description": "With `Prefer: respond-async`: the job is on disk.",
+                    "headers": {
+                        "Location": {
+                            "description": "Where the job is.",
+                            "schema": {"type": "string"},
+                        }
+                    },
+                    "content": {"application/json": _of(JobStatus)},
                 },
                 **{
                     str(status): {

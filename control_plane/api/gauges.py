@@ -52,6 +52,12 @@ def register_gauges(services: Services) -> None:
     metrics.gauge("waiting", "Requests held for a permit.", ("model",), waiting)
     metrics.gauge("replicas", "Replicas that have not ended.", ("model", "state"), replicas)
     metrics.gauge("desired_replicas", "Replicas decided on.", ("model",), desired)
+
+    def jobs() -> Iterator[tuple[Labels, float]]:
+        for (model, state), count in sorted(services.job_counts().items()):
+            yield (model, state.value), count
+
+    metrics.gauge("jobs", "Jobs that are kept.", ("model", "state"), jobs)
     metrics.gauge("nodes", "Registered nodes.", (), nodes)
     metrics.gauge("standby_ready", "Standby workers that wait.", ("node",), standby)
     metrics.gauge("sleepers", "Workers that sleep with a model.", ("node",), sleepers)

@@ -25,6 +25,7 @@ from control_plane.api.generation import (
     refuse_what_cannot_fit,
 )
 from control_plane.api.intake import ClientGone, IncomingBody, Intake
+from control_plane.api.job_desk import JobDesk
 from control_plane.deployments.service import Deployments
 from control_plane.deployments.store import Change
 from infra.clock import Clock
@@ -83,12 +84,14 @@ class HotPath:
         deployments: Deployments,
         activator: Activator,
         callers: Callers,
+        desk: JobDesk,
         requests: Counter,
         clock: Clock,
     ) -> None:
         self._deployments = deployments
         self._activator = activator
         self._callers = callers
+        self._desk = desk
         self._requests = requests
         self._clock = clock
         self._intake = Intake()
@@ -130,6 +133,9 @@ class HotPath:
                 revision = self._revision(request.target.model, visit)
                 request.body.bound(revision.spec.limits.max_body_bytes)
             call, revision = self._accept(request, await request.body.read(), visit)
+            if self._desk.wants_job(request.headers):
+                await self._desk.accept(call, revision, request.headers, request.client)
+                return
             departure = departure_of(request.scope, request.receive)
             with WhileConnected(departure, request.client) as connected:
                 await self._activator.serve(call, revision, request.client)

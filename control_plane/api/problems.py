@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from fastapi import Response
 
 from control_plane.activator.call import Header, ReplicaRefused
+from control_plane.queue.job import Job
 from infra.contracts.problem import Problem
 from infra.errors import PlatformError
 
@@ -39,6 +41,13 @@ def event(error: PlatformError | ReplicaRefused) -> bytes:
     """The last event of a stream that fails after its head was sent: the problem as its data."""
     problem = error.problem if isinstance(error, ReplicaRefused) else error.problem()
     return b"event: error\ndata: %b\n\n" % _written(problem)
+
+
+def of_job(job: Job) -> Response:
+    """Why a failed job failed, as the answer to who asks for its result."""
+    assert job.problem is not None, "it failed"
+    problem = Problem.model_validate_json(job.problem)
+    return Response(_written(problem), problem.status, {"content-type": CONTENT_TYPE})
 
 
 def unexpected() -> PlatformError:

@@ -12,12 +12,17 @@ from control_plane.fleet.logbook import Logbook
 from control_plane.fleet.node_sessions import NodeSessions
 from control_plane.fleet.state import Fleet
 from control_plane.fleet.timeline import TimelineStore
+from control_plane.queue.service import Jobs
+from control_plane.queue.webhook_url import CheckUrl
 from control_plane.tenancy.keys import Keys
 from control_plane.tenancy.quotas import Quotas
 from control_plane.tenancy.usage import UsageLedger
 from infra.clock import Clock
+from infra.contracts.base import ModelName
+from infra.contracts.job import JobState
 from infra.metrics import Metrics
 
+JobCounts = Callable[[], Mapping[tuple[ModelName, JobState], int]]
 ReadinessCheck = Callable[[], Awaitable[None]]
 
 
@@ -27,6 +32,7 @@ class Services:
 
     `keys` are asked of clients, `node_keys` of node agents. Each of the `readiness` checks
     raises, or takes longer than a moment, while the platform should get no traffic.
+    `check_webhook` raises Invalid for an address that will never be called.
     """
 
     deployments: Deployments
@@ -36,6 +42,9 @@ class Services:
     autoscaler: Autoscaler
     sessions: NodeSessions
     timelines: TimelineStore
+    jobs: Jobs
+    job_counts: JobCounts
+    check_webhook: CheckUrl
     logbook: Logbook
     metrics: Metrics
     clock: Clock

@@ -64,6 +64,12 @@ class Quotas:
         if account.tokens is not None:
             account.tokens.level -= tokens
 
+    def charge(self, tenant: TenantName, tokens: int) -> None:
+        """The tenant used tokens without a request that runs: a job's."""
+        budget = self._open(tenant).tokens
+        if budget is not None:
+            budget.level -= tokens
+
     def running(self, tenant: TenantName) -> int:
         """Requests that were admitted and have not ended."""
         account = self._accounts.get(tenant)

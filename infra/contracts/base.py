@@ -9,6 +9,7 @@ RevisionName = NewType("RevisionName", str)
 ReplicaId = NewType("ReplicaId", str)
 NodeId = NewType("NodeId", str)
 RequestId = NewType("RequestId", str)
+JobId = NewType("JobId", str)
 
 MODEL_NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
 

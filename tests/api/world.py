@@ -7,6 +7,8 @@ from typing import Any
 import orjson
 
 from control_plane.activator.activator import Activator
+from control_plane.activator.job_bill import JobBill
+from control_plane.activator.job_executor import JobExecutor
 from control_plane.activator.ledger import Ledger
 from control_plane.activator.lines import Lines
 from control_plane.activator.memory_client import MemoryReplicaClient, Script
@@ -17,6 +19,11 @@ from control_plane.api.auth import KeyRing
 from control_plane.api.services import Services
 from control_plane.fleet.replica import Replica
 from control_plane.fleet.timeline import MemoryTimelineStore
+from control_plane.queue.memory_store import MemoryJobStore
+from control_plane.queue.plane import JobPlane
+from control_plane.queue.store import Policy
+from control_plane.queue.webhook_client import MemoryWebhooks
+from control_plane.queue.webhook_url import WebhookRules
 from control_plane.tenancy.keys import Keys
 from control_plane.tenancy.quotas import Quotas
 from control_plane.tenancy.store import MemoryTenancyStore
@@ -24,10 +31,13 @@ from control_plane.tenancy.usage import MemoryUsageStore, UsageLedger
 from infra.contracts.revision import ReplicaState
 from infra.errors import StoreUnavailable
 from infra.metrics import Metrics
+from infra.objectstore.memory import MemoryObjects
 from infra.virtual_time import run_virtual
 from tests.activator.world import says
 from tests.fleet.world import World
 
+WEBHOOK_SECRET = "whsec-for-tests-only"
+KEEP_S = 900.0  # of jobs that are over
 CHAT = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -57,6 +67,7 @@ class EdgeWorld:
             self.replicas, Ledger(world.fleet, self.timelines, meters, world.tasks), world.clock
         )
         self.activator = Activator(self.lines, world.fleet, self.replicas, relay, meters)
+        self._wire_jobs()
         self.services = Services(
             deployments=world.deployments,
             fleet=world.fleet,
@@ -65,6 +76,9 @@ class EdgeWorld:
             autoscaler=world.autoscaler,
             sessions=world.sessions,
             timelines=self.timelines,
+            jobs=self.jobs.jobs,
+            job_counts=lambda: self.jobs.dispatcher.counts,
+            check_webhook=WebhookRules(has_secret=True).check,
             logbook=world.logbook,
             metrics=self.metrics,
             clock=world.clock,
@@ -75,6 +89,24 @@ class EdgeWorld:
             readiness={"store": self._check_store},
         )
         self.app = create_app(self.services)
+
+    def _wire_jobs(self) -> None:
+        world = self.world
+        self.job_store = MemoryJobStore(Policy(keep_s=KEEP_S))
+        self.objects = MemoryObjects()
+        self.webhooks = MemoryWebhooks()
+        self.jobs = JobPlane(
+            self.job_store,
+            self.objects,
+            JobExecutor(world.deployments, self.lines, self.activator, world.clock),
+            owner="local",
+            clock=world.clock,
+            metrics=self.metrics,
+            is_leading=lambda: True,
+        )
+        self.jobs.bill(JobBill(self.quotas, self.usage))
+        self.jobs.send_webhooks(self.webhooks, secret=WEBHOOK_SECRET)
+        world.fleet.subscribe(lambda before, after: self.jobs.dispatcher.poke())
 
     # -- calling -------------------------------------------------------------------------------
 

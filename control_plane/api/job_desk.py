@@ -1,0 +1,53 @@
+"""Takes in requests that their callers will not wait for, and answers 202 with where to look."""
+
+from control_plane.activator.call import Call, Downstream
+from control_plane.api.asynchronous import Headers, terms_of, wants_job
+from control_plane.queue.service import Jobs, Order
+from control_plane.queue.webhook_url import CheckUrl
+from infra.contracts.revision import Revision
+from infra.errors import Invalid
+
+
+class JobDesk:
+    """One for all hot routes: they check a request in the same way, whoever waits for it."""
+
+    def __init__(self, jobs: Jobs, check_webhook: CheckUrl) -> None:
+        self._jobs = jobs
+        self._check_webhook = check_webhook
+
+    def wants_job(self, headers: Headers) -> bool:
+        """Whether this is such a request."""
+        return wants_job(headers)
+
+    async def accept(
+        self, call: Call, revision: Revision, headers: Headers, client: Downstream
+    ) -> None:
+        """Answers 202 once the job is on disk; raises Invalid, JobsFull, StoreUnavailable,
+        IdempotencyKeyReused."""
+        if call.is_streaming:
+            raise Invalid(
+                "a job's answer cannot be a stream", hint="leave stream out", param="stream"
+            )
+        terms = terms_of(headers, self._check_webhook)
+        order = Order(
+            tenant=call.tenant,
+            model=revision.model,
+            model_owner=revision.tenant,
+            path=call.path,
+            request_id=call.request_id,
+            body=call.body,
+            terms=terms,
+        )
+        job, _ = await self._jobs.accept(order)
+        body = job.status().model_dump_json(exclude_none=True).encode()
+        await client.start(
+            202,
+            (
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+                (b"location", b"/v1/jobs/%s" % job.job_id.encode("ascii")),
+                (b"preference-applied", b"respond-async"),
+                (b"firstlight-request-id", job.request_id.encode("ascii")),
+            ),
+        )
+        await client.finish(body)

@@ -1,0 +1,360 @@
+-- One change of one job, or of a few, at a time; redis_store.py documents the keys, job.py the moves.
+-- Above this stand MOVES, which comes from job.py, and the Policy as numbers, times in ms.
+-- KEYS: base · ARGV: verb, now in ms, the verb's arguments
+
+local base, verb, now = KEYS[1], ARGV[1], tonumber(ARGV[2])
+
+local function key(kind, name) return base .. ':' .. kind .. ':' .. name end
+
+local function load(id)
+  local flat = redis.call('HGETALL', key('job', id))
+  if #flat == 0 then return nil end
+  local job = {}
+  for i = 1, #flat, 2 do job[flat[i]] = flat[i + 1] end
+  return job
+end
+
+-- The job of a caller: another tenant's is as one that is not there.
+local function load_own(id, tenant)
+  local job = load(id)
+  if job and job.tenant == tenant then return job end
+  return nil
+end
+
+local function shown(id) return {id, redis.call('HGETALL', key('job', id))} end
+
+local function set(id, job, fields)
+  local flat = {}
+  for name, value in pairs(fields) do
+    job[name] = tostring(value)
+    flat[#flat + 1] = name
+    flat[#flat + 1] = job[name]
+  end
+  redis.call('HSET', key('job', id), unpack(flat))
+end
+
+local function count(model, state, by)
+  local field = model .. '|' .. state
+  if redis.call('HINCRBY', base .. ':counts', field, by) == 0 then
+    redis.call('HDEL', base .. ':counts', field)
+  end
+end
+
+local function weigh(bytes)
+  if bytes ~= 0 then redis.call('INCRBY', base .. ':bytes', bytes) end
+end
+
+local function drop(kind, id)
+  weigh(-redis.call('STRLEN', key(kind, id)))
+  redis.call('DEL', key(kind, id))
+end
+
+local function leave(id, job)
+  if job.state == 'queued' then
+    redis.call('ZREM', key('queue', job.model), id)
+    if redis.call('EXISTS', key('queue', job.model)) == 0 then
+      redis.call('SREM', base .. ':waiting', job.model)
+    end
+  elseif job.state == 'running' then
+    redis.call('ZREM', base .. ':leases', id)
+    redis.call('SREM', key('owned', job.owner), id)
+  else
+    redis.call('ZREM', base .. ':over', id)
+    redis.call('ZREM', base .. ':webhooks', id)
+  end
+  count(job.model, job.state, -1)
+end
+
+-- Ends a job: how long it is kept, what is dropped at once, whom it is told.
+local function close(id, job, fields)
+  local keep = fields.is_dead_letter == 1 and KEEP_DEAD or KEEP
+  local kept_until = now + keep
+  if job.is_idempotent == '1' then
+    kept_until = math.max(kept_until, tonumber(job.created_at) + IDEMPOTENCY)
+  end
+  fields.finished_at, fields.kept_until = now, kept_until
+  redis.call('ZADD', base .. ':over', kept_until, id)
+  redis.call('ZREM', base .. ':deadlines', id)
+  if fields.state ~= 'failed' then drop('body', id) end
+  if job.webhook then
+    fields.webhook_due = now
+    redis.call('ZADD', base .. ':webhooks', now, id)
+  end
+end
+
+-- The one way from state to state. `at`: due for queued, end of the lease for running.
+local function move(id, job, to, at, fields)
+  assert(MOVES[job.state][to], 'illegal move from ' .. job.state .. ' to ' .. to)
+  leave(id, job)
+  fields.state, fields.updated_at = to, now
+  if to == 'queued' then
+    redis.call('ZADD', key('queue', job.model), at, id)
+    redis.call('SADD', base .. ':waiting', job.model)
+    redis.call('ZADD', base .. ':deadlines', job.deadline_at, id)
+  elseif to == 'running' then
+    redis.call('ZADD', base .. ':leases', at, id)
+    redis.call('SADD', key('owned', fields.owner), id)
+  else
+    close(id, job, fields)
+  end
+  count(job.model, to, 1)
+  set(id, job, fields)
+end
+
+local function is_over(job) return job.state ~= 'queued' and job.state ~= 'running' end
+
+-- A lease ended without a word, or its owner does not know of it.
+local function give_back(id, job)
+  local reclaims = job.reclaims + 1
+  if reclaims >= MOST_RECLAIMS then
+    move(id, job, 'failed', nil,
+      {reclaims = reclaims, is_dead_letter = 1, problem = ABANDONED})
+  else
+    move(id, job, 'queued', now, {reclaims = reclaims})
+  end
+end
+
+local verbs = {}
+
+-- id, tenant, model, deadline, idempotency key or '', fingerprint, body, then fields of the job
+-- → {'new' | 'known' | 'mismatch', {id, fields}} or {'full', bytes}
+function verbs.accept(id, tenant, model, deadline, idempotency, fingerprint, body, ...)
+  if redis.call('EXISTS', key('job', id)) == 1 then return {'new', {id, {}}} end
+  local known_key = key('idempotency', tenant .. ':' .. idempotency)
+  if idempotency ~= '' then
+    local known = redis.call('GET', known_key)
+    local known_id, known_print = string.match(known or '', '^(%S+) (%S+)$')
+    if known_id and redis.call('EXISTS', key('job', known_id)) == 1 then
+      return {known_print == fingerprint and 'known' or 'mismatch', shown(known_id)}
+    end
+  end
+  local size = #body + JOB_BYTES
+  local kept = tonumber(redis.call('GET', base .. ':bytes') or '0')
+  if kept + size > MOST_BYTES then return {'full', kept} end
+  weigh(size)
+  redis.call('SET', key('body', id), body)
+  redis.call('HSET', key('job', id), 'tenant', tenant, 'model', model, 'deadline_at', deadline,
+    'state', 'queued', 'attempt', 0, 'failures', 0, 'reclaims', 0,
+    'is_idempotent', idempotency == '' and 0 or 1, ...)
+  redis.call('ZADD', key('of', tenant), 0, id)
+  redis.call('ZADD', key('queue', model), now, id)
+  redis.call('SADD', base .. ':waiting', model)
+  redis.call('ZADD', base .. ':deadlines', deadline, id)
+  count(model, 'queued', 1)
+  if idempotency ~= '' then
+    redis.call('SET', known_key, id .. ' ' .. fingerprint, 'PX', IDEMPOTENCY)
+  end
+  return {'new', {id, {}}}
+end
+
+function verbs.get(id, tenant)
+  return load_own(id, tenant) and shown(id)
+end
+
+function verbs.answer(id, tenant)
+  return load_own(id, tenant) and redis.call('GET', key('answer', id))
+end
+
+-- tenant, model or '', state or '', id to follow or '', how many to give, how many to look at
+function verbs.page(tenant, model, state, after, wanted, most)
+  local from = after == '' and '+' or '(' .. after
+  local ids = redis.call('ZREVRANGEBYLEX', key('of', tenant), from, '-', 'LIMIT', 0, most)
+  local found, last = {}, false
+  for _, id in ipairs(ids) do
+    if #found == tonumber(wanted) then return {found, last} end
+    local its = redis.call('HMGET', key('job', id), 'model', 'state')
+    if (model == '' or its[1] == model) and (state == '' or its[2] == state) then
+      found[#found + 1] = shown(id)
+    end
+    last = id
+  end
+  return {found, #ids == tonumber(most) and last}
+end
+
+function verbs.cancel(id, tenant)
+  local job = load_own(id, tenant)
+  if not job then return false end
+  if not is_over(job) then move(id, job, 'cancelled', nil, {}) end
+  return shown(id)
+end
+
+function verbs.redrive(id, tenant, deadline)
+  local job = load_own(id, tenant)
+  if not job then return false end
+  if job.state == 'failed' then
+    for n = 1, tonumber(job.webhook_calls or 0) do
+      redis.call('HDEL', key('job', id), 'webhook_call:' .. n)
+    end
+    redis.call('HDEL', key('job', id), 'finished_at', 'kept_until', 'problem', 'webhook_due',
+      'webhook_calls', 'webhook_delivered')
+    job.deadline_at = deadline
+    move(id, job, 'queued', now,
+      {failures = 0, reclaims = 0, is_dead_letter = 0, deadline_at = deadline})
+  end
+  return shown(id)
+end
+
+-- → {model, waiting, due in ms} for each model with waiting jobs
+function verbs.backlog()
+  local found = {}
+  for _, model in ipairs(redis.call('SMEMBERS', base .. ':waiting')) do
+    local first = redis.call('ZRANGE', key('queue', model), 0, 0, 'WITHSCORES')
+    found[#found + 1] = {model, redis.call('ZCARD', key('queue', model)), first[2]}
+  end
+  return found
+end
+
+-- → {id, fields, body} for each job taken
+function verbs.take(model, wanted, owner)
+  local taken = {}
+  local ids = redis.call('ZRANGEBYSCORE', key('queue', model), '-inf', now, 'LIMIT', 0, wanted)
+  for _, id in ipairs(ids) do
+    local job = load(id)
+    if tonumber(job.deadline_at) <= now then
+      move(id, job, 'expired', nil, {})
+    else
+      move(id, job, 'running', now + LEASE,
+        {owner = owner, attempt = job.attempt + 1, started_at = now})
+      taken[#taken + 1] = {id, redis.call('HGETALL', key('job', id)), redis.call('GET', key('body', id))}
+    end
+  end
+  return taken
+end
+
+-- owner, then id and attempt for each job it runs → ids it has lost
+function verbs.renew(owner, ...)
+  local held, lost = {}, {}
+  for i = 1, select('#', ...), 2 do
+    local id, attempt = select(i, ...)
+    local job = load(id)
+    held[id] = true
+    if not job or job.attempt ~= attempt or job.settled == attempt or is_over(job) then
+      lost[#lost + 1] = id
+    elseif job.state == 'queued' then
+      move(id, job, 'running', now + LEASE, {owner = owner})
+    else
+      redis.call('ZADD', base .. ':leases', now + LEASE, id)
+    end
+  end
+  for _, id in ipairs(redis.call('SMEMBERS', key('owned', owner))) do
+    if not held[id] then give_back(id, load(id)) end
+  end
+  return lost
+end
+
+-- A lease that ends later than one granted now was granted by a clock that has been set back.
+function verbs.reclaim()
+  local ids = redis.call('ZRANGEBYSCORE', base .. ':leases', '-inf', now, 'LIMIT', 0, BATCH)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', base .. ':leases', '(' .. now + LEASE, '+inf',
+    'LIMIT', 0, BATCH)) do
+    ids[#ids + 1] = id
+  end
+  for _, id in ipairs(ids) do give_back(id, load(id)) end
+  return ids
+end
+
+-- → 1 when this answer is the job's
+function verbs.finish(id, attempt, status, content_type, size, is_stored, body)
+  local job = load(id)
+  if not job then return 0 end
+  if is_over(job) then return job.winner == attempt and 1 or 0 end
+  if body ~= '' then
+    redis.call('SET', key('answer', id), body)
+    weigh(#body)
+  end
+  move(id, job, 'succeeded', nil, {
+    winner = attempt, answer_status = status, answer_type = content_type, answer_size = size,
+    answer_is_stored = is_stored, problem = ''})
+  return 1
+end
+
+-- → the job's state, or false when the attempt is not its current one
+function verbs.fail(id, attempt, verdict, retry_at, problem)
+  local job = load(id)
+  if not job or job.attempt ~= attempt then return false end
+  if job.settled == attempt then return job.state end
+  if job.state ~= 'running' then return false end
+  local fields = {settled = attempt, problem = problem}
+  if verdict == 'retry' then fields.failures = job.failures + 1 end
+  if verdict == 'retry' and fields.failures >= tonumber(job.max_attempts) then
+    fields.is_dead_letter = 1
+    move(id, job, 'failed', nil, fields)
+  elseif verdict == 'give-up' then
+    move(id, job, 'failed', nil, fields)
+  else
+    move(id, job, 'queued', retry_at, fields)
+  end
+  return job.state
+end
+
+function verbs.expire()
+  local ids = redis.call('ZRANGEBYSCORE', base .. ':deadlines', '-inf', now, 'LIMIT', 0, BATCH)
+  for _, id in ipairs(ids) do move(id, load(id), 'expired', nil, {}) end
+  return ids
+end
+
+function verbs.forgettable()
+  local found = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', base .. ':over', '-inf', now, 'LIMIT', 0, BATCH)) do
+    found[#found + 1] = shown(id)
+  end
+  return found
+end
+
+function verbs.forget(...)
+  for i = 1, select('#', ...) do
+    local id = select(i, ...)
+    local job = load(id)
+    if job and is_over(job) then
+      leave(id, job)
+      drop('body', id)
+      drop('answer', id)
+      weigh(-JOB_BYTES)
+      redis.call('DEL', key('job', id))
+      redis.call('ZREM', key('of', job.tenant), id)
+    end
+  end
+  return 0
+end
+
+function verbs.counts()
+  return redis.call('HGETALL', base .. ':counts')
+end
+
+-- A call counts when it is taken: one that dies on the way is not repeated for ever.
+function verbs.take_webhooks(wanted)
+  local taken = {}
+  local ids = redis.call('ZRANGEBYSCORE', base .. ':webhooks', '-inf', now, 'LIMIT', 0, wanted)
+  for _, id in ipairs(ids) do
+    local job = load(id)
+    local calls = (job.webhook_calls or 0) + 1
+    if calls > MOST_WEBHOOK_CALLS then
+      redis.call('ZREM', base .. ':webhooks', id)
+      redis.call('HDEL', key('job', id), 'webhook_due')
+    else
+      redis.call('ZADD', base .. ':webhooks', now + WEBHOOK_LEASE, id)
+      set(id, job, {
+        webhook_calls = calls, webhook_due = now + WEBHOOK_LEASE,
+        ['webhook_call:' .. calls] = now .. ' no word of it'})
+      taken[#taken + 1] = shown(id)
+    end
+  end
+  return taken
+end
+
+-- id, number of the call, outcome, '1' if delivered, when to call again or ''
+function verbs.settle_webhook(id, number, outcome, is_delivered, retry_at)
+  local job = load(id)
+  if not job or not is_over(job) or job.webhook_calls ~= number then return 0 end
+  set(id, job, {['webhook_call:' .. number] = now .. ' ' .. outcome, webhook_delivered = is_delivered})
+  if retry_at == '' or tonumber(number) >= MOST_WEBHOOK_CALLS then
+    redis.call('ZREM', base .. ':webhooks', id)
+    redis.call('HDEL', key('job', id), 'webhook_due')
+  else
+    redis.call('ZADD', base .. ':webhooks', retry_at, id)
+    set(id, job, {webhook_due = retry_at})
+  end
+  return 1
+end
+
+return verbs[verb](unpack(ARGV, 3))

@@ -1,0 +1,62 @@
+"""What goes wrong with jobs, as errors and as the problem a job carries."""
+
+from control_plane.queue.job import Job
+from control_plane.queue.store import Policy
+from infra.errors import (
+    IdempotencyKeyReused,
+    JobAbandoned,
+    JobNotFound,
+    JobNotOver,
+    JobOver,
+    JobsFull,
+    JobWithoutAnswer,
+    PlatformError,
+)
+
+
+def as_json(error: PlatformError) -> bytes:
+    """The error as a job keeps it."""
+    return error.problem().model_dump_json(exclude_none=True).encode()
+
+
+ABANDONED = as_json(
+    JobAbandoned("too many processes that ran the job died", hint="redrive it to try again")
+)
+
+
+def job_not_found(job_id: str) -> JobNotFound:
+    return JobNotFound(f"there is no job {job_id}", hint="jobs are kept for a time, see docs")
+
+
+def key_reused(job: Job) -> IdempotencyKeyReused:
+    return IdempotencyKeyReused(
+        f"the Idempotency-Key belongs to job {job.job_id}, which was asked something else",
+        hint="use a new key for a new request",
+        job_id=job.job_id,
+    )
+
+
+def jobs_full(kept_bytes: int, policy: Policy) -> JobsFull:
+    return JobsFull(
+        f"{kept_bytes} bytes of jobs are kept already",
+        hint="try again later, or raise PLATFORM_JOBS_MAX_BYTES",
+        limit_bytes=policy.most_bytes,
+        retry_after_s=10,
+    )
+
+
+def not_over(job: Job) -> JobNotOver:
+    return JobNotOver(
+        f"job {job.job_id} is {job.state}",
+        hint="ask again later, or name a webhook when it is sent",
+        state=job.state,
+        retry_after_s=1,
+    )
+
+
+def is_over(job: Job, wanted: str) -> JobOver:
+    return JobOver(f"job {job.job_id} {job.state}; it cannot be {wanted}", state=job.state)
+
+
+def without_answer(job: Job) -> JobWithoutAnswer:
+    return JobWithoutAnswer(f"job {job.job_id} {job.state}, so it has no answer", state=job.state)

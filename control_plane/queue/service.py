@@ -1,0 +1,176 @@
+"""What callers can do with jobs: leave one, look at it, end it, try it again, fetch its answer."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from control_plane.queue import problems
+from control_plane.queue.answers import Answers
+from control_plane.queue.job import Job, Webhook
+from control_plane.queue.store import Accepted, Idempotency, JobStore, Page
+from infra.clock import Clock
+from infra.contracts.base import JobId, ModelName, RequestId
+from infra.contracts.job import JobState
+from infra.contracts.tenancy import TenantName
+
+_ID = re.compile(r"job_[0-9a-f]{28}")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a caller asks beside the request itself."""
+
+    deadline_s: float
+    max_attempts: int
+    webhook_url: str | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A valid request that its caller does not wait for; `path` is the replica's."""
+
+    tenant: TenantName
+    model: ModelName
+    model_owner: TenantName
+    path: str
+    request_id: RequestId
+    body: bytes
+    terms: Terms
+
+
+class Jobs:
+    """Every method raises StoreUnavailable, and those with an id JobNotFound.
+
+    `poke` and `abort` are the dispatcher's.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        answers: Answers,
+        *,
+        clock: Clock,
+        poke: Callable[[], None],
+        abort: Callable[[JobId], None],
+    ) -> None:
+        self._store = store
+        self._answers = answers
+        self._clock = clock
+        self._poke = poke
+        self._abort = abort
+
+    async def accept(self, order: Order) -> Accepted:
+        """Makes a job of the order; when this returns, it is on disk.
+
+        Raises IdempotencyKeyReused, JobsFull.
+        """
+        now, terms = round(self._clock.now(), 3), order.terms  # as the store keeps it
+        job = Job(
+            job_id=_new_id(now),
+            tenant=order.tenant,
+            model=order.model,
+            model_owner=order.model_owner,
+            path=order.path,
+            request_id=order.request_id,
+            created_at=now,
+            updated_at=now,
+            deadline_at=now + terms.deadline_s,
+            max_attempts=terms.max_attempts,
+            webhook=None if terms.webhook_url is None else Webhook(terms.webhook_url),
+        )
+        accepted = await self._store.accept(
+            job, order.body, idempotency=_idempotency(order), now=now
+        )
+        if accepted.is_new:
+            self._poke()
+        return accepted
+
+    async def get(self, job_id: str, *, tenant: TenantName) -> Job:
+        job = await self._store.get(_checked(job_id), tenant=tenant)
+        return _found(job, job_id)
+
+    async def page(
+        self,
+        *,
+        tenant: TenantName,
+        model: ModelName | None,
+        state: JobState | None,
+        after: str | None,
+        count: int,
+    ) -> Page:
+        """Jobs that match, newest first."""
+        last = None if after is None else _checked(after)
+        return await self._store.page(
+            tenant=tenant, model=model, state=state, after=last, count=count
+        )
+
+    async def cancel(self, job_id: str, *, tenant: TenantName) -> Job:
+        """Ends a job, and its execution; raises JobOver where it ended in another way."""
+        now = self._clock.now()
+        job = _found(await self._store.cancel(_checked(job_id), tenant=tenant, now=now), job_id)
+        if job.state is not JobState.CANCELLED:
+            raise problems.is_over(job, "cancelled")
+        self._abort(job.job_id)
+        return job
+
+    async def redrive(self, job_id: str, *, tenant: TenantName) -> Job:
+        """Queues a failed job again, with as much time as it had; raises JobOver for others."""
+        job, now = await self.get(job_id, tenant=tenant), self._clock.now()
+        deadline_at = now + job.deadline_at - job.created_at
+        redriven = _found(
+            await self._store.redrive(job.job_id, tenant=tenant, deadline_at=deadline_at, now=now),
+            job_id,
+        )
+        if redriven.state.is_over:
+            raise problems.is_over(redriven, "redriven")
+        self._poke()
+        return redriven
+
+    async def answer(self, job_id: str, *, tenant: TenantName) -> tuple[Job, bytes]:
+        """A job that is over, with the body of its answer; b"" if it failed.
+
+        Raises JobNotOver, and JobWithoutAnswer if it was cancelled or expired.
+        """
+        job = await self.get(job_id, tenant=tenant)
+        match job.state:
+            case JobState.SUCCEEDED:
+                body = await self._answers.body(job)
+                if body is None:
+                    raise problems.job_not_found(job_id)
+                return job, body
+            case JobState.FAILED:
+                return job, b""
+            case JobState.QUEUED | JobState.RUNNING:
+                raise problems.not_over(job)
+            case _:
+                raise problems.without_answer(job)
+
+
+def _new_id(now: float) -> JobId:
+    """Ids sort by age."""
+    return JobId(f"job_{round(now * 1000):012x}{os.urandom(8).hex()}")
+
+
+def _checked(job_id: str) -> JobId:
+    if _ID.fullmatch(job_id) is None:
+        raise problems.job_not_found(job_id[:64])
+    return JobId(job_id)
+
+
+def _found(job: Job | None, job_id: str) -> Job:
+    if job is None:
+        raise problems.job_not_found(job_id)
+    return job
+
+
+def _idempotency(order: Order) -> Idempotency | None:
+    """The key and the whole order as digests."""
+    terms = order.terms
+    if terms.idempotency_key is None:
+        return None
+    asked = (order.model, order.path, terms.deadline_s, terms.max_attempts, terms.webhook_url)
+    fingerprint = hashlib.sha256(repr(asked).encode() + order.body).hexdigest()
+    return Idempotency(hashlib.sha256(terms.idempotency_key.encode()).hexdigest(), fingerprint)

@@ -1,0 +1,76 @@
+"""Values in S3, or a store that speaks its protocol."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+from infra.errors import DependencyMissing, StoreUnavailable
+from infra.objectstore.port import checked
+
+
+class S3Objects:
+    """Below `s3://bucket/prefix`; credentials and region come from where boto3 finds them."""
+
+    def __init__(self, bucket: str, prefix: str, *, endpoint: str | None = None) -> None:
+        self._bucket = bucket
+        self._prefix = prefix.strip("/")
+        self._endpoint = endpoint
+
+    async def put(self, key: str, data: bytes) -> None:
+        await asyncio.to_thread(self._call, "put_object", key, Body=data)
+
+    async def get(self, key: str) -> bytes | None:
+        return await asyncio.to_thread(self._get, key)
+
+    async def delete(self, key: str) -> None:
+        await asyncio.to_thread(self._call, "delete_object", key)
+
+    def _get(self, key: str) -> bytes | None:
+        with _s3_errors():
+            try:
+                found = self._client.get_object(**self._address(key))
+            except self._client.exceptions.NoSuchKey:
+                return None
+            return bytes(found["Body"].read())
+
+    def _call(self, operation: str, key: str, **more: Any) -> None:
+        with _s3_errors():
+            getattr(self._client, operation)(**self._address(key), **more)
+
+    def _address(self, key: str) -> dict[str, str]:
+        return {"Bucket": self._bucket, "Key": f"{self._prefix}/{checked(key)}".lstrip("/")}
+
+    @cached_property
+    def _client(self) -> Any:
+        import boto3
+        from botocore.config import Config
+
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self._endpoint,
+            config=Config(
+                connect_timeout=5,
+                read_timeout=30,
+                retries={"mode": "standard", "max_attempts": 3},
+                user_agent_extra="firstlight",
+            ),
+        )
+
+
+@contextmanager
+def _s3_errors() -> Iterator[None]:
+    """Turns what boto3 raises into ours."""
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError as error:
+        raise DependencyMissing(
+            "results in S3 need boto3", hint="pip install 'firstlight[aws]'"
+        ) from error
+    try:
+        yield
+    except (BotoCoreError, ClientError, OSError) as error:
+        raise StoreUnavailable(
+            f"the store of results does not answer: {error}", retry_after_s=5
+        ) from error

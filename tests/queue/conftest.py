@@ -1,0 +1,73 @@
+"""Every store test runs over every adapter; on Redis also while each call seems to fail once."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control_plane.queue.memory_store import MemoryJobStore
+from control_plane.queue.redis_store import Argument, RedisJobStore, Script, redis_script
+from control_plane.queue.store import JobStore, Policy
+from infra.errors import StoreUnavailable
+from infra.redis import EmbeddedRedis, connect
+
+MakeStore = Callable[[Policy], JobStore]
+
+
+class ToldFailed:
+    """Every call is made, the caller is told that it failed, and calls again."""
+
+    def __init__(self, run: Script) -> None:
+        self._run = run
+        self.told = 0
+
+    async def __call__(self, arguments: tuple[Argument, ...]) -> Any:
+        try:
+            await self._executed(arguments)
+        except StoreUnavailable:
+            self.told += 1
+        return await self._run(arguments)
+
+    async def _executed(self, arguments: tuple[Argument, ...]) -> None:
+        await self._run(arguments)
+        raise StoreUnavailable("the connection was lost")
+
+
+REDIS = pytest.param("redis", marks=pytest.mark.real)
+TOLD_FAILED = pytest.param("told-failed", marks=pytest.mark.real)
+
+
+@asynccontextmanager
+async def stores(kind: str, folder: Path) -> AsyncIterator[MakeStore]:
+    if kind == "memory":
+        yield MemoryJobStore
+        return
+    async with EmbeddedRedis(folder) as server:
+        redis = connect(server.url)
+
+        def make(policy: Policy) -> JobStore:
+            run = redis_script(redis, policy)
+            return RedisJobStore(ToldFailed(run) if kind == "told-failed" else run, policy)
+
+        yield make
+        await redis.aclose()
+
+
+@pytest.fixture(params=["memory", REDIS, TOLD_FAILED])
+async def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MakeStore]:
+    async with stores(request.param, tmp_path) as make:
+        yield make
+
+
+@pytest.fixture
+def store(make_store: MakeStore) -> JobStore:
+    return make_store(Policy())
+
+
+@pytest.fixture(params=["memory", REDIS])
+async def told_truly(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobStore]:
+    """A store whose replies arrive, for what only the reply shows."""
+    async with stores(request.param, tmp_path) as make:
+        yield make(Policy())
