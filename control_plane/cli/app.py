@@ -14,6 +14,7 @@ from control_plane.cli import (
     exporting,
     importing,
     invoke,
+    jobs,
     listing,
     logs,
     tenants,
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 models = typer.Typer(help="Work with model files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(models, name="models")
+app.add_typer(jobs.jobs, name="jobs")
 app.add_typer(tenants.keys, name="keys")
 app.add_typer(tenants.tenants, name="tenants")
 app.command("usage")(tenants.usage)
@@ -115,9 +117,14 @@ def _invoke(
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")
     ] = None,
+    is_async: Annotated[
+        bool, typer.Option("--async", help="Leave it as a job, and print the job's id.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Call a model; one that sleeps wakes up."""
+    if is_async and stream:
+        raise typer.BadParameter("nobody is there to read a job's stream", param_hint="--stream")
     if raw and system is not None:
         raise typer.BadParameter("a raw prompt has no system message", param_hint="--system")
     body = invoke.request_body(
@@ -130,6 +137,9 @@ def _invoke(
         seed=seed,
         stop=stop or [],
     )
+    if is_async:
+        invoke.leave(session_of(context), name, body, is_json=json)
+        return
     invocation = invoke.Invocation(name, body, is_streamed=stream, is_json=json)
     invoke.invoke(session_of(context), invocation)
 

@@ -1,5 +1,6 @@
 """The platform's HTTP API as calls, every failure as a CommandFailed."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from control_plane.cli.failure import CommandFailed, from_problem
 from control_plane.cli.sse import Comment, Event, read_events
+from infra.contracts.job import JobList, JobStatus
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.problem import Problem
 from infra.contracts.revision import ModelStatus
@@ -29,6 +31,7 @@ from infra.contracts.tenancy import (
 CONNECT_S = 5.0
 ANSWER_S = 30.0  # of a call that has nothing to wait for
 MAX_PROBLEM_BYTES = 1 << 20
+_JOBS_A_PAGE = 100
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -160,6 +163,38 @@ class PlatformClient:
             _raise_problem(response)
             return Answer(response.text, _request_id(response), _was_cold(response))
 
+    def leave(self, name: str, body: dict[str, Any]) -> JobStatus:
+        """A generation nobody waits for; safe to send again if no answer came to the first."""
+        headers = {"Prefer": "respond-async", "Idempotency-Key": secrets.token_hex(16)}
+        content = self._call("POST", f"{_model_path(name)}/invoke", json=body, headers=headers)
+        return _parsed(JobStatus, content)
+
+    def jobs(self, *, model: str | None, state: str | None, last: int) -> list[JobStatus]:
+        """The newest jobs that match, page by page."""
+        found: list[JobStatus] = []
+        asked: dict[str, str | int | None] = {"model": model, "state": state}
+        while len(found) < last:
+            asked["limit"] = min(last - len(found), _JOBS_A_PAGE)
+            page = _parsed(JobList, self._call("GET", "/v1/jobs", params=_given(asked)))
+            found += page.data
+            if page.next is None:
+                break
+            asked["after"] = page.next
+        return found
+
+    def job(self, job_id: str) -> JobStatus:
+        return _parsed(JobStatus, self._call("GET", _job_path(job_id)))
+
+    def job_result(self, job_id: str) -> str:
+        """What the model answered."""
+        return self._call("GET", f"{_job_path(job_id)}/result").decode(errors="replace")
+
+    def cancel_job(self, job_id: str) -> JobStatus:
+        return _parsed(JobStatus, self._call("DELETE", _job_path(job_id)))
+
+    def redrive_job(self, job_id: str) -> JobStatus:
+        return _parsed(JobStatus, self._call("POST", f"{_job_path(job_id)}/redrive"))
+
     @contextmanager
     def invoke_stream(self, name: str, body: dict[str, Any]) -> Iterator["Stream"]:
         """A generation, as it comes, with comments that say how the wait for it goes on."""
@@ -213,6 +248,15 @@ class Stream:
 
 def _model_path(name: str) -> str:
     return f"/v1/models/{quote(name, safe='')}"
+
+
+def _job_path(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _given(asked: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that have a value."""
+    return {key: value for key, value in asked.items() if value is not None}
 
 
 def _request_id(response: httpx.Response) -> str:

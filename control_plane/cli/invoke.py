@@ -72,6 +72,16 @@ def invoke(session: Session, invocation: Invocation) -> None:
     _Dialogue(session, invocation).run()
 
 
+def leave(session: Session, name: str, body: dict[str, Any], *, is_json: bool) -> None:
+    """Leaves a job and prints its id, or all of it as JSON."""
+    job = session.platform.leave(name, body)
+    if is_json:
+        session.print_json(job.model_dump_json())
+        return
+    session.write(f"{job.id}\n")
+    session.err.print(f"the job is on disk: platform jobs show {job.id}")
+
+
 class _Dialogue:
     """One streaming invocation from its request to its waterfall."""
 
