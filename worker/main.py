@@ -21,6 +21,8 @@ def run() -> None:
             _zygote(arguments.link, arguments.parent, arguments.cache)
         case "replica":
             _replica(arguments.link, arguments.parent, arguments.cache)
+        case "follower":
+            _follower(arguments.link, arguments.parent)
         case "import-gguf":
             _import_gguf(arguments.source, arguments.target)
         case "export":
@@ -38,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         program.add_argument("--link", type=int, required=True, help="inherited socket")
         program.add_argument("--parent", type=int, required=True, help="process id of the agent")
         program.add_argument("--cache", type=Path, required=True, help="folder of fetched models")
+    follower = programs.add_parser("follower", help="a further rank; started by a replica")
+    follower.add_argument("--link", type=int, required=True, help="inherited socket")
+    follower.add_argument("--parent", type=int, required=True, help="process id of the replica")
     importer = programs.add_parser("import-gguf", help="GGUF file to Hugging Face folder")
     importer.add_argument("source", type=Path)
     importer.add_argument("target", type=Path)
@@ -77,6 +82,15 @@ def _replica(link: int, parent: int, cache_dir: Path) -> NoReturn:
     _become(link, cache_dir, origin="spawn")
 
 
+def _follower(link: int, parent: int) -> NoReturn:
+    from worker.boot.process import begin
+
+    begin("fl-rank", parent=parent)
+    from worker.boot.follower import run_follower
+
+    run_follower(link)
+
+
 def _load() -> None:
     """Imports everything a replica needs, and starts no thread."""
     from worker.engine.preload import preload
@@ -108,7 +122,7 @@ def _become(link: int, cache_dir: Path, *, origin: Literal["fork", "spawn"]) -> 
             defaults=read_sampling_defaults(climbed.folder),
         )
 
-    climb = ModelClimb(Sources(), cache_dir=cache_dir, cpus=cpus())
+    climb = ModelClimb(Sources(), cache_dir=cache_dir, cpus=cpus(), follower=(*PROGRAM, "follower"))
     run_replica(link, origin=origin, climb=climb, build_server=build_server)
 
 

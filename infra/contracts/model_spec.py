@@ -94,6 +94,9 @@ class EngineSettings(Contract):
     token_budget: int = Field(
         default=256, ge=16, le=65536, description="Tokens one step may compute (chunked prefill)."
     )
+    tensor_parallel: int = Field(
+        default=1, ge=1, le=16, description="Processes (or GPUs) that divide the model."
+    )
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads; unset takes the node's cores."
     )
@@ -221,6 +224,13 @@ class ModelSpec(Contract):
     scaling: Scaling = Scaling()
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
+
+    @model_validator(mode="after")
+    def _one_gpu_a_process(self) -> Self:
+        gpus, parts = self.resources.gpus, self.engine.tensor_parallel
+        if gpus not in (0, parts):
+            raise ValueError(f"resources.gpus ({gpus}) is not engine.tensor_parallel ({parts})")
+        return self
 
     @field_validator("source")
     @classmethod

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,28 @@ def test_pickled_weights_are_never_loaded(tmp_path: Path) -> None:
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceInvalid, match="missing"):
         open_weights(tmp_path, nothing)
+
+
+def test_a_part_reads_nothing_else_of_its_tensor(tmp_path: Path) -> None:
+    """Bytes mapped into this process: files are mapped two megabytes at a time at most."""
+    shape = (4096, 8192)
+    save_file({"w": torch.ones(shape, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    weights = open_weights(tmp_path, lambda _: None, reads_ahead=False)
+
+    rows = [range(512, 1024), range(2048, 2560)]
+    kept = weights.part("w", shape, rows, range(8192), torch.float32)
+    columns = weights.part("w", shape, [range(64)], range(4096, 8192), torch.float32)
+
+    assert kept.shape == (1024, 8192) and columns.shape == (64, 4096)
+    assert float(kept.sum()) == kept.numel()
+    assert mapped_bytes(tmp_path) < kept.numel() * 2 + (12 << 20) < 64 << 20
+
+
+def mapped_bytes(folder: Path) -> int:
+    total, is_ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            is_ours = str(folder) in line
+        elif is_ours and line.startswith("Rss:"):
+            total += int(line.split()[1]) << 10
+    return total

@@ -1,6 +1,7 @@
 """The cold start in order: files, weights, engine."""
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,8 @@ from infra.contracts.node import ReplicaAssignment
 from infra.contracts.revision import ResolvedSource
 from infra.contracts.stage import Stage
 from infra.sources.port import ModelSource
+from worker.boot.build import Site, build, threads_for
+from worker.boot.followers import ProcessFollowers
 from worker.boot.model_files import ModelFiles
 from worker.boot.ports import Climbed, Settle
 from worker.boot.stages import StageTimer
@@ -29,12 +32,16 @@ PACKED_FOLDER = "packed"
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A model with its tokenizer and, where one makes guesses, a draft model; and for whom."""
+    """A model with its tokenizer and, where one makes guesses, a draft model; and for whom.
+
+    `followers` compute the model with this process, where there are any.
+    """
 
     recipe: tuple[object, ...]
     model: CausalModel
     draft: CausalModel | None
     tokenizer: Tokenizer
+    followers: ProcessFollowers | None
 
     @property
     def models(self) -> tuple[CausalModel, ...]:
@@ -42,16 +49,20 @@ class _Loaded:
 
 
 class ModelClimb:
-    """Boots a real model; see worker.boot.ports.Climb. `cpus` is the default number of threads.
+    """Boots a real model; see worker.boot.ports.Climb. `cpus` is the default number of threads,
+    `follower` the program of further ranks.
 
     A tokenizer takes longer to read than everything else (85 ms for 49,152 tokens, with the GIL
     held), so parked workers read those of the likeliest sources ahead.
     """
 
-    def __init__(self, sources: ModelSource, *, cache_dir: Path, cpus: int) -> None:
+    def __init__(
+        self, sources: ModelSource, *, cache_dir: Path, cpus: int, follower: Sequence[str]
+    ) -> None:
         self._sources = sources
         self._cache_dir = cache_dir
         self._cpus = cpus
+        self._follower = follower
         self._tokenizers: dict[str, Future[Tokenizer]] = {}  # by source digest, oldest first
         self._reader = ThreadPoolExecutor(1, "tokenizer")
         self._loaded: _Loaded | None = None
@@ -63,7 +74,7 @@ class ModelClimb:
 
     def __call__(self, assignment: ReplicaAssignment, stages: StageTimer) -> Climbed:
         """Raises PlatformError: SourceInvalid for files that changed since they were deployed."""
-        after_fork(assignment.engine.threads or self._cpus)
+        after_fork(threads_for(assignment, self._cpus))
         on_progress = partial(stages.progress, Stage.WEIGHTS)
         folder = self._sources.fetch(assignment.source, self._cache_dir, on_progress)
         stages.part("files")
@@ -76,10 +87,16 @@ class ModelClimb:
         engine = Engine(model, tokenizer, assignment.engine, draft=self._loaded.draft)
         engine.warm()
         stages.part("cache")
-        return Climbed(folder, AsyncEngine(engine, tokenizer), tokenizer, settle=settle)
+        return Climbed(
+            folder,
+            AsyncEngine(engine, tokenizer),
+            tokenizer,
+            settle=settle,
+            followers=self._loaded.followers,
+        )
 
     def sleep(self) -> bool:
-        if self._loaded is None:
+        if self._loaded is None or self._loaded.followers is not None:
             return False
         for model in self._loaded.models:
             model.to_host()
@@ -99,7 +116,7 @@ class ModelClimb:
         opened = [each for each in (files, draft_files) if each is not None]
         stages.done(Stage.WEIGHTS, source=files.origin, size=sum(each.num_bytes for each in opened))
         reading = self._read_tokenizer(source, folder)
-        model = files.build()
+        model, followers = build(files, assignment, self._site(assignment))
         stages.part("model")
         tokenizer = reading.result()
         stages.part("tokenizer")
@@ -114,15 +131,20 @@ class ModelClimb:
             for each in opened:
                 each.settle(now=now)
 
-        return _Loaded(assignment.recipe, model, draft, tokenizer), settle
+        return _Loaded(assignment.recipe, model, draft, tokenizer, followers), settle
 
     def _open_draft(self, assignment: ReplicaAssignment, store: PackedStore) -> ModelFiles | None:
         source, settings = assignment.draft_source, assignment.engine
         if source is None:
             return None
         folder = self._sources.fetch(source, self._cache_dir, lambda _: None)
-        settings = settings.model_copy(update={"quantization": settings.draft_quantization})
+        changes = {"quantization": settings.draft_quantization, "tensor_parallel": 1}
+        settings = settings.model_copy(update=changes)
         return ModelFiles.open(folder, source, settings, store, lambda _: None)
+
+    def _site(self, assignment: ReplicaAssignment) -> Site:
+        packed = self._cache_dir / PACKED_FOLDER
+        return Site(packed, threads_for(assignment, self._cpus), self._follower)
 
     def _read_tokenizer(self, source: ResolvedSource, folder: Path) -> Future[Tokenizer]:
         """The source's tokenizer, being read since now or since it was prepared."""

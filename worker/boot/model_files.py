@@ -9,10 +9,11 @@ from infra.contracts.model_spec import EngineSettings
 from infra.contracts.revision import ResolvedSource
 from infra.errors import SourceInvalid
 from infra.sources.port import OnProgress
-from worker.models.causal_model import CausalModel
 from worker.models.config import ModelConfig, read_config
+from worker.models.decoder import Decoder
 from worker.models.pack import Pack
 from worker.models.registry import build_model, open_pack
+from worker.parallel.group import ALONE, Group
 from worker.tokenizer.tokenizer import Tokenizer
 from worker.weights.loader import Weights, open_weights
 from worker.weights.packed_store import PackedStore
@@ -45,7 +46,8 @@ class ModelFiles:
         config = read_config(folder)
         pack = open_pack(config, settings, store, source_digest=source.digest)
         is_packed = pack is not None and pack.found_bytes > 0
-        weights = open_weights(folder, on_progress, reads_ahead=not is_packed)
+        reads_all = not is_packed and settings.tensor_parallel == 1
+        weights = open_weights(folder, on_progress, reads_ahead=reads_all)
         return cls(folder, source, settings, config, weights, pack)
 
     @property
@@ -58,9 +60,11 @@ class ModelFiles:
         """Where the weights come from."""
         return "packed" if self._packed_bytes else _ORIGINS.get(self.source.uri.partition(":")[0])
 
-    def build(self) -> CausalModel:
-        """The model; see build_model."""
-        return build_model(self.config, self.weights, self.settings, pack=self.pack)
+    def build(self, *, gpus: int = 0, group: Group = ALONE) -> Decoder:
+        """This rank's share of the model; see build_model."""
+        return build_model(
+            self.config, self.weights, self.settings, gpus=gpus, group=group, pack=self.pack
+        )
 
     def settle(self, *, now: float) -> None:
         """Keeps what was packed for the next replica."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from infra.clock import Clock
 from infra.contracts.node import ReplicaAssignment
 from infra.contracts.revision import ResolvedSource
+from worker.boot.followers import ProcessFollowers
 from worker.boot.stages import StageTimer
 from worker.engine.async_engine import AsyncEngine
 
@@ -22,12 +23,14 @@ class Climbed:
 
     `settle` does what the next cold start profits from, once nobody waits for this one any more.
     It blocks, and runs in a thread of the lowest priority. None where there is nothing to do.
+    `followers` are the processes that compute the model with this one, where there are any.
     """
 
     folder: Path
     engine: AsyncEngine
     tokenizer: Any
     settle: Settle | None
+    followers: ProcessFollowers | None = None
 
 
 class Climb(Protocol):

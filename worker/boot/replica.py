@@ -172,6 +172,8 @@ class _Replica:
 
     async def _open(self, climbed: Climbed) -> Server:
         climbed.engine.on_failure = self._engine_died
+        if climbed.followers is not None:
+            climbed.followers.watch(self._engine_died)
         climbed.engine.start()
         server = self._build_server(climbed, self._assignment, self._clock)
         port = await server.bind(self._host)

@@ -18,9 +18,10 @@ from worker.layers.feed_forward import FeedForward
 from worker.layers.rotary import Rotary
 from worker.models.config import ModelConfig
 from worker.models.pack import Pack
-from worker.models.parts import Parts, Slot
+from worker.models.parts import Parts, Slot, share_of
 from worker.models.residence import to_device, to_host
 from worker.models.rope import rotary_frequencies, rotary_magnitude
+from worker.parallel.group import Group
 from worker.quantization.reader import WeightReader
 
 
@@ -36,22 +37,28 @@ class Decoder:
         dtype: torch.dtype,
         kv_dtype: torch.dtype,
         context_tokens: int,
+        group: Group,
         pack: Pack | None = None,
     ) -> None:
-        """Raises SourceInvalid when the weights do not fit the config."""
+        """Raises SourceInvalid when the weights do not fit the config, Invalid when the model
+        cannot be divided among the group."""
         self.vocabulary = config.vocabulary
+        self.hidden_size = config.hidden_size
         self.context_tokens = context_tokens
         self.kernels = kernels
         self._config = config
         self._kv_dtype = kv_dtype
-        parts = Parts(config, weights, kernels, dtype, pack)
+        parts = Parts(config, weights, kernels, dtype, group, pack)
+        self.shares = [share_of(config, rank, group.size) for rank in range(group.size)]
+        self._group = group
         self._embedding = parts.tensor(
             "model.embed_tokens.weight", (config.vocabulary, config.hidden_size)
         )
         self._layers = [_Layer(parts, index) for index in range(config.num_layers)]
         self._norm = parts.norm("model.norm")
         head = "model.embed_tokens" if config.ties_embeddings else "lm_head"
-        self._head = parts.linear([Slot(head, config.vocabulary)], config.hidden_size)
+        self._head = parts.linear([Slot(head, (parts.share.vocabulary,))], parts.hidden)
+        self._widths = [len(share.vocabulary.kept) for share in self.shares]
         self._rotaries = [
             Rotary(
                 rotary_frequencies(rope, config.rotary_dim, context_tokens=context_tokens).to(
@@ -103,7 +110,7 @@ class Decoder:
 
     @torch.inference_mode()
     def head(self, states: torch.Tensor) -> torch.Tensor:
-        logits = self._head(states, prologue=self._norm.prologue)
+        logits = self._group.gather(self._head(states, prologue=self._norm.prologue), self._widths)
         cap = self._config.final_softcap
         return logits if cap is None else _softcapped(logits, cap)
 
@@ -114,11 +121,11 @@ class Decoder:
         to_device(self, self.kernels.device)
 
     def _cache_shape(self, *, num_blocks: int, block_size: int, lanes: int) -> CacheShape:
-        config = self._config
+        config, share = self._config, self.shares[self._group.rank]
         return CacheShape(
             num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
+            num_heads=len(share.heads.kept),
+            num_kv_heads=len(share.kv_heads.kept),
             head_dim=config.head_dim,
             num_blocks=num_blocks,
             block_size=block_size,
@@ -173,16 +180,17 @@ class _Layer:
 
 
 def _attention(parts: Parts, prefix: str, index: int) -> Attention:
-    config = parts.config
-    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    config, hidden = parts.config, parts.hidden
+    query = parts.share.heads.times(config.head_dim)
+    key = value = parts.share.kv_heads.times(config.head_dim)
     has_bias = config.has_query_key_value_bias
     if config.has_fused_projections:
-        slots = [Slot(f"{prefix}.qkv_proj", heads + 2 * kv_heads, has_bias)]
+        slots = [Slot(f"{prefix}.qkv_proj", (query, key, value), has_bias)]
     else:
         slots = [
-            Slot(f"{prefix}.q_proj", heads, has_bias),
-            Slot(f"{prefix}.k_proj", kv_heads, has_bias),
-            Slot(f"{prefix}.v_proj", kv_heads, has_bias),
+            Slot(f"{prefix}.q_proj", (query,), has_bias),
+            Slot(f"{prefix}.k_proj", (key,), has_bias),
+            Slot(f"{prefix}.v_proj", (value,), has_bias),
         ]
     has_norms, channels = config.has_head_norms, config.head_dim
     layer = AttentionLayer(
@@ -193,26 +201,24 @@ def _attention(parts: Parts, prefix: str, index: int) -> Attention:
         query_norm=parts.norm_weight(f"{prefix}.q_norm", channels) if has_norms else None,
         key_norm=parts.norm_weight(f"{prefix}.k_norm", channels) if has_norms else None,
     )
-    output = [Slot(f"{prefix}.o_proj", config.hidden_size, config.has_output_bias)]
+    output = [Slot(f"{prefix}.o_proj", (hidden,), config.has_output_bias)]
     return Attention(
-        layer,
-        query_key_value=parts.linear(slots, config.hidden_size),
-        output=parts.linear(output, heads),
+        layer, query_key_value=parts.linear(slots, hidden), output=parts.linear(output, query)
     )
 
 
 def _feed_forward(parts: Parts, prefix: str) -> FeedForward:
     config = parts.config
-    hidden, inner, has_bias = config.hidden_size, config.intermediate_size, config.has_mlp_bias
+    hidden, inner, has_bias = parts.hidden, parts.share.inner, config.has_mlp_bias
     if config.has_fused_projections:
-        slots = [Slot(f"{prefix}.gate_up_proj", 2 * inner, has_bias)]
+        slots = [Slot(f"{prefix}.gate_up_proj", (inner, inner), has_bias)]
     else:
         slots = [
-            Slot(f"{prefix}.gate_proj", inner, has_bias),
-            Slot(f"{prefix}.up_proj", inner, has_bias),
+            Slot(f"{prefix}.gate_proj", (inner,), has_bias),
+            Slot(f"{prefix}.up_proj", (inner,), has_bias),
         ]
     return FeedForward(
         Gate(config.activation),
         gate_up=parts.linear(slots, hidden),
-        down=parts.linear([Slot(f"{prefix}.down_proj", hidden, has_bias)], inner),
+        down=parts.linear([Slot(f"{prefix}.down_proj", (hidden,), has_bias)], inner),
     )

@@ -7,17 +7,23 @@ import torch
 
 from worker.kernels.port import Kernels, Norm, Product
 from worker.layers.norm import RmsNorm
+from worker.layers.row_parallel import RowParallel
 from worker.models.config import ModelConfig
 from worker.models.pack import Pack
+from worker.parallel.group import Group
+from worker.parallel.share import Cut, Share, kept_rows, whole
 from worker.quantization.reader import WeightReader
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A linear layer in the files: its name, without `.weight`, and what it gives."""
+    """A linear layer in the files: its name, without `.weight`, and what it gives.
+
+    Of each of its `outputs`, which lie one below the other, this rank has a part.
+    """
 
     name: str
-    outputs: int
+    outputs: tuple[Cut, ...]
     has_bias: bool = False
 
 
@@ -30,12 +36,19 @@ class Parts:
         weights: WeightReader,
         kernels: Kernels,
         dtype: torch.dtype,
+        group: Group,
         pack: Pack | None = None,
     ) -> None:
-        """`dtype` is that of the embedding and of weights before they are packed."""
+        """`dtype` is that of the embedding and of weights before they are packed.
+
+        Raises Invalid for a model that cannot be divided among so many ranks.
+        """
         self.config = config
         self.kernels = kernels
         self.dtype = dtype
+        self.group = group
+        self.share = share_of(config, group.rank, group.size)
+        self.hidden = whole(config.hidden_size)
         self._weights = weights
         self._pack = pack
 
@@ -50,8 +63,15 @@ class Parts:
     def norm(self, name: str) -> RmsNorm:
         return RmsNorm(self.kernels, self.norm_weight(name, self.config.hidden_size))
 
-    def linear(self, slots: Sequence[Slot], inputs: int) -> Product:
-        """One layer whose outputs are those of all slots, one after another."""
+    def linear(self, slots: Sequence[Slot], inputs: Cut) -> Product:
+        """One layer whose outputs are those of all slots, one after another.
+
+        Where the inputs are divided, its result is the sum over all ranks.
+        """
+        product = self._kept(slots, inputs)
+        return product if inputs.is_whole else RowParallel(product, self.group)
+
+    def _kept(self, slots: Sequence[Slot], inputs: Cut) -> Product:
         if self._pack is None:
             return self._made(slots, inputs)
         name = "+".join(slot.name for slot in slots)
@@ -61,12 +81,33 @@ class Parts:
         self._pack.keep(name, product.state())
         return product
 
-    def _made(self, slots: Sequence[Slot], inputs: int) -> Product:
+    def _made(self, slots: Sequence[Slot], inputs: Cut) -> Product:
         weights = [
-            self._weights.linear(slot.name, (slot.outputs, inputs), self.dtype) for slot in slots
+            self._weights.linear(slot.name, slot.outputs, inputs, self.dtype) for slot in slots
         ]
-        biases = [
-            self.tensor(f"{slot.name}.bias", (slot.outputs,)) if slot.has_bias else None
-            for slot in slots
-        ]
+        biases = [self._bias(slot, inputs) for slot in slots]
         return self.kernels.product(weights, biases)
+
+    def _bias(self, slot: Slot, inputs: Cut) -> torch.Tensor | None:
+        if not slot.has_bias or (self.group.rank > 0 and not inputs.is_whole):
+            return None
+        rows = kept_rows(slot.outputs)
+        bias = self.tensor(f"{slot.name}.bias", (sum(cut.total for cut in slot.outputs),))
+        return torch.cat([bias[each.start : each.stop] for each in rows])
+
+
+def share_of(config: ModelConfig, rank: int, size: int) -> Share:
+    """What a rank computes of the model; raises Invalid."""
+    if size == 1:
+        return Share(
+            *map(whole, (config.num_heads, config.num_kv_heads)),
+            *map(whole, (config.intermediate_size, config.vocabulary)),
+        )
+    return Share.of(
+        rank,
+        size,
+        heads=config.num_heads,
+        kv_heads=config.num_kv_heads,
+        inner=config.intermediate_size,
+        vocabulary=config.vocabulary,
+    )

@@ -4,10 +4,10 @@ import torch
 
 from infra.contracts.model_spec import EngineSettings
 from worker.kernels.factory import choose_kernels
-from worker.models.causal_model import CausalModel
 from worker.models.config import ModelConfig
 from worker.models.decoder import Decoder
 from worker.models.pack import Pack
+from worker.parallel.group import ALONE, Group
 from worker.quantization.quantize import ALGORITHM
 from worker.quantization.reader import WeightReader
 from worker.weights.loader import Weights
@@ -30,18 +30,19 @@ def build_model(
     settings: EngineSettings,
     *,
     gpus: int = 0,
+    group: Group = ALONE,
     pack: Pack | None = None,
-) -> CausalModel:
-    """A model over the weights; they are copied only where format or device differ.
+) -> Decoder:
+    """A rank's share of a model over the weights, copied only where format or device differ.
 
     Layers that `pack` holds are taken from there, others are put into it as they are packed.
     Raises SourceInvalid when the weights do not fit the config, DependencyMissing for a missing
-    GPU.
+    GPU, Invalid when the model cannot be divided so.
     """
     dtype = model_dtype(config, settings, gpus=gpus)
     context_tokens = min(config.context_tokens, settings.max_context_tokens or 1 << 20)
     with torch.inference_mode():
-        kernels = choose_kernels(gpus=gpus, dtype=dtype)
+        kernels = choose_kernels(gpus=gpus, dtype=dtype, device=group.rank)
         reader = WeightReader(weights, config.scheme, _BITS[settings.quantization])
         return Decoder(
             config,
@@ -50,6 +51,7 @@ def build_model(
             dtype=dtype,
             kv_dtype=_KV_DTYPES.get(settings.kv_cache_dtype, dtype),
             context_tokens=context_tokens,
+            group=group,
             pack=pack,
         )
 
@@ -61,6 +63,7 @@ def open_pack(
     *,
     source_digest: str,
     gpus: int = 0,
+    rank: int = 0,
 ) -> Pack | None:
     """What earlier replicas packed of this source for these settings, or room for it.
 
@@ -70,7 +73,10 @@ def open_pack(
     layout = choose_kernels(gpus=gpus, dtype=dtype).layout
     if layout is None:
         return None
-    return Pack(store, f"{source_digest} {dtype} {settings.quantization}.{ALGORITHM} {layout}")
+    part = f"{rank}/{settings.tensor_parallel}"
+    return Pack(
+        store, f"{source_digest} {dtype} {settings.quantization}.{ALGORITHM} {layout} {part}"
+    )
 
 
 def model_dtype(config: ModelConfig, settings: EngineSettings, *, gpus: int) -> torch.dtype:

@@ -22,8 +22,9 @@ log = structlog.get_logger()
 LAST_WORDS_S = 0.2  # between the end of a worker and the end of its link, whichever is first
 LOST_PID_S = 2.0  # for the pid of a forked worker whose link has closed
 CLOSE_S = 5.0  # for killed processes to be gone
-# What a zygote that dies in the middle of a fork leaves behind carries one of these names.
-STRAYS = frozenset({"fl-zygote", "fl-standby"})
+# What a zygote that dies in the middle of a fork leaves behind carries one of these names, and what
+# a replica of several processes does.
+STRAYS = frozenset({"fl-zygote", "fl-standby", "fl-rank"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,10 @@
 """A model's weights in the format that they are computed with."""
 
+from collections.abc import Sequence
+
 import torch
 
+from worker.parallel.share import Cut, kept_rows
 from worker.quantization.published import is_quantized, read_quantized
 from worker.quantization.quantize import quantize
 from worker.quantization.scheme import Scheme
@@ -38,15 +41,19 @@ class WeightReader:
         return self._weights.take(name, shape, dtype)
 
     def linear(
-        self, name: str, shape: tuple[int, int], dtype: torch.dtype
+        self, name: str, outputs: Sequence[Cut], inputs: Cut, dtype: torch.dtype
     ) -> torch.Tensor | QuantizedWeight:
-        """The weight of the layer `name`, [outputs, inputs]; floats come in `dtype`.
+        """The kept part of the weight of the layer `name`, [outputs, inputs]; floats in `dtype`.
 
-        Raises SourceInvalid when it is missing or has another shape.
+        Of floats no more is read; what is rounded here has the scales of the part, not of the
+        whole. Raises SourceInvalid when the weight is missing or has another shape.
         """
+        shape, rows = (sum(cut.total for cut in outputs), inputs.total), kept_rows(outputs)
         if self._scheme is not None and is_quantized(self._weights, self._scheme, name):
-            return read_quantized(self._weights, self._scheme, name, shape)
-        weight = self._weights.take(f"{name}.weight", shape, dtype)
+            stored = read_quantized(self._weights, self._scheme, name, shape)
+            is_whole = inputs.is_whole and all(cut.is_whole for cut in outputs)
+            return stored if is_whole else stored.part(rows, inputs.kept)
+        weight = self._weights.part(f"{name}.weight", shape, rows, inputs.kept, dtype)
         if self._scheme is not None or self._rounding is None:
             return weight
         return quantize(weight, bits_of(name, self._rounding))

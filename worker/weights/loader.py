@@ -2,7 +2,7 @@
 
 import mmap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -49,6 +49,22 @@ class Weights:
         holds no floating-point numbers.
         """
         return self._find(name, shape, FLOATS).to(dtype)
+
+    def part(
+        self,
+        name: str,
+        shape: tuple[int, int],
+        rows: Sequence[range],
+        columns: range,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """Some rows and columns of a tensor of that shape; nothing else of it is read.
+
+        Raises as `take`.
+        """
+        stored = self._find(name, shape, FLOATS)[:, columns.start : columns.stop]
+        pieces = [stored[each.start : each.stop] for each in rows]
+        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(dtype).contiguous()
 
     def take_integers(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """As `take`, of whole numbers in whichever format the file has them."""

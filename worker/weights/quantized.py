@@ -1,9 +1,12 @@
 """A linear layer's weight in 8 or 4 bits, in the two forms that kernels compute with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
+from infra.errors import UnsupportedModel
 
 GROUP = 32  # columns that share a scale at 4 bits; the last group of a row may be shorter
 INT8_MOST = 127
@@ -41,6 +44,32 @@ class QuantizedWeight:
         """(outputs, inputs)"""
         outputs, inputs = self.codes.shape
         return outputs, inputs
+
+    def part(self, rows: Sequence[range], columns: range) -> "QuantizedWeight":
+        """Some rows, and columns that begin and end where groups do.
+
+        Raises UnsupportedModel for other columns.
+        """
+        ends_within = columns.stop % GROUP and columns.stop != self.codes.shape[1]
+        if self.offset is not None and (columns.start % GROUP or ends_within):
+            raise UnsupportedModel(
+                f"4-bit weights cannot be divided at column {columns.start} or {columns.stop}: "
+                f"{GROUP} columns share a scale",
+                hint="lower engine.tensor_parallel",
+            )
+        groups = slice(None)
+        if self.offset is not None:
+            groups = slice(columns.start // GROUP, num_groups(columns.stop))
+
+        def kept(values: torch.Tensor, which: slice) -> torch.Tensor:
+            return torch.cat([values[each.start : each.stop, which] for each in rows])
+
+        return QuantizedWeight(
+            self.bits,
+            kept(self.codes, slice(columns.start, columns.stop)),
+            kept(self.scale, groups),
+            None if self.offset is None else kept(self.offset, groups),
+        )
 
     def dequantise(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight as floats; [outputs, inputs]."""

@@ -1,0 +1,184 @@
+"""Ranks as processes: they follow, and what happens to one ends in a typed error, not a wait."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import torch.distributed as dist
+
+from infra.contracts.model_spec import EngineSettings
+from infra.errors import PlatformError, ReplicaFailed, SourceInvalid
+from tests.engine.tiny import greedy_alone, load_model, write_model
+from tests.support.processes import until
+from worker.boot.followers import Part, ProcessFollowers
+from worker.main import PROGRAM
+from worker.models.config import read_config
+from worker.models.led import LedModel
+from worker.models.registry import build_model
+from worker.parallel.group import TorchGroup
+from worker.weights.loader import open_weights
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
+
+SETTINGS = EngineSettings(tensor_parallel=2)
+PROMPT = list(range(20, 60))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("led") / "tiny", torch_dtype="float32")
+
+
+def start(folder: Path, packed: Path, *, wait_s: float = 20.0) -> ProcessFollowers:
+    def part(rank: int, meeting: Path) -> Part:
+        return Part(
+            rank=rank,
+            size=2,
+            folder=folder,
+            source_digest="sha256:0",
+            packed=packed,
+            engine=SETTINGS,
+            gpus=0,
+            threads=1,
+            meeting=meeting,
+            wait_s=wait_s,
+        )
+
+    return ProcessFollowers.start(2, part, (*PROGRAM, "follower"))
+
+
+@contextmanager
+def led(
+    folder: Path, packed: Path, *, wait_s: float = 20.0
+) -> Iterator[tuple[LedModel, ProcessFollowers, psutil.Process]]:
+    """The model led from here, its followers, and the process of the one there is."""
+    followers = start(folder, packed, wait_s=wait_s)
+    try:
+        followers.until_loading()
+        group = TorchGroup.join(followers.meeting, 0, 2, backend="gloo", wait_s=wait_s)
+        weights = open_weights(folder, lambda _: None, reads_ahead=False)
+        decoder = build_model(read_config(folder), weights, SETTINGS, group=group)
+        followers.until_ready()
+        [rank] = [it for it in psutil.Process().children() if it.name() == "fl-rank"]
+        yield LedModel(decoder, group, followers), followers, rank
+    finally:
+        followers.end()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def test_two_processes_write_what_one_does(folder: Path, tmp_path: Path) -> None:
+    with led(folder, tmp_path) as (model, _, rank):
+        assert greedy_alone(model, PROMPT, 30) == greedy_alone(load_model(folder), PROMPT, 30)
+    assert not rank.is_running()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_rank_that_dies_is_named_by_the_next_step(
+    folder: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    with led(folder, tmp_path) as (model, _, rank):
+        rank.send_signal(how)
+        began = time.monotonic()
+        with pytest.raises(ReplicaFailed, match=f"rank 1 of 2 was ended by {how.name}"):
+            greedy_alone(model, PROMPT, 30)
+        assert time.monotonic() - began < 10
+
+
+def test_a_rank_that_dies_in_a_step_is_named_too(folder: Path, tmp_path: Path) -> None:
+    """Whatever it was doing at that moment."""
+    with led(folder, tmp_path) as (model, _, rank):
+        threading.Timer(0.2, rank.kill).start()
+        with pytest.raises(ReplicaFailed, match="rank 1 of 2 was ended by SIGKILL"):
+            for _ in range(1000):
+                greedy_alone(model, PROMPT, 30)
+
+
+def test_a_rank_that_hangs_is_waited_for_so_long_and_no_longer(
+    folder: Path, tmp_path: Path
+) -> None:
+    with led(folder, tmp_path, wait_s=2) as (model, _, rank):
+        rank.suspend()
+        began = time.monotonic()
+        with pytest.raises(ReplicaFailed, match="rank 0 of 2 lost the others"):
+            greedy_alone(model, PROMPT, 30)
+        assert 1 < time.monotonic() - began < 15
+
+
+async def test_the_death_of_an_idle_rank_is_told(folder: Path, tmp_path: Path) -> None:
+    with led(folder, tmp_path) as (_, followers, rank):
+        told: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        followers.watch(told.set_result)
+        rank.kill()
+        error = await asyncio.wait_for(told, 10)
+    assert str(error) == "rank 1 of 2 was ended by SIGKILL"
+
+
+def test_a_rank_that_dies_while_it_starts_is_named(folder: Path, tmp_path: Path) -> None:
+    followers = start(folder, tmp_path)
+    try:
+        until(lambda: ranks() != [], seconds=10, what="the rank is there")
+        [rank] = ranks()
+        rank.kill()
+        with pytest.raises(ReplicaFailed, match="rank 1 of 2 was ended by SIGKILL"):
+            followers.until_loading()
+    finally:
+        followers.end()
+
+
+def test_what_a_rank_cannot_load_is_told_as_what_it_is(folder: Path, tmp_path: Path) -> None:
+    broken = write_model(tmp_path / "broken", torch_dtype="float32")
+    (broken / "model.safetensors").write_bytes(b"nothing")
+    followers = start(broken, tmp_path, wait_s=5)
+    try:
+        followers.until_loading()
+        threading.Thread(
+            target=TorchGroup.join,
+            args=(followers.meeting, 0, 2),
+            kwargs={"backend": "gloo", "wait_s": 5},
+        ).start()
+        with pytest.raises(SourceInvalid, match="rank 1 of 2"):
+            followers.until_ready()
+    finally:
+        followers.end()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def test_ranks_end_with_the_first_one(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LEADER, str(folder), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as leader:
+        assert leader.stdout is not None
+        rank = psutil.Process(int(leader.stdout.readline()))
+        leader.kill()
+    until(lambda: not rank.is_running() or rank.status() == "zombie", seconds=10, what="gone")
+
+
+LEADER = """
+import sys, time
+from pathlib import Path
+import psutil
+from tests.parallel.test_followers import start
+followers = start(Path(sys.argv[1]), Path(sys.argv[2]))
+print(psutil.Process().children()[0].pid, flush=True)
+followers.until_loading()
+time.sleep(60)
+"""
+
+
+def test_a_meeting_that_nobody_comes_to_ends(tmp_path: Path) -> None:
+    with pytest.raises(PlatformError, match="did not meet the others"):
+        TorchGroup.join(tmp_path / "meeting", 0, 2, backend="gloo", wait_s=1)
+
+
+def ranks() -> list[psutil.Process]:
+    return [it for it in psutil.Process(os.getpid()).children() if it.name() == "fl-rank"]

@@ -1,0 +1,67 @@
+"""Builds the model of an assignment: alone, or as the first of several processes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.contracts.node import ReplicaAssignment
+from worker.boot.followers import Part, ProcessFollowers
+from worker.boot.model_files import ModelFiles
+from worker.models.causal_model import CausalModel
+from worker.models.led import LedModel
+from worker.models.parts import share_of
+from worker.parallel.group import WAIT_S, TorchGroup, backend_for
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a replica is built: the node's packed weights, threads for each of its processes.
+
+    `program` is what follows a first rank; see worker.boot.follower.
+    """
+
+    packed: Path
+    threads: int
+    program: Sequence[str]
+
+
+def threads_for(assignment: ReplicaAssignment, cpus: int) -> int:
+    """Threads of each of the replica's processes."""
+    engine = assignment.engine
+    return engine.threads or max(1, cpus // engine.tensor_parallel)
+
+
+def build(
+    files: ModelFiles, assignment: ReplicaAssignment, site: Site
+) -> tuple[CausalModel, ProcessFollowers | None]:
+    """The model, and the processes that compute it with this one. Raises PlatformError."""
+    engine, gpus = assignment.engine, assignment.resources.gpus
+    size = engine.tensor_parallel
+    if size == 1:
+        return files.build(gpus=gpus), None
+
+    def part(rank: int, meeting: Path) -> Part:
+        return Part(
+            rank=rank,
+            size=size,
+            folder=files.folder,
+            source_digest=assignment.source.digest,
+            packed=site.packed,
+            engine=engine,
+            gpus=gpus,
+            threads=site.threads,
+            meeting=meeting,
+            wait_s=WAIT_S,
+        )
+
+    share_of(files.config, 0, size)  # before anything is started
+    followers = ProcessFollowers.start(size, part, site.program)
+    try:
+        followers.until_loading()
+        group = TorchGroup.join(followers.meeting, 0, size, backend=backend_for(gpus))
+        decoder = files.build(gpus=gpus, group=group)
+        followers.until_ready()
+    except BaseException:
+        followers.end()
+        raise
+    return LedModel(decoder, group, followers), followers

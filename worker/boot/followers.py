@@ -1,0 +1,203 @@
+"""The processes that compute a model together with this one: started, told what to do, watched."""
+
+import asyncio
+import os
+import selectors
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Self
+
+from infra.contracts.base import Contract
+from infra.contracts.model_spec import EngineSettings
+from infra.contracts.node import Failure
+from infra.errors import (
+    DependencyMissing,
+    Invalid,
+    PlatformError,
+    ReplicaFailed,
+    SourceInvalid,
+    UnsupportedModel,
+)
+
+_KINDS: dict[str, type[PlatformError]] = {
+    kind.slug: kind for kind in (Invalid, SourceInvalid, UnsupportedModel, DependencyMissing)
+}
+LONGEST_REPLY = 1 << 16
+_EXPLAIN_S = 1.0  # for a process whose connections broke to be gone
+_MEETING = "meeting"
+
+
+class Part(Contract):
+    """What a follower is told first: its rank and everything that the model is made of."""
+
+    rank: int
+    size: int
+    folder: Path
+    source_digest: str
+    packed: Path
+    engine: EngineSettings
+    gpus: int
+    threads: int
+    meeting: Path
+    wait_s: float
+
+
+class Reply(Contract):
+    """What a follower says twice: that it goes to meet the others, and that its part is ready.
+
+    Or, instead of either, why it never will be.
+    """
+
+    failure: Failure | None = None
+
+
+class ProcessFollowers:
+    """Ranks 1 and up, each a process of its own that dies with this one (see Followers).
+
+    `watch` belongs to an event loop; the others may block.
+    """
+
+    def __init__(self, processes: list["_Follower"], folder: "TemporaryDirectory[str]") -> None:
+        self._processes = processes
+        self._folder = folder
+
+    @classmethod
+    def start(cls, size: int, part: Callable[[int, Path], Part], program: Sequence[str]) -> Self:
+        """Starts `program` for each rank; `part` says what a rank is told, given where all meet."""
+        folder = TemporaryDirectory(prefix="firstlight-ranks-")
+        meeting = Path(folder.name) / _MEETING
+        followers = cls([], folder)
+        try:
+            for rank in range(1, size):
+                followers._processes.append(_Follower.start(part(rank, meeting), program))
+        except OSError as error:
+            followers.end()
+            raise ReplicaFailed(f"a rank could not be started: {error.strerror}") from error
+        return followers
+
+    @property
+    def meeting(self) -> Path:
+        """Where the ranks meet; see TorchGroup.join."""
+        return Path(self._folder.name) / _MEETING
+
+    def until_loading(self) -> None:
+        """Returns when every rank is on its way to where all meet; raises why one is not."""
+        for process in self._processes:
+            process.until_reply()
+
+    def until_ready(self) -> None:
+        """Returns when every rank has its part of the model; raises why one has not."""
+        for process in self._processes:
+            process.until_reply()
+        for process in self._processes:
+            process.be_impatient()
+        self._folder.cleanup()
+
+    def tell(self, order: bytes) -> None:
+        for process in self._processes:
+            try:
+                process.link.sendall(order)
+            except (OSError, TimeoutError) as error:
+                lost = ReplicaFailed(f"{process.name} takes no orders")
+                raise self.explain(lost) from error
+
+    def explain(self, error: PlatformError) -> PlatformError:
+        """Who was lost, where that is known; else the error itself."""
+        with selectors.DefaultSelector() as selector:
+            for process in self._processes:
+                selector.register(process.pidfd, selectors.EVENT_READ, process)
+            for key, _ in selector.select(_EXPLAIN_S):
+                dead: _Follower = key.data
+                return dead.end_of_life()
+        return error
+
+    def watch(self, on_death: Callable[[BaseException], None]) -> None:
+        """Calls back on the running event loop when a rank ends, whatever else happens."""
+        for process in self._processes:
+            process.watch(on_death)
+
+    def end(self) -> None:
+        """Ends every process at once; may be repeated."""
+        for process in self._processes:
+            process.end()
+        self._folder.cleanup()
+
+
+class _Follower:
+    """One process."""
+
+    def __init__(self, part: Part, popen: "subprocess.Popen[bytes]", link: socket.socket) -> None:
+        self.name = f"rank {part.rank} of {part.size}"
+        self.link = link
+        self.pidfd = os.pidfd_open(popen.pid)
+        self._popen = popen
+        self._wait_s = part.wait_s
+        self._received = b""
+
+    @classmethod
+    def start(cls, part: Part, program: Sequence[str]) -> "_Follower":
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                popen = subprocess.Popen(
+                    [*program, "--link", str(theirs.fileno()), "--parent", str(os.getpid())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                )
+            except OSError:
+                ours.close()
+                raise
+        ours.sendall(part.model_dump_json().encode() + b"\n")
+        return cls(part, popen, ours)
+
+    def until_reply(self) -> None:
+        """Reads one reply; raises the failure that it tells, or how the process ended."""
+        while b"\n" not in self._received:
+            try:
+                received = self.link.recv(LONGEST_REPLY)
+            except ConnectionError:  # it ended with orders unread
+                received = b""
+            if not received:
+                raise self.end_of_life()
+            self._received += received
+        reply, _, self._received = self._received.partition(b"\n")
+        failure = Reply.model_validate_json(reply).failure
+        if failure is not None:
+            raise _error(failure, self.name)
+
+    def be_impatient(self) -> None:
+        """From now on it takes orders at once, or something is wrong with it."""
+        self.link.settimeout(self._wait_s)
+
+    def watch(self, on_death: Callable[[BaseException], None]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def ended() -> None:
+            loop.remove_reader(self.pidfd)
+            on_death(self.end_of_life())
+
+        loop.add_reader(self.pidfd, ended)
+
+    def end(self) -> None:
+        self._popen.kill()
+        self._popen.wait()
+        self.link.close()
+        os.close(self.pidfd)
+
+    def end_of_life(self) -> ReplicaFailed:
+        """How a process ended that has, or is about to."""
+        status = self._popen.wait()
+        how = f"ended with status {status}"
+        if status < 0:
+            how = f"was ended by {signal.Signals(-status).name}"
+        return ReplicaFailed(f"{self.name} {how}")
+
+
+def _error(failure: Failure, name: str) -> PlatformError:
+    """What a rank failed of; wrong input stays wrong."""
+    detail = f"{name}: {failure.detail}"
+    return _KINDS.get(failure.code, ReplicaFailed)(detail)
