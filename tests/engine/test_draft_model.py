@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from infra.contracts.model_spec import EngineSettings
+from infra.errors import Invalid
 from tests.engine.test_speculative_steps import (
     LETTERS,
     FreeGuesses,
@@ -21,6 +22,7 @@ from tests.engine.test_speculative_steps import (
 from tests.engine.tiny import load_model, request, write_model
 from worker.engine.engine import Engine
 from worker.engine.guess_cost import GuessCost
+from worker.engine.kv_size import host_memory_bytes
 from worker.engine.request import GenerationRequest
 from worker.kernels.port import Kernels, KVCache, Span
 from worker.models.causal_model import CausalModel
@@ -287,9 +289,16 @@ def test_no_guess_goes_beyond_the_draft_models_own_context(
     assert engine.stats().guessed_tokens > 0
 
 
-def test_both_models_positions_count_against_the_memory(
-    tiny: CausalModel, stranger: CausalModel
-) -> None:
-    alone = Engine(tiny, LETTERS, EngineSettings(kv_cache_tokens=1024))
-    both = make_engine(tiny, stranger)
-    assert alone.stats().total_blocks == both.stats().total_blocks == 64
+class Roomy(Counted):
+    """A model whose keys and values of one block take all memory that there is."""
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return host_memory_bytes() // 16
+
+
+def test_both_models_keys_and_values_have_to_fit_the_memory(tiny: CausalModel) -> None:
+    settings = EngineSettings(kv_cache_tokens=16)
+    assert Engine(Roomy(tiny), LETTERS, settings).stats().total_blocks == 1
+    with pytest.raises(Invalid, match="more than the machine's"):
+        make_engine(Roomy(tiny), tiny, kv_cache_tokens=16)

@@ -216,3 +216,15 @@ def test_spellings_of_both_kinds() -> None:
     assert Decoding("byte_fallback").bytes_of("▁hi") == b" hi"
     assert Decoding("byte_fallback").bytes_of("<0xE4>") == b"\xe4"
     assert Decoding("byte_fallback").bytes_of("<0xZZ>") == b"<0xZZ>"
+
+
+def test_tokenizers_spell_alike_where_every_id_has_the_same_spelling(tmp_path: Path) -> None:
+    one = Tokenizer.load(write(tmp_path / "one", byte_level()))
+    same = Tokenizer.load(write(tmp_path / "same", byte_level()))
+    other = Tokenizer.load(write(tmp_path / "other", sentence_piece()))
+    more = byte_level()
+    more.add_tokens(["hello"])
+
+    assert one.spells_like(same)
+    assert not one.spells_like(other) and not other.spells_like(one)
+    assert not one.spells_like(Tokenizer.load(write(tmp_path / "more", more)))
