@@ -122,7 +122,9 @@ async def cold_starts(model: Path, _: ModelFacts, number_format: str, results: R
 def _first_tokens(model: Path, number_format: str, standby: int) -> list[float]:
     engine = engine_settings(number_format).model_dump(exclude_defaults=True)
     with running_platform(inherited()) as platform:
-        platform.deploy("bench", model, engine=engine, scaling={"grace": 0.5, "standby": standby})
+        platform.deploy(
+            "bench", model, engine=engine, scaling={"grace": 0.5, "standby": standby, "sleep": 0}
+        )
         prepare = platform.until_standby if standby else lambda: None
         prepare()
         _settle(platform)

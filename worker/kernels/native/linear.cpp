@@ -105,13 +105,16 @@ void multiply(Kind kind, const uint8_t* packed, const Tokens& tokens, int64_t co
     });
   }
   if (count * tokens.inputs * outputs.outputs < kSmallWork) {
-    kernels.multiply(kind, packed, tokens, count, 0, blocks, outputs);
+    kernels.multiply(kind, packed, tokens, count, 0, blocks, -1, outputs);
     return;
   }
-  const int64_t few = whole(blocks, at::get_num_threads() * pieces_per_thread(count));
+  const int64_t threads = at::get_num_threads();
+  const int64_t few = whole(blocks, threads * pieces_per_thread(count));
   in_parallel(whole(blocks, few), [&](int64_t piece) {
-    const int64_t last = std::min(blocks, (piece + 1) * few);
-    kernels.multiply(kind, packed, tokens, count, piece * few, last, outputs);
+    const int64_t first = piece * few, last = std::min(blocks, first + few);
+    // While threads keep pace, a thread takes every `threads`th piece.
+    const int64_t next = first + threads * few;
+    kernels.multiply(kind, packed, tokens, count, first, last, next < blocks ? next : -1, outputs);
   });
 }
 

@@ -60,9 +60,10 @@ struct LinearKernels {
   // Prologue and coding of tokens `first` to `last` - 1; `row` holds groups * 32 numbers.
   void (*encode)(Kind, const Tokens&, int64_t first, int64_t last, float* row);
 
-  // All of `count` tokens times blocks `first` to `last` - 1 of the weights.
+  // All of `count` tokens times blocks `first` to `last` - 1 of the weights. The thread's next block
+  // after these is probably `next`; -1: none.
   void (*multiply)(Kind, const uint8_t* packed, const Tokens&, int64_t count, int64_t first,
-                   int64_t last, const Outputs&);
+                   int64_t last, int64_t next, const Outputs&);
 
   // y = norm(x) (+ residual) of tokens `first` to `last` - 1.
   void (*normalise)(const Tokens&, int64_t first, int64_t last, const Outputs&);

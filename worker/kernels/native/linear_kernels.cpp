@@ -309,29 +309,31 @@ void multiply_block(const uint8_t* weights, const uint8_t* next_weights, const T
 
 template <Kind KIND>
 void multiply_blocks(const uint8_t* packed, const Tokens& tokens, int64_t count, int64_t first,
-                     int64_t last, const Outputs& outputs) {
+                     int64_t last, int64_t next, const Outputs& outputs) {
   const int64_t block_bytes = tokens.groups * group_bytes(KIND);
   const int64_t rows = whole(count, whole(count, kRowsAtOnce));
   for (int64_t token = 0; token < count; token += rows) {
     const int64_t end = std::min(count, token + rows);
     for (int64_t block = first; block < last; ++block) {
-      const uint8_t* weights = packed + block * block_bytes;
-      const bool is_read_first = token == 0 && block + 1 < last;
-      multiply_block<KIND>(weights, is_read_first ? weights + block_bytes : nullptr, tokens, token,
+      // Later tokens find the blocks that the first ones fetched.
+      const bool is_last = block + 1 == last;
+      const bool fetches = is_last ? next >= 0 && end == count : token == 0;
+      const uint8_t* ahead = packed + (is_last ? next : block + 1) * block_bytes;
+      multiply_block<KIND>(packed + block * block_bytes, fetches ? ahead : nullptr, tokens, token,
                            end, block, outputs);
     }
   }
 }
 
 void multiply_all(Kind kind, const uint8_t* packed, const Tokens& tokens, int64_t count,
-                  int64_t first, int64_t last, const Outputs& outputs) {
+                  int64_t first, int64_t last, int64_t next, const Outputs& outputs) {
   switch (kind) {
     case Kind::kBf16:
-      return multiply_blocks<Kind::kBf16>(packed, tokens, count, first, last, outputs);
+      return multiply_blocks<Kind::kBf16>(packed, tokens, count, first, last, next, outputs);
     case Kind::kInt8:
-      return multiply_blocks<Kind::kInt8>(packed, tokens, count, first, last, outputs);
+      return multiply_blocks<Kind::kInt8>(packed, tokens, count, first, last, next, outputs);
     case Kind::kInt4:
-      return multiply_blocks<Kind::kInt4>(packed, tokens, count, first, last, outputs);
+      return multiply_blocks<Kind::kInt4>(packed, tokens, count, first, last, next, outputs);
   }
 }
 
