@@ -208,6 +208,7 @@ class ControlPlane:
             ),
         )
         self._wire_activator()
+        self._wire_jobs()
         chronicle = Chronicle(self.logbook)
         self.fleet.subscribe(chronicle.replica_changed)
         self.fleet.subscribe_nodes(chronicle.node_changed)
