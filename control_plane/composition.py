@@ -34,7 +34,7 @@ from control_plane.fleet.state import Fleet
 from control_plane.fleet.tokens import replica_tokens
 from control_plane.queue.http_webhooks import HttpWebhooks
 from control_plane.queue.plane import JobPlane
-from control_plane.queue.redis_store import RedisJobStore, redis_script
+from control_plane.queue.redis_store import RedisJobStore, job_function
 from control_plane.queue.store import Policy
 from control_plane.queue.webhook_url import WebhookRules
 from control_plane.settings import Settings, is_loopback
@@ -73,6 +73,7 @@ class ControlPlane:
         async with AsyncExitStack() as stack:
             self.redis = await self._connect_redis(stack)
             self._wire()
+            stack.push_async_callback(self.job_function.close)
             stack.push_async_callback(self.tasks.close)
             stack.callback(self.reconciler.close)
             stack.push_async_callback(self.replicas.close)
@@ -166,6 +167,7 @@ class ControlPlane:
         if url is None:
             folder = self.settings.state_dir / "redis"
             url = (await stack.enter_async_context(EmbeddedRedis(folder))).url
+        self.redis_url = url
         redis = connect(url)
         stack.push_async_callback(redis.aclose)
         return redis
@@ -232,8 +234,9 @@ class ControlPlane:
             keep_dead_s=settings.jobs_keep_dead_s,
             most_bytes=settings.jobs_max_bytes,
         )
+        self.job_function = job_function(self.redis_url, policy)
         self.jobs = JobPlane(
-            RedisJobStore(redis_script(self.redis, policy), policy),
+            RedisJobStore(self.job_function, policy),
             self._objects(),
             JobExecutor(self.deployments, self.lines, self.activator, self.clock),
             owner=self._job_owner(),

@@ -60,6 +60,7 @@ class Dispatcher:
         self._clock = clock
         self._is_leading = is_leading
         self._executions: dict[JobId, _Execution] = {}
+        self._running: Counter[ModelName] = Counter()  # tasks that have not ended
         self._tasks = TaskSet()
         self._poked = asyncio.Event()
         self._next_tick = 0.0
@@ -70,6 +71,11 @@ class Dispatcher:
     def poke(self) -> None:
         """There may be a job to take, or room for one."""
         self._poked.set()
+
+    def waits(self, model: ModelName) -> None:
+        """A job of the model has come; where there is no room for it, the store is not asked."""
+        if not self._poked.is_set() and self._executor.room(model, self._running[model]) > 0:
+            self._poked.set()
 
     def abort(self, job_id: JobId) -> None:
         """The job was ended: so is its execution, if it is ours."""
@@ -84,11 +90,6 @@ class Dispatcher:
     def subscribe_answered(self, listener: AnsweredListener) -> None:
         """Calls back when an execution's answer became the job's."""
         self._answered_listeners.append(listener)
-
-    @property
-    def running(self) -> frozenset[JobId]:
-        """Jobs that are executed here."""
-        return frozenset(self._executions)
 
     async def run(self) -> None:
         """Works until cancelled; executions then end, and are taken up when the next process
@@ -151,12 +152,11 @@ class Dispatcher:
         """Starts what may run; returns when the first of the others is due."""
         now = self._clock.now()
         next_due = float("inf")
-        running = Counter(it.job.model for it in self._executions.values())
         for model, waiting, due_at in await self._store.backlog():
             if due_at > now:
                 next_due = min(next_due, due_at)
                 continue
-            room = self._executor.room(model, running[model])
+            room = self._executor.room(model, self._running[model])
             wanted = min(room, waiting, MOST_AT_ONCE)
             if wanted <= 0:
                 continue
@@ -178,7 +178,13 @@ class Dispatcher:
         self.abort(job.job_id)  # an older attempt of ours that was given up for dead
         task = self._tasks.start(self._execute(taken), name=f"job {job.job_id}")
         self._executions[job.job_id] = _Execution(job, task)
+        self._running[job.model] += 1
+        task.add_done_callback(lambda _: self._ended(job.model))
         log.info("job.started", job_id=job.job_id, model=job.model, attempt=job.attempt)
+
+    def _ended(self, model: ModelName) -> None:
+        self._running[model] -= 1
+        self.poke()
 
     async def _execute(self, taken: Taken) -> None:
         job = taken.job
@@ -190,7 +196,6 @@ class Dispatcher:
             execution = self._executions.get(job.job_id)
             if execution is not None and execution.job.attempt == job.attempt:
                 del self._executions[job.job_id]
-            self.poke()
 
     async def _outcome(self, taken: Taken) -> Answered | Failed | None:
         """None where the job's deadline came first."""

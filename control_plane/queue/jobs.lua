@@ -1,8 +1,8 @@
 -- One change of one job, or of a few, at a time; redis_store.py documents the keys, job.py the moves.
 -- Above this stand MOVES, which comes from job.py, and the Policy as numbers, times in ms.
--- KEYS: base · ARGV: verb, now in ms, the verb's arguments
+-- keys: base · args: verb, now in ms, the verb's arguments
 
-local base, verb, now = KEYS[1], ARGV[1], tonumber(ARGV[2])
+local base, now  -- of the call that runs
 
 local function key(kind, name) return base .. ':' .. kind .. ':' .. name end
 
@@ -357,4 +357,7 @@ function verbs.settle_webhook(id, number, outcome, is_delivered, retry_at)
   return 1
 end
 
-return verbs[verb](unpack(ARGV, 3))
+local function run(keys, args)
+  base, now = keys[1], tonumber(args[2])
+  return verbs[args[1]](unpack(args, 3))
+end

@@ -46,7 +46,7 @@ class JobPlane:
             is_leading=is_leading,
         )
         self.jobs = Jobs(
-            store, answers, clock=clock, poke=self.dispatcher.poke, abort=self.dispatcher.abort
+            store, answers, clock=clock, waits=self.dispatcher.waits, abort=self.dispatcher.abort
         )
 
     def send_webhooks(self, client: WebhookClient, *, secret: str) -> None:

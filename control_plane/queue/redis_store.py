@@ -1,4 +1,4 @@
-"""Jobs in Redis: every change is one run of `jobs.lua`, so it happens wholly or not at all.
+"""Jobs in Redis: every change is one call of `jobs.lua`, so it happens wholly or not at all.
 
 Keys (all in one hash slot), below `{firstlight}:jobs`:
 
@@ -22,9 +22,9 @@ withdraw what was cancelled, or to count what waits, so the group is spelt out: 
 their leases, and the hand-back of what its owner does not renew.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from control_plane.queue.job import MOVES, Answer, Job, Webhook
 from control_plane.queue.problems import ABANDONED, jobs_full, key_reused
@@ -43,13 +43,19 @@ from control_plane.queue.store import (
 from infra.contracts.base import JobId, ModelName, RequestId
 from infra.contracts.job import JobState, WebhookCall
 from infra.contracts.tenancy import TenantName
-from infra.redis import Connection, store_errors
+from infra.redis_function import Argument, RedisFunction
 
 BASE = "{firstlight}:jobs"
 BATCH = 100
 
-Argument = str | bytes | int | float
-Script = Callable[[tuple[Argument, ...]], Awaitable[Any]]
+_READS = frozenset({"get", "answer", "page", "backlog", "forgettable", "counts"})
+
+
+class Run(Protocol):
+    """Calls `jobs.lua`; raises StoreUnavailable."""
+
+    async def __call__(self, arguments: Sequence[Argument], *, reads: bool = False) -> Any: ...
+
 
 _SOURCE = Path(__file__).with_name("jobs.lua").read_text()
 
@@ -57,7 +63,7 @@ _SOURCE = Path(__file__).with_name("jobs.lua").read_text()
 class RedisJobStore:
     """The JobStore that survives a restart."""
 
-    def __init__(self, run: Script, policy: Policy = Policy()) -> None:  # noqa: B008 - frozen value
+    def __init__(self, run: Run, policy: Policy = Policy()) -> None:  # noqa: B008 - frozen value
         self._run = run
         self._policy = policy
 
@@ -194,22 +200,16 @@ class RedisJobStore:
         )
 
     async def _call(self, verb: str, now: float, *arguments: Argument) -> Any:
-        return await self._run((verb, _ms(now), *arguments))
+        return await self._run((verb, _ms(now), *arguments), reads=verb in _READS)
 
 
-def redis_script(redis: Connection, policy: Policy) -> Script:
-    """How RedisJobStore reaches a server; raises StoreUnavailable."""
-    script = redis.register_script(lua(policy))
-
-    async def run(arguments: tuple[Argument, ...]) -> Any:
-        with store_errors():
-            return await script(keys=[BASE], args=list(arguments))
-
-    return run
+def job_function(url: str, policy: Policy) -> RedisFunction:
+    """How RedisJobStore reaches a server; to be closed by who made it."""
+    return RedisFunction(url, "firstlight_jobs", lua(policy), BASE)
 
 
 def lua(policy: Policy) -> str:
-    """The script, with the moves and the policy it holds to above it."""
+    """The function, with the moves and the policy it holds to above it."""
     moves = ", ".join(
         f"{state} = {{{', '.join(f'{to} = true' for to in sorted(MOVES[state]))}}}"
         for state in MOVES

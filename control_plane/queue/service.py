@@ -44,7 +44,7 @@ class Order:
 class Jobs:
     """Every method raises StoreUnavailable, and those with an id JobNotFound.
 
-    `poke` and `abort` are the dispatcher's.
+    `waits` and `abort` are the dispatcher's.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Jobs:
         answers: Answers,
         *,
         clock: Clock,
-        poke: Callable[[], None],
+        waits: Callable[[ModelName], None],
         abort: Callable[[JobId], None],
     ) -> None:
         self._store = store
         self._answers = answers
         self._clock = clock
-        self._poke = poke
+        self._waits = waits
         self._abort = abort
 
     async def accept(self, order: Order) -> Accepted:
@@ -85,7 +85,7 @@ class Jobs:
             job, order.body, idempotency=_idempotency(order), now=now
         )
         if accepted.is_new:
-            self._poke()
+            self._waits(order.model)
         return accepted
 
     async def get(self, job_id: str, *, tenant: TenantName) -> Job:
@@ -126,7 +126,7 @@ class Jobs:
         )
         if redriven.state.is_over:
             raise problems.is_over(redriven, "redriven")
-        self._poke()
+        self._waits(redriven.model)
         return redriven
 
     async def answer(self, job_id: str, *, tenant: TenantName) -> tuple[Job, bytes]:

@@ -1,0 +1,98 @@
+"""Jobs on the real platform: kill -9 of everything it consists of, and every job ends once."""
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.platform import RunningPlatform, running_platform
+from tests.support.processes import descendants, until
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
+
+ASKED = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0}
+OVER = {"succeeded", "failed", "cancelled", "expired"}
+
+
+@pytest.fixture
+def fresh(environment: dict[str, str], smollm2_dir: Path) -> Iterator[RunningPlatform]:
+    with running_platform(environment) as running:
+        running.deploy("chat", smollm2_dir, scaling={"grace": 1})
+        yield running
+
+
+def leave(platform: RunningPlatform, key: str | None = None) -> str:
+    headers = {"prefer": "respond-async"} | ({} if key is None else {"idempotency-key": key})
+    response = platform.client.post("/v1/models/chat/invoke", json=ASKED, headers=headers)
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
+
+
+def state(platform: RunningPlatform, job_id: str) -> str:
+    response = platform.client.get(f"/v1/jobs/{job_id}")
+    return str(response.json()["state"]) if response.status_code == 200 else response.text
+
+
+def all_succeed(platform: RunningPlatform, ids: list[str], *, seconds: float = 60) -> None:
+    until(
+        lambda: all(state(platform, job_id) in OVER for job_id in ids),
+        seconds=seconds,
+        what="every job is over",
+    )
+    assert {state(platform, job_id) for job_id in ids} == {"succeeded"}
+    texts = {platform.client.get(f"/v1/jobs/{it}/result").json()["output"] for it in ids}
+    assert len(texts) == 1, "greedy answers to one prompt"
+
+
+def kill(platform: RunningPlatform, name: str) -> None:
+    for process in descendants(platform.process.pid):
+        if name in process.name():
+            process.kill()
+
+
+@pytest.mark.parametrize("victim", ["fl-replica", "fl-node", "server"])
+def test_jobs_live_through_the_death_of(victim: str, fresh: RunningPlatform) -> None:
+    ids = [leave(fresh) for _ in range(12)]
+    until(lambda: any(state(fresh, it) == "running" for it in ids), seconds=20, what="one runs")
+    time.sleep(0.5)  # noqa: TID251 - let it decode for real
+
+    kill(fresh, victim)
+
+    until(fresh.is_ready, seconds=20, what="the store is back")
+    all_succeed(fresh, ids)
+    fresh.until_idle("chat")
+
+
+def test_jobs_live_through_kills_of_the_platform(fresh: RunningPlatform) -> None:
+    ids = []
+    for number in range(3):
+        ids += [leave(fresh, f"key-{number}-{each}") for each in range(4)]
+        time.sleep(number * 1.5)  # noqa: TID251 - another stage each time
+        fresh.stop(signal.SIGKILL)
+        fresh.start()
+        assert leave(fresh, f"key-{number}-0") == ids[-4], "its key is known after the kill"
+
+    all_succeed(fresh, ids)
+
+
+def test_a_cancelled_job_leaves_the_replica_at_once(fresh: RunningPlatform) -> None:
+    body = {"prompt": "Once upon a time", "max_tokens": 1500, "temperature": 0, "ignore_eos": True}
+    response = fresh.client.post(
+        "/v1/models/chat/invoke", json=body, headers={"prefer": "respond-async"}
+    )
+    job_id = response.json()["id"]
+    until(lambda: fresh.status("chat")["in_flight"] == 1, seconds=30, what="it runs")
+    time.sleep(0.5)  # noqa: TID251 - let it decode for real
+
+    cancelled = fresh.client.delete(f"/v1/jobs/{job_id}")
+
+    assert cancelled.json()["state"] == "cancelled"
+    assert fresh.status("chat")["in_flight"] == 0
+    busy = [it for it in descendants(fresh.process.pid) if "fl-replica" in it.name()]
+    for process in busy:
+        process.cpu_percent()
+    time.sleep(0.5)  # noqa: TID251 - the replica's own time
+    assert all(it.cpu_percent() < 50 for it in busy if it.status() != psutil.STATUS_ZOMBIE)

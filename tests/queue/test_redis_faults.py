@@ -1,0 +1,212 @@
+"""What Redis may do: refuse, stall, die and come back. No accepted job is lost."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from control_plane.queue.answers import Answers
+from control_plane.queue.dispatcher import Dispatcher
+from control_plane.queue.executor import Answered, Failed
+from control_plane.queue.job import Job
+from control_plane.queue.meters import JobMeters
+from control_plane.queue.redis_store import RedisJobStore, job_function
+from control_plane.queue.store import JobStore, Policy
+from infra.clock import SystemClock
+from infra.contracts.base import JobId, ModelName
+from infra.contracts.job import JobState
+from infra.errors import StoreUnavailable
+from infra.metrics import Metrics
+from infra.objectstore.memory import MemoryObjects
+from infra.redis import EmbeddedRedis, connect, durability_doubt
+from infra.supervise import TaskSet
+from tests.queue.makers import BODY, CHAT, NOBODY, a_job
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(60)]
+
+
+class Echo:
+    """An executor that answers with the job's id after a moment."""
+
+    def __init__(self, seconds: float = 0.02) -> None:
+        self.seconds = seconds
+        self.executed: list[JobId] = []
+
+    def room(self, model: ModelName, running: int) -> int:
+        return 8 - running
+
+    async def run(self, job: Job, body: bytes) -> Answered | Failed:
+        await asyncio.sleep(self.seconds)
+        self.executed.append(job.job_id)
+        return Answered(200, "text/plain", job.job_id.encode())
+
+
+@dataclass
+class Setting:
+    server: EmbeddedRedis
+    redis: Redis
+    store: JobStore
+    tasks: TaskSet
+
+    def work(self, executor: Echo, owner: str = "local") -> "asyncio.Task[None]":
+        """A process that takes jobs; cancelling it is its death."""
+        dispatcher = Dispatcher(
+            self.store,
+            Answers(self.store, MemoryObjects()),
+            executor,
+            JobMeters.on(Metrics()),
+            owner=owner,
+            clock=SystemClock.start(),
+            is_leading=lambda: True,
+        )
+        return self.tasks.start(dispatcher.run(), name=owner)
+
+    async def accept(self, number: int) -> JobId:
+        now = SystemClock.start().now()
+        job = a_job(number, created_at=now, updated_at=now, deadline_at=now + 600)
+        await self.store.accept(job, BODY, idempotency=None, now=now)
+        return job.job_id
+
+    async def until_all_succeeded(self, count: int) -> None:
+        async with asyncio.timeout(40):
+            while True:
+                try:
+                    counts = dict(await self.store.counts())
+                except StoreUnavailable:
+                    counts = {}
+                if counts == {(CHAT, JobState.SUCCEEDED): count}:
+                    return
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
+    async with EmbeddedRedis(tmp_path) as server:
+        redis = connect(server.url)
+        policy = Policy(lease_s=3)
+        script = job_function(server.url, policy)
+        store = RedisJobStore(script, policy)
+        setting = Setting(server, redis, store, TaskSet())
+        yield setting
+        await setting.tasks.close()
+        await script.close()
+        await redis.aclose()
+
+
+async def test_the_embedded_server_writes_through_to_the_disk(setting: Setting):
+    assert await durability_doubt(setting.redis) is None
+    await setting.redis.config_set("appendfsync", "everysec")
+    assert await durability_doubt(setting.redis) == "appendfsync is everysec, not always"
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "whole"),
+    [
+        ("maxmemory", "1", "0"),  # OOM
+        ("min-replicas-to-write", "1", "0"),  # NOREPLICAS, as READONLY: a write that is refused
+    ],
+)
+async def test_a_store_that_refuses_writes_keeps_what_it_has_and_goes_on(
+    setting: Setting, name: str, broken: str, whole: str
+):
+    executor = Echo(0.3)
+    setting.work(executor)
+    accepted = [await setting.accept(number) for number in range(4)]
+    await asyncio.sleep(0.15)  # they run now, and cannot be finished
+    await setting.redis.config_set(name, broken)
+    with pytest.raises(StoreUnavailable):
+        await setting.accept(9)
+    await asyncio.sleep(1)
+    assert await setting.store.get(a_job(9).job_id, tenant=NOBODY) is None, "refused is refused"
+    before = await setting.store.counts()
+    assert before == {(CHAT, JobState.RUNNING): 4}
+    await setting.redis.config_set(name, whole)
+    await setting.until_all_succeeded(4)
+    assert sorted(executor.executed) == sorted(accepted), "once each"
+
+
+async def test_a_read_only_replica_refuses_in_a_typed_way(setting: Setting):
+    await setting.accept(1)
+    await setting.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+    with pytest.raises(StoreUnavailable, match="READONLY"):
+        await setting.accept(2)
+    assert await setting.store.get(a_job(1).job_id, tenant=NOBODY) is not None
+    await setting.redis.execute_command("REPLICAOF", "NO", "ONE")
+    await setting.accept(2)
+
+
+async def test_a_disk_that_refuses_snapshots_refuses_jobs(setting: Setting, tmp_path: Path):
+    """MISCONF: something else is where the snapshot goes."""
+    await setting.redis.config_set("save", "1 1")
+    (tmp_path / "dump.rdb").mkdir()
+    with pytest.raises(StoreUnavailable, match="MISCONF"):
+        async with asyncio.timeout(20):
+            for number in range(1000):
+                await setting.accept(number)
+                await asyncio.sleep(0.1)
+    await setting.redis.config_set("save", "")
+    await setting.redis.config_set("stop-writes-on-bgsave-error", "no")
+    await setting.accept(1001)
+
+
+async def test_jobs_live_through_kills_of_the_server(setting: Setting):
+    executor = Echo()
+    setting.work(executor)
+    accepted = set()
+    for number in range(60):
+        if number % 20 == 10:
+            pid = setting.server.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+        while True:  # the same job again, until it is known to be there
+            try:
+                accepted.add(await setting.accept(number))
+                break
+            except StoreUnavailable:
+                await asyncio.sleep(0.05)
+    await setting.until_all_succeeded(60)
+    for job_id in accepted:
+        assert await setting.store.answer(job_id, tenant=NOBODY) == job_id.encode()
+
+
+async def test_a_store_that_stalls_longer_than_a_lease_loses_nothing(setting: Setting):
+    executor = Echo(1.0)
+    setting.work(executor)
+    for number in range(4):
+        await setting.accept(number)
+    await asyncio.sleep(0.2)
+    pid = setting.server.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(4)
+    os.kill(pid, signal.SIGCONT)
+    await setting.until_all_succeeded(4)
+    assert len(executor.executed) == 4, "what its owner renews first is not run again"
+
+
+async def test_what_a_dead_process_ran_is_taken_up_by_the_next_of_its_name_at_once(
+    setting: Setting,
+):
+    first = setting.work(Echo(30))
+    for number in range(4):
+        await setting.accept(number)
+    await asyncio.sleep(0.3)
+    first.cancel()
+    setting.work(Echo())
+    async with asyncio.timeout(2):  # sooner than their leases end
+        await setting.until_all_succeeded(4)
+
+
+async def test_of_two_processes_the_living_takes_over_from_the_dead(setting: Setting):
+    dead = setting.work(Echo(30), "one")
+    for number in range(4):
+        await setting.accept(number)
+    await asyncio.sleep(0.3)
+    dead.cancel()
+    setting.work(Echo(), "two")
+    await setting.until_all_succeeded(4)
