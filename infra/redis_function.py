@@ -52,14 +52,16 @@ class RedisFunction:
         With `reads` it is refused any write, and runs where the server takes none.
         """
         name = f"{self._name}_ro" if reads else self._name
-        failures = 0
+        give_up_at = asyncio.get_running_loop().time() + self._reply_s
+        failures, was_loaded = 0, False
         while True:
             try:
                 connection = await self._connected()
                 reply = await connection.call(("FCALL", name, 1, self._key, *arguments))
                 if isinstance(reply, hiredis.ReplyError):
-                    if _UNKNOWN in str(reply) and not failures:
+                    if _UNKNOWN in str(reply) and not was_loaded:
                         await self._load(connection)
+                        was_loaded = True
                         continue
                     if not str(reply).startswith("LOADING"):
                         raise _unavailable(reply)
@@ -67,7 +69,7 @@ class RedisFunction:
                 return reply
             except (_Lost, OSError, TimeoutError) as error:
                 failures += 1
-                if failures >= TRIES or isinstance(error, TimeoutError):
+                if failures >= TRIES or asyncio.get_running_loop().time() >= give_up_at:
                     raise _unavailable(error) from error
                 await asyncio.sleep(_BACKOFF.delay_s(failures, jitter=random.random()))
 

@@ -94,7 +94,7 @@ class Dispatcher:
     async def run(self) -> None:
         """Works until cancelled; executions then end, and are taken up when the next process
         of this owner begins, or their leases end."""
-        failures = 0
+        failures, wait_s = 0, 0.0
         try:
             while True:
                 try:
@@ -103,15 +103,13 @@ class Dispatcher:
                 except StoreUnavailable as error:
                     failures += 1
                     log.warning("jobs.store-unavailable", detail=error.detail, failures=failures)
-                    wait_s = _delay_s(_STORE, failures)
-                    await asyncio.sleep(wait_s)
-                    continue
                 except Exception:
                     failures += 1
                     log.exception("jobs.step-failed", failures=failures)
+                if failures:
                     await asyncio.sleep(_delay_s(_STORE, failures))
-                    continue
-                await self._until_poked(wait_s)
+                else:
+                    await self._until_poked(wait_s)
         finally:
             await self._tasks.close()
 

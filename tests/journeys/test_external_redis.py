@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.platform import RunningPlatform
-from tests.support.processes import require
+from tests.support.processes import require, until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 
@@ -37,7 +37,17 @@ def test_models_live_in_the_external_redis(
         assert second.status("chat")["revision"] == "chat@1"
         body = {"prompt": "Hello", "max_tokens": 1}
         assert second.client.post("/v1/models/chat/invoke", json=body).status_code == 200
+        asynchronously = {"prefer": "respond-async"}
+        left = second.client.post("/v1/models/chat/invoke", json=body, headers=asynchronously)
+        job = left.headers["location"]
+        until(
+            lambda: second.client.get(job).json()["state"] == "succeeded",
+            seconds=30,
+            what="a job is done",
+        )
         second.stop()
+        log = (tmp_path / "second.log").read_text()
+        assert "jobs.not-durable" in log and "appendonly is no, not yes" in log
     finally:
         server.kill()
         server.wait()
