@@ -41,7 +41,8 @@ def parsed(url: str, *, allows_http: bool) -> SplitResult:
         raise _refused("the webhook is not a URL") from None
     if parts.scheme not in ({"https", "http"} if allows_http else {"https"}):
         raise _refused("the webhook's URL does not begin with https://")
-    if not is_whole or " " in url or parts.username is not None or parts.password is not None:
+    is_plain = url.isascii() and url.isprintable() and " " not in url
+    if not (is_whole and is_plain) or parts.username is not None or parts.password is not None:
         raise _refused("the webhook's URL is not https://host/path")
     return parts
 

@@ -138,6 +138,7 @@ async def test_a_job_is_checked_as_a_request_is(edge: EdgeWorld) -> None:
         ("firstlight-webhook", "ftp://example.com/"),
         ("firstlight-webhook", "https://"),
         ("firstlight-webhook", "https://example.com/a b"),
+        ("firstlight-webhook", "https://example.com/ü"),
         ("firstlight-webhook", "https://me:you@example.com/"),
         ("firstlight-webhook", "https://example.com:0/"),
         ("firstlight-webhook", "https://example.com:99999/"),
