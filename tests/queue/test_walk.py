@@ -1,0 +1,190 @@
+"""Random walks: in Redis as in memory, and the books in order after every step."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from control_plane.queue.job import Job, Verdict
+from control_plane.queue.memory_store import MemoryJobStore
+from control_plane.queue.redis_store import BASE, RedisJobStore, job_function
+from control_plane.queue.store import JOB_BYTES, Idempotency, JobStore, Policy, WebhookReport
+from infra.contracts.base import JobId, ModelName
+from infra.contracts.job import JobState
+from infra.errors import PlatformError
+from infra.redis import EmbeddedRedis, connect
+from tests.queue.makers import BODY, HOOK, NOBODY, T0, a_failure, a_job, an_answer
+
+POLICY = Policy(
+    lease_s=30,
+    keep_s=120,
+    keep_dead_s=240,
+    idempotency_s=3600,  # longer than a walk: only Redis knows by its own clock when it is over
+    most_reclaims=4,
+    most_webhook_calls=3,
+    webhook_lease_s=20,
+)
+MODELS = (ModelName("chat"), ModelName("other"))
+OWNERS = ("one", "two")
+STEPS = 300
+
+
+class Walker:
+    """Chooses one step after the other, and knows who believes to run what."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self._dice = dice
+        self._numbers = 0
+        self.now = T0
+        self.ids: list[JobId] = []
+        self.held: dict[str, dict[JobId, int]] = {owner: {} for owner in OWNERS}
+
+    async def step(self, store: JobStore, name: str, seed: int) -> Any:
+        """Does one step; the same seed chooses the same."""
+        dice = random.Random(seed)
+        try:
+            return await getattr(self, f"_{name}")(store, dice)
+        except PlatformError as error:
+            return error.slug
+
+    def begin(self) -> tuple[str, int]:
+        """What comes next, and its seed."""
+        self.now += self._dice.choice((0, 0.5, 3, 10, 31))
+        names = [name[1:] for name in dir(self) if name.startswith("_do_")]
+        return self._dice.choice(names), self._dice.randrange(1 << 30)
+
+    async def _do_accept(self, store: JobStore, dice: random.Random) -> Any:
+        number = dice.randrange(1, 13)
+        job = a_job(
+            number,
+            model=dice.choice(MODELS),
+            created_at=self.now,
+            updated_at=self.now,
+            deadline_at=self.now + dice.choice((20, 200, 2000)),
+            webhook=dice.choice((None, HOOK)),
+        )
+        key = dice.choice((None, Idempotency(f"key-{number % 3}", str(number % 4))))
+        if await store.get(job.job_id, tenant=NOBODY) is not None:
+            return None
+        accepted = await store.accept(job, BODY, idempotency=key, now=self.now)
+        return accepted.job.job_id, accepted.is_new
+
+    async def _do_take(self, store: JobStore, dice: random.Random) -> Any:
+        owner = dice.choice(OWNERS)
+        taken = await store.take(
+            dice.choice(MODELS), dice.randrange(1, 4), owner=owner, now=self.now
+        )
+        if dice.random() < 0.9:  # else it never hears of them
+            self.held[owner] |= {it.job.job_id: it.job.attempt for it in taken}
+        return taken
+
+    async def _do_finish(self, store: JobStore, dice: random.Random) -> Any:
+        job_id, attempt = self._some_attempt(dice)
+        stored = dice.random() < 0.3
+        body = b"" if stored else b"answer"
+        answer = an_answer(b"answer", is_stored=stored)
+        return await store.finish(job_id, attempt, answer, body, now=self.now)
+
+    async def _do_fail(self, store: JobStore, dice: random.Random) -> Any:
+        job_id, attempt = self._some_attempt(dice)
+        failure = a_failure(dice.choice(list(Verdict)), retry_at=self.now + dice.choice((0, 7)))
+        return await store.fail(job_id, attempt, failure, now=self.now)
+
+    async def _do_renew(self, store: JobStore, dice: random.Random) -> Any:
+        owner = dice.choice(OWNERS)
+        if dice.random() < 0.2:  # it died, and comes back knowing nothing
+            self.held[owner] = {}
+        lost = await store.renew(owner, self.held[owner], now=self.now)
+        self.held[owner] = {it: n for it, n in self.held[owner].items() if it not in lost}
+        return lost
+
+    async def _do_reclaim(self, store: JobStore, dice: random.Random) -> Any:
+        return set(await store.reclaim(now=self.now))
+
+    async def _do_expire(self, store: JobStore, dice: random.Random) -> Any:
+        return set(await store.expire(now=self.now))
+
+    async def _do_forget(self, store: JobStore, dice: random.Random) -> Any:
+        found = {job.job_id for job in await store.forgettable(now=self.now)}
+        await store.forget(tuple(found))
+        return found
+
+    async def _do_cancel(self, store: JobStore, dice: random.Random) -> Any:
+        return await store.cancel(self._some_id(dice), tenant=NOBODY, now=self.now)
+
+    async def _do_redrive(self, store: JobStore, dice: random.Random) -> Any:
+        return await store.redrive(
+            self._some_id(dice), tenant=NOBODY, deadline_at=self.now + 100, now=self.now
+        )
+
+    async def _do_webhook(self, store: JobStore, dice: random.Random) -> Any:
+        taken = sorted(await store.take_webhooks(9, now=self.now), key=lambda job: job.job_id)
+        for job in taken:
+            assert job.webhook is not None
+            delivered = dice.random() < 0.5
+            report = WebhookReport("x", delivered, None if delivered else self.now + 5)
+            if dice.random() < 0.7:
+                await store.settle_webhook(job.job_id, len(job.webhook.calls), report, now=self.now)
+        return taken
+
+    def _some_id(self, dice: random.Random) -> JobId:
+        return a_job(dice.randrange(1, 13)).job_id
+
+    def _some_attempt(self, dice: random.Random) -> tuple[JobId, int]:
+        held = [pair for owner in OWNERS for pair in self.held[owner].items()]
+        return dice.choice(held) if held else (self._some_id(dice), 1)
+
+
+async def everything(store: JobStore) -> Any:
+    jobs = [await store.get(a_job(number).job_id, tenant=NOBODY) for number in range(1, 13)]
+    answers = [await store.answer(a_job(n).job_id, tenant=NOBODY) for n in range(1, 13)]
+    page = await store.page(tenant=NOBODY, model=None, state=None, after=None, count=100)
+    assert [job for job in reversed(jobs) if job is not None] == list(page.jobs)
+    return jobs, answers, dict(await store.counts()), sorted(await store.backlog())
+
+
+async def check_books(redis: Redis, jobs: list[Job | None]) -> None:
+    """Queue depth is the sum of the states, and every index agrees with the jobs."""
+
+    async def members(name: str) -> set[str]:
+        return {it.decode() for it in await redis.zrange(f"{BASE}:{name}", 0, -1)}
+
+    there = [job for job in jobs if job is not None]
+    states = {state: {j.job_id for j in there if j.state is state} for state in JobState}
+    queues = [await members(f"queue:{model}") for model in MODELS]
+    assert set().union(*queues) == states[JobState.QUEUED]
+    assert await members("leases") == states[JobState.RUNNING]
+    assert await members("over") == {job.job_id for job in there if job.state.is_over}
+    assert await members("deadlines") == states[JobState.QUEUED] | states[JobState.RUNNING]
+    owned = [await redis.smembers(f"{BASE}:owned:{owner}") for owner in OWNERS]
+    assert {it.decode() for its in owned for it in its} == states[JobState.RUNNING]
+    told = {j.job_id for j in there if j.webhook is not None and j.webhook.due_at is not None}
+    assert await members("webhooks") == told
+    kept = len(there) * JOB_BYTES
+    for kind in ("body", "answer"):
+        kept += sum([await redis.strlen(f"{BASE}:{kind}:{job.job_id}") for job in there])
+    assert int(await redis.get(f"{BASE}:bytes") or 0) == kept
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("seed", range(6))
+async def test_both_stores_go_the_same_way(seed: int, tmp_path: Path) -> None:
+    async with EmbeddedRedis(tmp_path) as server:
+        function, redis = job_function(server.url, POLICY), connect(server.url)
+        stores: list[JobStore] = [MemoryJobStore(POLICY), RedisJobStore(function, POLICY)]
+        ours, theirs = Walker(random.Random(seed)), Walker(random.Random(seed))
+        for number in range(STEPS):
+            name, step_seed = ours.begin()
+            assert theirs.begin() == (name, step_seed)
+            seen = [
+                await walker.step(store, name, step_seed)
+                for walker, store in zip((ours, theirs), stores, strict=True)
+            ]
+            assert seen[0] == seen[1], f"step {number}: {name}"
+            states = [await everything(store) for store in stores]
+            assert states[0] == states[1], f"after step {number}: {name}"
+            await check_books(redis, states[1][0])
+        await function.close()
+        await redis.aclose()
