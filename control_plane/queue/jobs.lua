@@ -14,6 +14,14 @@ local function load(id)
   return job
 end
 
+-- The job that an index names. One that somebody took away, as a server that evicts does, must
+-- not keep the others waiting: its entry goes, too.
+local function listed(id, index)
+  local job = load(id)
+  if not job then redis.call('ZREM', index, id) end
+  return job
+end
+
 -- The job of a caller: another tenant's is as one that is not there.
 local function load_own(id, tenant)
   local job = load(id)
@@ -163,7 +171,7 @@ function verbs.page(tenant, model, state, after, wanted, most)
   for _, id in ipairs(ids) do
     if #found == tonumber(wanted) then return {found, last} end
     local its = redis.call('HMGET', key('job', id), 'model', 'state')
-    if (model == '' or its[1] == model) and (state == '' or its[2] == state) then
+    if its[2] and (model == '' or its[1] == model) and (state == '' or its[2] == state) then
       found[#found + 1] = shown(id)
     end
     last = id
@@ -199,7 +207,9 @@ function verbs.backlog()
   local found = {}
   for _, model in ipairs(redis.call('SMEMBERS', base .. ':waiting')) do
     local first = redis.call('ZRANGE', key('queue', model), 0, 0, 'WITHSCORES')
-    found[#found + 1] = {model, redis.call('ZCARD', key('queue', model)), first[2]}
+    if first[2] then
+      found[#found + 1] = {model, redis.call('ZCARD', key('queue', model)), first[2]}
+    end
   end
   return found
 end
@@ -209,10 +219,10 @@ function verbs.take(model, wanted, owner)
   local taken = {}
   local ids = redis.call('ZRANGEBYSCORE', key('queue', model), '-inf', now, 'LIMIT', 0, wanted)
   for _, id in ipairs(ids) do
-    local job = load(id)
-    if tonumber(job.deadline_at) <= now then
+    local job = listed(id, key('queue', model))
+    if job and tonumber(job.deadline_at) <= now then
       move(id, job, 'expired', nil, {})
-    else
+    elseif job then
       move(id, job, 'running', now + LEASE,
         {owner = owner, attempt = job.attempt + 1, started_at = now})
       taken[#taken + 1] = {id, redis.call('HGETALL', key('job', id)), redis.call('GET', key('body', id))}
@@ -237,7 +247,9 @@ function verbs.renew(owner, ...)
     end
   end
   for _, id in ipairs(redis.call('SMEMBERS', key('owned', owner))) do
-    if not held[id] then give_back(id, load(id)) end
+    local job = load(id)
+    if not job then redis.call('SREM', key('owned', owner), id)
+    elseif not held[id] then give_back(id, job) end
   end
   return lost
 end
@@ -249,8 +261,15 @@ function verbs.reclaim()
     'LIMIT', 0, BATCH)) do
     ids[#ids + 1] = id
   end
-  for _, id in ipairs(ids) do give_back(id, load(id)) end
-  return ids
+  local found = {}
+  for _, id in ipairs(ids) do
+    local job = listed(id, base .. ':leases')
+    if job then
+      give_back(id, job)
+      found[#found + 1] = id
+    end
+  end
+  return found
 end
 
 -- → 1 when this answer is the job's
@@ -289,14 +308,21 @@ end
 
 function verbs.expire()
   local ids = redis.call('ZRANGEBYSCORE', base .. ':deadlines', '-inf', now, 'LIMIT', 0, BATCH)
-  for _, id in ipairs(ids) do move(id, load(id), 'expired', nil, {}) end
-  return ids
+  local found = {}
+  for _, id in ipairs(ids) do
+    local job = listed(id, base .. ':deadlines')
+    if job then
+      move(id, job, 'expired', nil, {})
+      found[#found + 1] = id
+    end
+  end
+  return found
 end
 
 function verbs.forgettable()
   local found = {}
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', base .. ':over', '-inf', now, 'LIMIT', 0, BATCH)) do
-    found[#found + 1] = shown(id)
+    if listed(id, base .. ':over') then found[#found + 1] = shown(id) end
   end
   return found
 end
@@ -326,12 +352,12 @@ function verbs.take_webhooks(wanted)
   local taken = {}
   local ids = redis.call('ZRANGEBYSCORE', base .. ':webhooks', '-inf', now, 'LIMIT', 0, wanted)
   for _, id in ipairs(ids) do
-    local job = load(id)
-    local calls = (job.webhook_calls or 0) + 1
-    if calls > MOST_WEBHOOK_CALLS then
+    local job = listed(id, base .. ':webhooks')
+    local calls = job and (job.webhook_calls or 0) + 1
+    if job and calls > MOST_WEBHOOK_CALLS then
       redis.call('ZREM', base .. ':webhooks', id)
       redis.call('HDEL', key('job', id), 'webhook_due')
-    else
+    elseif job then
       redis.call('ZADD', base .. ':webhooks', now + WEBHOOK_LEASE, id)
       set(id, job, {
         webhook_calls = calls, webhook_due = now + WEBHOOK_LEASE,

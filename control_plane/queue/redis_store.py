@@ -48,7 +48,7 @@ from infra.redis_function import Argument, RedisFunction
 BASE = "{firstlight}:jobs"
 BATCH = 100
 
-_READS = frozenset({"get", "answer", "page", "backlog", "forgettable", "counts"})
+_READS = frozenset({"get", "answer", "page", "backlog", "counts"})
 
 
 class Run(Protocol):

@@ -15,7 +15,7 @@ from control_plane.queue.dispatcher import Dispatcher
 from control_plane.queue.executor import Answered, Failed
 from control_plane.queue.job import Job
 from control_plane.queue.meters import JobMeters
-from control_plane.queue.redis_store import RedisJobStore, job_function
+from control_plane.queue.redis_store import BASE, RedisJobStore, job_function
 from control_plane.queue.store import JobStore, Policy
 from infra.clock import SystemClock
 from infra.contracts.base import JobId, ModelName
@@ -172,6 +172,31 @@ async def test_jobs_live_through_kills_of_the_server(setting: Setting):
     await setting.until_all_succeeded(60)
     for job_id in accepted:
         assert await setting.store.answer(job_id, tenant=NOBODY) == job_id.encode()
+
+
+async def test_jobs_that_somebody_took_away_do_not_keep_the_others_waiting(setting: Setting):
+    """A server that evicts, or an operator's DEL."""
+    executor = Echo(0.5)
+    working = setting.work(executor)
+    gone = [await setting.accept(number) for number in range(1, 17)]  # half run, half wait
+    await asyncio.sleep(0.2)
+    working.cancel()
+    for job_id in gone:
+        await setting.redis.delete(f"{BASE}:job:{job_id}")
+    setting.work(executor)
+    kept = [await setting.accept(number) for number in range(20, 24)]
+    for _ in range(400):
+        if set(kept) <= set(executor.executed):
+            break
+        await asyncio.sleep(0.05)
+    now = SystemClock.start().now()
+    page = await setting.store.page(tenant=NOBODY, model=None, state=None, after=None, count=99)
+    assert {job.job_id for job in page.jobs} == set(kept)
+    late = now + 100 * 24 * 3600
+    await setting.store.reclaim(now=late)
+    await setting.store.expire(now=late)
+    assert len(await setting.store.forgettable(now=late)) == 4
+    assert await setting.store.take_webhooks(9, now=late) == ()
 
 
 async def test_a_store_that_stalls_longer_than_a_lease_loses_nothing(setting: Setting):
