@@ -139,12 +139,21 @@ class Dispatcher:
             log.info("job.expired", job_id=job_id)
             self.abort(job_id)
             self._tell_over()
-        forgettable = await self._store.forgettable(now=now)
-        for job in forgettable:
-            await self._answers.forget(job)
-        if forgettable:
-            await self._store.forget(tuple(job.job_id for job in forgettable))
+        await self._forget(now)
         self.counts = await self._store.counts()
+
+    async def _forget(self, now: float) -> None:
+        """Jobs whose answers cannot be dropped now are kept, and keep nobody waiting."""
+        forgotten = []
+        for job in await self._store.forgettable(now=now):
+            try:
+                await self._answers.forget(job)
+            except StoreUnavailable as error:
+                log.warning("job.answer-not-dropped", job_id=job.job_id, detail=error.detail)
+                break
+            forgotten.append(job.job_id)
+        if forgotten:
+            await self._store.forget(tuple(forgotten))
 
     async def _take(self) -> float:
         """Starts what may run; returns when the first of the others is due."""

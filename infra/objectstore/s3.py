@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 from infra.errors import DependencyMissing, StoreUnavailable
@@ -11,9 +12,16 @@ from infra.objectstore.port import checked
 
 
 class S3Objects:
-    """Below `s3://bucket/prefix`; credentials and region come from where boto3 finds them."""
+    """Below `s3://bucket/prefix`; credentials and region come from where boto3 finds them.
+
+    Raises DependencyMissing where there is no boto3.
+    """
 
     def __init__(self, bucket: str, prefix: str, *, endpoint: str | None = None) -> None:
+        if find_spec("boto3") is None:
+            raise DependencyMissing(
+                "results in S3 need boto3", hint="pip install 'firstlight[aws]'"
+            )
         self._bucket = bucket
         self._prefix = prefix.strip("/")
         self._endpoint = endpoint
@@ -62,12 +70,8 @@ class S3Objects:
 @contextmanager
 def _s3_errors() -> Iterator[None]:
     """Turns what boto3 raises into ours."""
-    try:
-        from botocore.exceptions import BotoCoreError, ClientError
-    except ImportError as error:
-        raise DependencyMissing(
-            "results in S3 need boto3", hint="pip install 'firstlight[aws]'"
-        ) from error
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
         yield
     except (BotoCoreError, ClientError, OSError) as error:

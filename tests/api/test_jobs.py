@@ -213,6 +213,24 @@ async def test_a_large_answer_goes_to_the_object_store_and_with_its_job(edge: Ed
 
 
 @scenario
+async def test_an_object_store_that_is_down_keeps_no_job_from_running(edge: EdgeWorld) -> None:
+    work(edge)
+    edge.script = says("x" * 100_000)
+    await until_over(edge, await accepted(edge))
+    edge.objects.is_up = False
+    await asyncio.sleep(KEEP_S + 5)
+    large = await accepted(edge)
+    await asyncio.sleep(60)
+    assert (await shown(edge, large)).state == "running", "its answer is held until it can be kept"
+    edge.script = says("small")
+    for replica_id in edge.replicas.scripts:
+        edge.replicas.scripts[replica_id] = says("small")
+    assert (await until_over(edge, await accepted(edge))).state == "succeeded"
+    edge.objects.is_up = True
+    assert (await until_over(edge, large)).attempts == 1
+
+
+@scenario
 async def test_a_running_job_that_is_cancelled_is_aborted_at_once(edge: EdgeWorld) -> None:
     work(edge)
     edge.script = says("never", seconds=500)

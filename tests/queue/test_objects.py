@@ -8,7 +8,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from infra.errors import StoreUnavailable
+from infra.errors import DependencyMissing, StoreUnavailable
 from infra.objectstore.folder import FolderObjects
 from infra.objectstore.memory import MemoryObjects
 from infra.objectstore.port import ObjectStore
@@ -61,6 +61,12 @@ async def test_a_folder_that_cannot_be_used_is_unavailable(tmp_path: Path):
     (tmp_path / "results").write_text("a file")
     with pytest.raises(StoreUnavailable):
         await FolderObjects(tmp_path / "results").put(KEY, b"one")
+
+
+def test_a_machine_without_boto3_is_told_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("infra.objectstore.s3.find_spec", lambda _: None)
+    with pytest.raises(DependencyMissing, match="boto3"):
+        S3Objects("results", "")
 
 
 async def test_a_bucket_that_is_not_there_is_unavailable(monkeypatch: pytest.MonkeyPatch):
