@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from infra.errors import ContextLengthExceeded, ExecutionTimeout, Invalid, PlatformError
+from tests.engine.flex import Tape, flex_model
 from tests.engine.tiny import (
     CONFIG,
     LetterTokenizer,
@@ -26,6 +28,19 @@ from worker.engine.request import Guide
 from worker.models.causal_model import CausalModel
 
 LETTERS = range(97, 123)
+
+
+@pytest.fixture(
+    scope="module",
+    params=["bfloat16", "float32", pytest.param("on a GPU's kernels", marks=pytest.mark.real)],
+)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CausalModel:
+    """A random model on each of the kernels; those of a GPU run in float32, recorded."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    if request.param == "on a GPU's kernels":
+        return flex_model(write_model(folder, torch_dtype="float32"), Tape())
+    return load_model(write_model(folder, torch_dtype=request.param))
 
 
 def prompts(count: int, *, longest: int = 60, seed: int = 1) -> list[list[int]]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from infra.contracts.model_spec import EngineSettings
+from tests.engine.flex import flex_model
 from tests.engine.test_transformers import PROMPT, their_logits, theirs
 from tests.engine.test_transformers import our_logits as logits_of
 from tests.engine.tiny import greedy_alone, load_model, make_engine, request, run
@@ -199,6 +200,16 @@ def test_factors_of_channels_are_theirs_on_both_sides_of_the_original_context(
         their_logits(theirs(folder, torch.float32), text),
         rtol=1e-4,
         atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(("name", "changes"), CASES)
+def test_the_kernels_for_gpus_give_the_same_logits(
+    tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    folder = write_family(tmp_path, name, changes)
+    torch.testing.assert_close(
+        logits_of(flex_model(folder), CONTEXT), our_logits(folder, CONTEXT), rtol=1e-4, atol=1e-4
     )
 
 

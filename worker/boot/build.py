@@ -10,6 +10,7 @@ from worker.boot.model_files import ModelFiles
 from worker.models.causal_model import CausalModel
 from worker.models.led import LedModel
 from worker.models.parts import share_of
+from worker.models.registry import with_recording
 from worker.parallel.group import WAIT_S, TorchGroup, backend_for
 
 
@@ -38,7 +39,7 @@ def build(
     engine, gpus = assignment.engine, assignment.resources.gpus
     size = engine.tensor_parallel
     if size == 1:
-        return files.build(gpus=gpus), None
+        return with_recording(files.build(gpus=gpus)), None
 
     def part(rank: int, meeting: Path) -> Part:
         return Part(

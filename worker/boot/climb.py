@@ -20,6 +20,7 @@ from worker.engine.async_engine import AsyncEngine
 from worker.engine.engine import Engine
 from worker.engine.preload import after_fork
 from worker.models.causal_model import CausalModel
+from worker.models.registry import with_recording
 from worker.tokenizer.tokenizer import Tokenizer
 from worker.weights.packed_store import PackedStore
 
@@ -108,7 +109,8 @@ class ModelClimb:
         source = assignment.source
         on_progress = partial(stages.progress, Stage.WEIGHTS)
         store = PackedStore(self._cache_dir / PACKED_FOLDER)
-        files = ModelFiles.open(folder, source, assignment.engine, store, on_progress)
+        gpus = assignment.resources.gpus
+        files = ModelFiles.open(folder, source, assignment.engine, store, on_progress, gpus=gpus)
         stages.part("map")
         draft_files = self._open_draft(assignment, store)
         if draft_files is not None:
@@ -123,7 +125,7 @@ class ModelClimb:
         draft = None
         if draft_files is not None:
             draft_files.check_drafts_for(files, tokenizer)
-            draft = draft_files.build()
+            draft = with_recording(draft_files.build(gpus=gpus))
             stages.part("draft")
         self._forget_tokenizers()
 
@@ -140,7 +142,8 @@ class ModelClimb:
         folder = self._sources.fetch(source, self._cache_dir, lambda _: None)
         changes = {"quantization": settings.draft_quantization, "tensor_parallel": 1}
         settings = settings.model_copy(update=changes)
-        return ModelFiles.open(folder, source, settings, store, lambda _: None)
+        gpus = assignment.resources.gpus
+        return ModelFiles.open(folder, source, settings, store, lambda _: None, gpus=gpus)
 
     def _site(self, assignment: ReplicaAssignment) -> Site:
         packed = self._cache_dir / PACKED_FOLDER

@@ -13,6 +13,7 @@ from infra.errors import Invalid, SourceInvalid, UnsupportedModel
 from worker.kernels import torch_sampling
 from worker.kernels.flex_attention import Compile, FlexKVCache
 from worker.kernels.port import CacheShape, Gate, Norm, Product, Prologue
+from worker.kernels.recording import Capture
 from worker.kernels.sampling import Draw, LogProbability, Unchosen
 from worker.weights.quantized import QuantizedWeight
 
@@ -24,11 +25,14 @@ class GpuKernels:
 
     layout = None
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, compile_for: Compile) -> None:
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, compile_for: Compile, capture: Capture
+    ) -> None:
         """`dtype` of weights, activations, keys and values."""
         self.device = device
         self.name = f"torch {device.type}"
         self.activation_dtype = dtype
+        self.capture = capture
         self._compile_for = compile_for
 
     def product(

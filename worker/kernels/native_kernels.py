@@ -35,6 +35,7 @@ class NativeKernels:
     """See Kernels."""
 
     activation_dtype = torch.float32
+    capture = None
 
     def __init__(self, library: NativeLibrary) -> None:
         self.device = torch.device("cpu")

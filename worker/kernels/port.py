@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from worker.kernels.recording import Capture
 from worker.kernels.sampling import Draw, LogProbability, Unchosen
 from worker.weights.quantized import QuantizedWeight
 
@@ -131,6 +132,26 @@ class KVCache(Protocol):
     def lay_out(self, spans: Sequence[Span]) -> AttentionStep: ...
 
 
+class StaticPlaces(Protocol):
+    """Where tokens of rows of sequences lie, in memory that stays where it is."""
+
+    def fill(self, spans: Sequence[Span]) -> None:
+        """The first rows with a sequence each, of as many tokens as a row has, or fewer."""
+        ...
+
+    def step(self) -> AttentionStep:
+        """The step of all rows' tokens, over whatever the places hold when it is computed."""
+        ...
+
+
+class StaticKVCache(KVCache, Protocol):
+    """One whose steps can be recorded and replayed."""
+
+    def static_places(self, *, rows: int, columns: int, context_tokens: int) -> StaticPlaces:
+        """For `rows` sequences, of `columns` tokens each in a step and `context_tokens` at most."""
+        ...
+
+
 class Kernels(Protocol):
     """One implementation, for one device."""
 
@@ -144,6 +165,11 @@ class Kernels(Protocol):
 
     @property
     def activation_dtype(self) -> torch.dtype: ...
+
+    @property
+    def capture(self) -> Capture | None:
+        """How steps of one shape are recorded; caches are StaticKVCaches then. None: not at all."""
+        ...
 
     @property
     def layout(self) -> str | None:

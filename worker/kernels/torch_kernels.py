@@ -47,6 +47,7 @@ class TorchKernels:
 
     name = "torch"
     layout = None
+    capture = None
     device = torch.device("cpu")
 
     def __init__(self, dtype: torch.dtype) -> None:

@@ -100,13 +100,22 @@ class Decoder:
     ) -> torch.Tensor:
         device = self.kernels.device
         step = cache.lay_out(spans)
-        end = max(span.first + span.count for span in spans)
-        ropes = [rotary.up_to(end) for rotary in self._rotaries]
-        tokens = torch.tensor(token_ids, device=device)
-        x = self.kernels.embed(tokens, self._embedding, self._embedding_scale)
+        ropes = self.ropes(max(span.first + span.count for span in spans))
+        x = self.through_layers(torch.tensor(token_ids, device=device), step, ropes)
+        return x.index_select(0, torch.tensor(wanted, dtype=torch.int64, device=device))
+
+    def ropes(self, end: int) -> Sequence[torch.Tensor]:
+        """The angles of all positions below `end`."""
+        return [rotary.up_to(end) for rotary in self._rotaries]
+
+    def through_layers(
+        self, token_ids: torch.Tensor, step: AttentionStep, ropes: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """[tokens] to [tokens, hidden]; what is done depends on no number in the tensors."""
+        x = self.kernels.embed(token_ids, self._embedding, self._embedding_scale)
         for layer in self._layers:
             x = layer(x, step, ropes)
-        return x.index_select(0, torch.tensor(wanted, dtype=torch.int64, device=device))
+        return x
 
     @torch.inference_mode()
     def head(self, states: torch.Tensor) -> torch.Tensor:

@@ -4,9 +4,11 @@ import torch
 
 from infra.contracts.model_spec import EngineSettings
 from worker.kernels.factory import choose_kernels
+from worker.models.causal_model import CausalModel
 from worker.models.config import ModelConfig
 from worker.models.decoder import Decoder
 from worker.models.pack import Pack
+from worker.models.recorded import RecordedModel
 from worker.parallel.group import ALONE, Group
 from worker.quantization.quantize import ALGORITHM
 from worker.quantization.reader import WeightReader
@@ -54,6 +56,15 @@ def build_model(
             group=group,
             pack=pack,
         )
+
+
+def with_recording(decoder: Decoder) -> CausalModel:
+    """The model whose steps are recorded, where its kernels can.
+
+    Not for one of several ranks: how they talk has never been recorded.
+    """
+    capture = decoder.kernels.capture
+    return decoder if capture is None else RecordedModel(decoder, capture)
 
 
 def open_pack(
