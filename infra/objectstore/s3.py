@@ -9,6 +9,7 @@ from typing import Any
 
 from infra.errors import DependencyMissing, StoreUnavailable
 from infra.objectstore.port import checked
+from infra.s3_client import s3_client
 
 
 class S3Objects:
@@ -52,19 +53,7 @@ class S3Objects:
 
     @cached_property
     def _client(self) -> Any:
-        import boto3
-        from botocore.config import Config
-
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self._endpoint,
-            config=Config(
-                connect_timeout=5,
-                read_timeout=30,
-                retries={"mode": "standard", "max_attempts": 3},
-                user_agent_extra="firstlight",
-            ),
-        )
+        return s3_client(self._endpoint)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from infra.contracts.revision import ModelFacts, ResolvedSource, SourceFile
 from infra.errors import DependencyMissing, PlatformError, SourceInvalid, SourceUnavailable
+from infra.s3_client import s3_client
 from infra.sources.digests import content_digest, md5
 from infra.sources.model_files import MAX_LISTED, checked_name, describe_model
 from infra.sources.port import OnProgress
@@ -29,19 +30,7 @@ class S3Source:
 
     @cached_property
     def _client(self) -> Any:
-        import boto3
-        from botocore.config import Config
-
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self._endpoint,
-            config=Config(
-                connect_timeout=5,
-                read_timeout=30,
-                retries={"mode": "standard", "max_attempts": 3},
-                user_agent_extra="firstlight",
-            ),
-        )
+        return s3_client(self._endpoint)
 
     def resolve(self, uri: str) -> tuple[ResolvedSource, ModelFacts]:
         bucket, prefix = _parsed(uri)
