@@ -65,7 +65,9 @@ class Activator:
         """
         if self.is_stopping:
             raise _shutting_down()
-        ticket = Ticket(next(self._arrivals), len(call.body), revision.name)
+        ticket = Ticket(
+            next(self._arrivals), len(call.body), revision.name, call.tenant, call.priority
+        )
         self._lines.enter(ticket, revision)
         try:
             await self._until_answered(Exchange(call, client, ticket))

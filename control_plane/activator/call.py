@@ -46,7 +46,8 @@ class TokenCount:
 class Call(NamedTuple):
     """A valid request; `path` and `body` are what a replica gets to see of it.
 
-    `arrived_at` is unix seconds; `wants_progress` asks a held stream to begin at once.
+    `arrived_at` is unix seconds; `wants_progress` asks a held stream to begin at once;
+    of one tenant's held calls those with lower `priority` go first.
     """
 
     request_id: RequestId
@@ -57,6 +58,7 @@ class Call(NamedTuple):
     arrived_at: float
     tenant: TenantName
     tokens: TokenCount
+    priority: int = 0
 
 
 class Downstream(Protocol):

@@ -6,7 +6,8 @@ from copy import copy
 
 from control_plane.activator.admission import Backlog, admit
 from control_plane.activator.balancer import choose
-from control_plane.activator.ticket import Place, Slot, Ticket, TicketQueue
+from control_plane.activator.ticket import Place, Slot, Ticket
+from control_plane.activator.ticket_queue import TicketQueue
 from control_plane.autoscaler.demand import Demand, DemandMeter
 from control_plane.fleet.replica import Endpoint
 from infra.clock import Clock
@@ -21,7 +22,7 @@ _HOLD_WEIGHT = 0.1  # of the newest permit in the mean time that permits are hel
 
 
 class Line:
-    """Gives permits in order of arrival, as fast as replicas have them, to who still waits.
+    """Gives permits in the queue's order, as fast as replicas have them, to who still waits.
 
     One clock runs while no replica is usable (cold), another while some are (queue), so that each
     request's patience for the one is not used up by the other. `wake` is called when the first
@@ -85,7 +86,7 @@ class Line:
         self._wait(ticket, now)
 
     def again(self, ticket: Ticket) -> None:
-        """The replica failed the ticket: it gets the next permit that its arrival entitles it to.
+        """The replica failed the ticket: it waits again, at the place its arrival gives it.
 
         The replica gets nothing more until the fleet says something else or SUSPICION_S is over.
         """

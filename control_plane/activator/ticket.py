@@ -1,13 +1,12 @@
 """A request's place in the waiting line, from its arrival to its end."""
 
 import asyncio
-import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from control_plane.fleet.replica import Endpoint
 from infra.contracts.base import RevisionName
+from infra.contracts.tenancy import TenantName
 
 
 class Place(Enum):
@@ -39,7 +38,8 @@ class Slot:
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """One request in line; `arrival` numbers requests in the order they came.
+    """One request in line; `arrival` numbers requests in the order they came, and of one tenant's
+    requests lower `priority` goes first.
 
     Seconds waited are kept apart: `cold_s` while no replica was ready, `queue_s` while replicas
     were ready and their permits taken. `revision` is the line it stands in; a deployment may move
@@ -49,6 +49,8 @@ class Ticket:
     arrival: int
     size: int
     revision: RevisionName
+    tenant: TenantName
+    priority: int = 0
     place: Place = Place.OUTSIDE
     slot: Slot | None = None
     granted: "asyncio.Future[None] | None" = None
@@ -64,44 +66,3 @@ class Ticket:
         """The replica it may use."""
         assert self.slot is not None, "it has a permit"
         return self.slot.endpoint
-
-
-class TicketQueue:
-    """Waiting tickets by arrival, also when one comes back; leaving costs no search."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, Ticket]] = []
-        self._waiting: dict[int, Ticket] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def __iter__(self) -> Iterator[Ticket]:
-        """The waiting tickets in no particular order."""
-        return iter(self._waiting.values())
-
-    def push(self, ticket: Ticket) -> None:
-        assert ticket.arrival not in self._waiting, "a ticket waits once"
-        self._waiting[ticket.arrival] = ticket
-        heapq.heappush(self._heap, (ticket.arrival, ticket))
-
-    def pop(self) -> Ticket:
-        """The ticket that arrived first; raises IndexError when none waits."""
-        while True:
-            arrival, ticket = heapq.heappop(self._heap)
-            if self._waiting.pop(arrival, None) is not None:
-                return ticket
-
-    def discard(self, ticket: Ticket) -> None:
-        """Takes a waiting ticket out."""
-        del self._waiting[ticket.arrival]
-        if len(self._heap) > 2 * len(self._waiting) + 64:
-            self._heap = [(arrival, it) for arrival, it in self._waiting.items()]
-            heapq.heapify(self._heap)
-
-    def drain(self) -> list[Ticket]:
-        """Takes all tickets out, oldest first."""
-        tickets = sorted(self._waiting.values(), key=lambda ticket: ticket.arrival)
-        self._waiting.clear()
-        self._heap.clear()
-        return tickets

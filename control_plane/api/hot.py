@@ -159,6 +159,7 @@ class HotPath:
             arrived_at=request.arrived_at,
             tenant=visit.identity.tenant,
             tokens=visit.tokens,
+            priority=asked.priority or 0,
         )
         return call, revision
 

@@ -148,7 +148,7 @@ class _Sampling(_Wire):
         default=None,
         ge=-MAX_PRIORITY,
         le=MAX_PRIORITY,
-        description="On a busy replica lower goes first.",
+        description="Lower goes first: among your tenant's held requests, and on a busy replica.",
     )
 
     @property
