@@ -66,7 +66,12 @@ class Activator:
         if self.is_stopping:
             raise _shutting_down()
         ticket = Ticket(
-            next(self._arrivals), len(call.body), revision.name, call.tenant, call.priority
+            next(self._arrivals),
+            len(call.body),
+            revision.name,
+            call.tenant,
+            call.priority,
+            call.patience.cold_start_s,
         )
         self._lines.enter(ticket, revision)
         try:
@@ -102,7 +107,7 @@ class Activator:
         if self.is_stopping:
             raise _shutting_down()
         revision = self._lines.revision_of(exchange.ticket)
-        limit_s = revision.spec.timeouts.execution
+        limit_s = exchange.limit_s(revision)
         limit = asyncio.timeout(limit_s - exchange.executed_s())
         self._running.add(limit)
         try:
@@ -115,7 +120,7 @@ class Activator:
                 raise _shutting_down() from None
             raise ExecutionTimeout(
                 f"the replica did not finish within {limit_s:g} s",
-                hint="lower max_tokens, or raise timeouts.execution",
+                hint="lower max_tokens, or raise timeouts.execution, or your Firstlight-Timeout",
                 limit_s=limit_s,
             ) from None
         finally:

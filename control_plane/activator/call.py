@@ -1,5 +1,6 @@
 """One accepted request, the client that made it, and the answers that are not errors of ours."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -43,6 +44,13 @@ class TokenCount:
         return events[:at] + rest
 
 
+class Patience(NamedTuple):
+    """Seconds a client waits at most; what the model's own timeouts say holds beside it."""
+
+    cold_start_s: float = math.inf
+    execution_s: float = math.inf
+
+
 class Call(NamedTuple):
     """A valid request; `path` and `body` are what a replica gets to see of it.
 
@@ -59,6 +67,7 @@ class Call(NamedTuple):
     tenant: TenantName
     tokens: TokenCount
     priority: int = 0
+    patience: Patience = Patience()
 
 
 class Downstream(Protocol):

@@ -7,6 +7,7 @@ from control_plane.activator.call import Call, Downstream, Header
 from control_plane.activator.cold_start import Try
 from control_plane.activator.ticket import Ticket
 from infra.contracts.base import RevisionName
+from infra.contracts.revision import Revision
 
 
 @dataclass(eq=False, slots=True)
@@ -25,6 +26,10 @@ class Exchange:
     def executed_s(self) -> float:
         """Seconds it has spent at replicas so far."""
         return sum(attempt.ended_at - attempt.dispatched_at for attempt in self.tries)
+
+    def limit_s(self, revision: Revision) -> float:
+        """Seconds it may spend at replicas: what the model allows, or what the client asks."""
+        return min(revision.spec.timeouts.execution, self.call.patience.execution_s)
 
     def identity(self, revision: RevisionName) -> list[Header]:
         """The headers that every answer to it carries."""

@@ -279,10 +279,12 @@ class Line:
 
     def _deadline(self, ticket: Ticket) -> float:
         """Reading of the clock that runs now at which the ticket's patience is over."""
-        timeouts = self.revision.spec.timeouts
         if self._is_cold:
-            return ticket.cold_joined + timeouts.cold_start - ticket.cold_s
-        return ticket.queue_joined + timeouts.queue - ticket.queue_s
+            return ticket.cold_joined + self._most_cold_s(ticket) - ticket.cold_s
+        return ticket.queue_joined + self.revision.spec.timeouts.queue - ticket.queue_s
+
+    def _most_cold_s(self, ticket: Ticket) -> float:
+        return min(self.revision.spec.timeouts.cold_start, ticket.most_cold_s)
 
     def _rearm(self) -> None:
         """Looks for the next deadline: one has passed, or the other clock runs now."""
@@ -310,17 +312,18 @@ class Line:
         reached = self._clock_reading() + 1e-6
         for ticket in [it for it in self._queue if self._deadline(it) <= reached]:
             self._queue.discard(ticket)
-            self._send_away(ticket, self._timeout_error(), now)
+            self._send_away(ticket, self._timeout_error(ticket), now)
         self._rearm()
 
-    def _timeout_error(self) -> PlatformError:
+    def _timeout_error(self, ticket: Ticket) -> PlatformError:
         spec = self.revision.spec
         if self._is_cold:
+            limit_s = self._most_cold_s(ticket)
             return ColdStartTimeout(
-                f"no replica of {self.revision.name} became ready within "
-                f"{spec.timeouts.cold_start:g} s",
-                hint=f"`platform logs {spec.name}` says why; timeouts.cold_start sets the limit",
-                limit_s=spec.timeouts.cold_start,
+                f"no replica of {self.revision.name} became ready within {limit_s:g} s",
+                hint=f"`platform logs {spec.name}` says why; timeouts.cold_start and the header "
+                "Firstlight-Cold-Start-Timeout set the limit",
+                limit_s=limit_s,
             )
         return QueueTimeout(
             f"the replicas of {self.revision.name} were busy for {spec.timeouts.queue:g} s",

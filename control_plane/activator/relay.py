@@ -55,7 +55,7 @@ class Relay:
         """Sends the request to the replica of its permit and relays the whole answer."""
         call, endpoint = exchange.call, exchange.ticket.endpoint
         dispatched_at = self._clock.now()
-        timeout_s = revision.spec.timeouts.execution - exchange.executed_s()
+        timeout_s = exchange.limit_s(revision) - exchange.executed_s()
         request = ReplicaRequest(call.request_id, call.path, call.body, call.tenant, timeout_s)
         try:
             response = await self._replicas.send(endpoint, request)

@@ -1,6 +1,7 @@
 """A request's place in the waiting line, from its arrival to its end."""
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -39,7 +40,8 @@ class Slot:
 @dataclass(eq=False, slots=True)
 class Ticket:
     """One request in line; `arrival` numbers requests in the order they came, and of one tenant's
-    requests lower `priority` goes first.
+    requests lower `priority` goes first. `most_cold_s` is how long its client lets it wait while no
+    replica is ready.
 
     Seconds waited are kept apart: `cold_s` while no replica was ready, `queue_s` while replicas
     were ready and their permits taken. `revision` is the line it stands in; a deployment may move
@@ -51,6 +53,7 @@ class Ticket:
     revision: RevisionName
     tenant: TenantName
     priority: int = 0
+    most_cold_s: float = math.inf
     place: Place = Place.OUTSIDE
     slot: Slot | None = None
     granted: "asyncio.Future[None] | None" = None

@@ -41,6 +41,18 @@ _ASKED_HEADERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         {"type": "string", "enum": ["true"]},
     ),
     (
+        "Firstlight-Cold-Start-Timeout",
+        "Seconds to wait at most while no replica is ready, if fewer than the model's "
+        "`timeouts.cold_start`; a job waits by its own deadline.",
+        {"type": "number", "exclusiveMinimum": 0},
+    ),
+    (
+        "Firstlight-Timeout",
+        "Seconds at replicas at most, if fewer than the model's `timeouts.execution`; a job has "
+        "its own deadline.",
+        {"type": "number", "exclusiveMinimum": 0},
+    ),
+    (
         "Prefer",
         "`respond-async`: the request becomes a job, answered 202 once it is on disk.",
         {"type": "string"},

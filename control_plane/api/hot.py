@@ -26,6 +26,7 @@ from control_plane.api.generation import (
 )
 from control_plane.api.intake import ClientGone, IncomingBody, Intake
 from control_plane.api.job_desk import JobDesk
+from control_plane.api.patience import patience_of
 from control_plane.deployments.service import Deployments
 from control_plane.deployments.store import Change
 from infra.clock import Clock
@@ -160,6 +161,7 @@ class HotPath:
             tenant=visit.identity.tenant,
             tokens=visit.tokens,
             priority=asked.priority or 0,
+            patience=patience_of(request.headers),
         )
         return call, revision
 

@@ -5,12 +5,13 @@ import re
 
 import pytest
 
-from control_plane.activator.call import ReplicaRefused
+from control_plane.activator.call import Patience, ReplicaRefused
 from control_plane.activator.memory_client import Wire
 from control_plane.activator.replica_client import ReplicaRequest
 from infra.contracts.model_spec import Limits
 from infra.contracts.revision import ReplicaState
 from infra.contracts.stage import Stage
+from infra.contracts.tenancy import TenantName
 from infra.errors import (
     ColdStartTimeout,
     ExecutionTimeout,
@@ -357,6 +358,57 @@ async def test_a_timeout_of_zero_refuses_at_once(world: World) -> None:
     error = await world.start(world.call(), revision).refused()
 
     assert isinstance(error, ColdStartTimeout)
+
+
+@scenario
+async def test_a_client_waits_for_a_cold_start_no_longer_than_it_says(world: World) -> None:
+    revision = await world.deploy(spec(cold_start=30))
+    patient = world.start(world.call(1), revision)
+    hasty = world.start(world.call(2, patience=Patience(cold_start_s=3)), revision)
+    greedy = world.start(world.call(3, patience=Patience(cold_start_s=300)), revision)
+
+    began_at = world.clock.now()
+    error = await hasty.refused()
+
+    assert isinstance(error, ColdStartTimeout)
+    assert world.clock.now() - began_at == pytest.approx(3)
+    assert error.problem().model_dump()["limit_s"] == 3
+    assert isinstance(await greedy.refused(), ColdStartTimeout)
+    assert isinstance(await patient.refused(), ColdStartTimeout)
+    assert world.clock.now() - began_at == pytest.approx(30)
+
+
+@scenario
+async def test_a_client_gives_an_execution_no_longer_than_it_says_its_wait_apart(
+    world: World,
+) -> None:
+    revision = await world.deploy(spec(execution=60))
+    running = world.start(world.call(patience=Patience(execution_s=2)), revision)
+    began_at = world.clock.now()
+    await world.climb(revision, says("late", seconds=100), seconds=10)
+
+    error = await running.refused()
+
+    assert isinstance(error, ExecutionTimeout)
+    assert world.clock.now() - began_at == pytest.approx(12)
+    assert world.replicas.sent[0].request.timeout_s == 2
+
+
+@scenario
+async def test_a_tenant_does_not_wait_behind_anothers_crowd(world: World) -> None:
+    revision = await world.deploy(spec(limits=Limits(max_concurrency=1)))
+    crowd = [world.start(world.call(n, tenant=TenantName("many")), revision) for n in range(20)]
+    await world.settled()
+    urgent = world.start(world.call(98, tenant=TenantName("many"), priority=-1), revision)
+    few = world.start(world.call(99, tenant=TenantName("few")), revision)
+    await world.settled()
+    world.ready(revision, says("x", seconds=1))
+
+    for one in (*crowd, urgent, few):
+        await one.result()
+
+    order = [sent.request.request_id for sent in world.replicas.sent]
+    assert order == ["req_98", "req_99", *(f"req_{n}" for n in range(20))]
 
 
 # -- failures --------------------------------------------------------------------------------------

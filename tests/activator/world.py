@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from control_plane.activator.activator import Activator
-from control_plane.activator.call import Call, TokenCount
+from control_plane.activator.call import Call, Patience, TokenCount
 from control_plane.activator.ledger import Ledger
 from control_plane.activator.lines import Lines
 from control_plane.activator.memory_client import MemoryReplicaClient, Script, Wire
@@ -29,7 +29,7 @@ from infra.contracts.model_spec import Limits, ModelSpec, Timeouts
 from infra.contracts.node import ReplicaReport
 from infra.contracts.revision import ModelFacts, ReplicaState, ResolvedSource, Revision
 from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
-from infra.contracts.tenancy import DEFAULT_TENANT
+from infra.contracts.tenancy import DEFAULT_TENANT, TenantName
 from infra.errors import PlatformError
 from infra.metrics import Metrics
 from infra.supervise import TaskSet
@@ -172,7 +172,15 @@ class World:
     # -- requests ------------------------------------------------------------------------------
 
     def call(
-        self, number: int = 1, *, body: bytes = b"{}", stream: bool = False, progress: bool = False
+        self,
+        number: int = 1,
+        *,
+        body: bytes = b"{}",
+        stream: bool = False,
+        progress: bool = False,
+        tenant: TenantName = DEFAULT_TENANT,
+        priority: int = 0,
+        patience: Patience | None = None,
     ) -> Call:
         return Call(
             request_id=RequestId(f"req_{number}"),
@@ -181,8 +189,10 @@ class World:
             is_streaming=stream,
             wants_progress=progress,
             arrived_at=self.clock.now(),
-            tenant=DEFAULT_TENANT,
+            tenant=tenant,
             tokens=TokenCount(),
+            priority=priority,
+            patience=patience or Patience(),
         )
 
     def start(self, call: Call, revision: Revision) -> "Running":

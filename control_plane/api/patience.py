@@ -1,0 +1,32 @@
+"""How long the client of a generation request will wait, as its headers say."""
+
+import re
+from collections.abc import Mapping
+
+from control_plane.activator.call import Patience
+from infra.errors import Invalid
+
+_SECONDS = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,6})?")
+_FOR_EVER = Patience()
+_COLD_START, _EXECUTION = "Firstlight-Cold-Start-Timeout", "Firstlight-Timeout"
+
+
+def patience_of(headers: Mapping[bytes, bytes]) -> Patience:
+    """What the headers ask for; raises Invalid."""
+    cold_start = headers.get(b"firstlight-cold-start-timeout")
+    execution = headers.get(b"firstlight-timeout")
+    if cold_start is None and execution is None:
+        return _FOR_EVER
+    return Patience(
+        cold_start_s=_seconds(_COLD_START, cold_start, _FOR_EVER.cold_start_s),
+        execution_s=_seconds(_EXECUTION, execution, _FOR_EVER.execution_s),
+    )
+
+
+def _seconds(name: str, value: bytes | None, otherwise: float) -> float:
+    if value is None:
+        return otherwise
+    seconds = float(value) if _SECONDS.fullmatch(value) else 0.0
+    if seconds <= 0:
+        raise Invalid(f"the header {name} is not a positive number of seconds", param=name)
+    return seconds
