@@ -28,24 +28,28 @@ def eager(function: Attend, *, is_dynamic: bool) -> Attend:
     return function
 
 
-def flex_kernels(dtype: torch.dtype = torch.float32) -> GpuKernels:
-    return GpuKernels(CPU, dtype, eager, capture_nothing)
+def flex_kernels(
+    dtype: torch.dtype = torch.float32, *, free_bytes: int | None = None
+) -> GpuKernels:
+    return GpuKernels(CPU, dtype, eager, capture_nothing, lambda: free_bytes)
 
 
-def flex_model(folder: Path, capture: Capture | None = capture_nothing) -> RecordedModel | Decoder:
-    """The model in that folder in float32, as on a GPU; without a capture its bare decoder."""
+def flex_model(
+    folder: Path, capture: Capture = capture_nothing, *, free_bytes: int | None = None
+) -> RecordedModel:
+    """The model in that folder in float32, as on a GPU."""
     config = read_config(folder)
     with torch.inference_mode():
         decoder = Decoder(
             config,
             WeightReader(open_weights(folder, lambda fraction: None), config.scheme, None),
-            flex_kernels(),
+            flex_kernels(free_bytes=free_bytes),
             dtype=torch.float32,
             kv_dtype=torch.float32,
             context_tokens=config.context_tokens,
             group=ALONE,
         )
-    return decoder if capture is None else RecordedModel(decoder, capture)
+    return RecordedModel(decoder, capture)
 
 
 class Tape:

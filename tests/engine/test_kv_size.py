@@ -4,7 +4,7 @@ import pytest
 
 from infra.contracts.model_spec import EngineSettings
 from infra.errors import Invalid
-from worker.engine.kv_size import host_memory_bytes, kv_blocks
+from worker.engine.kv_size import CacheMemory, cache_memory, host_memory_bytes, kv_blocks
 
 GIB = 1 << 30
 
@@ -14,7 +14,7 @@ def blocks(memory_bytes: int = 64 * GIB, context_tokens: int = 8192, **settings:
         EngineSettings(**settings),
         context_tokens=context_tokens,
         bytes_per_token=23_040,
-        memory_bytes=memory_bytes,
+        memory=CacheMemory(memory_bytes, share=0.25),
     )
 
 
@@ -35,6 +35,11 @@ def test_settings_are_followed_unless_the_machine_is_too_small() -> None:
     assert blocks(kv_cache_tokens=16, block_size=64) == 1
     with pytest.raises(Invalid, match="KV cache"):
         blocks(kv_cache_tokens=1 << 26, memory_bytes=GIB)
+
+
+def test_on_a_device_most_of_what_is_left_may_be_taken() -> None:
+    assert cache_memory(GIB) == CacheMemory(GIB, share=0.8)
+    assert cache_memory(None) == CacheMemory(host_memory_bytes(), share=0.25)
 
 
 def test_this_machine_has_some_memory() -> None:

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+from infra.errors import Invalid
 from tests.engine.flex import Tape, flex_model
 from tests.engine.test_engine import prompts
 from tests.engine.test_speculative_steps import make_engine as make_guessing_engine
 from tests.engine.tiny import greedy_alone, load_model, make_engine, request, run, write_model
 from worker.kernels.flex_attention import FlexKVCache
 from worker.kernels.port import Span
-from worker.models.recorded import Bucket, RecordedModel, bucket_of
+from worker.models.recorded import Bucket, bucket_of
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,6 @@ def test_guesses_are_checked_by_recorded_steps(folder: Path) -> None:
 
 def test_what_fills_a_bucket_up_touches_no_block(folder: Path) -> None:
     model = flex_model(folder, Tape())
-    assert isinstance(model, RecordedModel)
     cache = model.allocate_cache(num_blocks=12, block_size=16)
     plain = cache.plain
     assert isinstance(plain, FlexKVCache)
@@ -104,6 +104,14 @@ def test_what_fills_a_bucket_up_touches_no_block(folder: Path) -> None:
     for pool in plain.layers:
         changed = (pool != 7.0).any(-1).any(0).nonzero().flatten().tolist()
         assert set(changed) == written | {12 * 16}  # and scratch
+
+
+def test_the_cache_is_as_large_as_the_device_has_room_for(folder: Path) -> None:
+    model = flex_model(folder, free_bytes=1 << 20)
+    engine = make_engine(model, kv_cache_tokens=None)
+    assert engine.stats().total_blocks == int(0.8 * (1 << 20)) // (model.kv_bytes_per_token * 16)
+    with pytest.raises(Invalid, match="1048576"):
+        make_engine(model, kv_cache_tokens=1 << 20)
 
 
 def test_recordings_belong_to_their_cache(folder: Path) -> None:

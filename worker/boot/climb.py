@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from infra.contracts.node import ReplicaAssignment
 from infra.contracts.revision import ResolvedSource
 from infra.contracts.stage import Stage
@@ -19,6 +21,7 @@ from worker.boot.stages import StageTimer
 from worker.engine.async_engine import AsyncEngine
 from worker.engine.engine import Engine
 from worker.engine.preload import after_fork
+from worker.kernels.artifacts import artifacts_folder, keep_artifacts_in
 from worker.models.causal_model import CausalModel
 from worker.models.registry import with_recording
 from worker.tokenizer.tokenizer import Tokenizer
@@ -119,6 +122,8 @@ class ModelClimb:
         stages.done(Stage.WEIGHTS, source=files.origin, size=sum(each.num_bytes for each in opened))
         reading = self._read_tokenizer(source, folder)
         model, followers = build(files, assignment, self._site(assignment))
+        if gpus:
+            _keep_artifacts(self._cache_dir, source, model.kernels.device)
         stages.part("model")
         tokenizer = reading.result()
         stages.part("tokenizer")
@@ -165,6 +170,18 @@ class ModelClimb:
         with self._lock:
             self._tokenizers.clear()
             self._reader.shutdown(wait=False)
+
+
+def _keep_artifacts(cache_dir: Path, source: ResolvedSource, device: torch.device) -> None:
+    """Whatever is compiled for the model on a GPU, which happens in its first steps."""
+    keep_artifacts_in(
+        artifacts_folder(
+            cache_dir,
+            source_digest=source.digest,
+            device=torch.cuda.get_device_name(device),
+            version=torch.__version__,
+        )
+    )
 
 
 def _wake(loaded: _Loaded, assignment: ReplicaAssignment, stages: StageTimer) -> None:

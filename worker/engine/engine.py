@@ -19,7 +19,7 @@ from worker.engine.event import Ending, Event, Failure, NewToken
 from worker.engine.guess_cost import GuessCost
 from worker.engine.guessing import DraftGuessing, Drafting, Guessing, TextGuessing
 from worker.engine.guided import Guides, GuideTokenizer, Matcher
-from worker.engine.kv_size import host_memory_bytes, kv_blocks
+from worker.engine.kv_size import cache_memory, kv_blocks
 from worker.engine.prefix_cache import PrefixCache
 from worker.engine.prompt_scores import score_prompts
 from worker.engine.request import GenerationRequest, Guide, SamplingParams, refuse_too_long
@@ -93,7 +93,7 @@ class Engine:
                 settings,
                 context_tokens=model.context_tokens,
                 bytes_per_token=model.kv_bytes_per_token + self._guessing.kv_bytes_per_token,
-                memory_bytes=host_memory_bytes(),
+                memory=cache_memory(model.kernels.free_bytes()),
             ),
             block_size=settings.block_size,
         )

@@ -13,7 +13,11 @@ _MOST_SHAPES = 64
 def cuda_kernels(device: torch.device, dtype: torch.dtype) -> GpuKernels:
     """Kernels of one GPU."""
     torch._dynamo.config.recompile_limit = _MOST_SHAPES
-    return GpuKernels(device, dtype, compile_for_cuda, CudaGraphs(device))
+
+    def read_free_bytes() -> int:
+        return torch.cuda.mem_get_info(device)[0]
+
+    return GpuKernels(device, dtype, compile_for_cuda, CudaGraphs(device), read_free_bytes)
 
 
 def compile_for_cuda(function: Attend, *, is_dynamic: bool) -> Attend:

@@ -4,7 +4,7 @@ A result depends on the shapes of a step here, as libraries choose their algorit
 invariance holds within steps of one shape, which is not promised either, and nowhere else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - everybody's name for it
@@ -26,7 +26,12 @@ class GpuKernels:
     layout = None
 
     def __init__(
-        self, device: torch.device, dtype: torch.dtype, compile_for: Compile, capture: Capture
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        compile_for: Compile,
+        capture: Capture,
+        read_free_bytes: Callable[[], int | None],
     ) -> None:
         """`dtype` of weights, activations, keys and values."""
         self.device = device
@@ -34,6 +39,7 @@ class GpuKernels:
         self.activation_dtype = dtype
         self.capture = capture
         self._compile_for = compile_for
+        self._read_free_bytes = read_free_bytes
 
     def product(
         self,
@@ -63,6 +69,9 @@ class GpuKernels:
     ) -> torch.Tensor:
         result = _normed(x, norm)
         return result if residual is None else residual + result
+
+    def free_bytes(self) -> int | None:
+        return self._read_free_bytes()
 
     def cache_bytes(self, shape: CacheShape) -> int:
         if shape.dtype is not self.activation_dtype:

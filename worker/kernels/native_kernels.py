@@ -78,6 +78,9 @@ class NativeKernels:
         )
         return normed
 
+    def free_bytes(self) -> None:
+        return None
+
     def cache_bytes(self, shape: CacheShape) -> int:
         return shape.num_layers * shape.num_kv_heads * _head_block_bytes(shape)
 

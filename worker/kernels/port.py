@@ -204,6 +204,10 @@ class Kernels(Protocol):
     ) -> torch.Tensor:  # [tokens, hidden]
         ...
 
+    def free_bytes(self) -> int | None:
+        """Device memory that is left; None where the cache lies in host memory."""
+        ...
+
     def cache_bytes(self, shape: CacheShape) -> int:
         """Bytes of one block, all layers together.
 

@@ -95,6 +95,9 @@ class TorchKernels:
         activated = _in_whole_vectors(_ACTIVATIONS[gate], gates.float().contiguous())
         return activated.to(x.dtype).mul_(up)
 
+    def free_bytes(self) -> None:
+        return None
+
     def cache_bytes(self, shape: CacheShape) -> int:
         numbers = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * shape.block_size
         return numbers * self.activation_dtype.itemsize
