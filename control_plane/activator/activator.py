@@ -75,7 +75,7 @@ class Activator:
         )
         self._lines.enter(ticket, revision)
         try:
-            await self._until_answered(Exchange(call, client, ticket))
+            await self._until_answered(Exchange(call, client, ticket, self._lines.answered))
         finally:
             self._lines.leave(ticket)
 

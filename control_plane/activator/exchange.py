@@ -1,6 +1,7 @@
 """One request on its way: who asked, where it stands, where it has been."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from control_plane.activator.call import Call, Downstream, Header
@@ -14,12 +15,14 @@ from infra.contracts.revision import Revision
 class Exchange:
     """What is known of a request between its admission and its end.
 
-    `recording` is the task that stores its cold-start report; the answer ends after it.
+    `answered` is told when a replica begins to answer; `recording` is the task that stores its
+    cold-start report; the answer ends after it.
     """
 
     call: Call
     client: Downstream
     ticket: Ticket
+    answered: Callable[[Ticket], None]
     tries: list[Try] = field(default_factory=list)
     recording: asyncio.Task[None] | None = None
 

@@ -6,6 +6,7 @@ from copy import copy
 
 from control_plane.activator.admission import Backlog, admit
 from control_plane.activator.balancer import choose
+from control_plane.activator.ejection import FIRST_REST_S, rest_s
 from control_plane.activator.ticket import Place, Slot, Ticket
 from control_plane.activator.ticket_queue import TicketQueue
 from control_plane.autoscaler.demand import Demand, DemandMeter
@@ -17,7 +18,6 @@ from infra.errors import ColdStartTimeout, PlatformError, QueueTimeout
 
 Wake = Callable[[RevisionName], None]
 
-SUSPICION_S = 1.0
 _HOLD_WEIGHT = 0.1  # of the newest permit in the mean time that permits are held
 
 
@@ -88,12 +88,13 @@ class Line:
     def again(self, ticket: Ticket) -> None:
         """The replica failed the ticket: it waits again, at the place its arrival gives it.
 
-        The replica gets nothing more until the fleet says something else or SUSPICION_S is over.
+        The replica rests, the longer the more it fails; where no other is usable, no longer than
+        FIRST_REST_S at a time. Then it may prove itself, one request at a time.
         """
         slot = ticket.slot
         assert slot is not None and ticket.place is Place.IN_FLIGHT
         now = self._clock.now()
-        self._suspect(slot)
+        self._rest(slot, now)
         self._take_back(ticket, now)
         self._meter.retry(now=now)
         self._wait(ticket, now)
@@ -161,17 +162,33 @@ class Line:
         self._index_usable()
         self._settle(self._clock.now())
 
-    def _suspect(self, slot: Slot) -> None:
-        if slot.is_suspect:
-            return
-        slot.is_suspect = True
-        self._index_usable()
-        asyncio.get_running_loop().call_later(SUSPICION_S, self._trust, slot)
+    def answered(self, ticket: Ticket) -> None:
+        """The ticket's replica has begun to answer: it is trusted, whatever it did before."""
+        slot = ticket.slot
+        if slot is not None and slot.failures and not slot.is_resting:
+            slot.failures = 0
+            self._settle(self._clock.now())
 
-    def _trust(self, slot: Slot) -> None:
-        slot.is_suspect = False
+    def _rest(self, slot: Slot, now: float) -> None:
+        if slot.is_resting:  # others were with it when it failed
+            return
+        slot.failures += 1
+        slot.is_resting = True
+        slot.rests_until = now + rest_s(slot.failures)
         self._index_usable()
-        self._settle(self._clock.now())
+        asyncio.get_running_loop().call_later(FIRST_REST_S, self._reconsider, slot)
+
+    def _reconsider(self, slot: Slot) -> None:
+        """Ends a rest that is over, or that nobody is left to take requests during."""
+        now = self._clock.now()
+        left_s = slot.rests_until - now
+        if self._usable and left_s > 0:
+            delay_s = min(left_s, FIRST_REST_S)
+            asyncio.get_running_loop().call_later(delay_s, self._reconsider, slot)
+            return
+        slot.is_resting = False
+        self._index_usable()
+        self._settle(now)
 
     def _index_usable(self) -> None:
         self._usable = [slot for slot in self._slots.values() if slot.is_usable]
@@ -185,7 +202,7 @@ class Line:
         held = sum(slot.in_flight for slot in self._slots.values())
         assert self._meter.in_flight == held
         for slot in self._slots.values():
-            assert 0 <= slot.in_flight <= slot.max_concurrency
+            assert 0 <= slot.in_flight <= slot.endpoint.max_concurrency
         assert self._usable == [slot for slot in self._slots.values() if slot.is_usable]
         assert self._is_cold == (not self._usable)
         assert not self._queue or self._free_slot() is None, "nobody waits beside a free permit"

@@ -54,6 +54,10 @@ class Lines:
         if current.name != line.revision.name:
             line.move_to(self._line(current))
 
+    def answered(self, ticket: Ticket) -> None:
+        """See Line.answered."""
+        self._lines[ticket.revision].answered(ticket)
+
     def leave(self, ticket: Ticket) -> None:
         """See Line.leave."""
         line = self._lines.get(ticket.revision)

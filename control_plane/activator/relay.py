@@ -76,6 +76,7 @@ class Relay:
     ) -> None:
         if response.status in _ELSEWHERE:
             raise ReplicaGone(f"it answered {response.status}")
+        exchange.answered(exchange.ticket)
         if exchange.call.is_streaming and response.status == 200:
             await self._stream(exchange, revision, response, dispatched_at)
         elif exchange.client.has_started:

@@ -21,20 +21,25 @@ class Place(Enum):
 
 @dataclass(eq=False, slots=True)
 class Slot:
-    """The permits of one READY replica."""
+    """The permits of one READY replica.
+
+    After a failure it rests; then it gets one request at a time, until one is answered.
+    """
 
     endpoint: Endpoint
     in_flight: int = 0
     is_open: bool = True  # the fleet says READY
-    is_suspect: bool = False  # it has just failed somebody
+    failures: int = 0  # in a row
+    is_resting: bool = False
+    rests_until: float = 0.0
 
     @property
     def is_usable(self) -> bool:
-        return self.is_open and not self.is_suspect
+        return self.is_open and not self.is_resting
 
     @property
     def max_concurrency(self) -> int:
-        return self.endpoint.max_concurrency
+        return 1 if self.failures else self.endpoint.max_concurrency
 
 
 @dataclass(eq=False, slots=True)
