@@ -72,6 +72,7 @@ class Activator:
             call.tenant,
             call.priority,
             call.patience.cold_start_s,
+            call.affinity,
         )
         self._lines.enter(ticket, revision)
         try:

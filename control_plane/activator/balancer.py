@@ -1,11 +1,17 @@
 """Which of the replicas that may take a request gets it."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Protocol, TypeVar
+
+# A replica that a key prefers is passed over once it has this much more than its share.
+_MOST_SHARE = 1.25
+_MASK = (1 << 64) - 1
+_ODD = 0x9E3779B97F4A7C15
 
 
 class Load(Protocol):
-    """How full one replica is."""
+    """How full one replica is; `seed` is what its name hashes to."""
 
     @property
     def in_flight(self) -> int: ...
@@ -13,15 +19,47 @@ class Load(Protocol):
     @property
     def max_concurrency(self) -> int: ...
 
+    @property
+    def seed(self) -> int: ...
+
 
 _Load = TypeVar("_Load", bound=Load)
 
 
-def choose(loads: Iterable[_Load]) -> _Load | None:
-    """The replica with the smallest share of its permits taken, the first of equals.
+def choose(loads: Sequence[_Load], key: int | None = None) -> _Load | None:
+    """The replica that takes a request; None when every permit is taken.
 
-    None when every permit is taken.
+    Without a key the one with the smallest share of its permits taken, the first of equals. With
+    one, the replica that the key likes best of those that have room and no more than 1.25 times
+    their share of all requests: requests of one key meet at one replica, and a popular key spreads
+    (rendezvous hashing, Thaler and Ravishankar, 1998; bounded loads, Mirrokni, Thorup and
+    Zadimoghaddam, 2018). A replica that comes or goes moves no key but those it gets or had.
     """
+    if key is None or len(loads) == 1:
+        return _emptiest(loads)
+    most = _MOST_SHARE * (1 + sum(load.in_flight for load in loads))
+    permits = sum(load.max_concurrency for load in loads)
+    bounded = [
+        load
+        for load in loads
+        if load.in_flight < load.max_concurrency
+        and load.in_flight * permits < most * load.max_concurrency
+    ]
+    if not bounded:
+        return _emptiest(loads)
+    return max(bounded, key=lambda load: _liking(key, load.seed))
+
+
+def hash_of(*parts: bytes) -> int:
+    """64 bits that are the same in every process."""
+    hashed = blake2b(digest_size=8)
+    for part in parts:
+        hashed.update(b"%d:" % len(part))
+        hashed.update(part)
+    return int.from_bytes(hashed.digest(), "little")
+
+
+def _emptiest(loads: Sequence[_Load]) -> _Load | None:
     best: _Load | None = None
     least = 1.0
     for load in loads:
@@ -29,3 +67,8 @@ def choose(loads: Iterable[_Load]) -> _Load | None:
         if share < least:
             best, least = load, share
     return best
+
+
+def _liking(key: int, seed: int) -> int:
+    mixed = ((key ^ seed) * _ODD) & _MASK
+    return ((mixed ^ (mixed >> 32)) * _ODD) & _MASK

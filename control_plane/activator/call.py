@@ -55,7 +55,8 @@ class Call(NamedTuple):
     """A valid request; `path` and `body` are what a replica gets to see of it.
 
     `arrived_at` is unix seconds; `wants_progress` asks a held stream to begin at once;
-    of one tenant's held calls those with lower `priority` go first.
+    of one tenant's held calls those with lower `priority` go first; calls of one `affinity` should
+    meet at one replica.
     """
 
     request_id: RequestId
@@ -68,6 +69,7 @@ class Call(NamedTuple):
     tokens: TokenCount
     priority: int = 0
     patience: Patience = Patience()
+    affinity: int | None = None
 
 
 class Downstream(Protocol):

@@ -76,7 +76,7 @@ class Line:
     def enter(self, ticket: Ticket) -> None:
         """Gives a permit at once or lets the ticket wait for one; raises QueueFull."""
         now = self._clock.now()
-        slot = self._free_slot() if not self._queue else None
+        slot = choose(self._usable, ticket.affinity) if not self._queue else None
         if slot is None:
             admit(self.backlog(), ticket.size, self.revision.spec.limits)
         self._meter.arrive(now=now)
@@ -205,11 +205,8 @@ class Line:
             assert 0 <= slot.in_flight <= slot.endpoint.max_concurrency
         assert self._usable == [slot for slot in self._slots.values() if slot.is_usable]
         assert self._is_cold == (not self._usable)
-        assert not self._queue or self._free_slot() is None, "nobody waits beside a free permit"
+        assert not self._queue or choose(self._usable) is None, "nobody waits beside a free permit"
         assert (self._timer is None) == (not self._queue)
-
-    def _free_slot(self) -> Slot | None:
-        return choose(self._usable)
 
     def _grant(self, ticket: Ticket, slot: Slot, now: float) -> None:
         slot.in_flight += 1
@@ -267,14 +264,14 @@ class Line:
         self._tick(now)
         was_cold = self._is_cold
         self._is_cold = not self._usable
-        while self._queue and (slot := self._free_slot()) is not None:
+        while self._queue and (emptiest := choose(self._usable)) is not None:
             ticket = self._queue.pop()
             self._stop_waiting(ticket, now)
             assert ticket.granted is not None
             if ticket.granted.cancelled():  # its client has gone, it only has not run yet
                 self._end(ticket, was_in_flight=False, now=now)
                 continue
-            self._grant(ticket, slot, now)
+            self._grant(ticket, choose(self._usable, ticket.affinity) or emptiest, now)
             ticket.granted.set_result(None)
         if was_cold != self._is_cold or not self._queue:
             self._rearm()

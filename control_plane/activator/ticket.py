@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from control_plane.activator.balancer import hash_of
 from control_plane.fleet.replica import Endpoint
 from infra.contracts.base import RevisionName
 from infra.contracts.tenancy import TenantName
@@ -32,6 +33,10 @@ class Slot:
     failures: int = 0  # in a row
     is_resting: bool = False
     rests_until: float = 0.0
+    seed: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seed = hash_of(self.endpoint.replica_id.encode())
 
     @property
     def is_usable(self) -> bool:
@@ -46,7 +51,7 @@ class Slot:
 class Ticket:
     """One request in line; `arrival` numbers requests in the order they came, and of one tenant's
     requests lower `priority` goes first. `most_cold_s` is how long its client lets it wait while no
-    replica is ready.
+    replica is ready; those with one `affinity` meet at one replica.
 
     Seconds waited are kept apart: `cold_s` while no replica was ready, `queue_s` while replicas
     were ready and their permits taken. `revision` is the line it stands in; a deployment may move
@@ -59,6 +64,7 @@ class Ticket:
     tenant: TenantName
     priority: int = 0
     most_cold_s: float = math.inf
+    affinity: int | None = None
     place: Place = Place.OUTSIDE
     slot: Slot | None = None
     granted: "asyncio.Future[None] | None" = None

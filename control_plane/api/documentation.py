@@ -41,6 +41,11 @@ _ASKED_HEADERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         {"type": "string", "enum": ["true"]},
     ),
     (
+        "Firstlight-Session",
+        "A name of the caller's own: requests of one session go to one replica while it has room.",
+        {"type": "string", "maxLength": 256},
+    ),
+    (
         "Firstlight-Cold-Start-Timeout",
         "Seconds to wait at most while no replica is ready, if fewer than the model's "
         "`timeouts.cold_start`; a job waits by its own deadline.",

@@ -11,6 +11,7 @@ import structlog
 from control_plane.activator.activator import Activator
 from control_plane.activator.call import Call, ReplicaRefused
 from control_plane.api import problems
+from control_plane.api.affinity import affinity_of
 from control_plane.api.asgi_client import (
     AsgiDownstream,
     Receive,
@@ -162,6 +163,7 @@ class HotPath:
             tokens=visit.tokens,
             priority=asked.priority or 0,
             patience=patience_of(request.headers),
+            affinity=affinity_of(request.headers, content, visit.identity.tenant),
         )
         return call, revision
 

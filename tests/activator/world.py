@@ -181,6 +181,7 @@ class World:
         tenant: TenantName = DEFAULT_TENANT,
         priority: int = 0,
         patience: Patience | None = None,
+        affinity: int | None = None,
     ) -> Call:
         return Call(
             request_id=RequestId(f"req_{number}"),
@@ -193,6 +194,7 @@ class World:
             tokens=TokenCount(),
             priority=priority,
             patience=patience or Patience(),
+            affinity=affinity,
         )
 
     def start(self, call: Call, revision: Revision) -> "Running":
