@@ -52,6 +52,7 @@ class Autoscaler:
         self._tick_s = tick_s
         self._standby = standby
         self._zone = zone
+        self._is_standby_stale = False
         self._demand: DemandSource | None = None
         self._revisions: dict[RevisionName, Tracked] = {}
         self._listeners: list[DecisionListener] = []
@@ -118,14 +119,15 @@ class Autoscaler:
                 log.exception("autoscaler.tick-failed")
 
     def tick(self, now: float) -> None:
-        """Decides for every revision and sizes the standby."""
+        """Decides for every revision that does not sleep."""
         if not self._is_leading():
             return
         for tracked in tuple(self._revisions.values()):
             if not self._is_asleep(tracked, now=now):
                 self._decide(tracked, now=now)
                 self._forget_if_gone(tracked)
-        self._size_standby()
+        if self._is_standby_stale:
+            self._size_standby()
 
     def _is_asleep(self, tracked: Tracked, *, now: float) -> bool:
         """Most models, most of the time: nothing wanted, nothing there, nothing asked for."""
@@ -214,10 +216,11 @@ class Autoscaler:
             old.is_superseded = change.after is not None
             old.is_deleted = change.after is None
         if not self._is_leading():
+            self._is_standby_stale = True
             return
-        for tracked in tuple(self._revisions.values()):
-            if tracked.revision.model == change.model:
-                self._settle(tracked, now=now)
+        for revision in (change.before, change.after):
+            if revision is not None and (concerned := self._revisions.get(revision.name)):
+                self._settle(concerned, now=now)
         self._size_standby()
 
     def _settle(self, tracked: Tracked, *, now: float) -> None:
@@ -269,6 +272,9 @@ class Autoscaler:
             self._size_standby()
 
     def _size_standby(self) -> None:
+        self._is_standby_stale = False
+        if not self._fleet.nodes():
+            return
         sizes = size_standby(self._deployments.all(), self._fleet.nodes(), limits=self._standby)
         for node_id, standby in sizes.items():
             self._fleet.set_standby(node_id, standby)

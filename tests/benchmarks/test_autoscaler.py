@@ -1,0 +1,32 @@
+"""What the autoscaler's benchmark replays, and that it finds what it looks for."""
+
+from benchmarks.autoscaler import learnt_cost_s, measure_ticks
+from benchmarks.measure.arrivals import Request, generated, idle_times, split
+
+
+def test_idle_times_lie_between_the_end_of_everything_and_the_next_arrival() -> None:
+    requests = [Request(0, 10), Request(2, 1), Request(15, 1), Request(15.5, 4), Request(30, 1)]
+    assert idle_times(requests) == [5.0, 10.5]
+
+
+def test_what_is_generated_is_the_same_every_time_and_of_every_kind() -> None:
+    first, again = generated(days=0.5), generated(days=0.5)
+    assert first == again
+    assert all(model for models in first.values() for model in models)
+
+
+def test_a_split_loses_no_request() -> None:
+    requests = [Request(float(at), 1.0) for at in range(100)]
+    parts = split(requests, 7)
+    assert sorted(request for part in parts for request in part) == requests
+
+
+def test_what_is_learnt_costs_at_most_twice_the_clairvoyant() -> None:
+    for models in generated(days=0.5).values():
+        for model in map(idle_times, models):
+            least = sum(min(idle_s, 60.0) for idle_s in model)
+            assert learnt_cost_s(model, 60.0) <= 2 * least + 1e-6
+
+
+async def test_ticks_over_a_fleet_that_serves_change_nothing() -> None:
+    assert len(await measure_ticks(10, 100, busy=0.5, ticks=12)) == 10
