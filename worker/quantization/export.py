@@ -9,7 +9,7 @@ import torch
 
 from infra.errors import SourceInvalid, UnsupportedModel
 from infra.json_file import read_json_object
-from worker.quantization.int8 import quantize_int8
+from worker.quantization.quantize import quantize
 from worker.weights.header import TensorEntry
 from worker.weights.loader import FLOATS, map_file
 from worker.weights.model_folder import new_model_folder, write_json
@@ -62,7 +62,7 @@ def _rounded(shard: Shard) -> dict[str, torch.Tensor]:
             continue
         if not bool(tensor.isfinite().all()):
             raise SourceInvalid(f"{entry.name!r} holds numbers that are not finite")
-        quantized = quantize_int8(tensor)
+        quantized = quantize(tensor, 8)
         tensors[entry.name] = quantized.codes
         tensors[f"{entry.name}_scale"] = quantized.scale
     return tensors

@@ -20,7 +20,7 @@ def quantize_int4(weight: torch.Tensor) -> QuantizedWeight:
 
     For each way to cut the range, numbers are rounded, then scale and offset are fitted to the
     codes by least squares; the best cut of each group is kept (as llama.cpp searches for its
-    K-quants), then rounded and fitted once more. 100 million weights take 2 s on one core.
+    K-quants), then rounded and fitted once more.
     """
     outputs, inputs = weight.shape
     groups = num_groups(inputs)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from infra.errors import SourceInvalid
-from worker.quantization.int8 import quantize_int8
+from worker.quantization.quantize import quantize
 from worker.quantization.scheme import Layout, Scheme
 from worker.weights.loader import Weights
 from worker.weights.quantized import GROUP, Bits, QuantizedWeight
@@ -61,7 +61,7 @@ class _Codes:
             scale = self.scale[:, groups].half().float()
             offset = (self.scale * -self.zero)[:, groups].half().float()
             return QuantizedWeight(4, self.codes, scale, offset)
-        return quantize_int8(self._dequantised())
+        return quantize(self._dequantised(), 8)
 
     def _is_symmetric(self) -> bool:
         return self.scale.shape[1] == 1 and bool((self.zero == 128).all())

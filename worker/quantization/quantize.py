@@ -2,14 +2,27 @@
 
 import torch
 
+from worker.kernels.factory import native_library
 from worker.quantization.int4 import quantize_int4
 from worker.quantization.int8 import quantize_int8
 from worker.weights.quantized import Bits, QuantizedWeight
 
 # Changes whenever rounding gives other codes: nodes keep what it gave, packed.
-ALGORITHM = 2
+ALGORITHM = 3
 
 
 def quantize(weight: torch.Tensor, bits: Bits) -> QuantizedWeight:
-    """The nearest `QuantizedWeight` to [outputs, inputs] of finite floats, whatever their type."""
-    return quantize_int8(weight) if bits == 8 else quantize_int4(weight)
+    """The nearest `QuantizedWeight` to [outputs, inputs] of finite floats, whatever their type.
+
+    By the native operators where this CPU has them: 135M weights take 0.25 s at 4 bits, not 15.
+    """
+    if native_library() is None:
+        return quantize_int8(weight) if bits == 8 else quantize_int4(weight)
+    if weight.dtype is not torch.bfloat16:
+        weight = weight.to(torch.float32)
+    weight = weight.contiguous()
+    if bits == 8:
+        codes, scale = torch.ops.firstlight.round_int8.default(weight)
+        return QuantizedWeight(8, codes, scale, None)
+    codes, scale, offset = torch.ops.firstlight.round_int4.default(weight)
+    return QuantizedWeight(4, codes, scale, offset)

@@ -10,6 +10,7 @@ namespace firstlight {
 
 extern const LinearKernels linear_avx2, linear_avx512, linear_avx512bf16;
 extern const AttentionKernels attention_avx2, attention_avx512, attention_avx512bf16;
+extern const RoundingKernels rounding_avx2, rounding_avx512, rounding_avx512bf16;
 extern const SamplingKernels sampling_avx2, sampling_avx512, sampling_avx512bf16;
 
 namespace {
@@ -66,6 +67,18 @@ const AttentionKernels& attention_kernels() {
   return attention_avx512bf16;
 }
 
+const RoundingKernels& rounding_kernels() {
+  switch (level_in_use.load(std::memory_order_relaxed)) {
+    case Level::kAvx2:
+      return rounding_avx2;
+    case Level::kAvx512:
+      return rounding_avx512;
+    case Level::kAvx512Bf16:
+      break;
+  }
+  return rounding_avx512bf16;
+}
+
 const SamplingKernels& sampling_kernels() {
   switch (level_in_use.load(std::memory_order_relaxed)) {
     case Level::kAvx2:
@@ -103,6 +116,8 @@ void use_instruction_set(const std::string& name) {
 TORCH_LIBRARY(firstlight, library) {
   library.def("instruction_sets() -> str", firstlight::instruction_sets);
   library.def("use_instruction_set(str name) -> ()", firstlight::use_instruction_set);
+  library.def("round_int8(Tensor weight) -> (Tensor codes, Tensor scale)");
+  library.def("round_int4(Tensor weight) -> (Tensor codes, Tensor scale, Tensor offset)");
   library.def("pack_bf16(Tensor weight) -> Tensor");
   library.def("pack_int8(Tensor codes) -> Tensor");
   library.def("pack_int4(Tensor codes, Tensor scale, Tensor offset) -> Tensor");
@@ -127,6 +142,8 @@ TORCH_LIBRARY(firstlight, library) {
 }
 
 TORCH_LIBRARY_IMPL(firstlight, CPU, library) {
+  library.impl("round_int8", firstlight::round_int8);
+  library.impl("round_int4", firstlight::round_int4);
   library.impl("pack_bf16", firstlight::pack_bf16);
   library.impl("pack_int8", firstlight::pack_int8);
   library.impl("pack_int4", firstlight::pack_int4);

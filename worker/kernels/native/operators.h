@@ -10,6 +10,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "rounding.h"
 #include "sampling.h"
 
 namespace firstlight {
@@ -20,6 +21,7 @@ enum class Level { kAvx2, kAvx512, kAvx512Bf16 };
 // The kernels of the level in use.
 const LinearKernels& linear_kernels();
 const AttentionKernels& attention_kernels();
+const RoundingKernels& rounding_kernels();
 const SamplingKernels& sampling_kernels();
 
 // The levels that this CPU has, the best first; empty where it has none.
@@ -27,6 +29,10 @@ std::string instruction_sets();
 
 // Uses a level that this CPU has, by its name; from now on, in every thread.
 void use_instruction_set(const std::string& name);
+
+// Codes, scales and, at 4 bits, offsets of finite numbers: see worker/weights/quantized.py.
+std::tuple<at::Tensor, at::Tensor> round_int8(const at::Tensor& weight);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> round_int4(const at::Tensor& weight);
 
 at::Tensor pack_bf16(const at::Tensor& weight);
 at::Tensor pack_int8(const at::Tensor& codes);

@@ -121,6 +121,10 @@ inline Floats to_floats(Sums x) { return _mm512_cvtepi32_ps(x); }
 inline Floats load_halves(const void* from) {  // float16
   return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(from)));
 }
+// To the nearest float16, and back.
+inline Floats rounded_to_half(Floats x) {
+  return _mm512_cvtph_ps(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 // The first `count` of 16 numbers.
 inline void store_first(float* to, Floats x, int count) {
   _mm512_mask_storeu_ps(to, between(0, count), x);
@@ -306,6 +310,12 @@ inline Floats to_floats(Sums x) {
 inline Floats load_halves(const void* from) {
   const __m128i* halves = static_cast<const __m128i*>(from);
   return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
+}
+inline __m256 rounded_to_half(__m256 x) {
+  return _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+inline Floats rounded_to_half(Floats x) {
+  return {rounded_to_half(x.low), rounded_to_half(x.high)};
 }
 inline void store_first(float* to, Floats x, int count) {
   float numbers[16];
