@@ -16,6 +16,7 @@ from control_plane.api.views import (
     ColdStartList,
     ModelList,
     NodeList,
+    model_explanation,
     model_list,
     model_status,
     node_status,
@@ -23,6 +24,7 @@ from control_plane.api.views import (
 from control_plane.fleet.logbook import Logbook, LogEntry
 from control_plane.tenancy.identity import Identity
 from infra.contracts.base import ModelName, RequestId
+from infra.contracts.explanation import ModelExplanation
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.revision import ModelStatus, Revision
 from infra.errors import MalformedJson, SpecInvalid
@@ -69,6 +71,13 @@ def models_router(services: Services) -> APIRouter:
     async def show_model(name: Name, request: Request, caller: Caller) -> ModelStatus:
         """How a model stands, and why."""
         return model_status(services, owned(name, caller), base_url=str(request.base_url))
+
+    @router.get("/models/{name}/explain")
+    async def explain_model(
+        name: Name, caller: Caller, last: Annotated[int, Query(ge=1, le=64)] = 20
+    ) -> ModelExplanation:
+        """Why a model is where it is: what was learnt of it, and the last decisions about it."""
+        return model_explanation(services, owned(name, caller), last=last)
 
     @router.put("/models/{name}", status_code=202, openapi_extra=_SPEC_BODY)
     async def deploy_model(

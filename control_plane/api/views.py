@@ -1,5 +1,6 @@
 """What the management routes show."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
@@ -7,10 +8,12 @@ from typing import Literal
 from pydantic import BaseModel
 
 from control_plane.api.services import Services
+from control_plane.autoscaler.tracked import DecisionRecord
 from control_plane.fleet.node import Node
 from control_plane.fleet.replica import Replica
 from control_plane.tenancy.identity import Identity
 from infra.contracts.base import ModelName
+from infra.contracts.explanation import DecisionInputs, DecisionStatus, ModelExplanation
 from infra.contracts.node import NodeStatus
 from infra.contracts.revision import ModelStatus, ReplicaStatus, Revision
 from infra.contracts.stage import ColdStartReport
@@ -102,6 +105,53 @@ def _status(
         waiting=demand.waiting,
         replicas=tuple(_replica_status(services, replica) for replica in replicas),
     )
+
+
+def model_explanation(services: Services, revision: Revision, *, last: int) -> ModelExplanation:
+    """Why a deployed model is where it is, with the last decisions about its revision."""
+    explained = services.autoscaler.explain(revision.model)
+    keep_alive = services.autoscaler.keep_alive(revision.name)
+    assert explained is not None and keep_alive is not None, "it is deployed"
+    records = services.autoscaler.decisions(revision.name)[-last:]
+    return ModelExplanation(
+        name=revision.model,
+        revision=revision.name,
+        state=explained.state,
+        reason=explained.reason,
+        desired_replicas=explained.desired_replicas,
+        keep_alive=keep_alive,
+        decisions=tuple(_decision(record) for record in reversed(records)),
+    )
+
+
+def _decision(record: DecisionRecord) -> DecisionStatus:
+    observed, demand = record.observed, record.observed.demand
+    idle_since = observed.idle_since
+    return DecisionStatus(
+        at=record.at,
+        revision=record.revision,
+        replicas=record.decision.replicas,
+        reason=record.decision.reason,
+        inputs=DecisionInputs(
+            desired=observed.desired,
+            ready=observed.ready,
+            loading=observed.loading,
+            in_flight=None if demand is None else demand.in_flight,
+            waiting=None if demand is None else demand.waiting,
+            stable_mean=_finite(observed.stable_mean),
+            panic_mean=_finite(observed.panic_mean),
+            idle_s=None if idle_since is None else max(0.0, record.at - idle_since),
+            grace_s=observed.grace_s,
+            scheduled=observed.scheduled,
+            is_in_panic=observed.panic is not None and record.at < observed.panic.until,
+            is_contended=observed.is_contended,
+            is_superseded=observed.is_superseded,
+        ),
+    )
+
+
+def _finite(mean: float | None) -> float | None:
+    return mean if mean is not None and math.isfinite(mean) else None
 
 
 def _replica_status(services: Services, replica: Replica) -> ReplicaStatus:

@@ -20,6 +20,7 @@ from control_plane.fleet.standby import StandbyLimits, size_standby
 from control_plane.fleet.state import Fleet
 from infra.clock import Clock
 from infra.contracts.base import ModelName, RevisionName
+from infra.contracts.explanation import KeepAliveStatus
 from infra.errors import PlatformError
 
 log = structlog.get_logger()
@@ -108,6 +109,11 @@ class Autoscaler:
         """The revision's last decisions, oldest first; repetitions are left out."""
         tracked = self._revisions.get(revision)
         return () if tracked is None else tuple(tracked.records)
+
+    def keep_alive(self, revision: RevisionName) -> KeepAliveStatus | None:
+        """How long the revision's idle replicas are kept, and why; None for one not known."""
+        tracked = self._revisions.get(revision)
+        return None if tracked is None else tracked.keep_alive()
 
     async def run(self) -> None:
         """Ticks until cancelled."""

@@ -11,6 +11,7 @@ from control_plane.autoscaler.experience import Experience
 from control_plane.autoscaler.window import Window
 from control_plane.fleet.replica import Replica
 from infra.contracts.base import RevisionName
+from infra.contracts.explanation import KeepAliveStatus
 from infra.contracts.revision import ReplicaState, Revision
 from infra.schedule import Floor, floor_at
 
@@ -75,6 +76,18 @@ class Tracked:
         if scaling.grace is not None:
             return scaling.grace
         return self.experience.grace_s(scaling.cold_penalty)
+
+    def keep_alive(self) -> KeepAliveStatus:
+        """What the grace is and what it is computed from."""
+        scaling = self.revision.spec.scaling
+        return KeepAliveStatus(
+            grace_s=self.grace_s(),
+            is_automatic=scaling.grace is None,
+            cold_start_s=self.experience.cold_start_s,
+            cold_penalty_s=scaling.cold_penalty,
+            idle_times=len(self.experience.keep_alive.idle_times),
+            saved_s=self.experience.keep_alive.saved_s,
+        )
 
     def scheduled(self, *, now: float) -> int:
         """Replicas that the schedule keeps now, or wants to be ready soon."""

@@ -11,6 +11,7 @@ from control_plane.cli import (
     coldstarts,
     deploy,
     evaluating,
+    explaining,
     exporting,
     importing,
     invoke,
@@ -191,6 +192,22 @@ def _coldstarts(
         coldstarts.draw_comparison(session, reports)
     else:
         coldstarts.draw_reports(session, reports)
+
+
+@app.command("explain")
+def _explain(
+    context: typer.Context,
+    name: Name,
+    last: Annotated[int, typer.Option(help="Decisions at most, the newest.", min=1, max=64)] = 10,
+    json: Json = False,
+) -> None:
+    """Say why a model is where it is, and what was decided last."""
+    session = session_of(context)
+    found = session.platform.explain(name, last=last)
+    if json:
+        session.print_json(found.model_dump_json())
+    else:
+        session.out.print(*explaining.explanation(found), sep="\n")
 
 
 @app.command("wait")

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from control_plane.cli.failure import CommandFailed, from_problem
 from control_plane.cli.sse import Comment, Event, read_events
+from infra.contracts.explanation import ModelExplanation
 from infra.contracts.job import JobList, JobStatus
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.problem import Problem
@@ -118,6 +119,11 @@ class PlatformClient:
 
     def delete(self, name: str) -> None:
         self._call("DELETE", _model_path(name))
+
+    def explain(self, name: str, *, last: int) -> ModelExplanation:
+        """Why a model is where it is, with the last decisions."""
+        content = self._call("GET", f"{_model_path(name)}/explain", params={"last": last})
+        return _parsed(ModelExplanation, content)
 
     def cold_starts(
         self, name: str, *, last: int | None = None, request_id: str | None = None

@@ -47,6 +47,30 @@ async def test_a_model_is_deployed_shown_listed_and_deleted(edge: EdgeWorld) -> 
     assert (gone.status, gone.problem()["type"]) == (404, "/problems/model-not-found")
 
 
+@scenario
+async def test_a_model_is_explained_with_its_last_decisions_and_what_they_looked_at(
+    edge: EdgeWorld,
+) -> None:
+    await edge.world.deploy("chat")
+    await asyncio.sleep(5)
+    await edge.call("POST", "/v1/completions", {"model": "chat", "prompt": "Hi"})
+    await asyncio.sleep(100)
+
+    explained = (await edge.call("GET", "/v1/models/chat/explain")).json()
+    one = (await edge.call("GET", "/v1/models/chat/explain?last=1")).json()
+
+    assert explained["state"] == "idle" and explained["reason"].startswith("idle since ")
+    stopped, started, *_ = explained["decisions"]
+    assert (started["replicas"], started["reason"]) == (1, "1 waiting, 8 a replica")
+    assert (started["inputs"]["desired"], started["inputs"]["waiting"]) == (0, 1)
+    assert (stopped["replicas"], stopped["inputs"]["ready"]) == (0, 1)
+    assert stopped["inputs"]["idle_s"] >= stopped["inputs"]["grace_s"] > 60
+    assert explained["keep_alive"]["is_automatic"] is True
+    assert explained["keep_alive"]["grace_s"] == stopped["inputs"]["grace_s"]
+    assert one["decisions"] == [stopped]
+    assert (await edge.call("GET", "/v1/models/none/explain")).status == 404
+
+
 @pytest.mark.parametrize("kind", ["application/yaml", "text/yaml; charset=utf-8"])
 def test_a_spec_may_be_yaml(kind: str) -> None:
     @scenario
