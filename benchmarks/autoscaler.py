@@ -174,8 +174,8 @@ def workloads(traces: Path | None) -> dict[str, list[list[float]]]:
 
 
 def learnt_cost_s(model: Sequence[float], cold_cost_s: float) -> float:
-    """What `grace: auto` costs over a model's idle times."""
-    keep_alive, cost = KeepAlive(), 0.0
+    """What `grace: auto` costs over a model's first cold start and idle times."""
+    keep_alive, cost = KeepAlive(), cold_cost_s
     for idle_s in model:
         grace_s = keep_alive.grace_s(cold_cost_s)
         cost += idle_s if idle_s <= grace_s else grace_s + cold_cost_s
@@ -195,12 +195,12 @@ def show_costs(found: Mapping[str, Sequence[Sequence[float]]]) -> float:
         for column in ("workload", *FIXED_S, "T = K", "auto", "worst model"):
             table.add_column(column, justify="left" if column == "workload" else "right")
         for name, models in found.items():
-            best = [sum(min(it, cold_cost_s) for it in model) for model in models]
+            best = [cold_cost_s + sum(min(it, cold_cost_s) for it in model) for model in models]
             learnt = [learnt_cost_s(model, cold_cost_s) for model in models]
-            ratios = [ours / least for ours, least in zip(learnt, best, strict=True) if least]
+            ratios = [ours / least for ours, least in zip(learnt, best, strict=True)]
             worst = max([worst, *ratios])
             fixed = [
-                sum(cost_s(sorted(model), grace_s, cold_cost_s) for model in models)
+                sum(cold_cost_s + cost_s(sorted(it), grace_s, cold_cost_s) for it in models)
                 for grace_s in (*FIXED_S.values(), cold_cost_s)
             ]
             costs = [*fixed, sum(learnt)]

@@ -4,8 +4,9 @@ A ski rental. Idle time costs its seconds, a cold start costs `cold_cost_s` idle
 knows the future pays min(x, K) for an idle time x; who stops after a grace T pays x when the next
 request comes first and T + K when it does not.
 
-Guarantee. Let `saved_s` be twice what the clairvoyant has paid minus what we have paid, over all
-idle times that are over. It begins at 0, and every grace lies in [K - saved, K + saved]. Then:
+Guarantee. Let `saved_s` be twice what the clairvoyant has paid minus what we have paid, over the
+first cold start, which costs both K, and all idle times that are over. So it begins at K, and
+every grace lies in [K - saved, K + saved]. Then:
 
     the request comes first, x <= T   we pay x, he min(x, K): saved grows by x where x <= K,
                                       else it changes by 2K - x >= 2K - T >= K - saved >= -saved
@@ -13,16 +14,17 @@ idle times that are over. It begins at 0, and every grace lies in [K - saved, K 
                           T <= K      saved changes by at least 2T - T - K = T - K >= -saved
                           T >= K      saved changes by           2K - T - K = K - T >= -saved
 
-So saved never falls below 0: whatever the arrivals, we never pay more than twice what the
-clairvoyant pays, however wrong the past was about the future. That holds with another K for each
-idle time, too. Saved is capped at K: a grace is at most 2K, the idle time that still runs has
-cost no more than that, and over any run of idle times, wherever it begins, we pay at most
-2 x clairvoyant + K: what was saved long ago buys one mistake. With nothing saved T = K, the best
-that can be promised without a forecast (Karlin et al., Algorithmica 3, 1988).
+So saved never falls below 0: whatever the arrivals, at no request have we paid more than twice
+what the clairvoyant has, however wrong the past was about the future. That holds with another K
+for each idle time, too. Saved is capped at K: a grace is at most 2K, and over any run of idle
+times, wherever it begins, we pay at most 2 x clairvoyant + K: what was saved long ago buys one
+mistake. With nothing saved T = K, the best that can be promised without a forecast (Karlin et
+al., Algorithmica 3, 1988), and with nothing learnt, too.
 
 Within those limits the grace is the one that would have cost least over the last idle times.
 """
 
+import math
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -35,8 +37,8 @@ _ENOUGH = 3  # idle times before the past is asked at all
 class KeepAlive:
     """The account of one model's idle times, in seconds."""
 
-    def __init__(self, idle_times: Iterable[float] = (), *, saved_s: float = 0.0) -> None:
-        self.saved_s = saved_s
+    def __init__(self, idle_times: Iterable[float] = (), *, saved_s: float = math.inf) -> None:
+        self.saved_s = saved_s  # it counts up to one cold start; at first it is one, at any price
         self._latest: deque[float] = deque()
         self._ascending: list[float] = []
         self._best: tuple[float, float] | None = None  # cold cost, best grace at that cost
@@ -57,8 +59,8 @@ class KeepAlive:
     def settle(self, idle_s: float, *, grace_s: float, cold_cost_s: float) -> None:
         """An idle time is over, in which a replica was kept for `grace_s` at most."""
         paid_s = idle_s if idle_s <= grace_s else grace_s + cold_cost_s
-        saved_s = self.saved_s + 2 * min(idle_s, cold_cost_s) - paid_s
-        self.saved_s = min(saved_s, cold_cost_s)
+        earned_s = 2 * min(idle_s, cold_cost_s) - paid_s
+        self.saved_s = min(min(self.saved_s, cold_cost_s) + earned_s, cold_cost_s)
         self._learn(idle_s)
 
     def _learn(self, idle_s: float) -> None:

@@ -86,7 +86,10 @@ class Tracked:
             cold_start_s=self.experience.cold_start_s,
             cold_penalty_s=scaling.cold_penalty,
             idle_times=len(self.experience.keep_alive.idle_times),
-            saved_s=self.experience.keep_alive.saved_s,
+            saved_s=min(
+                self.experience.keep_alive.saved_s,
+                self.experience.cold_cost_s(scaling.cold_penalty),
+            ),
         )
 
     def scheduled(self, *, now: float) -> int:

@@ -24,7 +24,7 @@ def test_whatever_comes_it_costs_at_most_twice_the_clairvoyant(
     past: list[tuple[float, float]],
 ):
     keep_alive = KeepAlive()
-    ours = clairvoyant = 0.0
+    ours = clairvoyant = past[0][1] if past else 0.0  # the first cold start
     for idle_s, cold_cost_s in past:
         grace_s = keep_alive.grace_s(cold_cost_s)
         assert 0 <= grace_s <= 2 * cold_cost_s
@@ -48,7 +48,7 @@ def test_an_adversary_who_sees_the_grace_gains_nothing(moves: list[str]):
         }[move]
         costs.append((paid_s(idle_s, grace_s, cold_cost_s), min(idle_s, cold_cost_s)))
         keep_alive.settle(idle_s, grace_s=grace_s, cold_cost_s=cold_cost_s)
-    ours, clairvoyant = (sum(it) for it in zip(*costs, strict=True)) if costs else (0.0, 0.0)
+    ours, clairvoyant = (sum(it) for it in zip((cold_cost_s, cold_cost_s), *costs, strict=True))
     assert ours <= 2 * clairvoyant * ROUNDING
     for begin in range(len(costs)):  # wherever one begins to count
         late, best = (sum(it) for it in zip(*costs[begin:], strict=True))
@@ -64,6 +64,13 @@ def test_a_model_whose_users_stay_away_for_long_is_soon_stopped_at_once():
         grace_s = keep_alive.grace_s(60.0)
         keep_alive.settle(20.0, grace_s=grace_s, cold_cost_s=60.0)  # and for a moment
     assert graces[0] == 60 and graces[-1] == 20
+
+
+def test_calls_at_regular_times_far_apart_are_soon_not_waited_for():
+    keep_alive = KeepAlive()
+    for _ in range(4):
+        keep_alive.settle(600.0, grace_s=keep_alive.grace_s(60.0), cold_cost_s=60.0)
+    assert keep_alive.grace_s(60.0) == 0.0
 
 
 def test_a_model_whose_users_come_back_in_time_is_kept_longer_than_the_break_even_time():

@@ -24,7 +24,7 @@ def test_a_split_loses_no_request() -> None:
 def test_what_is_learnt_costs_at_most_twice_the_clairvoyant() -> None:
     for models in generated(days=0.5).values():
         for model in map(idle_times, models):
-            least = sum(min(idle_s, 60.0) for idle_s in model)
+            least = 60.0 + sum(min(idle_s, 60.0) for idle_s in model)
             assert learnt_cost_s(model, 60.0) <= 2 * least + 1e-6
 
 
