@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from infra.contracts.model_spec import EngineSettings
@@ -45,6 +46,8 @@ def main() -> None:
         results[name] = logits_of(model, job["token_ids"])
     if rank == 0:
         save_file(results, job["results"])
+    dist.barrier()  # who leaves first breaks what the others still send
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
