@@ -149,6 +149,8 @@ class Keys:
                 await self.refresh()
             except StoreUnavailable as error:
                 log.warning("keys.stale", error=error.detail)
+            except Exception:  # a record of another version: revocations must still be heard
+                log.exception("keys.unreadable")
 
     def _leaves_an_admin(self, key_id: KeyId) -> bool:
         others = [it.status for it in self._records.values() if it.status.key_id != key_id]

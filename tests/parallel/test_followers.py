@@ -16,6 +16,7 @@ import pytest
 import torch.distributed as dist
 
 from infra.contracts.model_spec import EngineSettings
+from infra.contracts.revision import ResolvedSource
 from infra.errors import PlatformError, ReplicaFailed, SourceInvalid
 from tests.engine.tiny import greedy_alone, load_model, write_model
 from tests.support.processes import until
@@ -44,7 +45,7 @@ def start(folder: Path, packed: Path, *, wait_s: float = 20.0) -> ProcessFollowe
             rank=rank,
             size=2,
             folder=folder,
-            source_digest="sha256:0",
+            source=ResolvedSource(uri="file:///tiny", digest="sha256:0", files=()),
             packed=packed,
             engine=SETTINGS,
             gpus=0,
@@ -80,6 +81,14 @@ def test_two_processes_write_what_one_does(folder: Path, tmp_path: Path) -> None
     with led(folder, tmp_path) as (model, _, rank):
         assert greedy_alone(model, PROMPT, 30) == greedy_alone(load_model(folder), PROMPT, 30)
     assert not rank.is_running()
+
+
+def test_every_rank_keeps_what_it_packed(tmp_path: Path) -> None:
+    """The next start of the same model finds each rank's part."""
+    half = write_model(tmp_path / "half", torch_dtype="bfloat16")
+    packed = tmp_path / "packed"
+    with led(half, packed):
+        until(lambda: list(packed.rglob("*.safetensors")), seconds=20, what="rank 1 has packed")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.contracts.node import ReplicaAssignment
+from infra.errors import ReplicaFailed
 from worker.boot.followers import Part, ProcessFollowers
 from worker.boot.model_files import ModelFiles
 from worker.models.causal_model import CausalModel
@@ -46,7 +47,7 @@ def build(
             rank=rank,
             size=size,
             folder=files.folder,
-            source_digest=assignment.source.digest,
+            source=assignment.source,
             packed=site.packed,
             engine=engine,
             gpus=gpus,
@@ -55,13 +56,17 @@ def build(
             wait_s=WAIT_S,
         )
 
-    share_of(files.config, 0, size)  # before anything is started
+    share_of(files.config, 0, size)  # raises before anything is started: rank 0 has the least
     followers = ProcessFollowers.start(size, part, site.program)
     try:
         followers.until_loading()
         group = TorchGroup.join(followers.meeting, 0, size, backend=backend_for(gpus))
         decoder = files.build(gpus=gpus, group=group)
         followers.until_ready()
+    except ReplicaFailed as error:
+        cause = followers.explain(error)
+        followers.end()
+        raise cause from error
     except BaseException:
         followers.end()
         raise

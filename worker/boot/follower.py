@@ -1,21 +1,22 @@
 """The life of a rank that follows: it loads its part, then does as the first one says."""
 
+import os
 import socket
+import threading
 import traceback
 from typing import NoReturn
 
+from infra.clock import SystemClock
 from infra.errors import PlatformError, ReplicaFailed
 from worker.boot.failure import failure_of
 from worker.boot.followers import LONGEST_REPLY, Part, Reply
-from worker.boot.process import leave
+from worker.boot.model_files import ModelFiles
+from worker.boot.process import LOWEST_PRIORITY, leave
 from worker.engine.preload import after_fork
-from worker.models.config import read_config
 from worker.models.decoder import Decoder
 from worker.models.led import follow
 from worker.models.orders import orders
-from worker.models.registry import build_model, open_pack
 from worker.parallel.group import Group, TorchGroup, backend_for
-from worker.weights.loader import open_weights
 from worker.weights.packed_store import PackedStore
 
 FAILED, ORPHANED = 1, 3
@@ -27,13 +28,15 @@ def run_follower(descriptor: int) -> NoReturn:
     part = Part.model_validate_json(_first_line(link))
     _say(link, Reply())
     try:
-        decoder, group = _part_of_model(part)
+        files, decoder, group = _part_of_model(part)
     except Exception as error:
         if not isinstance(error, PlatformError):
             traceback.print_exc()
         _say(link, Reply(failure=failure_of(error)))
         leave(FAILED)
     _say(link, Reply())
+    keeping = threading.Thread(target=_keep_packed, args=(files,), daemon=True)
+    keeping.start()
     cache = None
     try:
         for order in orders(link):
@@ -46,9 +49,8 @@ def run_follower(descriptor: int) -> NoReturn:
     leave(ORPHANED)
 
 
-def _part_of_model(part: Part) -> tuple[Decoder, Group]:
+def _part_of_model(part: Part) -> tuple[ModelFiles, Decoder, Group]:
     after_fork(part.threads)
-    config = read_config(part.folder)
     group = TorchGroup.join(
         part.meeting,
         part.rank,
@@ -56,16 +58,22 @@ def _part_of_model(part: Part) -> tuple[Decoder, Group]:
         backend=backend_for(part.gpus),
         wait_s=part.wait_s,
     )
-    pack = open_pack(
-        config,
+    files = ModelFiles.open(
+        part.folder,
+        part.source,
         part.engine,
         PackedStore(part.packed),
-        source_digest=part.source_digest,
+        lambda fraction: None,
         gpus=part.gpus,
         rank=part.rank,
     )
-    weights = open_weights(part.folder, lambda fraction: None, reads_ahead=False)
-    return build_model(config, weights, part.engine, gpus=part.gpus, group=group, pack=pack), group
+    return files, files.build(gpus=part.gpus, group=group), group
+
+
+def _keep_packed(files: ModelFiles) -> None:
+    """For the next replica, beside what this one computes."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+    files.settle(now=SystemClock.start().now())
 
 
 def _first_line(link: socket.socket) -> bytes:

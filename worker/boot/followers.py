@@ -14,6 +14,7 @@ from typing import Self
 from infra.contracts.base import Contract
 from infra.contracts.model_spec import EngineSettings
 from infra.contracts.node import Failure
+from infra.contracts.revision import ResolvedSource
 from infra.errors import (
     DependencyMissing,
     Invalid,
@@ -37,7 +38,7 @@ class Part(Contract):
     rank: int
     size: int
     folder: Path
-    source_digest: str
+    source: ResolvedSource
     packed: Path
     engine: EngineSettings
     gpus: int
@@ -101,7 +102,7 @@ class ProcessFollowers:
         for process in self._processes:
             try:
                 process.link.sendall(order)
-            except (OSError, TimeoutError) as error:
+            except OSError as error:
                 lost = ReplicaFailed(f"{process.name} takes no orders")
                 raise self.explain(lost) from error
 

@@ -43,10 +43,11 @@ class ModelFiles:
         on_progress: OnProgress,
         *,
         gpus: int,
+        rank: int = 0,
     ) -> Self:
         """Raises SourceInvalid and UnsupportedModel."""
         config = read_config(folder)
-        pack = open_pack(config, settings, store, source_digest=source.digest, gpus=gpus)
+        pack = open_pack(config, settings, store, source_digest=source.digest, gpus=gpus, rank=rank)
         is_packed = pack is not None and pack.found_bytes > 0
         reads_all = not is_packed and settings.tensor_parallel == 1
         weights = open_weights(folder, on_progress, reads_ahead=reads_all)

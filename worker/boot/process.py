@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from infra.tether import die_with_parent
 
+LOWEST_PRIORITY = 19  # see setpriority(2)
 _PR_SET_NAME = 15
 
 

@@ -30,6 +30,7 @@ from worker.boot.failure import failure_of
 from worker.boot.link import AgentLink
 from worker.boot.ports import BuildServer, Climb, Climbed, Server
 from worker.boot.process import (
+    LOWEST_PRIORITY,
     give_memory_back,
     leave,
     memory_bytes,
@@ -43,7 +44,6 @@ log = structlog.get_logger()
 FAILED = 1
 ORPHANED = 3
 _SETTLE_AFTER_S = 2.0  # the requests that woke the replica are on their way by then
-_LOWEST_PRIORITY = 19
 
 
 def run_replica(
@@ -188,7 +188,7 @@ class _Replica:
             return
 
         def settle() -> None:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
             settle_now(now=self._clock.now())
 
         with suppress(TimeoutError):

@@ -6,9 +6,10 @@ from typing import Protocol
 import torch
 
 from infra.errors import PlatformError, ReplicaFailed
-from worker.kernels.port import Kernels, KVCache, Span
+from worker.kernels.port import KVCache, Span
 from worker.models.decoder import Decoder
 from worker.models.orders import Allocate, Head, Order, OrderWriter, Step
+from worker.models.wrapped import WrappedDecoder
 from worker.parallel.group import Group
 
 
@@ -24,31 +25,19 @@ class Followers(Protocol):
         ...
 
 
-class LedModel:
+class LedModel(WrappedDecoder):
     """See CausalModel: rank 0's share, with an order to the others before each computation."""
 
     def __init__(self, decoder: Decoder, group: Group, followers: Followers) -> None:
-        self._decoder = decoder
+        super().__init__(decoder)
         self._group = group
         self._followers = followers
         self._writer = OrderWriter()
 
     @property
-    def kernels(self) -> Kernels:
-        return self._decoder.kernels
-
-    @property
-    def vocabulary(self) -> int:
-        return self._decoder.vocabulary
-
-    @property
-    def context_tokens(self) -> int:
-        return self._decoder.context_tokens
-
-    @property
     def kv_bytes_per_token(self) -> int:
         """Of all ranks where they share the machine's memory, of one where each has a GPU's."""
-        own = self._decoder.kv_bytes_per_token
+        own = super().kv_bytes_per_token
         if self.kernels.device.type != "cpu":
             return own
         heads = [len(share.kv_heads.kept) for share in self._decoder.shares]
@@ -56,9 +45,7 @@ class LedModel:
 
     def allocate_cache(self, *, num_blocks: int, block_size: int, lanes: int = 1) -> KVCache:
         self._tell(Allocate(num_blocks, block_size, lanes))
-        return self._decoder.allocate_cache(
-            num_blocks=num_blocks, block_size=block_size, lanes=lanes
-        )
+        return super().allocate_cache(num_blocks=num_blocks, block_size=block_size, lanes=lanes)
 
     def states(
         self,
@@ -69,7 +56,7 @@ class LedModel:
     ) -> torch.Tensor:
         self._tell(Step(token_ids, spans, wanted))
         try:
-            return self._decoder.states(token_ids, spans, wanted, cache)
+            return super().states(token_ids, spans, wanted, cache)
         except ReplicaFailed as error:
             raise self._followers.explain(error) from error
 
@@ -78,24 +65,9 @@ class LedModel:
         try:
             with torch.inference_mode():
                 self._group.spread(states)
-            return self._decoder.head(states)
+            return super().head(states)
         except ReplicaFailed as error:
             raise self._followers.explain(error) from error
-
-    def logits(
-        self,
-        token_ids: Sequence[int],
-        spans: Sequence[Span],
-        wanted: Sequence[int],
-        cache: KVCache,
-    ) -> torch.Tensor:
-        return self.head(self.states(token_ids, spans, wanted, cache))
-
-    def to_host(self) -> None:
-        self._decoder.to_host()
-
-    def to_device(self) -> None:
-        self._decoder.to_device()
 
     def _tell(self, order: Order) -> None:
         self._followers.tell(self._writer.written(order))

@@ -98,11 +98,6 @@ class Parts:
 
 def share_of(config: ModelConfig, rank: int, size: int) -> Share:
     """What a rank computes of the model; raises Invalid."""
-    if size == 1:
-        return Share(
-            *map(whole, (config.num_heads, config.num_kv_heads)),
-            *map(whole, (config.intermediate_size, config.vocabulary)),
-        )
     return Share.of(
         rank,
         size,

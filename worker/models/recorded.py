@@ -6,9 +6,10 @@ from typing import cast
 
 import torch
 
-from worker.kernels.port import AttentionStep, Kernels, KVCache, Span, StaticKVCache
+from worker.kernels.port import AttentionStep, KVCache, Span, StaticKVCache
 from worker.kernels.recording import Capture, Compute
 from worker.models.decoder import Decoder
+from worker.models.wrapped import WrappedDecoder
 
 _MOST_ROWS = 256
 _MOST_COLUMNS = 8  # a token and the guesses after it
@@ -38,34 +39,16 @@ def bucket_of(counts: Sequence[int]) -> Bucket | None:
     return bucket if bucket.num_tokens <= max(_FREE_TOKENS, 2 * sum(counts)) else None
 
 
-class RecordedModel:
+class RecordedModel(WrappedDecoder):
     """See CausalModel: a decoder, of whose steps one of each bucket is recorded."""
 
     def __init__(self, decoder: Decoder, capture: Capture) -> None:
         """The decoder's kernels have StaticKVCaches."""
-        self._decoder = decoder
+        super().__init__(decoder)
         self._capture = capture
 
-    @property
-    def kernels(self) -> Kernels:
-        return self._decoder.kernels
-
-    @property
-    def vocabulary(self) -> int:
-        return self._decoder.vocabulary
-
-    @property
-    def context_tokens(self) -> int:
-        return self._decoder.context_tokens
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        return self._decoder.kv_bytes_per_token
-
     def allocate_cache(self, *, num_blocks: int, block_size: int, lanes: int = 1) -> KVCache:
-        cache = self._decoder.allocate_cache(
-            num_blocks=num_blocks, block_size=block_size, lanes=lanes
-        )
+        cache = super().allocate_cache(num_blocks=num_blocks, block_size=block_size, lanes=lanes)
         return _RecordedCache(cast(StaticKVCache, cache))
 
     @torch.inference_mode()
@@ -83,24 +66,6 @@ class RecordedModel:
         if bucket not in cache.steps:
             cache.steps[bucket] = _RecordedStep(self._decoder, cache.plain, bucket, self._capture)
         return cache.steps[bucket].states(token_ids, spans, wanted)
-
-    def head(self, states: torch.Tensor) -> torch.Tensor:
-        return self._decoder.head(states)
-
-    def logits(
-        self,
-        token_ids: Sequence[int],
-        spans: Sequence[Span],
-        wanted: Sequence[int],
-        cache: KVCache,
-    ) -> torch.Tensor:
-        return self.head(self.states(token_ids, spans, wanted, cache))
-
-    def to_host(self) -> None:
-        self._decoder.to_host()
-
-    def to_device(self) -> None:
-        self._decoder.to_device()
 
 
 class _RecordedCache:
