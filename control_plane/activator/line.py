@@ -132,21 +132,6 @@ class Line:
         for ticket in self._queue.drain():
             self._send_away(ticket, copy(error), now)
 
-    def move_to(self, other: "Line") -> None:
-        """Who waits here waits there from now on, at the place their arrival gives them."""
-        now = self._clock.now()
-        self._disarm()
-        for ticket in self._queue.drain():
-            self._stop_waiting(ticket, now)
-            self._meter.leave(was_in_flight=False, now=now)
-            other._take_over(ticket, now)
-        other._settle(now)
-
-    def _take_over(self, ticket: Ticket, now: float) -> None:
-        self._meter.arrive(now=now)
-        ticket.revision = self.revision.name
-        self._wait(ticket, now)
-
     # -- replicas ------------------------------------------------------------------------------
 
     def set_ready(self, endpoints: Iterable[Endpoint]) -> None:
@@ -228,8 +213,7 @@ class Line:
     def _wait(self, ticket: Ticket, now: float) -> None:
         self._tick(now)
         ticket.place = Place.WAITING
-        if ticket.granted is None or ticket.granted.done():  # else it moves here, still waiting
-            ticket.granted = asyncio.get_running_loop().create_future()
+        ticket.granted = asyncio.get_running_loop().create_future()
         ticket.was_cold = ticket.was_cold or self._is_cold
         ticket.cold_joined = self._cold_clock
         ticket.queue_joined = self._queue_clock

@@ -19,9 +19,9 @@ _NOTHING = Demand(0, 0, None, 0.0)
 class Lines:
     """Owns the lines; they hear of the fleet's changes within the call that made them.
 
-    Who waits for a revision that is replaced waits for its successor; who waits for a model that
-    is deleted is told so. It is the DemandSource of the autoscaler, which must have subscribed to
-    the deployments before, so that it knows a revision when it is poked for it.
+    A request stays with the revision it was admitted to, whatever is deployed meanwhile; who waits
+    for a model that is deleted is told so. It is the DemandSource of the autoscaler, which must
+    have subscribed to the deployments before, so that it knows a revision when it is poked for it.
     """
 
     def __init__(self, deployments: Deployments, fleet: Fleet, *, clock: Clock, wake: Wake) -> None:
@@ -32,6 +32,7 @@ class Lines:
         self._lines: dict[RevisionName, Line] = {}
         self._by_model: dict[ModelName, dict[RevisionName, Line]] = {}
         self._bulletins: dict[RevisionName, Bulletin] = {}
+        self._deleted: set[RevisionName] = set()  # of the lines, those that finish and are gone
         deployments.subscribe(self._deployment_changed)
         fleet.subscribe(self._replica_changed)
 
@@ -42,17 +43,11 @@ class Lines:
         self._line(revision).enter(ticket)
 
     def again(self, ticket: Ticket) -> None:
-        """See Line.again; after a deployment it waits for the revision that is current now.
-
-        Raises ModelNotFound when there is none any more.
-        """
+        """See Line.again; raises ModelNotFound when the ticket's revision was deleted."""
         line = self._lines[ticket.revision]
-        current = self._deployments.get(line.revision.model)
-        if current is None:
+        if ticket.revision in self._deleted:
             raise _deleted(line.revision.model)
         line.again(ticket)
-        if current.name != line.revision.name:
-            line.move_to(self._line(current))
 
     def answered(self, ticket: Ticket) -> None:
         """See Line.answered."""
@@ -139,14 +134,11 @@ class Lines:
             bulletin.ring()
 
     def _deployment_changed(self, change: Change) -> None:
-        line = None if change.before is None else self._lines.get(change.before.name)
-        if line is None:
-            return
-        if change.after is None:
-            line.dismiss(_deleted(change.model))
-        elif change.after.name != line.revision.name:
-            line.move_to(self._line(change.after))
-        self._drop_if_done(line)
+        for line in tuple(self._by_model.get(change.model, {}).values()):
+            if change.after is None:
+                self._deleted.add(line.revision.name)
+                line.dismiss(_deleted(change.model))
+            self._drop_if_done(line)
 
     def _drop_if_done(self, line: Line) -> None:
         """A line whose revision is no longer current goes with its last request."""
@@ -157,6 +149,7 @@ class Lines:
         if current is not None and current.name == name:
             return
         self._bulletins.pop(name, None)
+        self._deleted.discard(name)
         if self._lines.pop(name, None) is None:
             return
         siblings = self._by_model[model]

@@ -54,8 +54,7 @@ class Ticket:
     replica is ready; those with one `affinity` meet at one replica.
 
     Seconds waited are kept apart: `cold_s` while no replica was ready, `queue_s` while replicas
-    were ready and their permits taken. `revision` is the line it stands in; a deployment may move
-    it to the next revision's.
+    were ready and their permits taken. `revision` is the one it was admitted to.
     """
 
     arrival: int

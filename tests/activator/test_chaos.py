@@ -24,7 +24,7 @@ ACTIONS = {
     "begin_to_drain": 3,
     "die": 5,
     "fail_to_start": 1,
-    "deploy": 1,
+    "deploy": 2,
     "delete": 1,
     "wait": 20,
 }
@@ -70,7 +70,10 @@ class Chaos:
             await self.random.choice(self.running).leave()
 
     async def become_ready(self) -> None:
-        self.alive[self.world.ready(self.revision, self.script())] = self.revision
+        """Of the current revision, or of one that others still wait for."""
+        waiting = [one.revision for one in self.running if not one.task.done()]
+        revision = self.random.choice([self.revision, *waiting])
+        self.alive[self.world.ready(revision, self.script())] = revision
 
     async def begin_to_drain(self) -> None:
         if (replica_id := self.any_alive()) is not None:
@@ -133,6 +136,8 @@ class Chaos:
             try:
                 await one.task
                 assert one.client.is_finished
+                answered_by = one.client.headers[b"firstlight-revision"]
+                assert answered_by == one.revision.name.encode(), "it was admitted to another"
             except (PlatformError, ReplicaRefused):
                 assert not one.client.is_finished
             except asyncio.CancelledError:

@@ -229,6 +229,7 @@ class Running:
 
     def __init__(self, activator: Activator, call: Call, revision: Revision) -> None:
         self.client = MemoryDownstream()
+        self.revision = revision
         self.request_id = call.request_id
         self.task = asyncio.ensure_future(activator.serve(call, revision, self.client))
 
