@@ -126,6 +126,20 @@ class Replica:
             failure=self.failure,
         )
 
+    def facts(self) -> dict[str, object]:
+        """What a log line says of it."""
+        facts: dict[str, object] = {
+            "replica": self.assignment.replica_id,
+            "revision": self.assignment.revision,
+            "state": self.state.value,
+            "source": self.runtime_source,
+        }
+        if self.stages:
+            facts["seconds"] = round(self.stages[-1].ended_at - self.received_at, 4)
+        if self.failure is not None:
+            facts |= {"code": self.failure.code, "detail": self.failure.detail}
+        return facts
+
     def _from_receipt(self, timing: StageTiming) -> StageTiming:
         """The worker knows when `runtime` ended; it began when the node got the assignment."""
         if timing.stage is not Stage.RUNTIME:

@@ -8,10 +8,11 @@ import structlog
 from infra.backoff import Backoff
 from infra.contracts.base import NodeId
 from infra.contracts.node import NodeLease, NodeRegistration, NodeReport
-from worker.node.agent import Agent, Urgency
+from worker.node.agent import Agent
 from worker.node.clock import NodeClock
 from worker.node.control_plane import ControlPlane, UnknownNode, Unreachable
 from worker.node.logs import ReplicaLogs
+from worker.node.tables import Urgency
 
 log = structlog.get_logger()
 
@@ -52,7 +53,7 @@ class Session:
         self._facts = facts
         self._news = asyncio.Event()
         self._urgent = asyncio.Event()
-        agent.on_news = self._heard_news
+        agent.subscribe(self._heard_news)
 
     async def run(self) -> None:
         """Registers again whenever the control plane lost sight of the node; never ends itself."""
@@ -93,7 +94,7 @@ class Session:
         )
         self._clock.follow(lease.clock, sent=sent, received=self._clock.reading())
         log.info("node.registered", node=lease.node_id, lease_s=lease.lease_s)
-        self._agent.on_news("soon")
+        self._heard_news("soon")
         return lease
 
     async def _attend(self, lease: NodeLease) -> None:

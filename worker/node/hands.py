@@ -1,0 +1,133 @@
+"""Does to processes what the plan says: launches, claims, drains and kills workers."""
+
+import asyncio
+
+import structlog
+
+from infra.contracts.base import ReplicaId
+from infra.contracts.node import ReplicaAssignment
+from infra.contracts.revision import ResolvedSource
+from infra.contracts.stage import Rung
+from infra.contracts.worker_link import Drain, Prepare, Start
+from worker.node.clock import NodeClock
+from worker.node.launcher import Launcher
+from worker.node.logs import ReplicaLogs
+from worker.node.plan import Origin, WorkerId
+from worker.node.refill import Refill
+from worker.node.replica import Replica
+from worker.node.tables import Tables, Worker
+
+log = structlog.get_logger()
+
+LAUNCH_TIMEOUT_S = 120.0  # from launch to hello
+DRAIN_GRACE_S = 2.0  # past the deadline, before a draining worker is killed
+
+
+class Hands:
+    """Belongs to the event loop; changes the tables as it changes the processes."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        logs: ReplicaLogs,
+        clock: NodeClock,
+        tables: Tables,
+        refill: Refill,
+        *,
+        host: str,
+    ) -> None:
+        self._launcher = launcher
+        self._logs = logs
+        self._clock = clock
+        self._tables = tables
+        self._refill = refill
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._launched = 0
+
+    def launch(self, origin: Origin, assignment: ReplicaAssignment | None) -> None:
+        """Starts a worker; for a replica, or unclaimed for the pool."""
+        self._launched += 1
+        worker_id = self._launched
+        self._tables.workers[worker_id] = Worker(origin, self._loop.time())
+        if assignment is not None:
+            self.claim(worker_id, assignment)
+        match origin:
+            case Origin.FORK:
+                self._launcher.fork(worker_id)
+            case Origin.SPAWN:
+                name = ReplicaId(f"worker-{worker_id}")
+                owner = name if assignment is None else assignment.replica_id
+                self._launcher.spawn(worker_id, self._logs.path(owner))
+        self._loop.call_later(LAUNCH_TIMEOUT_S, self._give_up_launch, worker_id)
+
+    def claim(self, worker_id: WorkerId, assignment: ReplicaAssignment) -> None:
+        """The worker becomes this replica, at once or as soon as it is parked."""
+        worker = self._tables.workers[worker_id]
+        worker.replica_id = assignment.replica_id
+        self._logs.open(assignment.replica_id, assignment.revision)
+        waiting = self._tables.replicas.get(assignment.replica_id)
+        replica = waiting or Replica(assignment, self._clock.now())
+        if worker.sleeping is not None:
+            worker.sleeping = None
+            self.start(worker_id, assignment)
+            replica = replica.claimed(worker_id, Rung.WEIGHTS, "asleep")
+        elif worker.is_parked:
+            self.start(worker_id, assignment)
+            replica = replica.claimed(worker_id, Rung.RUNTIME, "parked")
+        else:
+            replica = replica.claimed(worker_id, Rung.NODE, worker.origin.value)
+        self._refill.climb_began()
+        log.info("replica.moved", **replica.facts())
+        self._tables.put(replica, "soon")
+
+    def start(self, worker_id: WorkerId, assignment: ReplicaAssignment) -> None:
+        """Tells a parked worker what it is from now on."""
+        self._launcher.send(
+            worker_id,
+            Start(
+                assignment=assignment,
+                clock=self._clock.reading(),
+                host=self._host,
+                log_path=str(self._logs.path(assignment.replica_id)),
+            ),
+        )
+
+    def prepare(self, worker_id: WorkerId, sources: tuple[ResolvedSource, ...]) -> None:
+        """Lets a parked worker read ahead."""
+        if sources:
+            self._launcher.send(worker_id, Prepare(sources=sources))
+
+    def drain(self, replica_id: ReplicaId, deadline_s: float, *, may_sleep: bool) -> None:
+        """Lets a replica finish what runs; its worker is killed when that takes too long."""
+        replica = self._tables.replicas[replica_id]
+        assert replica.worker_id is not None
+        drain = Drain(deadline_s=deadline_s, may_sleep=may_sleep)
+        self._launcher.send(replica.worker_id, drain)
+        self._loop.call_later(
+            deadline_s + DRAIN_GRACE_S, self._kill_undrained, replica.worker_id, replica_id
+        )
+        self._tables.put(replica.draining(), "now")
+
+    def kill(self, worker_id: WorkerId) -> None:
+        """Ends a worker at once; nothing for one that is gone."""
+        worker = self._tables.workers.get(worker_id)
+        if worker is None:
+            return
+        worker.is_dying = True
+        if (replica_id := worker.replica_id) is not None:
+            replicas = self._tables.replicas
+            replicas[replica_id] = replicas[replica_id].unwanted()
+        self._launcher.kill(worker_id)
+
+    def _give_up_launch(self, worker_id: WorkerId) -> None:
+        worker = self._tables.workers.get(worker_id)
+        if worker is not None and not worker.is_parked:
+            log.warning("worker.launch-timeout", worker=worker_id)
+            self._launcher.kill(worker_id)
+
+    def _kill_undrained(self, worker_id: WorkerId, replica_id: ReplicaId) -> None:
+        """Unless the worker has left the replica behind: it sleeps, or is another one already."""
+        worker = self._tables.workers.get(worker_id)
+        if worker is not None and worker.replica_id == replica_id:
+            self.kill(worker_id)
