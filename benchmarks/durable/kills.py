@@ -1,9 +1,11 @@
 """kill -9 of the platform, its Redis, its node agent and its replicas while jobs come in."""
 
 import random
+import signal
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +13,6 @@ import httpx
 import psutil
 
 from tests.support.platform import RunningPlatform, running_platform
-from tests.support.processes import descendants
 
 VICTIMS = ("platform", "redis", "fl-node", "fl-replica")
 ASKED = {"prompt": "Once upon a time", "max_tokens": 24, "temperature": 0}
@@ -97,21 +98,12 @@ class _Callers:
 def _kill(platform: RunningPlatform, victim: str) -> bool:
     """Kills a process of that kind; False where there is none now."""
     if victim == "platform":
-        seen = descendants(platform.process.pid)
-        platform.process.kill()
-        platform.process.wait()
-        psutil.wait_procs(seen, timeout=10)
-        (platform.state_dir / "endpoint.json").unlink(missing_ok=True)
-        platform.start()
+        platform.restart(signal.SIGKILL)
         return True
-    for process in descendants(platform.process.pid):
-        try:
-            name = process.name()
-            if victim == name or (victim == "redis" and "server" in name):
-                process.kill()
-                return True
-        except psutil.NoSuchProcess:
-            continue
+    for process in platform.named(victim):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+            return True
     return False
 
 

@@ -48,12 +48,11 @@ def all_succeed(platform: RunningPlatform, ids: list[str], *, seconds: float = 6
 
 
 def kill(platform: RunningPlatform, name: str) -> None:
-    for process in descendants(platform.process.pid):
-        if name in process.name():
-            process.kill()
+    for process in platform.named(name):
+        process.kill()
 
 
-@pytest.mark.parametrize("victim", ["fl-replica", "fl-node", "server"])
+@pytest.mark.parametrize("victim", ["fl-replica", "fl-node", "redis"])
 def test_jobs_live_through_the_death_of(victim: str, fresh: RunningPlatform) -> None:
     ids = [leave(fresh) for _ in range(12)]
     until(lambda: any(state(fresh, it) == "running" for it in ids), seconds=20, what="one runs")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from tests.support.platform import RunningPlatform, running_platform
@@ -26,21 +25,9 @@ def fresh(environment: dict[str, str], smollm2_dir: Path) -> Iterator[RunningPla
         yield running
 
 
-def processes_named(platform: RunningPlatform, *words: str) -> list[psutil.Process]:
-    """Processes of the platform whose name (see prctl PR_SET_NAME) is one of `words`."""
-    found = []
-    for process in platform.processes():
-        try:
-            if process.name() in words:
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
 def kill(platform: RunningPlatform, name: str) -> None:
-    until(lambda: processes_named(platform, name), seconds=20, what=f"there is a {name}")
-    for process in processes_named(platform, name):
+    until(lambda: platform.named(name), seconds=20, what=f"there is a {name}")
+    for process in platform.named(name):
         process.kill()
 
 
@@ -104,7 +91,7 @@ def test_a_killed_zygote_is_replaced_and_its_replicas_live_on(fresh: RunningPlat
     kill(fresh, "fl-zygote")
 
     assert call.result().status_code == 200
-    until(lambda: processes_named(fresh, "fl-zygote"), seconds=20, what="a new zygote")
+    until(lambda: fresh.named("fl-zygote"), seconds=20, what="a new zygote")
     fresh.until_idle("chat")
     fresh.until_standby()
     assert Call(fresh, BODY).result().status_code == 200
@@ -125,11 +112,7 @@ def test_a_killed_agent_is_replaced_and_waiting_requests_are_answered(
 
 
 def test_a_killed_redis_is_restarted_and_nothing_is_forgotten(fresh: RunningPlatform) -> None:
-    servers = [p for p in fresh.processes() if "server" in p.name()]
-    assert servers
-
-    for server in servers:
-        server.kill()
+    kill(fresh, "redis")
 
     until(fresh.is_ready, seconds=20, what="the store is back")
     assert Call(fresh, BODY).result().status_code == 200

@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 
-from control_plane.queue.job import Job, Verdict
+from control_plane.queue.job import Verdict
 from control_plane.queue.memory_store import MemoryJobStore
-from control_plane.queue.redis_store import BASE, RedisJobStore, job_function
-from control_plane.queue.store import JOB_BYTES, Idempotency, JobStore, Policy, WebhookReport
+from control_plane.queue.redis_store import RedisJobStore, job_function
+from control_plane.queue.store import Idempotency, JobStore, Policy, WebhookReport
 from infra.contracts.base import JobId, ModelName
-from infra.contracts.job import JobState
 from infra.errors import PlatformError
 from infra.redis import EmbeddedRedis, connect
+from tests.queue.books import check_books
 from tests.queue.makers import BODY, HOOK, NOBODY, T0, a_failure, a_job, an_answer
 
 POLICY = Policy(
@@ -145,29 +144,6 @@ async def everything(store: JobStore) -> Any:
     return jobs, answers, dict(await store.counts()), sorted(await store.backlog())
 
 
-async def check_books(redis: Redis, jobs: list[Job | None]) -> None:
-    """Queue depth is the sum of the states, and every index agrees with the jobs."""
-
-    async def members(name: str) -> set[str]:
-        return {it.decode() for it in await redis.zrange(f"{BASE}:{name}", 0, -1)}
-
-    there = [job for job in jobs if job is not None]
-    states = {state: {j.job_id for j in there if j.state is state} for state in JobState}
-    queues = [await members(f"queue:{model}") for model in MODELS]
-    assert set().union(*queues) == states[JobState.QUEUED]
-    assert await members("leases") == states[JobState.RUNNING]
-    assert await members("over") == {job.job_id for job in there if job.state.is_over}
-    assert await members("deadlines") == states[JobState.QUEUED] | states[JobState.RUNNING]
-    owned = [await redis.smembers(f"{BASE}:owned:{owner}") for owner in OWNERS]
-    assert {it.decode() for its in owned for it in its} == states[JobState.RUNNING]
-    told = {j.job_id for j in there if j.webhook is not None and j.webhook.due_at is not None}
-    assert await members("webhooks") == told
-    kept = len(there) * JOB_BYTES
-    for kind in ("body", "answer"):
-        kept += sum([await redis.strlen(f"{BASE}:{kind}:{job.job_id}") for job in there])
-    assert int(await redis.get(f"{BASE}:bytes") or 0) == kept
-
-
 @pytest.mark.real
 @pytest.mark.parametrize("seed", range(6))
 async def test_both_stores_go_the_same_way(seed: int, tmp_path: Path) -> None:
@@ -185,6 +161,6 @@ async def test_both_stores_go_the_same_way(seed: int, tmp_path: Path) -> None:
             assert seen[0] == seen[1], f"step {number}: {name}"
             states = [await everything(store) for store in stores]
             assert states[0] == states[1], f"after step {number}: {name}"
-            await check_books(redis, states[1][0])
+            await check_books(redis, [job for job in states[1][0] if job is not None])
         await function.close()
         await redis.aclose()

@@ -17,17 +17,19 @@ from tests.support.processes import alive, descendants, until
 
 
 class RunningPlatform:
-    """Starts, talks to, kills and restarts one platform."""
+    """Starts, talks to, kills and restarts one platform, with its PLATFORM_API_KEY if any."""
 
     def __init__(self, state_dir: Path, environment: dict[str, str]) -> None:
         self.state_dir = state_dir
+        self.log = state_dir.with_name(f"{state_dir.name}.log")
+        key = environment.get("PLATFORM_API_KEY")
+        self.headers = {} if key is None else {"authorization": f"Bearer {key}"}
         self._environment = environment
         self._seen: list[psutil.Process] = []
 
     def start(self) -> None:
         """Runs `platform up` on a free port and waits until it is ready."""
-        log = self.state_dir.with_name(f"{self.state_dir.name}.log")
-        self._log = log.open("ab")
+        self._log = self.log.open("ab")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "control_plane.main", "up", "--port", "0"],
             env=self._environment | {"PLATFORM_STATE_DIR": str(self.state_dir)},
@@ -40,9 +42,9 @@ class RunningPlatform:
             seconds=30,
             what="platform up announces its address",
         )
-        assert self.process.poll() is None, log.read_text()[-4000:]
+        assert self.process.poll() is None, self.log.read_text()[-4000:]
         self.url = json.loads(endpoint.read_text())["url"]
-        self.client = httpx.Client(base_url=self.url, timeout=60)
+        self.client = httpx.Client(base_url=self.url, headers=self.headers, timeout=60)
         until(self.is_ready, seconds=30, what="platform is ready")
 
     def is_ready(self) -> bool:
@@ -94,6 +96,23 @@ class RunningPlatform:
         """Everything that runs below `platform up` now, remembered for `stop`."""
         self._seen += [p for p in descendants(self.process.pid) if p not in self._seen]
         return descendants(self.process.pid)
+
+    def named(self, kind: str) -> list[psutil.Process]:
+        """Its processes of one kind: `redis`, or the name they gave themselves (fl-node, …)."""
+        found = []
+        for process in self.processes():
+            try:
+                name = process.name()
+            except psutil.NoSuchProcess:
+                continue
+            if name == kind or (kind == "redis" and "server" in name):
+                found.append(process)
+        return found
+
+    def restart(self, how: signal.Signals) -> None:
+        """Ends the platform, with nothing left of it, and starts it again."""
+        self.stop(how)
+        self.start()
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """Ends the platform; nothing of it may be left, however it ended."""

@@ -1,0 +1,123 @@
+"""Those who deploy, who make and revoke keys, and who watch that bounds are kept."""
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.chaos.client import MODEL, Client, pause
+from benchmarks.chaos.records import Ending, Records
+
+MOST_REPLICAS = 2
+REVOKED_WITHIN_S = 5.0
+_SERVES = frozenset({"assigned", "starting", "ready"})
+_LOOK_S = 0.3
+
+
+def spec(model: Path, *, grace_s: int) -> dict[str, Any]:
+    """What is deployed; another grace is another revision."""
+    return {
+        "name": MODEL,
+        "source": f"file://{model}",
+        "scaling": {"grace": grace_s, "max": MOST_REPLICAS, "target_concurrency": 2, "sleep": 20},
+        "limits": {"max_concurrency": 4},
+        "timeouts": {"cold_start": 40, "queue": 30, "execution": 40},
+    }
+
+
+@dataclass
+class Operators:
+    """Each a loop until it is `over`; what they must find at the end is in their fields."""
+
+    client: Client
+    records: Records
+    model: Path
+    over: asyncio.Event
+    seed: int
+    grace_s: set[int] = field(default_factory=lambda: {2})  # of what may be deployed now
+    revoked: list[tuple[str, float]] = field(default_factory=list)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._deploy(random.Random(f"{self.seed} deploys")))
+            tasks.create_task(self._make_and_revoke_keys(random.Random(f"{self.seed} keys")))
+            tasks.create_task(self._watch())
+
+    async def _deploy(self, dice: random.Random) -> None:
+        while not self.over.is_set():
+            await pause(self.over, dice.uniform(6, 15))
+            grace_s = dice.choice((1, 2, 3))
+            self.grace_s.add(grace_s)  # it may be kept, and the news of it lost
+            sent = await self._send("PUT", f"/v1/models/{MODEL}", spec(self.model, grace_s=grace_s))
+            if sent is not None and sent.status_code == 202:
+                self.grace_s = {grace_s}
+            elif sent is not None and sent.status_code != 503:
+                self.records.wrongs.append(f"a deployment was answered {sent.text}")
+
+    async def _make_and_revoke_keys(self, dice: random.Random) -> None:
+        while not self.over.is_set():
+            await pause(self.over, dice.uniform(1, 5))
+            made = await self._send("POST", "/v1/keys", {"name": "chaos", "is_admin": True})
+            if made is None or made.status_code != 201:
+                continue
+            key, key_id = made.json()["key"], made.json()["status"]["key_id"]
+            used = await self.client.ask(dice.randrange(4), key=key)
+            if used.code == "unauthorized":
+                self.records.wrongs.append(f"the key {key_id} was made and is refused")
+            gone = await self._send("DELETE", f"/v1/keys/{key_id}", None)
+            if gone is not None and gone.status_code == 200:
+                self.revoked.append((key, time.monotonic()))
+            await self._try_revoked(dice)
+
+    async def _try_revoked(self, dice: random.Random) -> None:
+        old = [key for key, at in self.revoked if time.monotonic() - at > REVOKED_WITHIN_S]
+        if old:
+            await self.refused(dice.choice(old))
+
+    async def refused(self, key: str) -> None:
+        """A key that was revoked is answered 401, whatever happened since."""
+        try:
+            headers = {"authorization": f"Bearer {key}"}
+            sent = await self.client.send("GET", "/v1/models", headers=headers)
+        except httpx.TransportError:
+            return
+        if sent.status_code not in {401, 503}:
+            self.records.wrongs.append(f"a revoked key was answered {sent.status_code}")
+
+    async def _watch(self) -> None:
+        while not self.over.is_set():
+            await pause(self.over, _LOOK_S)
+            shown = await self._send("GET", f"/v1/models/{MODEL}", None)
+            if shown is None or shown.status_code == 503:
+                continue
+            if shown.status_code != 200:
+                self.records.wrongs.append(f"{MODEL} was answered {shown.text}")
+                continue
+            self._check_bounds(shown.json())
+
+    def _check_bounds(self, status: dict[str, Any]) -> None:
+        serving: dict[str, int] = {}
+        for replica in status["replicas"]:
+            if replica["state"] in _SERVES:
+                serving[replica["revision"]] = serving.get(replica["revision"], 0) + 1
+        for revision, count in serving.items():
+            if count > MOST_REPLICAS:
+                self.records.wrongs.append(f"{revision} has {count} replicas")
+        if min(status["in_flight"], status["waiting"]) < 0:
+            self.records.wrongs.append("a counter is negative")
+
+    async def _send(self, method: str, path: str, body: Any) -> httpx.Response | None:
+        try:
+            return await self.client.send(method, path, json=body)
+        except httpx.TransportError:
+            return None
+
+
+async def is_calm(client: Client) -> bool:
+    """One of each kind of request is answered, and rightly."""
+    outcomes = [await client.ask(0), await client.stream(1)]
+    return all(outcome.ending is Ending.ANSWERED for outcome in outcomes)
