@@ -189,7 +189,7 @@ class ControlPlane:
             self.fleet,
             clock=clock,
             read_clock=clock.reading,
-            current=self.deployments.get,
+            live=self.deployments.live,
             token=token,
             logbook=self.logbook,
         )
@@ -211,7 +211,7 @@ class ControlPlane:
         )
         self._wire_activator()
         self._wire_jobs()
-        chronicle = Chronicle(self.logbook)
+        chronicle = Chronicle(self.logbook, clock)
         self.fleet.subscribe(chronicle.replica_changed)
         self.fleet.subscribe_nodes(chronicle.node_changed)
         self.deployments.subscribe(chronicle.deployment_changed)

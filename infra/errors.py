@@ -4,7 +4,7 @@
   - Invalid: MalformedJson, SpecInvalid, ContextLengthExceeded, BodyTooLarge, UnsupportedModel,
     SourceInvalid
   - Unauthorized
-  - NotFound: ModelNotFound, JobNotFound
+  - NotFound: ModelNotFound, RevisionNotFound, JobNotFound
   - Conflict: IdempotencyKeyReused, JobNotOver, JobOver
   - JobWithoutAnswer
   - QueueFull: JobsFull
@@ -138,6 +138,12 @@ class ModelNotFound(NotFound):
     """No model of that name is deployed."""
 
     slug = "model-not-found"
+
+
+class RevisionNotFound(NotFound):
+    """The model has no such revision, or no longer."""
+
+    slug = "revision-not-found"
 
 
 class JobNotFound(NotFound):

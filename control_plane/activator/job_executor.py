@@ -38,7 +38,7 @@ _TOO_MANY = 429
 
 
 class JobExecutor:
-    """The Executor over this process's activator; a job runs on the revision that is current."""
+    """The Executor over this process's activator; a job's revision is picked at its start."""
 
     def __init__(
         self, deployments: Deployments, lines: Lines, activator: Activator, clock: Clock
@@ -51,13 +51,14 @@ class JobExecutor:
     def room(self, model: ModelName, running: int) -> int:
         if self._activator.is_stopping:
             return 0
-        revision = self._deployments.get(model)
-        permits = 0 if revision is None else self._lines.permits(revision)
+        release = self._deployments.release(model)
+        revisions = () if release is None else release.revisions
+        permits = sum(self._lines.permits(revision) for revision in revisions)
         demand = self._lines.demand_of(model)
         return room_for_jobs(permits=permits, concurrency=demand.concurrency, running=running)
 
     async def run(self, job: Job, body: bytes) -> Answered | Failed:
-        revision = self._deployments.get(job.model)
+        revision = self._deployments.pick(job.model)
         if revision is None or revision.tenant != job.model_owner:
             return _failed(ModelNotFound(f"no model {job.model} is deployed", model=job.model))
         tokens = TokenCount()

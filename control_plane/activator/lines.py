@@ -141,12 +141,11 @@ class Lines:
             self._drop_if_done(line)
 
     def _drop_if_done(self, line: Line) -> None:
-        """A line whose revision is no longer current goes with its last request."""
+        """A line whose revision is out of traffic goes with its last request."""
         if not line.is_empty:
             return
         name, model = line.revision.name, line.revision.model
-        current = self._deployments.get(model)
-        if current is not None and current.name == name:
+        if self._deployments.live(name) is not None:
             return
         self._bulletins.pop(name, None)
         self._deleted.discard(name)

@@ -14,19 +14,27 @@ _SESSION = "Firstlight-Session"
 _NAME = re.compile(rb"[!-~]{1,256}")
 
 
+def session_of(headers: Mapping[bytes, bytes], tenant: TenantName) -> int | None:
+    """The key of the session that the headers name, if they do; raises Invalid."""
+    session = headers.get(b"firstlight-session")
+    if session is None:
+        return None
+    if _NAME.fullmatch(session) is None:
+        raise Invalid(
+            f"the header {_SESSION} is not 1 to 256 visible ASCII characters", param=_SESSION
+        )
+    return hash_of(b"session", tenant.encode(), session)
+
+
 def affinity_of(headers: Mapping[bytes, bytes], body: bytes, tenant: TenantName) -> int | None:
     """The key of the session that the headers name, else of how a long prompt begins.
 
     The prompt is the JSON after its key, as it was sent: PREFIX_BYTES of it. None where neither is
     there. Raises Invalid.
     """
-    session = headers.get(b"firstlight-session")
+    session = session_of(headers, tenant)
     if session is not None:
-        if _NAME.fullmatch(session) is None:
-            raise Invalid(
-                f"the header {_SESSION} is not 1 to 256 visible ASCII characters", param=_SESSION
-            )
-        return hash_of(b"session", tenant.encode(), session)
+        return session
     if len(body) < PREFIX_BYTES:
         return None
     start = body.find(b'"messages"')

@@ -11,7 +11,7 @@ import structlog
 from control_plane.activator.activator import Activator
 from control_plane.activator.call import Call, ReplicaRefused
 from control_plane.api import problems
-from control_plane.api.affinity import affinity_of
+from control_plane.api.affinity import affinity_of, session_of
 from control_plane.api.asgi_client import (
     AsgiDownstream,
     Receive,
@@ -148,7 +148,7 @@ class HotPath:
         """The body as a call; what it was parsed into is gone when this returns."""
         target = request.target
         asked: Any = read_request(target.contract, content)
-        revision = self._revision(asked.model if target.model is None else target.model, visit)
+        revision = self._pick(request, asked.model if target.model is None else target.model, visit)
         request.model = visit.model = revision.model
         refuse_what_cannot_fit(asked, len(content), revision)
         request.is_streaming = asked.is_streaming
@@ -190,6 +190,13 @@ class HotPath:
             await _linger(request.body)
             await client.finish()
 
+    def _pick(self, request: "_Request", name: str, visit: Visit) -> Revision:
+        """The revision that serves this request, of those that the model's traffic is split to."""
+        model = self._revision(name, visit).model
+        revision = self._deployments.pick(model, session_of(request.headers, visit.identity.tenant))
+        assert revision is not None, "the model is deployed"
+        return revision
+
     def _revision(self, name: str, visit: Visit) -> Revision:
         revision = self._deployments.get(ModelName(name))
         if revision is None or not visit.identity.may_call(revision):
@@ -202,7 +209,7 @@ class HotPath:
 
     def _measure_limits(self) -> None:
         """A body that some model would take is not refused before its model is known."""
-        limits = [revision.spec.limits.max_body_bytes for revision in self._deployments.all()]
+        limits = [it.spec.limits.max_body_bytes for it in self._deployments.in_traffic()]
         self._most_body_bytes = max(limits, default=Limits().max_body_bytes)
 
 

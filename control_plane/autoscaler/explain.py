@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
 from control_plane.autoscaler.demand import Demand
+from control_plane.deployments.release import Share
 from control_plane.fleet.reconciler import Standing
 from control_plane.fleet.replica import Climb, Replica
 from infra.contracts.revision import ModelState, ReplicaState
@@ -39,6 +40,16 @@ def explain(situation: Situation, *, now: float, zone: tzinfo | None = UTC) -> E
     """Says where a model is and what would change it; `zone` is for the time of day."""
     state, reason = _explain(situation, now, zone)
     return Explanation(state, reason, situation.standing.desired)
+
+
+def of_all(parts: Sequence[tuple[Share, Explanation]]) -> Explanation:
+    """A model as a whole, whose requests are split so: the largest share speaks first."""
+    _, leading = parts[0]
+    if len(parts) == 1:
+        return leading
+    reasons = (f"{it.revision.name} ({it.percent} %): {one.reason}" for it, one in parts)
+    desired = sum(one.desired_replicas for _, one in parts)
+    return Explanation(leading.state, "; ".join(reasons), desired)
 
 
 def _explain(situation: Situation, now: float, zone: tzinfo | None) -> tuple[ModelState, str]:

@@ -9,8 +9,9 @@ import structlog
 from control_plane.autoscaler.decider import Observed, Tuning, decide
 from control_plane.autoscaler.demand import Demand, DemandSource
 from control_plane.autoscaler.experience import Experience
-from control_plane.autoscaler.explain import Explanation, Situation, explain
+from control_plane.autoscaler.explain import Explanation, Situation, explain, of_all
 from control_plane.autoscaler.tracked import DecisionRecord, Tracked
+from control_plane.deployments.release import Release
 from control_plane.deployments.service import Deployments
 from control_plane.deployments.store import Change
 from control_plane.fleet.node import Node
@@ -21,6 +22,7 @@ from control_plane.fleet.state import Fleet
 from infra.clock import Clock
 from infra.contracts.base import ModelName, RevisionName
 from infra.contracts.explanation import KeepAliveStatus
+from infra.contracts.revision import Revision
 from infra.errors import PlatformError
 
 log = structlog.get_logger()
@@ -86,10 +88,13 @@ class Autoscaler:
 
     def explain(self, model: ModelName) -> Explanation | None:
         """What `platform ls` says of a model; None when it is not deployed."""
-        revision = self._deployments.get(model)
-        if revision is None:
+        release = self._deployments.release(model)
+        if release is None:
             return None
         now = self._clock.now()
+        return of_all([(share, self._explain(share.revision, now)) for share in release.shares])
+
+    def _explain(self, revision: Revision, now: float) -> Explanation:
         demand = self._read(revision.name)
         tracked = self._revisions.get(revision.name)
         situation = Situation(
@@ -206,28 +211,36 @@ class Autoscaler:
     # -- what happens elsewhere ----------------------------------------------------------------
 
     def _deployment_changed(self, change: Change) -> None:
-        """The old revision lives as long as requests wait for it; a deleted one does not."""
-        now = self._clock.now()
-        old = None if change.before is None else self._revisions.get(change.before.name)
-        if change.after is not None:
-            tracked = self._revisions.get(change.after.name)
-            if tracked is None:
-                tracked = self._revisions[change.after.name] = Tracked(
-                    change.after,
-                    span_s=self._tuning.stable_s,
-                    experience=Experience() if old is None else old.experience.copy(),
-                )
+        """A revision that left lives as long as requests wait for it; a deleted one does not."""
+        concerned = [it for one in change.left if (it := self._revisions.get(one.name))]
+        if change.after is None:
+            concerned = [it for it in self._revisions.values() if it.revision.model == change.model]
+        for tracked in concerned:
+            tracked.is_superseded = change.after is not None
+            tracked.is_deleted = change.after is None
+        for revision in () if change.after is None else change.after.revisions:
+            tracked = self._track(revision, change.before)
             tracked.is_superseded = tracked.is_deleted = False
-        if old is not None:
-            old.is_superseded = change.after is not None
-            old.is_deleted = change.after is None
+            concerned.append(tracked)
         if not self._is_leading():
             self._is_standby_stale = True
             return
-        for revision in (change.before, change.after):
-            if revision is not None and (concerned := self._revisions.get(revision.name)):
-                self._settle(concerned, now=now)
+        now = self._clock.now()
+        for tracked in concerned:
+            self._settle(tracked, now=now)
         self._size_standby()
+
+    def _track(self, revision: Revision, before: Release | None) -> Tracked:
+        """A new revision begins with what was learnt of the one that most requests went to."""
+        tracked = self._revisions.get(revision.name)
+        if tracked is None:
+            old = None if before is None else self._revisions.get(before.leading.name)
+            tracked = self._revisions[revision.name] = Tracked(
+                revision,
+                span_s=self._tuning.stable_s,
+                experience=Experience() if old is None else old.experience.copy(),
+            )
+        return tracked
 
     def _settle(self, tracked: Tracked, *, now: float) -> None:
         if tracked.is_deleted:
@@ -281,6 +294,8 @@ class Autoscaler:
         self._is_standby_stale = False
         if not self._fleet.nodes():
             return
-        sizes = size_standby(self._deployments.all(), self._fleet.nodes(), limits=self._standby)
+        sizes = size_standby(
+            self._deployments.in_traffic(), self._fleet.nodes(), limits=self._standby
+        )
         for node_id, standby in sizes.items():
             self._fleet.set_standby(node_id, standby)

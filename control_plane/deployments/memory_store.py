@@ -1,6 +1,9 @@
 """Deployed models that end with the process."""
 
-from control_plane.deployments.store import Change, RevisionDraft
+from collections.abc import Iterable
+
+from control_plane.deployments.record import Record
+from control_plane.deployments.store import Kept, RevisionDraft, overtaken
 from infra.contracts.base import ModelName
 from infra.contracts.revision import Revision
 
@@ -9,27 +12,28 @@ class MemoryDeploymentStore:
     """The DeploymentStore of tests and of a platform that keeps nothing."""
 
     def __init__(self) -> None:
-        self._current: dict[ModelName, Revision] = {}
-        self._by_digest: dict[ModelName, dict[str, Revision]] = {}
-        self._last_number: dict[ModelName, int] = {}
+        self._records: dict[ModelName, Record] = {}
+        self._revisions: dict[ModelName, dict[int, Revision]] = {}
 
-    async def publish(self, draft: RevisionDraft) -> Change:
-        model = draft.model
-        before = self._current.get(model)
-        after = self._by_digest.setdefault(model, {}).get(draft.digest) or self._number(draft)
-        self._current[model] = after
-        return Change(model, before, after)
+    async def load(self) -> tuple[Kept, ...]:
+        deployed = [it for _, it in sorted(self._records.items()) if it.is_deployed]
+        return tuple([Kept(it, await self.revisions(it, it.percents)) for it in deployed])
 
-    async def retire(self, model: ModelName) -> Change:
-        self._by_digest.pop(model, None)
-        return Change(model, self._current.pop(model, None), None)
+    async def read(self, model: ModelName) -> Record:
+        return self._records.get(model) or Record(model=model)
 
-    async def current(self) -> tuple[Revision, ...]:
-        return tuple(self._current[model] for model in sorted(self._current))
+    async def revisions(self, record: Record, numbers: Iterable[int]) -> tuple[Revision, ...]:
+        kept = self._revisions.get(record.model, {})
+        return tuple(kept[number] for number in numbers if number in kept)
 
-    def _number(self, draft: RevisionDraft) -> Revision:
-        number = self._last_number.get(draft.model, 0) + 1
-        self._last_number[draft.model] = number
-        revision = draft.numbered(number)
-        self._by_digest[draft.model][draft.digest] = revision
-        return revision
+    async def write(self, record: Record, added: RevisionDraft | None = None) -> None:
+        before = await self.read(record.model)
+        if before == record:
+            return
+        if before.generation != record.generation - 1:
+            raise overtaken(record.model)
+        kept = self._revisions.get(record.model, {})
+        if added is not None:
+            kept = kept | {record.last_number: added.numbered(record.last_number)}
+        self._records[record.model] = record
+        self._revisions[record.model] = {it: kept[it] for it in record.digests}

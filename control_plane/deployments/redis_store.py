@@ -2,46 +2,44 @@
 
 Keys (all in one hash slot):
 
-* `{firstlight}:current`        hash, model name → record of the revision requests go to
-* `{firstlight}:model:<name>`   hash, `d:<digest>` → record; `last` → the highest number given out,
-                                which outlives the model
-
-A record is `<number> <RevisionDraft as JSON>`.
+* `{firstlight}:releases`           hash, model name → `<generation> <Record as JSON>`; it outlives
+                                    the model
+* `{firstlight}:revisions:<name>`   hash, number → RevisionDraft as JSON
 """
+
+from collections.abc import Iterable, Mapping
 
 import structlog
 from pydantic import ValidationError
 
-from control_plane.deployments.store import Change, RevisionDraft
+from control_plane.deployments.record import Record
+from control_plane.deployments.store import Kept, RevisionDraft, overtaken
 from infra.contracts.base import ModelName
 from infra.contracts.revision import Revision
+from infra.errors import StoreUnavailable
 from infra.redis import Connection, store_errors
 
 log = structlog.get_logger()
 
-_CURRENT = "{firstlight}:current"
+_RELEASES = "{firstlight}:releases"
+_MODELS_A_TRIP = 100
 
-# KEYS: current, model · ARGV: name, digest, draft → {record before or false, record after}
-_PUBLISH = """
-local before = redis.call('HGET', KEYS[1], ARGV[1])
-local after = redis.call('HGET', KEYS[2], 'd:' .. ARGV[2])
-if not after then
-  local number = redis.call('HINCRBY', KEYS[2], 'last', 1)
-  after = string.format('%d', number) .. ' ' .. ARGV[3]
-  redis.call('HSET', KEYS[2], 'd:' .. ARGV[2], after)
+# KEYS: releases, revisions · ARGV: name, generation before, record, numbers kept, number added,
+# draft → 1, or 0 if the generation is another by now
+_WRITE = """
+local stored = redis.call('HGET', KEYS[1], ARGV[1])
+if stored == ARGV[3] then return 1 end
+local generation = '0'
+if stored then generation = string.match(stored, '^%d+') end
+if generation ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+if ARGV[6] ~= '' then redis.call('HSET', KEYS[2], ARGV[5], ARGV[6]) end
+local kept = {}
+for number in string.gmatch(ARGV[4], '%d+') do kept[number] = true end
+for _, number in ipairs(redis.call('HKEYS', KEYS[2])) do
+  if not kept[number] then redis.call('HDEL', KEYS[2], number) end
 end
-redis.call('HSET', KEYS[1], ARGV[1], after)
-return {before, after}
-"""
-
-# KEYS: current, model · ARGV: name → record before or false
-_RETIRE = """
-local before = redis.call('HGET', KEYS[1], ARGV[1])
-local last = redis.call('HGET', KEYS[2], 'last')
-redis.call('HDEL', KEYS[1], ARGV[1])
-redis.call('DEL', KEYS[2])
-if last then redis.call('HSET', KEYS[2], 'last', last) end
-return before
+return 1
 """
 
 
@@ -50,45 +48,92 @@ class RedisDeploymentStore:
 
     def __init__(self, redis: Connection) -> None:
         self._redis = redis
-        self._publish = redis.register_script(_PUBLISH)
-        self._retire = redis.register_script(_RETIRE)
+        self._write = redis.register_script(_WRITE)
 
-    async def publish(self, draft: RevisionDraft) -> Change:
+    async def load(self) -> tuple[Kept, ...]:
         with store_errors():
-            before, after = await self._publish(
-                keys=[_CURRENT, _model_key(draft.model)],
-                args=[draft.model, draft.digest, draft.model_dump_json()],
+            stored = await self._redis.hgetall(_RELEASES)
+            records = [_record_or_none(it) for _, it in sorted(stored.items())]  # by name
+            deployed = [it for it in records if it is not None and it.is_deployed]
+            kept: list[Kept] = []
+            for start in range(0, len(deployed), _MODELS_A_TRIP):
+                some = deployed[start : start + _MODELS_A_TRIP]
+                wanted = {record.model: tuple(record.percents) for record in some}
+                found = await self._drafts(wanted)
+                kept += (Kept(it, _revisions(found[it.model])) for it in some)
+        return tuple(it for it in kept if len(it.revisions) == len(it.record.percents))
+
+    async def read(self, model: ModelName) -> Record:
+        with store_errors():
+            stored = await self._redis.hget(_RELEASES, model)
+        if stored is None:
+            return Record(model=model)
+        record = _record_or_none(stored)
+        if record is None:  # perhaps a later version's: what it says must not be lost
+            raise StoreUnavailable(f"what is stored of model {model} cannot be read")
+        return record
+
+    async def revisions(self, record: Record, numbers: Iterable[int]) -> tuple[Revision, ...]:
+        with store_errors():
+            drafts = await self._drafts({record.model: tuple(numbers)})
+        return _revisions(drafts[record.model])
+
+    async def write(self, record: Record, added: RevisionDraft | None = None) -> None:
+        with store_errors():
+            is_written = await self._write(
+                keys=[_RELEASES, _revisions_key(record.model)],
+                args=[
+                    record.model,
+                    record.generation - 1,
+                    f"{record.generation} {record.model_dump_json()}",
+                    ",".join(map(str, record.digests)),
+                    record.last_number,
+                    "" if added is None else added.model_dump_json(),
+                ],
             )
-        return Change(draft.model, _revision_or_none(before), _revision(after))
+        if not is_written:
+            raise overtaken(record.model)
 
-    async def retire(self, model: ModelName) -> Change:
-        with store_errors():
-            before = await self._retire(keys=[_CURRENT, _model_key(model)], args=[model])
-        return Change(model, _revision_or_none(before), None)
-
-    async def current(self) -> tuple[Revision, ...]:
-        with store_errors():
-            records = await self._redis.hgetall(_CURRENT)
-        revisions = (_revision_or_none(record) for _, record in sorted(records.items()))  # by name
-        return tuple(revision for revision in revisions if revision is not None)
-
-
-def _model_key(model: ModelName) -> str:
-    return f"{{firstlight}}:model:{model}"
-
-
-def _revision(record: bytes | str) -> Revision:
-    text = record if isinstance(record, str) else record.decode()
-    number, _, draft = text.partition(" ")
-    return RevisionDraft.model_validate_json(draft).numbered(int(number))
+    async def _drafts(
+        self, wanted: Mapping[ModelName, tuple[int, ...]]
+    ) -> dict[ModelName, dict[int, bytes | None]]:
+        """Drafts by model and number, in one trip."""
+        asked = {model: numbers for model, numbers in wanted.items() if numbers}
+        pipeline = self._redis.pipeline(transaction=False)
+        for model, numbers in asked.items():
+            pipeline.hmget(_revisions_key(model), [str(number) for number in numbers])
+        answers = await pipeline.execute()
+        found = {
+            model: dict(zip(numbers, drafts, strict=True))
+            for (model, numbers), drafts in zip(asked.items(), answers, strict=True)
+        }
+        return {model: found.get(model, {}) for model in wanted}
 
 
-def _revision_or_none(record: bytes | str | None) -> Revision | None:
+def _revisions_key(model: ModelName) -> str:
+    return f"{{firstlight}}:revisions:{model}"
+
+
+def _record_or_none(stored: bytes | str) -> Record | None:
     """A record that this version cannot read must not keep the others from being served."""
-    if record is None:
+    text = stored if isinstance(stored, str) else stored.decode()
+    try:
+        return Record.model_validate_json(text.partition(" ")[2])
+    except ValidationError:
+        log.exception("release.unreadable", record=stored[:200])
+        return None
+
+
+def _revisions(drafts: Mapping[int, bytes | None]) -> tuple[Revision, ...]:
+    found = (_revision_or_none(number, draft) for number, draft in drafts.items())
+    return tuple(revision for revision in found if revision is not None)
+
+
+def _revision_or_none(number: int, draft: bytes | None) -> Revision | None:
+    if draft is None:
         return None
     try:
-        return _revision(record)
-    except (ValidationError, ValueError):
-        log.exception("revision.unreadable", record=record[:200])
+        return RevisionDraft.model_validate_json(draft).numbered(number)
+    except ValidationError:
+        log.exception("revision.unreadable", number=number, draft=draft[:200])
         return None

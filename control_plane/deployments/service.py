@@ -1,58 +1,192 @@
 """Deployed models: a spec becomes an immutable revision, and everybody concerned hears of it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
+from control_plane.deployments.record import Record
+from control_plane.deployments.release import Release, Route
 from control_plane.deployments.resolver import Resolver
-from control_plane.deployments.store import Change, DeploymentStore, RevisionDraft
+from control_plane.deployments.store import (
+    Change,
+    DeploymentStore,
+    RevisionDraft,
+    overtaken,
+    release_of,
+)
+from control_plane.deployments.wishes import check_generation, check_percents, number_of
 from control_plane.tenancy.identity import OPERATOR, Identity
-from infra.contracts.base import ModelName
+from infra.contracts.base import ModelName, RevisionName
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.revision import ModelFacts, ResolvedSource, Revision
 from infra.contracts.tenancy import TenantName
-from infra.errors import Conflict, ModelNotFound, SourceInvalid
+from infra.errors import Conflict, Invalid, ModelNotFound, SourceInvalid
 
 log = structlog.get_logger()
 
 ChangeListener = Callable[[Change], None]
+RecordChange = Callable[[Record], Record]
+
+_MOST_TRIES = 5
 
 
 class Deployments:
-    """Owns which revision each model's requests go to; reads are from memory."""
+    """Owns what each model's requests go to; reads of that are from memory."""
 
     def __init__(self, store: DeploymentStore, resolver: Resolver) -> None:
         self._store = store
         self._resolver = resolver
-        self._current: dict[ModelName, Revision] = {}
+        self._routes: dict[ModelName, Route] = {}
         self._listeners: list[ChangeListener] = []
         # Guards the order of changes: listeners hear them in the order the store made them.
         self._changing = asyncio.Lock()
 
     async def load(self) -> None:
         """Reads what is deployed; call once, after every listener has subscribed."""
-        for revision in await self._store.current():
-            self._announce(Change(revision.model, None, revision))
+        for record, revisions in await self._store.load():
+            self._announce(record.model, release_of(record, revisions))
 
-    async def deploy(self, spec: ModelSpec, *, by: Identity = OPERATOR, now: float) -> Revision:
-        """Pins the spec and makes it current; an equal one of equal content changes nothing.
+    # -- changes -------------------------------------------------------------------------------
+
+    async def deploy(
+        self, spec: ModelSpec, *, by: Identity = OPERATOR, takes_traffic: bool = True, now: float
+    ) -> Revision:
+        """Pins the spec as a revision, which gets all requests, or with `takes_traffic` unset none
+        until somebody says so; an equal one of equal content changes nothing but that.
 
         A new model belongs to who deploys it first. Raises Conflict for a name that another tenant
-        has, what the resolver raises, and StoreUnavailable.
+        has, Invalid for a new model without traffic, what the resolver raises, StoreUnavailable.
         """
         self._owner(spec.name, by)
         source, facts = await self._resolver.resolve(spec.source)
         draft_source = await self._resolve_draft(spec, facts)
         async with self._changing:
-            owner = self._owner(spec.name, by)
             draft = RevisionDraft.of(
-                spec, source, facts, draft_source=draft_source, tenant=owner, now=now
+                spec,
+                source,
+                facts,
+                draft_source=draft_source,
+                tenant=self._owner(spec.name, by),
+                now=now,
             )
-            change = await self._store.publish(draft)
-            self._announce(change)
-        assert change.after is not None, "publishing gives a revision"
-        return change.after
+
+            def published(record: Record) -> Record:
+                if not (takes_traffic or record.is_deployed):
+                    raise Invalid(
+                        f"no other revision of {spec.name} could take its requests",
+                        hint="deploy the first one with traffic",
+                    )
+                return record.published(draft.digest, takes_traffic=takes_traffic)
+
+            record = await self._change(spec.name, published, draft)
+            number = record.number_of(draft.digest)
+            assert number is not None, "it was published"
+            [revision] = await self._revisions(record, (number,))
+        return revision
+
+    async def split(
+        self,
+        model: ModelName,
+        percents: Mapping[RevisionName, int],
+        *,
+        by: Identity = OPERATOR,
+        generation: int | None = None,
+    ) -> Release:
+        """Splits the requests of a model, from the next one on.
+
+        With a `generation`, only if nothing has changed since it was read. Raises ModelNotFound,
+        RevisionNotFound, Invalid, Conflict and StoreUnavailable.
+        """
+        check_percents(percents)
+
+        def split(record: Record) -> Record:
+            check_generation(record, generation)
+            return record.split({number_of(record, it): share for it, share in percents.items()})
+
+        return await self._redirect(model, split, by)
+
+    async def rollback(
+        self,
+        model: ModelName,
+        to: RevisionName | None = None,
+        *,
+        by: Identity = OPERATOR,
+        generation: int | None = None,
+    ) -> Release:
+        """Sends all requests to a former revision, else to the one that had them all last.
+
+        Raises what `split` raises; Conflict where there is none to go back to.
+        """
+
+        def rolled_back(record: Record) -> Record:
+            check_generation(record, generation)
+            number = record.previous if to is None else number_of(record, to)
+            if number is None:
+                raise Conflict(f"no other revision of {model} has ever had all requests")
+            return record.split({number: 100})
+
+        return await self._redirect(model, rolled_back, by)
+
+    async def delete(self, name: ModelName, *, now: float) -> None:
+        """Takes a model and its revisions away; raises ModelNotFound, StoreUnavailable."""
+        async with self._changing:
+            was_known = name in self._routes
+            was_deployed = False
+
+            def retired(record: Record) -> Record:
+                nonlocal was_deployed
+                was_deployed = was_deployed or record.is_deployed
+                return record.retired()
+
+            await self._change(name, retired)
+        if not (was_deployed or was_known):
+            raise ModelNotFound(f"no model {name} is deployed", model=name)
+        log.info("model.deleted", model=name, at=now)
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def pick(self, model: ModelName, key: int | None = None) -> Revision | None:
+        """The revision that the next request of a model goes to, or any request of that key."""
+        route = self._routes.get(model)
+        return None if route is None else route.pick(key)
+
+    def get(self, name: ModelName) -> Revision | None:
+        """The revision that speaks for a model: the one that most requests go to."""
+        route = self._routes.get(name)
+        return None if route is None else route.release.leading
+
+    def release(self, name: ModelName) -> Release | None:
+        """How a model's requests are split."""
+        route = self._routes.get(name)
+        return None if route is None else route.release
+
+    def live(self, name: RevisionName) -> Revision | None:
+        """The revision of that name, if it is in traffic."""
+        release = self.release(ModelName(name.rpartition("@")[0]))
+        found = () if release is None else release.revisions
+        return next((revision for revision in found if revision.name == name), None)
+
+    def all(self) -> tuple[Revision, ...]:
+        """The leading revision of every model, by name."""
+        return tuple(self._routes[name].release.leading for name in sorted(self._routes))
+
+    def in_traffic(self) -> tuple[Revision, ...]:
+        """Every revision that gets requests, by model."""
+        routes = (self._routes[name] for name in sorted(self._routes))
+        return tuple(revision for route in routes for revision in route.release.revisions)
+
+    async def history(self, name: ModelName) -> tuple[Record, tuple[Revision, ...]]:
+        """A model's record and all revisions that are kept, the newest first."""
+        record = await self._store.read(name)
+        return record, await self._revisions(record, sorted(record.digests, reverse=True))
+
+    def subscribe(self, listener: ChangeListener) -> None:
+        """Calls the listener at every change of what gets requests, in order, on the event loop; it
+        must not raise."""
+        self._listeners.append(listener)
+
+    # -- how -----------------------------------------------------------------------------------
 
     async def _resolve_draft(self, spec: ModelSpec, facts: ModelFacts) -> ResolvedSource | None:
         """Pins the draft model; raises SourceInvalid where it has other tokens than the model."""
@@ -68,47 +202,76 @@ class Deployments:
             )
         return source
 
-    async def delete(self, name: ModelName, *, now: float) -> None:
-        """Takes a model away; raises ModelNotFound, StoreUnavailable."""
-        async with self._changing:
-            change = await self._store.retire(name)
-            was_known = name in self._current
-            self._announce(change)
-        if change.before is None and not was_known:
-            raise ModelNotFound(f"no model {name} is deployed", model=name)
-        log.info("model.deleted", model=name, at=now)
-
     def _owner(self, name: ModelName, by: Identity) -> TenantName:
         """Whose model it is after a deployment by that identity."""
-        current = self._current.get(name)
-        if current is None:
+        leading = self.get(name)
+        if leading is None:
             return by.tenant
-        if not by.owns(current):
+        if not by.owns(leading):
             raise Conflict(f"the name {name} is taken", hint="choose another name")
-        return current.tenant
+        return leading.tenant
 
-    def get(self, name: ModelName) -> Revision | None:
-        """The revision that requests for a model go to."""
-        return self._current.get(name)
+    async def _redirect(self, model: ModelName, change: RecordChange, by: Identity) -> Release:
+        async with self._changing:
+            leading = self.get(model)
+            if leading is None or not by.owns(leading):
+                raise ModelNotFound(f"no model {model} is deployed", model=model)
+            await self._change(model, change)
+            release = self.release(model)
+        if release is None:
+            raise ModelNotFound(f"model {model} was deleted at the same time", model=model)
+        return release
 
-    def all(self) -> tuple[Revision, ...]:
-        """The current revision of every model, by name."""
-        return tuple(self._current[name] for name in sorted(self._current))
+    async def _change(
+        self, model: ModelName, change: RecordChange, draft: RevisionDraft | None = None
+    ) -> Record:
+        """Makes a change on what the store has now, and announces what then is.
 
-    def subscribe(self, listener: ChangeListener) -> None:
-        """Calls the listener at every change, in order, on the event loop; it must not raise."""
-        self._listeners.append(listener)
+        Another control plane may come first: then the change is made on top of that one's.
+        """
+        for _ in range(_MOST_TRIES):
+            before = await self._store.read(model)
+            after = change(before)
+            added = draft if after.last_number > before.last_number else None
+            release = await self._release(after, added)
+            if after == before or await self._is_written(after, added):
+                self._announce(model, release)
+                return after
+        raise overtaken(model)
 
-    def _announce(self, change: Change) -> None:
-        """Takes the change over; our own memory, not the store's reply, says what was before:
-        a change whose reply was lost is announced by its repetition."""
-        before = self._current.get(change.model)
-        seen = Change(change.model, before, change.after)
-        if not seen.is_change:
-            return
-        if seen.after is None:
-            self._current.pop(seen.model, None)
-        else:
-            self._current[seen.model] = seen.after
-        for listener in self._listeners:
-            listener(seen)
+    async def _is_written(self, record: Record, added: RevisionDraft | None) -> bool:
+        try:
+            await self._store.write(record, added)
+        except Conflict:
+            return False
+        return True
+
+    async def _release(self, record: Record, added: RevisionDraft | None) -> Release | None:
+        """What the record says, with all that requests need to know."""
+        if not record.is_deployed:
+            return None
+        new = () if added is None else (added.numbered(record.last_number),)
+        old = record.percents.keys() - {revision.number for revision in new}
+        revisions = (*new, *await self._revisions(record, old))
+        return release_of(record, [it for it in revisions if it.number in record.percents])
+
+    async def _revisions(self, record: Record, numbers: Iterable[int]) -> tuple[Revision, ...]:
+        """Those revisions; what is in traffic is in memory."""
+        release = self.release(record.model)
+        known = {it.number: it for it in (() if release is None else release.revisions)}
+        wanted = tuple(numbers)
+        if known.keys() >= set(wanted):
+            return tuple(known[number] for number in wanted)
+        return await self._store.revisions(record, wanted)
+
+    def _announce(self, model: ModelName, after: Release | None) -> None:
+        """Takes a change over; our own memory, not the store's reply, says what was before: a
+        change whose reply was lost is announced by its repetition."""
+        change = Change(model, self.release(model), after)
+        if after is None:
+            self._routes.pop(model, None)
+        elif after != change.before:
+            self._routes[model] = Route(after)
+        if change.is_change:
+            for listener in self._listeners:
+                listener(change)

@@ -6,6 +6,7 @@ from control_plane.deployments.store import Change
 from control_plane.fleet.logbook import Logbook, LogEntry
 from control_plane.fleet.node import Node
 from control_plane.fleet.replica import Replica
+from infra.clock import Clock
 from infra.contracts.base import ModelName
 from infra.contracts.revision import ReplicaState
 
@@ -17,8 +18,9 @@ PLATFORM = "platform"
 class Chronicle:
     """Listens to the fleet, the deployments and the decisions; subscribe its methods to them."""
 
-    def __init__(self, logbook: Logbook) -> None:
+    def __init__(self, logbook: Logbook, clock: Clock) -> None:
         self._logbook = logbook
+        self._clock = clock
 
     def replica_changed(self, before: Replica | None, after: Replica) -> None:
         """A line at every move of a replica."""
@@ -43,15 +45,20 @@ class Chronicle:
         if change.after is None:
             self._logbook.forget(change.model)
         else:
-            self.note(
-                change.model,
-                at=change.after.created_at,
-                text=f"{change.after.name} is deployed",
-            )
+            self.note(change.model, at=self._clock.now(), text=_redirected(change))
 
     def note(self, model: ModelName, *, at: float, text: str) -> None:
         """A line of the platform's own in a model's log."""
         self._logbook.append(model, LogEntry(at, PLATFORM, text))
+
+
+def _redirected(change: Change) -> str:
+    assert change.after is not None
+    shares = change.after.shares
+    if len(shares) > 1:
+        return "; ".join(f"{it.percent} % of requests go to {it.revision.name}" for it in shares)
+    name = change.after.leading.name
+    return f"{name} is deployed" if change.before is None else f"requests go to {name}"
 
 
 def _sentence(replica: Replica) -> str:

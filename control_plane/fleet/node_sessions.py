@@ -12,7 +12,7 @@ from control_plane.fleet.replica import Replica
 from control_plane.fleet.state import Fleet
 from control_plane.fleet.tokens import ReplicaToken
 from infra.clock import Clock
-from infra.contracts.base import ModelName, NodeId, RevisionName
+from infra.contracts.base import NodeId, RevisionName
 from infra.contracts.node import (
     ClockReading,
     DesiredState,
@@ -50,7 +50,7 @@ class NodeSessions:
         *,
         clock: Clock,
         read_clock: Callable[[], ClockReading],
-        current: Callable[[ModelName], Revision | None],
+        live: Callable[[RevisionName], Revision | None],
         token: ReplicaToken,
         logbook: Logbook,
         terms: LeaseTerms = LeaseTerms(),
@@ -58,7 +58,7 @@ class NodeSessions:
         self._fleet = fleet
         self._clock = clock
         self._read_clock = read_clock
-        self._current = current
+        self._live = live
         self._token = token
         self._logbook = logbook
         self._terms = terms
@@ -71,7 +71,7 @@ class NodeSessions:
         """A node is ours, with what already runs on it. May be repeated.
 
         Replicas we believed there and it does not have are LOST, save those it was not told of
-        yet; replicas we do not know are adopted when their revision is current, else the desired
+        yet; replicas we do not know are adopted when their revision is in traffic, else the desired
         state, which does not list them, ends them.
         """
         with self._fleet.one_change():
@@ -172,12 +172,11 @@ class NodeSessions:
 
     def _adopt(self, node_id: NodeId, report: ReplicaReport, *, now: float) -> None:
         """Takes a replica over that a control plane before us started."""
-        revision = self._current(model_of(report.revision))
+        revision = self._live(report.revision)
         if (
             self._fleet.replica(report.replica_id) is not None
             or report.state not in _ADOPTABLE
             or revision is None
-            or revision.name != report.revision
         ):
             return
         began_at = min((timing.started_at for timing in report.stages), default=now)
@@ -213,8 +212,3 @@ class NodeSessions:
     def _node_changed(self, before: Node | None, after: Node | None) -> None:
         if after is None and before is not None:
             self._wake_polls(before.node_id)
-
-
-def model_of(revision: RevisionName) -> ModelName:
-    """The model a revision's name begins with."""
-    return ModelName(revision.rpartition("@")[0])

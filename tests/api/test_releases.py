@@ -6,9 +6,11 @@ from typing import Any
 
 from control_plane.capacity.simulated import Script
 from infra.contracts.base import ModelName, RevisionName
+from infra.contracts.job import JobState
 from infra.contracts.revision import ReplicaState
 from infra.virtual_time import run_virtual
 from tests.activator.world import says
+from tests.api.test_jobs import accepted, until_over, until_running, work
 from tests.api.world import EdgeWorld, Exchange
 from tests.fleet.world import CRASH, SLOW, World
 
@@ -117,5 +119,24 @@ def test_only_a_deletion_sends_the_held_away_whatever_their_revision():
             assert (one.status, one.problem()["type"]) == (404, "/problems/model-not-found")
         assert (await edge.chat()).headers["firstlight-revision"] == "chat@3"
         assert edge.world.fleet.of_revision(RevisionName("chat@1")) == ()
+
+    in_world(main)
+
+
+def test_a_job_runs_on_the_revision_picked_at_its_start_and_not_at_its_acceptance():
+    async def main(edge: EdgeWorld) -> None:
+        edge.script = says("hello", seconds=10)
+        first = await accepted(edge)
+        await edge.world.deploy(scaling={"grace": 50})
+        work(edge)
+        await until_running(edge)
+        await edge.world.deploy(scaling={"grace": 40})
+
+        status = await until_over(edge, first)
+
+        assert status.state is JobState.SUCCEEDED
+        [sent] = edge.replicas.sent
+        assert sent.replica_id.startswith("chat-2-")
+        assert len(edge.world.moves(ReplicaState.READY)) == 1
 
     in_world(main)

@@ -7,30 +7,37 @@ from pathlib import Path
 
 import pytest
 
+from control_plane.deployments.record import Record
 from control_plane.deployments.redis_store import RedisDeploymentStore
+from infra.contracts.base import ModelName
 from infra.errors import Conflict, DependencyMissing, StoreUnavailable
 from infra.redis import EmbeddedRedis, connect, find_server
+from tests.deployments.test_store import publish
 from tests.fleet.makers import a_draft
 
 pytestmark = pytest.mark.real
+
+
+async def names(store: RedisDeploymentStore) -> list[str]:
+    """Of all revisions in traffic."""
+    return [it.name for kept in await store.load() for it in kept.revisions]
 
 
 async def test_what_was_deployed_survives_a_killed_server_and_a_restart(tmp_path: Path):
     async with EmbeddedRedis(tmp_path) as server:
         redis = connect(server.url)
         store = RedisDeploymentStore(redis)
-        await store.publish(a_draft())
+        await publish(store, a_draft())
         first_pid = server.pid
         assert first_pid is not None
         os.kill(first_pid, signal.SIGKILL)
-        await store.publish(a_draft("other"))  # retried while the server comes back
+        await publish(store, a_draft("other"))  # retried while the server comes back
         assert server.pid != first_pid
-        assert [it.name for it in await store.current()] == ["chat@1", "other@1"]
+        assert await names(store) == ["chat@1", "other@1"]
         await redis.aclose()
     async with EmbeddedRedis(tmp_path) as server:
         redis = connect(server.url)
-        revisions = await RedisDeploymentStore(redis).current()
-        assert [it.name for it in revisions] == ["chat@1", "other@1"]
+        assert await names(RedisDeploymentStore(redis)) == ["chat@1", "other@1"]
         await redis.aclose()
 
 
@@ -38,10 +45,17 @@ async def test_a_record_that_cannot_be_read_does_not_hide_the_others(tmp_path: P
     async with EmbeddedRedis(tmp_path) as server:
         redis = connect(server.url)
         store = RedisDeploymentStore(redis)
-        await store.publish(a_draft())
-        await redis.hset("{firstlight}:current", "broken", "1 {}")
-        await redis.hset("{firstlight}:current", "worse", "x")
-        assert [it.name for it in await store.current()] == ["chat@1"]
+        await publish(store, a_draft())
+        await publish(store, a_draft("hollow"))
+        await redis.hset("{firstlight}:releases", "broken", "1 {}")
+        await redis.hset("{firstlight}:releases", "worse", "x")
+        await redis.hset("{firstlight}:revisions:hollow", "1", "{}")
+        assert await names(store) == ["chat@1"]
+        for name in ("broken", "worse"):
+            with pytest.raises(StoreUnavailable, match="cannot be read"):
+                await store.read(ModelName(name))
+            with pytest.raises(Conflict):
+                await store.write(Record(model=ModelName(name), generation=1))
         await redis.aclose()
 
 
@@ -116,7 +130,7 @@ async def test_a_server_that_cannot_start_says_why(tmp_path: Path):
 async def test_a_store_that_is_not_there_is_unavailable(tmp_path: Path):
     redis = connect(f"unix://{tmp_path}/nothing.sock")
     with pytest.raises(StoreUnavailable):
-        await RedisDeploymentStore(redis).current()
+        await RedisDeploymentStore(redis).load()
     await redis.aclose()
 
 

@@ -4,12 +4,23 @@ import itertools
 import pytest
 
 from control_plane.deployments.memory_store import MemoryDeploymentStore
+from control_plane.deployments.record import Record
+from control_plane.deployments.release import Release, Share
 from control_plane.deployments.resolver import KnownSources
 from control_plane.deployments.service import Deployments
 from control_plane.deployments.store import Change, RevisionDraft
-from infra.contracts.base import ModelName
-from infra.contracts.revision import ModelFacts, ResolvedSource
-from infra.errors import ModelNotFound, SourceInvalid, StoreUnavailable
+from control_plane.tenancy.identity import Identity
+from infra.contracts.base import RevisionName
+from infra.contracts.revision import ModelFacts, ResolvedSource, Revision
+from infra.contracts.tenancy import TenantName
+from infra.errors import (
+    Conflict,
+    Invalid,
+    ModelNotFound,
+    RevisionNotFound,
+    SourceInvalid,
+    StoreUnavailable,
+)
 from tests.fleet.makers import CHAT, SOURCE, a_source, a_spec, some_facts
 
 KNOWN = KnownSources({SOURCE: (a_source(), some_facts())})
@@ -20,17 +31,8 @@ class ForgetfulStore(MemoryDeploymentStore):
 
     lost_replies = 0
 
-    async def publish(self, draft: RevisionDraft) -> Change:
-        change = await super().publish(draft)
-        self._lose()
-        return change
-
-    async def retire(self, model: ModelName) -> Change:
-        change = await super().retire(model)
-        self._lose()
-        return change
-
-    def _lose(self) -> None:
+    async def write(self, record: Record, added: RevisionDraft | None = None) -> None:
+        await super().write(record, added)
         if self.lost_replies:
             self.lost_replies -= 1
             raise StoreUnavailable("the reply was lost")
@@ -43,6 +45,15 @@ def a_service(store: MemoryDeploymentStore | None = None) -> tuple[Deployments, 
     return deployments, changes
 
 
+def whole(revision: Revision, generation: int = 1) -> Release:
+    """All requests go to one revision."""
+    return Release((Share(revision, 100),), generation)
+
+
+def shares(release: Release) -> dict[str, int]:
+    return {share.revision.name: share.percent for share in release.shares}
+
+
 async def test_a_deploy_is_readable_and_announced_once():
     deployments, changes = a_service()
     revision = await deployments.deploy(a_spec(), now=5.0)
@@ -50,7 +61,7 @@ async def test_a_deploy_is_readable_and_announced_once():
     assert again is revision or again == revision
     assert deployments.get(CHAT) == revision
     assert (revision.name, revision.created_at) == ("chat@1", 5.0)
-    assert changes == [Change(CHAT, None, revision)]
+    assert [(it.before, it.after) for it in changes] == [(None, whole(revision))]
 
 
 async def test_a_delete_is_announced_and_a_second_one_is_not_found():
@@ -58,7 +69,8 @@ async def test_a_delete_is_announced_and_a_second_one_is_not_found():
     revision = await deployments.deploy(a_spec(), now=5.0)
     await deployments.delete(CHAT, now=6.0)
     assert deployments.get(CHAT) is None and deployments.all() == ()
-    assert changes[-1] == Change(CHAT, revision, None)
+    assert changes[-1] == Change(CHAT, whole(revision), None)
+    assert changes[-1].left == (revision,)
     with pytest.raises(ModelNotFound):
         await deployments.delete(CHAT, now=7.0)
     assert len(changes) == 2
@@ -94,7 +106,7 @@ async def test_a_lost_reply_is_made_good_by_repeating():
     with pytest.raises(StoreUnavailable):
         await deployments.delete(CHAT, now=3.0)
     await deployments.delete(CHAT, now=4.0)
-    assert changes == [Change(CHAT, None, revision), Change(CHAT, revision, None)]
+    assert changes == [Change(CHAT, None, whole(revision)), Change(CHAT, whole(revision), None)]
 
 
 async def test_concurrent_deploys_are_announced_in_the_stores_order():
@@ -104,7 +116,152 @@ async def test_concurrent_deploys_are_announced_in_the_stores_order():
     assert len(changes) == 20
     for before, after in itertools.pairwise(changes):
         assert before.after == after.before
-    assert deployments.get(CHAT) == changes[-1].after
+    assert deployments.release(CHAT) == changes[-1].after
+
+
+ONE, TWO, THREE = (RevisionName(f"chat@{number}") for number in (1, 2, 3))
+
+
+async def with_revisions(count: int = 3) -> tuple[Deployments, list[Change]]:
+    """A model that got so many revisions; the last one has all requests."""
+    deployments, changes = a_service()
+    for number in range(1, count + 1):
+        await deployments.deploy(a_spec(scaling={"max": number}), now=float(number))
+    changes.clear()
+    return deployments, changes
+
+
+async def test_a_split_is_announced_once_and_picked_by():
+    deployments, changes = await with_revisions()
+    release = await deployments.split(CHAT, {ONE: 25, THREE: 75})
+    assert shares(release) == {THREE: 75, ONE: 25}
+    assert deployments.release(CHAT) == release == changes[-1].after
+    assert [it.name for it in deployments.in_traffic()] == [THREE, ONE]
+    picked = [deployments.pick(CHAT) for _ in range(100)]
+    assert [it.name for it in picked if it].count(ONE) == 25
+    homes = {(key, deployments.pick(CHAT, key)) for key in range(8) for _ in range(5)}  # type: ignore[misc]
+    assert len(homes) == 8
+    assert deployments.get(CHAT) == deployments.live(THREE)
+    assert deployments.live(TWO) is None
+    await deployments.split(CHAT, {THREE: 75, ONE: 25, TWO: 0})
+    assert len(changes) == 1
+
+
+async def test_a_rollback_goes_where_all_requests_last_went_or_to_any_revision():
+    deployments, changes = await with_revisions()
+    assert shares(await deployments.rollback(CHAT)) == {TWO: 100}
+    assert [it.name for it in changes[-1].left] == [THREE]
+    assert shares(await deployments.rollback(CHAT, ONE)) == {ONE: 100}
+    assert shares(await deployments.rollback(CHAT)) == {TWO: 100}
+
+
+async def test_there_is_no_rollback_from_a_first_revision():
+    deployments, _ = await with_revisions(1)
+    with pytest.raises(Conflict, match="no other revision"):
+        await deployments.rollback(CHAT)
+
+
+async def test_a_revision_without_traffic_is_kept_and_nobody_hears_of_it():
+    deployments, changes = await with_revisions(1)
+    dark = await deployments.deploy(a_spec(scaling={"max": 9}), takes_traffic=False, now=5.0)
+    assert dark.name == TWO and deployments.live(TWO) is None and changes == []
+    record, revisions = await deployments.history(CHAT)
+    assert [it.name for it in revisions] == [TWO, ONE]
+    assert deployments.release(CHAT).generation == record.generation == 2  # type: ignore[union-attr]
+    await deployments.split(CHAT, {TWO: 100})
+    assert deployments.get(CHAT) == dark
+
+
+async def test_a_new_model_needs_traffic():
+    deployments, _ = a_service()
+    with pytest.raises(Invalid, match="no other revision of chat"):
+        await deployments.deploy(a_spec(), takes_traffic=False, now=1.0)
+    assert deployments.all() == ()
+
+
+@pytest.mark.parametrize(
+    ("percents", "kind"),
+    [
+        ({}, Invalid),
+        ({ONE: 60}, Invalid),
+        ({ONE: 60, TWO: 60}, Invalid),
+        ({ONE: 150, TWO: -50}, Invalid),
+        ({RevisionName("chat@9"): 100}, RevisionNotFound),
+        ({RevisionName("other@1"): 100}, RevisionNotFound),
+        ({RevisionName("chat@01"): 100}, RevisionNotFound),
+        ({RevisionName("chat@" + "9" * 5000): 100}, RevisionNotFound),
+        ({RevisionName("chat"): 100}, RevisionNotFound),
+    ],
+)
+async def test_a_split_that_cannot_be_changes_nothing(
+    percents: dict[RevisionName, int], kind: type[Exception]
+):
+    deployments, changes = await with_revisions(2)
+    with pytest.raises(kind):
+        await deployments.split(CHAT, percents)
+    assert changes == []
+
+
+async def test_a_change_on_top_of_an_unseen_one_is_refused_where_a_generation_is_named():
+    deployments, _ = await with_revisions(2)
+    seen = deployments.release(CHAT)
+    assert seen is not None
+    await deployments.split(CHAT, {ONE: 50, TWO: 50}, generation=seen.generation)
+    with pytest.raises(Conflict) as refusal:
+        await deployments.split(CHAT, {ONE: 100}, generation=seen.generation)
+    assert refusal.value.facts == {"generation": seen.generation + 1}
+    with pytest.raises(Conflict):
+        await deployments.rollback(CHAT, generation=seen.generation)
+
+
+async def test_another_tenants_model_is_not_there():
+    deployments, changes = await with_revisions(2)
+    stranger = Identity(TenantName("stranger"))
+    with pytest.raises(ModelNotFound):
+        await deployments.split(CHAT, {ONE: 100}, by=stranger)
+    with pytest.raises(ModelNotFound):
+        await deployments.rollback(CHAT, by=stranger)
+    assert changes == []
+
+
+async def test_two_control_planes_change_one_model_and_lose_no_change():
+    store = MemoryDeploymentStore()
+    (ours, _), (theirs, heard) = a_service(store), a_service(store)
+    await ours.deploy(a_spec(), now=1.0)
+    await theirs.deploy(a_spec(scaling={"max": 2}), now=2.0)
+    await asyncio.gather(
+        *(ours.deploy(a_spec(scaling={"max": most}), now=3.0) for most in range(3, 9)),
+        *(theirs.deploy(a_spec(scaling={"max": most}), now=3.0) for most in range(9, 15)),
+    )
+    record, revisions = await ours.history(CHAT)
+    assert record.generation == record.last_number == len(revisions) == 14
+    assert {it.spec.scaling.max for it in revisions} == {1, *range(2, 15)}
+    assert heard[0].before is None
+
+
+async def test_a_restart_finds_the_split():
+    store = MemoryDeploymentStore()
+    before, _ = a_service(store)
+    for most in (1, 2):
+        await before.deploy(a_spec(scaling={"max": most}), now=1.0)
+    release = await before.split(CHAT, {ONE: 30, TWO: 70})
+    after, changes = a_service(store)
+    await after.load()
+    assert after.release(CHAT) == release
+    assert len(changes) == 1
+
+
+async def test_a_rollback_whose_reply_was_lost_is_made_good_by_repeating():
+    store = ForgetfulStore()
+    deployments, changes = a_service(store)
+    for most in (1, 2):
+        await deployments.deploy(a_spec(scaling={"max": most}), now=1.0)
+    store.lost_replies = 1
+    with pytest.raises(StoreUnavailable):
+        await deployments.split(CHAT, {ONE: 100})
+    assert len(changes) == 2
+    await deployments.split(CHAT, {ONE: 100})
+    assert [it.name for it in changes[-1].left] == [TWO]
 
 
 DRAFT = "file:///models/small"

@@ -1,59 +1,111 @@
 import asyncio
 
-from control_plane.deployments.store import Change, DeploymentStore
+import pytest
+
+from control_plane.deployments.record import Record
+from control_plane.deployments.store import DeploymentStore, RevisionDraft
 from infra.contracts.base import ModelName
+from infra.errors import Conflict
 from tests.fleet.makers import CHAT, a_draft
 
 
-async def test_a_first_deploy_is_number_one(store: DeploymentStore):
+async def publish(store: DeploymentStore, draft: RevisionDraft) -> Record:
+    record = await store.read(draft.model)
+    after = record.published(draft.digest, takes_traffic=True)
+    await store.write(after, draft if after.last_number > record.last_number else None)
+    return after
+
+
+async def test_what_was_never_deployed_has_an_empty_record(store: DeploymentStore):
+    assert await store.read(CHAT) == Record(model=CHAT)
+    assert await store.load() == ()
+
+
+async def test_a_record_and_its_revision_are_written_together(store: DeploymentStore):
     draft = a_draft()
-    assert await store.publish(draft) == Change(CHAT, None, draft.numbered(1))
-    assert await store.current() == (draft.numbered(1),)
+    record = await publish(store, draft)
+    assert await store.read(CHAT) == record
+    assert await store.load() == ((record, (draft.numbered(1),)),)
 
 
-async def test_an_equal_draft_gives_the_same_revision(store: DeploymentStore):
-    first = await store.publish(a_draft())
-    later = a_draft().model_copy(update={"created_at": 99.0})
-    again = await store.publish(later)
-    assert again == Change(CHAT, first.after, first.after)
-    assert not again.is_change
+async def test_revisions_out_of_traffic_are_kept_and_read_in_the_order_asked_for(
+    store: DeploymentStore,
+):
+    first, second = a_draft(), a_draft(digest="sha256:01")
+    await publish(store, first)
+    record = await publish(store, second)
+    assert [kept.revisions for kept in await store.load()] == [(second.numbered(2),)]
+    everything = await store.revisions(record, [1, 7, 2])
+    assert everything == (first.numbered(1), second.numbered(2))
+    assert await store.revisions(record, []) == ()
 
 
-async def test_new_content_is_a_new_number_and_old_content_its_old_one(store: DeploymentStore):
-    first = (await store.publish(a_draft())).after
-    second = (await store.publish(a_draft(digest="sha256:01"))).after
-    third = (await store.publish(a_draft(scaling={"max": 2}))).after
-    assert [it.name for it in (first, second, third) if it] == ["chat@1", "chat@2", "chat@3"]
-    assert await store.publish(a_draft()) == Change(CHAT, third, first)
-    assert [it.name for it in await store.current()] == ["chat@1"]
+async def test_a_split_is_read_back_with_every_revision_in_traffic(store: DeploymentStore):
+    for number in range(3):
+        record = await publish(store, a_draft(digest=f"sha256:{number:02}"))
+    record = record.split({1: 20, 3: 80})
+    await store.write(record)
+    [kept] = await store.load()
+    assert kept.record == record
+    assert {revision.number for revision in kept.revisions} == {1, 3}
+
+
+async def test_only_the_next_generation_is_written(store: DeploymentStore):
+    first = await publish(store, a_draft())
+    second = await publish(store, a_draft(digest="sha256:01"))
+    late = first.published("sha256:late", takes_traffic=True)
+    with pytest.raises(Conflict):
+        await store.write(late, a_draft(digest="sha256:late"))
+    assert await store.read(CHAT) == second
+    assert len(await store.revisions(second, [1, 2])) == 2
+
+
+async def test_a_write_may_be_repeated(store: DeploymentStore):
+    draft = a_draft()
+    record = await publish(store, draft)
+    await store.write(record, draft)
+    assert await store.read(CHAT) == record
+
+
+async def test_revisions_that_the_record_drops_are_gone(store: DeploymentStore):
+    for number in range(3):
+        record = await publish(store, a_draft(digest=f"sha256:{number:02}"))
+    fewer = record.model_copy(
+        update={"generation": record.generation + 1, "digests": {3: record.digests[3]}}
+    )
+    await store.write(fewer)
+    assert [it.number for it in await store.revisions(fewer, [1, 2, 3])] == [3]
 
 
 async def test_a_retired_model_is_gone_and_its_numbers_are_not_used_again(store: DeploymentStore):
-    first = (await store.publish(a_draft())).after
-    assert await store.retire(CHAT) == Change(CHAT, first, None)
-    assert await store.retire(CHAT) == Change(CHAT, None, None)
-    assert await store.current() == ()
-    again = await store.publish(a_draft())
-    assert again.before is None and again.after is not None
-    assert again.after.name == "chat@2"
-
-
-async def test_retiring_what_never_was_leaves_nothing(store: DeploymentStore):
-    assert await store.retire(ModelName("never")) == Change(ModelName("never"), None, None)
-    assert (await store.publish(a_draft("never"))).after.number == 1  # type: ignore[union-attr]
+    record = (await publish(store, a_draft())).retired()
+    await store.write(record)
+    assert await store.load() == ()
+    assert await store.revisions(record, [1]) == ()
+    again = await publish(store, a_draft())
+    assert again.percents == {2: 100}
 
 
 async def test_models_are_listed_by_name_and_do_not_mix(store: DeploymentStore):
     for name in ("b", "a", "c"):
-        await store.publish(a_draft(name))
-    await store.retire(ModelName("c"))
-    assert [it.name for it in await store.current()] == ["a@1", "b@1"]
+        await publish(store, a_draft(name))
+    await store.write((await store.read(ModelName("c"))).retired())
+    loaded = await store.load()
+    assert [kept.revisions[0].name for kept in loaded] == ["a@1", "b@1"]
 
 
-async def test_many_at_once_number_without_gaps_or_repeats(store: DeploymentStore):
-    drafts = [a_draft(digest=f"sha256:{number:02}") for number in range(40)]
-    changes = await asyncio.gather(*(store.publish(draft) for draft in drafts + drafts))
-    numbers = {change.after.number for change in changes if change.after}
-    assert numbers == set(range(1, 41))
-    befores = [change.before for change in changes]
-    assert befores.count(None) == 1  # each change knows the one before it
+async def test_of_many_writes_at_once_each_generation_takes_one(store: DeploymentStore):
+    async def until_published(draft: RevisionDraft) -> None:
+        while True:
+            try:
+                await publish(store, draft)
+                return
+            except Conflict:
+                continue
+
+    drafts = [a_draft(digest=f"sha256:{number:02}") for number in range(15)]
+    await asyncio.gather(*(until_published(draft) for draft in drafts))
+    record = await store.read(CHAT)
+    assert (record.generation, record.last_number) == (15, 15)
+    kept = await store.revisions(record, range(1, 16))
+    assert {it.number: it.digest for it in kept} == record.digests

@@ -5,7 +5,7 @@ import pytest
 
 from control_plane.fleet.logbook import LogEntry
 from control_plane.fleet.node_sessions import LeaseTerms
-from infra.contracts.base import NodeId, ReplicaId, RevisionName
+from infra.contracts.base import ModelName, NodeId, ReplicaId, RevisionName
 from infra.contracts.node import LogLine, NodeReport
 from infra.contracts.revision import ReplicaState
 from infra.contracts.stage import Rung, Stage, StageTiming
@@ -177,6 +177,23 @@ def test_a_control_plane_that_restarts_adopts_what_runs_and_starts_nothing_twice
         adopted = world.fleet.replica(ReplicaId("chat-1-x"))
         assert adopted is not None and adopted.token == world.fleet.ready(CHAT1)[0].token
         assert adopted.from_rung is Rung.RUNTIME
+
+    run(main())
+
+
+def test_replicas_of_every_revision_in_traffic_are_adopted_and_of_no_other():
+    async def main() -> None:
+        world = World()
+        for most in (1, 2, 3):
+            await world.deploy(scaling={"max": most})
+        percents = {RevisionName("chat@1"): 40, RevisionName("chat@3"): 60}
+        await world.deployments.split(ModelName("chat"), percents)
+        running = tuple(
+            a_report(READY, replica_id=f"r{number}", revision=f"chat@{number}", host="h", port=1)
+            for number in (1, 2, 3)
+        )
+        world.sessions.register(a_registration(replicas=running), now=world.now())
+        assert [it.replica_id for it in world.fleet.replicas()] == ["r1", "r3"]
 
     run(main())
 

@@ -92,7 +92,7 @@ class Gateway:
 
     async def request(self, model: str = "chat", *, seconds: float = 0.1) -> Outcome:
         """One request from arrival to its end; errors are in the outcome."""
-        revision = self._world.deployments.get(ModelName(model))
+        revision = self._world.deployments.pick(ModelName(model))
         outcome = Outcome(self._world.now())
         if revision is None:
             outcome.error = ModelNotFound(model)
@@ -129,8 +129,9 @@ class Gateway:
         self._admit(after.revision.name)
 
     def deployment_changed(self, change: Change) -> None:
-        if change.before is not None and change.after is None:
-            self.failed(change.before.name, ModelNotFound("deleted"))
+        for revision in tuple(self._waiting) if change.after is None else ():
+            if revision.rpartition("@")[0] == change.model:
+                self.failed(revision, ModelNotFound("deleted"))
 
     def failed(self, revision: RevisionName, error: PlatformError) -> None:
         for waiter in self._waiting.pop(revision, ()):
@@ -200,7 +201,7 @@ class World:
             self.fleet,
             clock=self.clock,
             read_clock=lambda: ClockReading(wall=self.now(), monotonic=self.now(), boot_id="v"),
-            current=self.deployments.get,
+            live=self.deployments.live,
             token=token,
             logbook=self.logbook,
             terms=terms,
@@ -228,7 +229,7 @@ class World:
         self.deployments.subscribe(self.gateway.deployment_changed)
         self.reconciler.subscribe_failed(self.gateway.failed)
         self.capacity.subscribe_ended(self.sessions.lose)
-        chronicle = Chronicle(self.logbook)
+        chronicle = Chronicle(self.logbook, self.clock)
         self.fleet.subscribe(chronicle.replica_changed)
         self.deployments.subscribe(chronicle.deployment_changed)
         self.history: list[tuple[float, str, ReplicaState]] = []
