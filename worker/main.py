@@ -58,10 +58,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _node() -> None:
+    from worker.node.nvml import open_gpus
     from worker.node.service import run_node
-    from worker.settings import NodeSettings, child_environment
+    from worker.settings import NodeSettings, child_environment, visible_gpus
 
-    run_node(NodeSettings(), program=PROGRAM, environment=child_environment())
+    run_node(
+        NodeSettings(),
+        program=PROGRAM,
+        environment=child_environment(),
+        open_gpus=lambda: open_gpus(visible_gpus()),
+    )
 
 
 def _zygote(link: int, parent: int, cache_dir: Path) -> NoReturn:

@@ -45,13 +45,25 @@ class NodeSettings(BaseSettings):
 # Threads of OpenMP that spin at the end of each parallel region starve whatever else runs on the
 # cores: a decode step of SmolLM2 beside a busy process took up to 2.8 s. A moment of it pays.
 _OPENMP = {"GOMP_SPINCOUNT": "5000"}
+_VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+
+
+def visible_gpus() -> tuple[str, ...] | None:
+    """The GPUs that are left to this node, by place or id; None: all of them."""
+    named = os.environ.get(_VISIBLE_GPUS)  # noqa: TID251 - settings may
+    if named is None:
+        return None
+    return tuple(name.strip() for name in named.split(",") if name.strip())
 
 
 def child_environment() -> dict[str, str]:
-    """What workers inherit: everything but what is the agent's alone, its token above all."""
+    """What workers inherit: everything but what is the agent's alone, its token above all.
+
+    They see no GPU before they are given some.
+    """
     inherited = {
         name: value
         for name, value in os.environ.items()  # noqa: TID251 - settings may
         if not name.startswith("PLATFORM_")
     }
-    return _OPENMP | inherited
+    return _OPENMP | inherited | {_VISIBLE_GPUS: ""}

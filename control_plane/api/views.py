@@ -174,7 +174,6 @@ def node_status(services: Services, node: Node) -> NodeStatus:
         cpus=node.cpus,
         memory_bytes=node.memory_bytes,
         gpus=node.gpus,
-        gpu=node.gpu,
         started_at=node.started_at,
         standby=node.standby.workers,
         standby_ready=node.standby_ready,

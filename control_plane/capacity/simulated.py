@@ -8,11 +8,12 @@ from typing import Protocol
 
 from control_plane.capacity.port import EndedListener, Machine, Need
 from infra.clock import Clock
-from infra.contracts.base import NodeId, ReplicaId
+from infra.contracts.base import GpuId, NodeId, ReplicaId
 from infra.contracts.node import (
     ClockReading,
     DesiredState,
     Failure,
+    Gpu,
     LogLine,
     NodeLease,
     NodeRegistration,
@@ -81,6 +82,19 @@ class MachineShape:
     boot_s: float = 0.0
     fork_s: float = 0.01
     spawn_s: float = 1.0
+
+    def devices(self, node_id: NodeId) -> tuple[Gpu, ...]:
+        """The GPUs of one machine of this shape."""
+        return tuple(
+            Gpu(
+                gpu_id=GpuId(f"GPU-{node_id}-{number}"),
+                kind=self.gpu or "gpu",
+                name=f"simulated {self.gpu or 'gpu'}",
+                memory_bytes=24 << 30,
+                driver="simulated",
+            )
+            for number in range(self.gpus)
+        )
 
 
 Scripts = Callable[[ReplicaAssignment], Script]
@@ -291,8 +305,7 @@ class SimulatedMachine:
                 node_id=self.node_id,
                 cpus=self._shape.cpus,
                 memory_bytes=self._shape.memory_bytes,
-                gpus=self._shape.gpus,
-                gpu=self._shape.gpu,
+                gpus=self._shape.devices(self.node_id),
                 clock=ClockReading(wall=now, monotonic=now, boot_id=_BOOT_ID),
                 started_at=self.launched_at,
                 replicas=self.replicas(),

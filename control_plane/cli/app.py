@@ -18,6 +18,7 @@ from control_plane.cli import (
     jobs,
     listing,
     logs,
+    nodes,
     tenants,
     wait,
 )
@@ -40,6 +41,7 @@ app.add_typer(jobs.jobs, name="jobs")
 app.add_typer(tenants.keys, name="keys")
 app.add_typer(tenants.tenants, name="tenants")
 app.command("usage")(tenants.usage)
+app.command("nodes")(nodes.nodes)
 
 
 class WaitedFor(StrEnum):

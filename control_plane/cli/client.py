@@ -17,6 +17,7 @@ from control_plane.cli.sse import Comment, Event, read_events
 from infra.contracts.explanation import ModelExplanation
 from infra.contracts.job import JobList, JobStatus
 from infra.contracts.model_spec import ModelSpec
+from infra.contracts.node import NodeStatus
 from infra.contracts.problem import Problem
 from infra.contracts.revision import ModelStatus
 from infra.contracts.stage import ColdStartReport
@@ -43,6 +44,10 @@ class _ModelEntry(BaseModel):
 
 class _ModelList(BaseModel):
     data: list[_ModelEntry]
+
+
+class _NodeList(BaseModel):
+    data: list[NodeStatus]
 
 
 class _KeyList(BaseModel):
@@ -140,6 +145,10 @@ class PlatformClient:
     def create_key(self, asked: NewKey) -> CreatedKey:
         content = self._call("POST", "/v1/keys", json=asked.model_dump(mode="json"))
         return _parsed(CreatedKey, content)
+
+    def nodes(self) -> list[NodeStatus]:
+        """Every registered node, by id."""
+        return _parsed(_NodeList, self._call("GET", "/v1/nodes")).data
 
     def keys(self) -> list[KeyStatus]:
         """Every key, the oldest first."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from infra.contracts.base import NodeId
-from infra.contracts.node import NodeRegistration, Sleeper, SleepTerms
+from infra.contracts.node import Gpu, NodeRegistration, Sleeper, SleepTerms
 from infra.contracts.revision import ResolvedSource
 
 
@@ -23,8 +23,7 @@ class Node:
     node_id: NodeId
     cpus: int
     memory_bytes: int
-    gpus: int
-    gpu: str | None
+    gpus: tuple[Gpu, ...]
     started_at: float
     registered_at: float
     lease_until: float
@@ -44,7 +43,6 @@ class Node:
             cpus=registration.cpus,
             memory_bytes=registration.memory_bytes,
             gpus=registration.gpus,
-            gpu=registration.gpu,
             started_at=registration.started_at,
             registered_at=now,
             lease_until=now + lease_s,

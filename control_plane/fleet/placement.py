@@ -1,13 +1,16 @@
 """Which node gets a replica: a pure choice that explains itself when there is none."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from control_plane.capacity.port import Need
 from control_plane.fleet.node import Node
 from control_plane.fleet.replica import Replica
 from infra.contracts.base import NodeId, RevisionName
+from infra.contracts.node import Gpu
 from infra.contracts.revision import Revision
+from infra.gpus import choose, suits
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -22,15 +25,15 @@ _KV_SHARE = 0.25
 class Room:
     """What a node has left; `standby_free` parked workers are not promised to anybody.
 
+    `free_gpus` are those that no replica has and nothing is wrong with.
     `has_sleeper`: a worker sleeps there with the model that looks for a place.
     """
 
     node_id: NodeId
     memory_bytes: int
-    gpus: int
-    gpu: str | None
+    gpus: tuple[Gpu, ...]
     free_memory_bytes: int
-    free_gpus: int
+    free_gpus: tuple[Gpu, ...]
     standby_free: int
     replicas: int
     has_sleeper: bool = False
@@ -69,13 +72,28 @@ def room_on(
         node_id=node.node_id,
         memory_bytes=node.memory_bytes,
         gpus=node.gpus,
-        gpu=node.gpu,
         free_memory_bytes=node.memory_bytes - sum(need.memory_bytes for need in needs),
-        free_gpus=node.gpus - sum(need.gpus for need in needs),
+        free_gpus=_free_gpus(node.gpus, held),
         standby_free=node.standby_ready - claims,
         replicas=len(held),
         has_sleeper=any(sleeper.revision == wanted_by for sleeper in node.sleepers),
     )
+
+
+def _free_gpus(gpus: Sequence[Gpu], replicas: Sequence[Replica]) -> tuple[Gpu, ...]:
+    """Those that neither a replica has nor will be given as soon as its node hears of it.
+
+    What a node's process still has of a replica that is over comes free in a moment.
+    """
+    ours = {replica.replica_id for replica in replicas}
+    told = {gpu.replica_id for gpu in gpus}
+    free = [gpu for gpu in gpus if gpu.replica_id not in ours and gpu.trouble is None]
+    for replica in replicas:
+        need = need_of(replica.revision)
+        if need.gpus and replica.replica_id not in told:
+            foreseen = choose(free, need.gpus, need.gpu) or ()
+            free = [gpu for gpu in free if gpu.gpu_id not in foreseen]
+    return tuple(free)
 
 
 def place(need: Need, rooms: Sequence[Room]) -> NodeId | NoRoom:
@@ -105,37 +123,51 @@ def _preference(room: Room) -> tuple[bool, bool, int, int, str]:
 
 
 def _misfit(need: Need, room: Room) -> str | None:
-    if need.gpus > 0 and need.gpu is not None and need.gpu != room.gpu:
-        return f"has {room.gpu or 'no'} GPUs"
-    if need.gpus > room.free_gpus:
-        return f"has {room.free_gpus} of {room.gpus} GPUs free"
+    if need.gpus and choose(room.free_gpus, need.gpus, need.gpu) is None:
+        return _missing_gpus(need, room)
     if need.memory_bytes > room.free_memory_bytes:
         return f"has {_gib(room.free_memory_bytes)} of {_gib(room.memory_bytes)} memory free"
     return None
 
 
+def _missing_gpus(need: Need, room: Room) -> str:
+    suiting = [gpu for gpu in room.gpus if suits(gpu, need.gpus, need.gpu)]
+    if not suiting:
+        return f"has {_gpus(room.gpus)}"
+    num_free = sum(suits(gpu, need.gpus, need.gpu) for gpu in room.free_gpus)
+    troubles = "".join(f", {gpu.gpu_id}: {gpu.trouble}" for gpu in suiting if gpu.trouble)
+    return f"has {_gpus(suiting)}, {num_free} of them free{troubles}"
+
+
 def _explain(need: Need, rooms: Sequence[Room]) -> NoRoom:
-    empty = [
-        Room(
-            room.node_id,
-            room.memory_bytes,
-            room.gpus,
-            room.gpu,
-            free_memory_bytes=room.memory_bytes,
-            free_gpus=room.gpus,
-            standby_free=0,
-            replicas=0,
-        )
-        for room in rooms
-    ]
-    may_come = any(_misfit(need, room) is None for room in empty)
-    best = max(rooms, key=lambda room: (room.free_gpus, room.free_memory_bytes))
+    may_come = any(_misfit(need, _emptied(room)) is None for room in rooms)
+    best = max(rooms, key=lambda room: (_num_suiting(need, room), room.free_memory_bytes))
     asked = f"{_gib(need.memory_bytes)} of memory"
     if need.gpus:
-        asked = f"{need.gpus} {need.gpu or ''} GPUs and ".replace("  ", " ") + asked
+        kind = f"{need.gpu} " if need.gpu else ""
+        asked = f"{need.gpus} {kind}GPU{'s' if need.gpus > 1 else ''} and {asked}"
     estimate = ", estimated from its weights: set resources.memory_mib" if need.is_estimate else ""
+    if need.gpus and not _num_suiting(need, best):
+        every = [gpu for room in rooms for gpu in room.gpus]
+        return NoRoom(f"a replica needs {asked}{estimate}; the nodes have {_gpus(every)}", may_come)
     reason = f"a replica needs {asked}{estimate}; node {best.node_id} {_misfit(need, best)}"
     return NoRoom(reason, may_come)
+
+
+def _emptied(room: Room) -> Room:
+    """The node without its replicas; what is wrong with a GPU stays."""
+    usable = tuple(gpu for gpu in room.gpus if gpu.trouble is None)
+    return replace(room, free_memory_bytes=room.memory_bytes, free_gpus=usable)
+
+
+def _num_suiting(need: Need, room: Room) -> int:
+    return sum(suits(gpu, need.gpus, need.gpu) for gpu in room.gpus)
+
+
+def _gpus(gpus: Iterable[Gpu]) -> str:
+    """`4 l4, 1 t4`, or that there are none."""
+    kinds = Counter(gpu.kind for gpu in gpus)
+    return ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items())) or "no GPU"
 
 
 def _gib(size: int) -> str:

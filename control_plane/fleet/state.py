@@ -179,6 +179,7 @@ class Fleet:
             before,
             standby_ready=report.standby_ready,
             sleepers=report.sleepers,
+            gpus=before.gpus if report.gpus is None else report.gpus,
             clock_uncertainty_s=report.clock_uncertainty_s,
         )
         if after != before:

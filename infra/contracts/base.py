@@ -8,6 +8,7 @@ ModelName = NewType("ModelName", str)
 RevisionName = NewType("RevisionName", str)
 ReplicaId = NewType("ReplicaId", str)
 NodeId = NewType("NodeId", str)
+GpuId = NewType("GpuId", str)
 RequestId = NewType("RequestId", str)
 JobId = NewType("JobId", str)
 

@@ -4,7 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from infra.contracts.base import Contract, ModelName, NodeId, ReplicaId, RevisionName
+from infra.contracts.base import (
+    Contract,
+    GpuId,
+    ModelName,
+    NodeId,
+    ReplicaId,
+    RevisionName,
+)
 from infra.contracts.model_spec import EngineSettings, Resources
 from infra.contracts.revision import ReplicaState, ResolvedSource
 from infra.contracts.stage import Rung, StageProgress, StageTiming
@@ -105,14 +112,33 @@ class LogLine(Contract):
     text: str = Field(max_length=8192)
 
 
+class Gpu(Contract):
+    """One GPU of a node, or one part of a GPU that is divided (MIG)."""
+
+    gpu_id: GpuId = Field(description="As CUDA_VISIBLE_DEVICES names it: GPU-<uuid>, MIG-<uuid>.")
+    kind: str = Field(description="Its class, as `resources.gpu` names it.")
+    name: str = Field(description="What its driver calls it.")
+    memory_bytes: int = Field(ge=0)
+    used_bytes: int = Field(default=0, ge=0, description="By whomsoever.")
+    driver: str
+    replica_id: ReplicaId | None = Field(default=None, description="Whose process owns it.")
+    sleeper: RevisionName | None = Field(
+        default=None, description="Or: whose sleeping process owns it, and gives way."
+    )
+    trouble: str | None = Field(default=None, description="Why nobody is given it.")
+
+    @property
+    def is_part(self) -> bool:
+        return self.gpu_id.startswith("MIG-")
+
+
 class NodeRegistration(Contract):
     """A node introduces itself, with what already runs on it."""
 
     node_id: NodeId
     cpus: int = Field(ge=1)
     memory_bytes: int = Field(ge=0)
-    gpus: int = Field(default=0, ge=0)
-    gpu: str | None = None
+    gpus: tuple[Gpu, ...] = ()
     clock: ClockReading
     started_at: float = Field(description="Unix seconds at which the agent's process began.")
     replicas: tuple[ReplicaReport, ...] = ()
@@ -133,6 +159,7 @@ class NodeReport(Contract):
     standby_ready: int = Field(ge=0)
     clock_uncertainty_s: float = Field(default=0, ge=0)
     sleepers: tuple[Sleeper, ...] = ()
+    gpus: tuple[Gpu, ...] | None = Field(default=None, description="Unset: as they were.")
     replicas: tuple[ReplicaReport, ...] = ()
     logs: tuple[LogLine, ...] = ()
 
@@ -143,8 +170,7 @@ class NodeStatus(Contract):
     node_id: NodeId
     cpus: int
     memory_bytes: int
-    gpus: int
-    gpu: str | None
+    gpus: tuple[Gpu, ...]
     started_at: float
     standby: int = Field(description="Standby workers it should keep.")
     standby_ready: int = Field(description="Standby workers that wait on the runtime rung.")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from infra.contracts.base import Contract
+from infra.contracts.base import Contract, GpuId
 from infra.contracts.node import ClockReading, Failure, ReplicaAssignment
 from infra.contracts.revision import ResolvedSource
 from infra.contracts.stage import StageProgress, StageTiming
@@ -62,6 +62,7 @@ class Start(Contract):
     clock: ClockReading
     host: str
     log_path: str
+    gpus: tuple[GpuId, ...] = Field(default=(), description="Its own, one for each rank.")
 
 
 class Prepare(Contract):

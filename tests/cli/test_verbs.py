@@ -5,6 +5,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from infra.contracts.base import NodeId, ReplicaId
+from infra.contracts.node import NodeStatus
 from infra.contracts.revision import ModelState
 from infra.contracts.stage import Rung, Stage, StageProgress
 from infra.errors import ModelNotFound, SourceInvalid, SpecInvalid
@@ -12,6 +14,7 @@ from tests.cli.conftest import FakeTime, Run
 from tests.cli.fake_platform import (
     PARKED,
     FakePlatform,
+    as_json,
     listed,
     model,
     model_json,
@@ -19,6 +22,7 @@ from tests.cli.fake_platform import (
     report,
     reports,
 )
+from worker.node.fake_gpus import a_gpu
 
 MODEL = "/v1/models/chat"
 SPEC = "name: chat\nsource: ./smollm2\n"
@@ -211,6 +215,48 @@ def test_ls_of_nothing_says_what_to_do(run: Run, platform: FakePlatform) -> None
 
     assert (plain.out, plain.err) == ("", "nothing is deployed: platform deploy model.yaml\n")
     assert as_json.out == "[]\n"
+
+
+def test_nodes_shows_machines_and_who_has_their_gpus(run: Run, platform: FakePlatform) -> None:
+    gpus = [
+        a_gpu(0).model_copy(update={"replica_id": "chat-1-a", "used_bytes": 20 * 10**9}),
+        a_gpu(1).model_copy(update={"sleeper": "writer@1"}),
+        a_gpu(2, "h100", 80 * 10**9).model_copy(update={"trouble": "XID 79"}),
+        a_gpu(3, "h100", 80 * 10**9),
+    ]
+    node = NodeStatus(
+        node_id=NodeId("local"),
+        cpus=8,
+        memory_bytes=64 * 10**9,
+        gpus=tuple(gpus),
+        started_at=1_700_000_000,
+        standby=2,
+        standby_ready=1,
+        sleepers=(),
+        replicas=(ReplicaId("chat-1-a"),),
+    )
+    answer = {"object": "list", "data": [node.model_dump(mode="json")]}
+    platform.answer("GET /v1/nodes", as_json(answer))
+
+    assert (
+        run("nodes").out
+        == """\
+NODE   CPUS   MEMORY  GPUS  PARKED  ASLEEP  REPLICAS   AGE
+local     8  64.0 GB     4     1/2       0         1  90 s
+
+NODE   GPU    CLASS   MEMORY     USED  DRIVER  HOLDER
+local  GPU-0  l4     25.8 GB  20.0 GB  570.0   chat-1-a
+local  GPU-1  l4     25.8 GB      0 B  570.0   writer@1 sleeps
+local  GPU-2  h100   80.0 GB      0 B  570.0   XID 79
+local  GPU-3  h100   80.0 GB      0 B  570.0   -
+"""
+    )
+    assert json.loads(run("nodes", "--json").out) == answer["data"]
+
+
+def test_nodes_where_there_are_none(run: Run, platform: FakePlatform) -> None:
+    platform.answer("GET /v1/nodes", as_json({"object": "list", "data": []}))
+    assert run("nodes").err == "no node is registered\n"
 
 
 LOG = (

@@ -6,19 +6,19 @@ from control_plane.fleet.node import Node
 from control_plane.fleet.placement import NoRoom, Room, need_of, place, room_on
 from control_plane.fleet.standby import StandbyLimits, size_standby, within
 from infra.contracts.base import NodeId, RevisionName
-from infra.contracts.node import SleepTerms
+from infra.contracts.node import Gpu, SleepTerms
 from infra.contracts.revision import ReplicaState, SourceFile
 from tests.fleet.makers import GIB, a_registration, a_revision, a_sleeper, a_source
 from tests.fleet.test_replica import a_ready_report, a_replica
+from worker.node.fake_gpus import a_gpu
 
 
 def a_room(name: str, **changes: Any) -> Room:
     facts: dict[str, Any] = {
         "memory_bytes": 16 * GIB,
-        "gpus": 0,
-        "gpu": None,
+        "gpus": (),
         "free_memory_bytes": 16 * GIB,
-        "free_gpus": 0,
+        "free_gpus": (),
         "standby_free": 0,
         "replicas": 0,
     }
@@ -71,15 +71,48 @@ def test_memory_that_no_node_has_never_comes_free():
 
 
 def test_gpus_are_counted_and_their_class_heeded():
-    rooms = [a_room("a"), a_room("b", gpus=2, gpu="l4", free_gpus=1)]
+    two = (a_gpu(0), a_gpu(1))
+    rooms = [a_room("a"), a_room("b", gpus=two, free_gpus=two[1:])]
     assert place(Need(GIB, gpus=1), rooms) == "b"
-    assert place(Need(GIB, gpus=1, gpu="l4"), rooms) == "b"
-    busy = place(Need(GIB, gpus=2), rooms)
-    assert isinstance(busy, NoRoom) and busy.may_come
-    assert "2 GPUs and 1.0 GiB" in busy.reason and "1 of 2 GPUs free" in busy.reason
-    wrong = place(Need(GIB, gpus=1, gpu="h100"), rooms)
-    assert isinstance(wrong, NoRoom) and not wrong.may_come
-    assert "1 h100 GPUs" in wrong.reason and "has l4 GPUs" in wrong.reason
+    assert place(Need(GIB, gpus=1, gpu="L4"), rooms) == "b"
+    assert place(Need(GIB, gpus=2), rooms) == NoRoom(
+        "a replica needs 2 GPUs and 1.0 GiB of memory; node b has 2 l4, 1 of them free", True
+    )
+
+
+def test_who_asks_for_a_gpu_that_nobody_has_hears_what_there_is():
+    rooms = [a_room("a", gpus=(a_gpu(0), a_gpu(1, "t4"))), a_room("b", gpus=(a_gpu(2),))]
+    assert place(Need(GIB, gpus=1, gpu="h100"), rooms) == NoRoom(
+        "a replica needs 1 h100 GPU and 1.0 GiB of memory; the nodes have 2 l4, 1 t4", False
+    )
+    assert place(Need(GIB, gpus=1), [a_room("a")]) == NoRoom(
+        "a replica needs 1 GPU and 1.0 GiB of memory; the nodes have no GPU", False
+    )
+
+
+def test_a_gpu_in_trouble_does_not_come_free_and_says_why():
+    hurt = a_gpu(0).model_copy(update={"trouble": "XID 79"})
+    assert place(Need(GIB, gpus=1), [a_room("a", gpus=(hurt,))]) == NoRoom(
+        "a replica needs 1 GPU and 1.0 GiB of memory; node a has 1 l4, 0 of them free, "
+        "GPU-0: XID 79",
+        False,
+    )
+
+
+def test_gpus_are_those_of_replicas_that_have_them_and_of_those_that_will():
+    replica = a_replica(revision=a_revision(resources={"gpus": 1}))
+    node = a_node(gpus=(a_gpu(0), a_gpu(1, "t4"), a_gpu(2)))
+
+    def free(*gpus: Gpu) -> list[str]:
+        room = room_on(replace(node, gpus=gpus or node.gpus), [replica])
+        return [gpu.gpu_id for gpu in room.free_gpus]
+
+    assert free() == ["GPU-1", "GPU-2"]  # the node has not told yet; it will choose so
+    told = a_gpu(2).model_copy(update={"replica_id": replica.replica_id})
+    assert free(a_gpu(0), a_gpu(1, "t4"), told) == ["GPU-0", "GPU-1"]
+    asleep = a_gpu(0).model_copy(update={"sleeper": "chat@1"})
+    over = a_gpu(1).model_copy(update={"replica_id": "gone"})
+    assert free(told, asleep, over) == ["GPU-0", "GPU-1"]
 
 
 def test_without_any_node_there_is_no_room():

@@ -143,3 +143,33 @@ def test_waiting_plans_get_room_in_the_order_they_came():
             assert [it.model for it in world.fleet.replicas()] == ["b"]  # its need is older
 
     run(main())
+
+
+def test_a_machine_has_a_replica_for_each_of_its_gpus_and_the_next_one_waits():
+    async def main() -> None:
+        async with Reconciling(shape=MachineShape(gpus=2, gpu="l4")) as world:
+            revision = await world.deploy(resources={"gpus": 1, "gpu": "l4"}, scaling={"max": 3})
+            world.reconciler.set_desired(revision, 3, "test")
+            await world.until(lambda: world.alive() == [READY, READY])
+            await asyncio.sleep(5)
+            assert world.alive() == [READY, READY]
+            blocked = world.reconciler.standing(revision.name).blocked
+            assert blocked is not None and "2 l4, 0 of them free" in blocked
+
+            world.machine().crash(world.fleet.replicas()[0].replica_id)
+            await world.until(lambda: world.alive() == [READY, READY])
+
+    run(main())
+
+
+def test_who_waits_for_a_class_of_gpu_that_no_machine_has_is_told_what_there_is():
+    async def main() -> None:
+        async with Reconciling(shape=MachineShape(gpus=2, gpu="l4")) as world:
+            revision = await world.deploy(resources={"gpus": 1, "gpu": "h100"})
+            world.reconciler.set_desired(revision, 1, "test")
+            await asyncio.sleep(2)
+            [(name, error), *_] = world.told
+            assert name == revision.name and isinstance(error, NoCapacity)
+            assert "needs 1 h100 GPU" in error.detail and "the nodes have 2 l4" in error.detail
+
+    run(main())

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from infra.contracts.base import ModelName, ReplicaId, RevisionName
 from infra.contracts.model_spec import EngineSettings, Resources
-from infra.contracts.node import DesiredState, ReplicaAssignment, Sleeper, SleepTerms
+from infra.contracts.node import DesiredState, Gpu, ReplicaAssignment, Sleeper, SleepTerms
 from infra.contracts.revision import ResolvedSource
 from worker.node.sleepers import Sleeping
 
@@ -14,6 +14,8 @@ def assignment(
     desired: Literal["run", "drain"] = "run",
     uri: str = "file:///models/tiny",
     sleep_s: float = 0,
+    gpus: int = 0,
+    gpu: str | None = None,
 ) -> ReplicaAssignment:
     return ReplicaAssignment(
         replica_id=ReplicaId(name),
@@ -23,7 +25,7 @@ def assignment(
         drain_deadline_s=5,
         source=ResolvedSource(uri=uri, digest="sha256:0", files=()),
         engine=EngineSettings(),
-        resources=Resources(),
+        resources=Resources(gpus=gpus, gpu=gpu),
         max_concurrency=8,
         sleep_s=sleep_s,
         token="secret-of-the-replica",
@@ -54,6 +56,7 @@ def sleeping(
     memory_bytes: int = 1,
     digest: str = "sha256:0",
     engine: dict[str, Any] | None = None,
+    gpus: tuple[Gpu, ...] = (),
     is_over: bool = False,
 ) -> Sleeping:
     told = Sleeper(
@@ -64,4 +67,4 @@ def sleeping(
     )
     recipe = (digest, None, EngineSettings(**engine or {}), Resources())
     model = ModelName(revision.rpartition("@")[0])
-    return Sleeping(worker_id, model, recipe, told, is_over)
+    return Sleeping(worker_id, model, recipe, told, gpus, is_over)

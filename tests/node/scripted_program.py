@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 
 from infra import errors
 from infra.clock import Clock
+from infra.contracts.base import GpuId
 from infra.contracts.node import ReplicaAssignment
 from infra.contracts.revision import ResolvedSource
 from infra.contracts.stage import Stage
@@ -25,8 +27,17 @@ from worker.boot.process import begin
 from worker.boot.replica import run_replica
 from worker.boot.stages import StageTimer
 from worker.boot.zygote import run_zygote
+from worker.node.nvml import open_gpus
 from worker.node.service import run_node
-from worker.settings import NodeSettings, child_environment
+from worker.settings import NodeSettings, child_environment, visible_gpus
+
+# A further process that does not end with its replica.
+RANK = """
+import time
+from worker.boot.process import name_process
+name_process("fl-rank")
+time.sleep(600)
+"""
 
 
 @dataclass
@@ -55,11 +66,17 @@ class ScriptedClimb:
     def prepare(self, source: ResolvedSource) -> None:
         self.prepared.append(source.digest)
 
-    def __call__(self, assignment: ReplicaAssignment, stages: StageTimer) -> Climbed:
+    def __call__(
+        self, assignment: ReplicaAssignment, stages: StageTimer, gpus: tuple[GpuId, ...]
+    ) -> Climbed:
         folder = Path(assignment.source.uri.removeprefix("file://"))
         script = json.loads((folder / "script.json").read_text())
         if assignment.source.digest in self.prepared:
             print("prepared", flush=True)  # noqa: T201 - what a log catches
+        if "gpus" in script:
+            print(f"sees {os.environ['CUDA_VISIBLE_DEVICES']!r} of {gpus}", flush=True)  # noqa: T201, TID251
+        for _ in range(script.get("ranks", 0)):
+            subprocess.Popen([sys.executable, "-c", RANK])
         for line in script.get("print", ()):
             print(line, flush=True)  # noqa: T201 - what a log catches
         steps = 20
@@ -125,7 +142,12 @@ def main() -> None:
     match arguments.program:
         case "node":
             program = (sys.executable, "-m", "tests.node.scripted_program")
-            run_node(NodeSettings(), program=program, environment=child_environment())
+            run_node(
+                NodeSettings(),
+                program=program,
+                environment=child_environment(),
+                open_gpus=lambda: open_gpus(visible_gpus()),
+            )
         case "zygote":
             begin("fl-zygote", parent=arguments.parent)
             run_zygote(

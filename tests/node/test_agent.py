@@ -1,4 +1,5 @@
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.contracts.base import NodeId, ReplicaId
-from infra.contracts.node import Failure, ReplicaReport
+from infra.contracts.node import Failure, ReplicaAssignment, ReplicaReport
 from infra.contracts.revision import ReplicaState, ResolvedSource
 from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
 from infra.contracts.worker_link import (
@@ -25,6 +26,7 @@ from tests.node.makers import assignment, desired, may_sleep
 from worker.node.agent import Agent
 from worker.node.clock import NodeClock
 from worker.node.fake_control_plane import FakeControlPlane
+from worker.node.fake_gpus import a_gpu
 from worker.node.fake_launcher import FakeLauncher
 from worker.node.launcher import Exit
 from worker.node.logs import ReplicaLogs
@@ -621,3 +623,74 @@ def test_parked_workers_hear_of_likely_sources_and_later_ones_too(simulate) -> N
         assert node.launcher.sent[-1] == (2, Prepare(sources=(assignment().source,)))
 
     simulate(story)
+
+
+def test_a_replica_may_be_forgotten_before_its_process_is_gone(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(assignment()))
+        await asyncio.sleep(5)
+        failure = Failure(code="replica-failed", detail="no", is_permanent=False)
+        node.launcher.say(node.started(), Failed(failure=failure))
+        errors: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: errors.append(what))
+
+        node.agent.apply(desired(version=2))  # kills it
+        node.agent.apply(desired(version=3))  # and forgets it, before it has ended
+        await asyncio.sleep(1)
+
+        assert (errors, node.launcher.alive, node.agent.reports()) == ([], {}, ())
+
+    simulate(story)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_gpus_have_one_owner_whatever_starts_and_dies_and_none_is_lost(simulate, seed: int) -> None:
+    async def story(node: Node) -> None:
+        dice, agent = random.Random(seed), node.agent
+        gpus = tuple(a_gpu(number) for number in range(4))
+        table, loop = agent.gpu_table, asyncio.get_running_loop()
+
+        def read() -> None:
+            agent.on_gpus(gpus, after=table.num_given_back)
+
+        table.on_given_back = lambda: loop.call_later(dice.choice([0, 0.01, 0.3]), read) and None
+        read()
+        wanted: dict[str, ReplicaAssignment] = {}
+        for turn in range(60):
+            name = f"r{turn}"
+            kinds = {"sleep_s": dice.choice([0, 60]), "gpus": dice.choice([0, 1, 2])}
+            wanted[name] = assignment(name, **kinds)
+            for gone in [it for it in wanted if dice.random() < 0.3]:
+                del wanted[gone]
+            node.control_plane.want(
+                may_sleep(desired(*wanted.values(), standby=1, version=turn + 1))
+            )
+            await asyncio.sleep(dice.choice([0.01, 0.5, 3]))
+            if dice.random() < 0.3 and node.launcher.alive:
+                node.launcher.lose(dice.choice(list(node.launcher.alive)), Exit(-9))
+            for worker_id in list(node.launcher.parked):
+                if dice.random() < 0.3:
+                    node.launcher.say(worker_id, Asleep(memory_bytes=1))
+            table.check_integrity()
+            _check_starts(node)
+
+        node.control_plane.want(desired(assignment("last", gpus=4), version=100))
+        await asyncio.sleep(5)
+        assert {gpu.replica_id for gpu in agent.gpus()} == {"last"}
+        given = [it for _, it in node.launcher.sent if isinstance(it, Start) and it.gpus]
+        assert len(given) > 10
+
+    simulate(story)
+
+
+def _check_starts(node: Node) -> None:
+    """What living workers were told to see last is theirs alone."""
+    seen = {
+        worker_id: message.gpus
+        for worker_id, message in node.launcher.sent
+        if isinstance(message, Start) and worker_id in node.launcher.alive
+    }
+    together = [gpu for gpus in seen.values() for gpu in gpus]
+    assert len(together) == len(set(together)), seen
+    for worker_id, gpus in seen.items():
+        assert node.agent.gpu_table.owned_by(worker_id) == gpus

@@ -1,10 +1,15 @@
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.contracts.base import ReplicaId
 from infra.contracts.revision import ReplicaState
 from tests.node.makers import assignment, desired, may_sleep, sleeping
+from worker.node.allotment import GpusAtHand
+from worker.node.fake_gpus import a_gpu
 from worker.node.plan import (
+    Await,
     Claim,
     DrainReplica,
     EndSleep,
@@ -222,6 +227,44 @@ def test_who_is_woken_is_not_ended_for_lack_of_memory() -> None:
     assert plan(may_sleep(desired(assignment()), memory_bytes=0), node) == (
         Claim(2, assignment()),
         EndSleep(1, "its memory is needed"),
+    )
+
+
+def test_a_replica_starts_once_there_are_gpus_for_it() -> None:
+    wanted = [assignment("r1", gpus=1), assignment("r2", gpus=1), assignment("r3")]
+    node = NodeView((parked(1),), zygote=UP, gpus=GpusAtHand((a_gpu(0),)))
+
+    assert plan(desired(*wanted), node) == (
+        Claim(1, wanted[0], (a_gpu(0).gpu_id,)),
+        Await(wanted[1]),
+        Launch(Origin.FORK, wanted[2]),
+    )
+
+
+def test_a_sleeper_wakes_on_its_own_gpu_and_gives_way_to_another_model() -> None:
+    on_gpu = assignment("r1", gpus=1)
+    asleep = replace(sleeping(1, gpus=(a_gpu(0),)), recipe=on_gpu.recipe)
+    node = NodeView(zygote=UP, sleeping=(asleep,))
+
+    assert plan(may_sleep(desired(on_gpu)), node) == (Claim(1, on_gpu), StopZygote())
+    other = assignment("r2", gpus=1).model_copy(update={"model": "other"})
+    assert plan(may_sleep(desired(other)), node) == (
+        Await(other),
+        EndSleep(1, "its GPUs are needed"),
+        StopZygote(),
+    )
+
+
+def test_a_sleeper_whose_gpu_is_in_trouble_ends_and_does_not_wake() -> None:
+    on_gpu = assignment("r1", gpus=1)
+    hurt = replace(sleeping(1, gpus=(a_gpu(0),)), recipe=on_gpu.recipe, is_hurt=True)
+    node = NodeView((parked(2),), zygote=UP, sleeping=(hurt,), gpus=GpusAtHand((a_gpu(1),)))
+
+    actions = plan(may_sleep(desired(on_gpu, standby=1)), node)
+
+    assert actions == (
+        Claim(2, on_gpu, (a_gpu(1).gpu_id,)),
+        EndSleep(1, "its GPU is in trouble"),
     )
 
 

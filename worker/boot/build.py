@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.contracts.base import GpuId
 from infra.contracts.node import ReplicaAssignment
 from infra.errors import ReplicaFailed
 from worker.boot.followers import Part, ProcessFollowers
@@ -19,12 +20,13 @@ from worker.parallel.group import WAIT_S, TorchGroup, backend_for
 class Site:
     """Where a replica is built: the node's packed weights, threads for each of its processes.
 
-    `program` is what follows a first rank; see worker.boot.follower.
+    `program` is what follows a first rank; see worker.boot.follower. Each rank has one of `gpus`.
     """
 
     packed: Path
     threads: int
     program: Sequence[str]
+    gpus: tuple[GpuId, ...] = ()
 
 
 def threads_for(assignment: ReplicaAssignment, cpus: int) -> int:
@@ -51,6 +53,7 @@ def build(
             packed=site.packed,
             engine=engine,
             gpus=gpus,
+            gpu_ids=site.gpus[rank : rank + 1],
             threads=site.threads,
             meeting=meeting,
             wait_s=WAIT_S,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from infra.contracts.base import GpuId
 from infra.contracts.node import ReplicaAssignment
 from infra.contracts.revision import ResolvedSource
 from infra.contracts.stage import Stage
@@ -76,7 +77,9 @@ class ModelClimb:
         folder = self._sources.fetch(source, self._cache_dir, lambda _: None)
         self._read_tokenizer(source, folder).result()
 
-    def __call__(self, assignment: ReplicaAssignment, stages: StageTimer) -> Climbed:
+    def __call__(
+        self, assignment: ReplicaAssignment, stages: StageTimer, gpus: tuple[GpuId, ...]
+    ) -> Climbed:
         """Raises PlatformError: SourceInvalid for files that changed since they were deployed."""
         after_fork(threads_for(assignment, self._cpus))
         on_progress = partial(stages.progress, Stage.WEIGHTS)
@@ -84,7 +87,7 @@ class ModelClimb:
         stages.part("files")
         settle = None
         if self._loaded is None:
-            self._loaded, settle = self._load(folder, assignment, stages)
+            self._loaded, settle = self._load(folder, assignment, stages, gpus)
         else:
             _wake(self._loaded, assignment, stages)
         model, tokenizer = self._loaded.model, self._loaded.tokenizer
@@ -107,7 +110,11 @@ class ModelClimb:
         return True
 
     def _load(
-        self, folder: Path, assignment: ReplicaAssignment, stages: StageTimer
+        self,
+        folder: Path,
+        assignment: ReplicaAssignment,
+        stages: StageTimer,
+        gpu_ids: tuple[GpuId, ...],
     ) -> tuple[_Loaded, Settle]:
         source = assignment.source
         on_progress = partial(stages.progress, Stage.WEIGHTS)
@@ -121,7 +128,7 @@ class ModelClimb:
         opened = [each for each in (files, draft_files) if each is not None]
         stages.done(Stage.WEIGHTS, source=files.origin, size=sum(each.num_bytes for each in opened))
         reading = self._read_tokenizer(source, folder)
-        model, followers = build(files, assignment, self._site(assignment))
+        model, followers = build(files, assignment, self._site(assignment, gpu_ids))
         if gpus:
             _keep_artifacts(self._cache_dir, source, model.kernels.device)
         stages.part("model")
@@ -150,9 +157,9 @@ class ModelClimb:
         gpus = assignment.resources.gpus
         return ModelFiles.open(folder, source, settings, store, lambda _: None, gpus=gpus)
 
-    def _site(self, assignment: ReplicaAssignment) -> Site:
+    def _site(self, assignment: ReplicaAssignment, gpu_ids: tuple[GpuId, ...]) -> Site:
         packed = self._cache_dir / PACKED_FOLDER
-        return Site(packed, threads_for(assignment, self._cpus), self._follower)
+        return Site(packed, threads_for(assignment, self._cpus), self._follower, gpu_ids)
 
     def _read_tokenizer(self, source: ResolvedSource, folder: Path) -> Future[Tokenizer]:
         """The source's tokenizer, being read since now or since it was prepared."""

@@ -12,6 +12,7 @@ from worker.boot.failure import failure_of
 from worker.boot.followers import LONGEST_REPLY, Part, Reply
 from worker.boot.model_files import ModelFiles
 from worker.boot.process import LOWEST_PRIORITY, leave
+from worker.boot.visible_gpu import see_only
 from worker.engine.preload import after_fork
 from worker.models.decoder import Decoder
 from worker.models.led import follow
@@ -26,6 +27,7 @@ def run_follower(descriptor: int) -> NoReturn:
     """Serves the first rank on the inherited socket until that closes it."""
     link = socket.socket(fileno=descriptor)
     part = Part.model_validate_json(_first_line(link))
+    see_only(part.gpu_ids)
     _say(link, Reply())
     try:
         files, decoder, group = _part_of_model(part)

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
-from infra.contracts.base import Contract
+from infra.contracts.base import Contract, GpuId
 from infra.contracts.model_spec import EngineSettings
 from infra.contracts.node import Failure
 from infra.contracts.revision import ResolvedSource
@@ -42,6 +42,7 @@ class Part(Contract):
     packed: Path
     engine: EngineSettings
     gpus: int
+    gpu_ids: tuple[GpuId, ...] = ()
     threads: int
     meeting: Path
     wait_s: float

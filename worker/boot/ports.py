@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from infra.clock import Clock
+from infra.contracts.base import GpuId
 from infra.contracts.node import ReplicaAssignment
 from infra.contracts.revision import ResolvedSource
 from worker.boot.followers import ProcessFollowers
@@ -39,8 +40,13 @@ class Climb(Protocol):
     def prepare(self, source: ResolvedSource) -> None:
         """Reads what is small of a source while the worker is parked. Raises PlatformError."""
 
-    def __call__(self, assignment: ReplicaAssignment, stages: StageTimer) -> Climbed:
-        """Ends the stage `weights`, and leaves `engine` to be ended when the server listens."""
+    def __call__(
+        self, assignment: ReplicaAssignment, stages: StageTimer, gpus: tuple[GpuId, ...]
+    ) -> Climbed:
+        """Ends the stage `weights`, and leaves `engine` to be ended when the server listens.
+
+        `gpus` are those that the ranks own, one each.
+        """
 
     def sleep(self) -> bool:
         """Keeps the model of the last climb for one of an equal recipe, off its device.

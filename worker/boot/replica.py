@@ -38,6 +38,7 @@ from worker.boot.process import (
     redirect_output,
 )
 from worker.boot.stages import StageTimer
+from worker.boot.visible_gpu import see_only
 
 log = structlog.get_logger()
 
@@ -65,6 +66,7 @@ async def _live(
     link.tell(Hello(pid=os.getpid(), origin=origin))
     while True:
         start = await _parked(link, climb)
+        see_only(start.gpus[:1])  # of several each rank has one
         await _live_as(start, link, climb, build_server)
         name_process("fl-sleeper")
         await asyncio.to_thread(give_memory_back)
@@ -114,6 +116,7 @@ class _Replica:
     ) -> None:
         self._link = link
         self._assignment = start.assignment
+        self._gpus = start.gpus
         self._host = start.host
         self._climb = climb
         self._build_server = build_server
@@ -134,7 +137,7 @@ class _Replica:
         redirect_output(self._log_path)
         configure(as_json=False, stream=sys.stderr)
         listening = self._loop.create_task(self._listen())
-        climbed = await asyncio.to_thread(self._climb, self._assignment, self._stages)
+        climbed = await asyncio.to_thread(self._climb, self._assignment, self._stages, self._gpus)
         server = await self._open(climbed)
         serving = self._loop.create_task(server.serve())
         serving.add_done_callback(self._server_ended)

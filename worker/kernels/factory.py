@@ -14,8 +14,8 @@ from worker.kernels.torch_kernels import TorchKernels
 log = structlog.get_logger()
 
 
-def choose_kernels(*, gpus: int, dtype: torch.dtype, device: int = 0) -> Kernels:
-    """Kernels of a GPU, by its place among those this process sees, or of the CPU for no GPUs.
+def choose_kernels(*, gpus: int, dtype: torch.dtype) -> Kernels:
+    """Kernels of the one GPU that this process sees, or of the CPU for no GPUs.
 
     `dtype` is that of the weights.
 
@@ -33,7 +33,7 @@ def choose_kernels(*, gpus: int, dtype: torch.dtype, device: int = 0) -> Kernels
         )
     from worker.kernels.cuda import cuda_kernels  # it imports torch's compiler: a second
 
-    return cuda_kernels(torch.device("cuda", device), dtype)
+    return cuda_kernels(torch.device("cuda", 0), dtype)
 
 
 @cache

@@ -44,7 +44,7 @@ def build_model(
     dtype = model_dtype(config, settings, gpus=gpus)
     context_tokens = min(config.context_tokens, settings.max_context_tokens or 1 << 20)
     with torch.inference_mode():
-        kernels = choose_kernels(gpus=gpus, dtype=dtype, device=group.rank)
+        kernels = choose_kernels(gpus=gpus, dtype=dtype)
         reader = WeightReader(weights, config.scheme, _BITS[settings.quantization])
         return Decoder(
             config,

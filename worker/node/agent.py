@@ -7,15 +7,17 @@ from dataclasses import replace
 import structlog
 
 from infra.contracts.base import ReplicaId
-from infra.contracts.node import DesiredState, ReplicaReport, Sleeper
+from infra.contracts.node import DesiredState, Gpu, ReplicaReport, Sleeper
 from infra.contracts.revision import ReplicaState
 from infra.contracts.worker_link import Asleep, FromWorker, Hello, Progress
 from worker.node.clock import NodeClock
+from worker.node.gpu_table import GpuTable
 from worker.node.hands import Hands
 from worker.node.launcher import Exit, Launcher
 from worker.node.logs import ReplicaLogs
 from worker.node.plan import (
     Action,
+    Await,
     Claim,
     DrainReplica,
     EndSleep,
@@ -81,6 +83,14 @@ class Agent:
         """Workers that wait on the weights rung."""
         return self._tables.sleepers()
 
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Every GPU, with who owns it and what is wrong with it."""
+        return self._tables.told_gpus()
+
+    def take_gpu_changes(self) -> tuple[Gpu, ...] | None:
+        """The same where anything changed since it was asked for last, else None."""
+        return self._tables.take_gpu_changes()
+
     def reports(self) -> tuple[ReplicaReport, ...]:
         """The whole truth of every replica; nothing is left unreported."""
         return self._tables.reports()
@@ -96,6 +106,22 @@ class Agent:
         for replica_id, replica in replicas.items():
             replicas[replica_id] = replica.unwanted()
         await self._launcher.close()
+
+    # What the GPUs' driver says ---------------------------------------------------------------
+
+    @property
+    def gpu_table(self) -> GpuTable:
+        return self._tables.gpus
+
+    def on_gpus(self, gpus: tuple[Gpu, ...], *, after: int) -> None:
+        """A reading that began when the table had counted `after` returns."""
+        if self._tables.gpus.heard(gpus, after=after):
+            self._tables.on_news("soon")
+        for worker_id, worker in self._tables.workers.items():
+            is_hurt = any(gpu.trouble is not None for gpu in self._tables.gpus.of(worker_id))
+            if worker.sleeping is not None:
+                worker.sleeping = replace(worker.sleeping, is_hurt=is_hurt)
+        self._advance()
 
     # What processes say (the launcher's listener) --------------------------------------------
 
@@ -116,6 +142,7 @@ class Agent:
         worker = self._tables.workers.pop(worker_id, None)
         if worker is None:
             return
+        self._tables.gpus.give_back(worker_id)
         if worker.replica_id is not None:
             self._lost_process(worker.replica_id, worker, end)
         elif worker.sleeping is not None:
@@ -168,7 +195,8 @@ class Agent:
             until=now + assignment.sleep_s,
         )
         worker.replica_id = None
-        worker.sleeping = Sleeping(worker_id, assignment.model, assignment.recipe, told)
+        gpus = self._tables.gpus.of(worker_id)
+        worker.sleeping = Sleeping(worker_id, assignment.model, assignment.recipe, told, gpus)
         self._logs.close(assignment.replica_id)
         log.info("replica.asleep", mib=message.memory_bytes >> 20, **replica.facts())
         self._tables.put(replica, "now")
@@ -181,8 +209,10 @@ class Agent:
             self._advance()
 
     def _lost_process(self, replica_id: ReplicaId, worker: Worker, end: Exit) -> None:
-        before = self._tables.replicas[replica_id]
         last_line = self._logs.close(replica_id)
+        before = self._tables.replicas.get(replica_id)
+        if before is None:  # it had failed, and the control plane did not wait for this
+            return
         never_began = worker.origin is Origin.FORK and not worker.is_parked
         if never_began and not before.is_unwanted and before.launches < LAUNCHES:
             self._tables.replicas[replica_id] = before.unclaimed()
@@ -208,14 +238,17 @@ class Agent:
             self._zygote.state,
             self._refill.is_allowed,
             self._tables.sleeping(),
+            self._tables.gpus_at_hand(),
         )
 
     def _do(self, action: Action) -> None:
         match action:
-            case Claim(worker_id, assignment):
-                self._hands.claim(worker_id, assignment)
-            case Launch(origin, assignment):
-                self._hands.launch(origin, assignment)
+            case Claim(worker_id, assignment, gpus):
+                self._hands.claim(worker_id, assignment, gpus)
+            case Launch(origin, assignment, gpus):
+                self._hands.launch(origin, assignment, gpus)
+            case Await(assignment):
+                self._hands.let_wait(assignment)
             case DrainReplica(replica_id, deadline_s, may_sleep):
                 self._hands.drain(replica_id, deadline_s, may_sleep=may_sleep)
             case Kill(worker_id):

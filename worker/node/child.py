@@ -72,14 +72,18 @@ def spawn(
 
 def reap_zombies(names: frozenset[str]) -> None:
     """Reaps those of this process's children that have ended and carry one of these names."""
+    for pid in children(names):
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+
+
+def children(names: frozenset[str]) -> list[int]:
+    """Those of this process's children, adopted ones included, that carry one of these names."""
     try:
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     except OSError:  # not Linux
-        return
-    for pid in map(int, children):
-        if _name(pid) in names:
-            with suppress(ChildProcessError):
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+        return []
+    return [pid for pid in map(int, pids) if _name(pid) in names]
 
 
 def _name(pid: int) -> str:

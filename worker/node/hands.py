@@ -4,11 +4,12 @@ import asyncio
 
 import structlog
 
-from infra.contracts.base import ReplicaId
-from infra.contracts.node import ReplicaAssignment
-from infra.contracts.revision import ResolvedSource
+from infra.contracts.base import GpuId, ReplicaId
+from infra.contracts.node import Failure, ReplicaAssignment
+from infra.contracts.revision import ReplicaState, ResolvedSource
 from infra.contracts.stage import Rung
 from infra.contracts.worker_link import Drain, Prepare, Start
+from infra.errors import NoCapacity
 from worker.node.clock import NodeClock
 from worker.node.launcher import Launcher
 from worker.node.logs import ReplicaLogs
@@ -20,6 +21,7 @@ from worker.node.tables import Tables, Worker
 log = structlog.get_logger()
 
 LAUNCH_TIMEOUT_S = 120.0  # from launch to hello
+GPU_PATIENCE_S = 20.0  # for GPUs that should be free; then the replica has failed
 DRAIN_GRACE_S = 2.0  # past the deadline, before a draining worker is killed
 
 
@@ -44,14 +46,17 @@ class Hands:
         self._host = host
         self._loop = asyncio.get_running_loop()
         self._launched = 0
+        self._waits: dict[ReplicaId, asyncio.TimerHandle] = {}  # for GPUs
 
-    def launch(self, origin: Origin, assignment: ReplicaAssignment | None) -> None:
+    def launch(
+        self, origin: Origin, assignment: ReplicaAssignment | None, gpus: tuple[GpuId, ...]
+    ) -> None:
         """Starts a worker; for a replica, or unclaimed for the pool."""
         self._launched += 1
         worker_id = self._launched
         self._tables.workers[worker_id] = Worker(origin, self._loop.time())
         if assignment is not None:
-            self.claim(worker_id, assignment)
+            self.claim(worker_id, assignment, gpus)
         match origin:
             case Origin.FORK:
                 self._launcher.fork(worker_id)
@@ -61,9 +66,14 @@ class Hands:
                 self._launcher.spawn(worker_id, self._logs.path(owner))
         self._loop.call_later(LAUNCH_TIMEOUT_S, self._give_up_launch, worker_id)
 
-    def claim(self, worker_id: WorkerId, assignment: ReplicaAssignment) -> None:
-        """The worker becomes this replica, at once or as soon as it is parked."""
+    def claim(
+        self, worker_id: WorkerId, assignment: ReplicaAssignment, gpus: tuple[GpuId, ...]
+    ) -> None:
+        """The worker becomes this replica, at once or as soon as it is parked, and owns `gpus`."""
         worker = self._tables.workers[worker_id]
+        self._tables.gpus.take(worker_id, gpus)
+        if (wait := self._waits.pop(assignment.replica_id, None)) is not None:
+            wait.cancel()
         worker.replica_id = assignment.replica_id
         self._logs.open(assignment.replica_id, assignment.revision)
         waiting = self._tables.replicas.get(assignment.replica_id)
@@ -90,8 +100,21 @@ class Hands:
                 clock=self._clock.reading(),
                 host=self._host,
                 log_path=str(self._logs.path(assignment.replica_id)),
+                gpus=self._tables.gpus.owned_by(worker_id),
             ),
         )
+
+    def let_wait(self, assignment: ReplicaAssignment) -> None:
+        """The replica waits for GPUs, not for ever; may be repeated."""
+        replica_id = assignment.replica_id
+        if replica_id in self._waits:
+            return
+        waiting = self._tables.replicas.get(replica_id) or Replica(assignment, self._clock.now())
+        log.info("replica.waits-for-gpus", **waiting.facts())
+        self._waits[replica_id] = self._loop.call_later(
+            GPU_PATIENCE_S, self._give_up_waiting, replica_id
+        )
+        self._tables.put(waiting, "soon")
 
     def prepare(self, worker_id: WorkerId, sources: tuple[ResolvedSource, ...]) -> None:
         """Lets a parked worker read ahead."""
@@ -119,6 +142,19 @@ class Hands:
             replicas = self._tables.replicas
             replicas[replica_id] = replicas[replica_id].unwanted()
         self._launcher.kill(worker_id)
+
+    def _give_up_waiting(self, replica_id: ReplicaId) -> None:
+        del self._waits[replica_id]
+        replica = self._tables.replicas.get(replica_id)
+        if replica is None or replica.state is not ReplicaState.ASSIGNED:
+            return
+        detail = (
+            f"its GPUs did not come free in {GPU_PATIENCE_S:g} s: {self._tables.who_has_gpus()}"
+        )
+        failure = Failure(code=NoCapacity.slug, detail=detail, is_permanent=False)
+        failed = replica.failed(failure)
+        log.info("replica.moved", **failed.facts())
+        self._tables.put(failed, "now")
 
     def _give_up_launch(self, worker_id: WorkerId) -> None:
         worker = self._tables.workers.get(worker_id)

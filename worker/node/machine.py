@@ -3,8 +3,27 @@
 import os
 import time
 from pathlib import Path
+from typing import Protocol
 
 from infra.clock import Clock
+from infra.contracts.node import Gpu
+
+
+class GpuReader(Protocol):
+    """Tells of this machine's GPUs; the port to their driver."""
+
+    def read(self) -> tuple[Gpu, ...]:
+        """All that there were at the start, healthy or not, always in the same order.
+
+        Never raises: what cannot be read is in trouble. May block for as long as a driver does.
+        """
+
+
+class NoGpus:
+    """A machine without any."""
+
+    def read(self) -> tuple[Gpu, ...]:
+        return ()
 
 
 def cpus() -> int:

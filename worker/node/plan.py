@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from infra.contracts.base import ReplicaId
+from infra.contracts.base import GpuId, ReplicaId
 from infra.contracts.node import DesiredState, ReplicaAssignment
 from infra.contracts.revision import ReplicaState
+from worker.node.allotment import Allotment, GpusAtHand
 from worker.node.sleepers import Sleeping, to_end, wakeable
 
 WorkerId = int
@@ -60,14 +61,16 @@ class NodeView:
     zygote: ZygoteState = ZygoteState.ABSENT
     may_refill: bool = True
     sleeping: tuple[Sleeping, ...] = ()
+    gpus: GpusAtHand = GpusAtHand()  # noqa: RUF009 - frozen value
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The worker becomes this replica as soon as it is parked."""
+    """The worker becomes this replica as soon as it is parked; a sleeper has its GPUs already."""
 
     worker_id: WorkerId
     assignment: ReplicaAssignment
+    gpus: tuple[GpuId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,14 @@ class Launch:
 
     origin: Origin
     assignment: ReplicaAssignment | None
+    gpus: tuple[GpuId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """The replica waits for GPUs that others own, or that are in trouble."""
+
+    assignment: ReplicaAssignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +138,16 @@ class StopZygote:
 
 
 Action = (
-    Claim | Launch | DrainReplica | Kill | EndSleep | Settle | Forget | StartZygote | StopZygote
+    Claim
+    | Launch
+    | Await
+    | DrainReplica
+    | Kill
+    | EndSleep
+    | Settle
+    | Forget
+    | StartZygote
+    | StopZygote
 )
 
 
@@ -136,9 +156,9 @@ def plan(desired: DesiredState, node: NodeView) -> tuple[Action, ...]:
 
     1. Unlisted: a replica that the control plane does not list is killed, or forgotten if ended.
     2. Listed to drain: READY drains, not yet READY is killed, unknown is reported STOPPED.
-    3. Listed to run without a process: wake a worker that sleeps with the same model, else claim
-       the most advanced unclaimed one, else launch.
-    4. Sleepers: end those that may not sleep any longer.
+    3. Listed to run without a process: wake a worker that sleeps with the same model. For others,
+       once there are GPUs for it: claim the most advanced unclaimed worker, else launch.
+    4. Sleepers: end those whose GPUs are needed, and those that may not sleep any longer.
     5. Standby: fork what is missing, not beside a climb; kill what is too much, least advanced
        first.
     6. Zygote: there while standby is wanted.
@@ -151,6 +171,7 @@ def plan(desired: DesiredState, node: NodeView) -> tuple[Action, ...]:
 
     actions: list[Action] = [StartZygote()] if start_zygote else []
     actions += _end_unlisted(desired, replicas)
+    starting: list[ReplicaAssignment] = []
     for assignment in desired.replicas:
         replica = replicas.get(assignment.replica_id)
         if assignment.desired == "drain":
@@ -159,14 +180,18 @@ def plan(desired: DesiredState, node: NodeView) -> tuple[Action, ...]:
             if (sleeper := wakeable(sleeping, assignment)) is not None:
                 sleeping.remove(sleeper)
                 actions.append(Claim(sleeper.worker_id, assignment))
-                continue
-            claimed = unclaimed.pop(0) if unclaimed else None
-            actions.append(
-                Launch(origin, assignment)
-                if claimed is None
-                else Claim(claimed.worker_id, assignment)
-            )
-    actions += [EndSleep(one.worker_id, why) for one, why in to_end(sleeping, desired.sleep)]
+            else:
+                starting.append(assignment)
+    allotment = Allotment(node.gpus, sleeping)
+    for assignment in starting:
+        gpus = allotment.take(assignment.resources)
+        if gpus is None:
+            actions.append(Await(assignment))
+        elif unclaimed:
+            actions.append(Claim(unclaimed.pop(0).worker_id, assignment, gpus))
+        else:
+            actions.append(Launch(origin, assignment, gpus))
+    actions += _end_sleepers(allotment.giving_way, sleeping, desired)
     is_climb_ahead = any(isinstance(action, Claim | Launch) for action in actions)
     may_refill = node.may_refill and not is_climb_ahead and origin is Origin.FORK
     actions += _size_standby(desired.standby, unclaimed, may_refill=may_refill)
@@ -213,6 +238,14 @@ def _drain(
     if replica.state is ReplicaState.STARTING and replica.worker_id is not None:
         return [Kill(replica.worker_id)]
     return []
+
+
+def _end_sleepers(
+    giving_way: list[Sleeping], sleeping: list[Sleeping], desired: DesiredState
+) -> list[Action]:
+    others = [one for one in sleeping if one not in giving_way]
+    ended = [(one, "its GPUs are needed") for one in giving_way]
+    return [EndSleep(one.worker_id, why) for one, why in (*ended, *to_end(others, desired.sleep))]
 
 
 def _waits_for_a_process(replica: ReplicaView) -> bool:

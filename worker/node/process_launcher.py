@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -13,6 +13,7 @@ from infra.supervise import TaskSet
 from worker.node.child import Child, reap_zombies, spawn
 from worker.node.launcher import Exit, Listener
 from worker.node.logs import last_line
+from worker.node.orphans import Orphans
 from worker.node.plan import WorkerId
 from worker.node.worker_link import WorkerLink
 from worker.node.zygote_process import ZygoteProcess
@@ -22,9 +23,8 @@ log = structlog.get_logger()
 LAST_WORDS_S = 0.2  # between the end of a worker and the end of its link, whichever is first
 LOST_PID_S = 2.0  # for the pid of a forked worker whose link has closed
 CLOSE_S = 5.0  # for killed processes to be gone
-# What a zygote that dies in the middle of a fork leaves behind carries one of these names, and what
-# a replica of several processes does.
-STRAYS = frozenset({"fl-zygote", "fl-standby", "fl-rank"})
+# What a zygote that dies in the middle of a fork leaves behind carries one of these names.
+STRAYS = frozenset({"fl-zygote", "fl-standby"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,10 @@ class Programs:
 
 @dataclass(slots=True)
 class _Process:
-    """One worker. Its end is told when the process was reaped and its link is read out."""
+    """One worker. Its end is told when the process was reaped and its link is read out.
+
+    `ranks` are the further processes that it left behind: they hold GPUs until they are gone.
+    """
 
     link: WorkerLink
     zygote: ZygoteProcess | None = None
@@ -53,6 +56,7 @@ class _Process:
     end: Exit | None = None
     is_link_closed: bool = False
     is_killed: bool = False
+    ranks: set[int] = field(default_factory=set)
 
 
 class ProcessLauncher:
@@ -64,6 +68,7 @@ class ProcessLauncher:
         self._processes: dict[WorkerId, _Process] = {}
         self._zygote: ZygoteProcess | None = None
         self._ending: set[Child | ZygoteProcess] = set()  # nobody else waits for these
+        self._orphans = Orphans(self._rank_gone)
         self._tasks = TaskSet()
         self._loop = asyncio.get_running_loop()
         self._gone = asyncio.Event()
@@ -190,7 +195,7 @@ class ProcessLauncher:
             return
         process.is_link_closed = True
         if process.end is not None:
-            self._finish(worker_id, process.end)
+            self._finish_without_ranks(worker_id)
         elif process.child is not None:
             self._loop.call_later(LAST_WORDS_S, process.child.kill)  # of no use without its link
         else:
@@ -201,10 +206,31 @@ class ProcessLauncher:
         if process is None:
             return
         process.end = end
+        process.ranks = self._orphans.adopt()
         if process.is_link_closed:
-            self._finish(worker_id, end)
+            self._finish_without_ranks(worker_id)
         else:
-            self._loop.call_later(LAST_WORDS_S, self._finish, worker_id, end)
+            self._loop.call_later(LAST_WORDS_S, self._close_link, worker_id)
+
+    def _close_link(self, worker_id: WorkerId) -> None:
+        """Its last words have been heard, or there are none."""
+        process = self._processes.get(worker_id)
+        if process is not None:
+            process.is_link_closed = True
+            self._finish_without_ranks(worker_id)
+
+    def _rank_gone(self, pid: int) -> None:
+        for worker_id, process in tuple(self._processes.items()):
+            if pid in process.ranks:
+                process.ranks.discard(pid)
+                self._finish_without_ranks(worker_id)
+
+    def _finish_without_ranks(self, worker_id: WorkerId) -> None:
+        process = self._processes.get(worker_id)
+        if process is None or process.end is None:
+            return
+        if process.is_link_closed and not process.ranks:
+            self._finish(worker_id, process.end)
 
     def _finish_without_pid(self, worker_id: WorkerId) -> None:
         process = self._processes.get(worker_id)

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Callable
 
 import structlog
 import uvloop
@@ -13,6 +14,7 @@ from worker.boot.process import name_process
 from worker.node import machine
 from worker.node.agent import Agent
 from worker.node.clock import NodeClock
+from worker.node.gpu_watch import GpuWatch
 from worker.node.http_control_plane import HttpControlPlane
 from worker.node.logs import ReplicaLogs
 from worker.node.process_launcher import ProcessLauncher, Programs
@@ -23,21 +25,28 @@ log = structlog.get_logger()
 
 
 def run_node(
-    settings: NodeSettings, *, program: tuple[str, ...], environment: dict[str, str]
+    settings: NodeSettings,
+    *,
+    program: tuple[str, ...],
+    environment: dict[str, str],
+    open_gpus: Callable[[], machine.GpuReader],
 ) -> None:
     """Serves this machine to the control plane; returns after SIGTERM or SIGINT.
 
-    `program` is the command that understands `zygote` and `replica`.
+    `program` is the command that understands `zygote` and `replica`; `open_gpus` may block.
     """
     configure(level=settings.log_level, as_json=settings.log_format == "json")
     name_process("fl-node")
     adopt_orphans()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, program, environment))
+        runner.run(_serve(settings, program, environment, open_gpus))
 
 
 async def _serve(
-    settings: NodeSettings, program: tuple[str, ...], environment: dict[str, str]
+    settings: NodeSettings,
+    program: tuple[str, ...],
+    environment: dict[str, str],
+    open_gpus: Callable[[], machine.GpuReader],
 ) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,12 +71,15 @@ async def _serve(
         memory_bytes=machine.memory_bytes(),
         started_at=machine.process_started_at(clock),
     )
+    gpus = GpuWatch(agent, open_gpus)
+    await gpus.start()
     session = Session(control_plane, agent, logs, clock, facts)
     tasks = TaskSet()
     tasks.start(session.run(), name="node.session")
     await stop.wait()
     await tasks.close()
     await agent.close()
+    gpus.close()
     await session.say_goodbye()
     await control_plane.close()
     log.info("node.stopped", node=settings.id)

@@ -87,6 +87,7 @@ class Session:
                 node_id=self._facts.node_id,
                 cpus=self._facts.cpus,
                 memory_bytes=self._facts.memory_bytes,
+                gpus=self._agent.gpus(),
                 clock=sent,
                 started_at=self._facts.started_at,
                 replicas=self._agent.reports(),
@@ -127,6 +128,7 @@ class Session:
 
     async def _deliver(self, *, is_renewal: bool) -> None:
         changes = self._agent.reports() if is_renewal else self._agent.take_changes()
+        gpus = self._agent.gpus() if is_renewal else self._agent.take_gpu_changes()
         lines = self._logs.take(MOST_LINES)
         try:
             await self._control_plane.report(
@@ -135,6 +137,7 @@ class Session:
                     standby_ready=self._agent.standby_ready(),
                     clock_uncertainty_s=self._clock.uncertainty_s,
                     sleepers=self._agent.sleepers(),
+                    gpus=gpus,
                     replicas=changes,
                     logs=lines,
                 )

@@ -5,20 +5,25 @@ from dataclasses import dataclass
 
 from infra.contracts.base import ModelName
 from infra.contracts.model_spec import EngineSettings, Resources
-from infra.contracts.node import ReplicaAssignment, Sleeper, SleepTerms
+from infra.contracts.node import Gpu, ReplicaAssignment, Sleeper, SleepTerms
 
 Recipe = tuple[str, str | None, EngineSettings, Resources]
 
 
 @dataclass(frozen=True, slots=True)
 class Sleeping:
-    """A worker that sleeps: what the control plane is told of it, and for whom it can wake."""
+    """A worker that sleeps: what the control plane is told of it, and for whom it can wake.
+
+    Its process keeps its GPUs, and ends where they are needed or, `is_hurt`, no longer work.
+    """
 
     worker_id: int
     model: ModelName
     recipe: Recipe
     told: Sleeper
+    gpus: tuple[Gpu, ...] = ()
     is_over: bool = False
+    is_hurt: bool = False
 
 
 def wakeable(sleeping: Iterable[Sleeping], assignment: ReplicaAssignment) -> Sleeping | None:
@@ -27,7 +32,9 @@ def wakeable(sleeping: Iterable[Sleeping], assignment: ReplicaAssignment) -> Sle
     Only as the model it was: one process never serves two models, who may belong to two tenants.
     """
     fitting = [
-        one for one in sleeping if one.model == assignment.model and one.recipe == assignment.recipe
+        one
+        for one in sleeping
+        if one.model == assignment.model and one.recipe == assignment.recipe and not one.is_hurt
     ]
     return max(fitting, key=lambda one: (one.told.since, one.worker_id), default=None)
 
@@ -35,7 +42,7 @@ def wakeable(sleeping: Iterable[Sleeping], assignment: ReplicaAssignment) -> Sle
 def to_end(sleeping: Sequence[Sleeping], terms: SleepTerms) -> list[tuple[Sleeping, str]]:
     """Those that may not sleep any longer, and why.
 
-    1. their time is over, or their revision is no longer served;
+    1. their time is over, a GPU of theirs is in trouble, or their revision is no longer served;
     2. of the others those that fell asleep first, until number and memory are within the terms.
     """
     ended: list[tuple[Sleeping, str]] = []
@@ -43,6 +50,8 @@ def to_end(sleeping: Sequence[Sleeping], terms: SleepTerms) -> list[tuple[Sleepi
     for one in sorted(sleeping, key=lambda one: (one.told.since, one.worker_id), reverse=True):
         if one.is_over:
             ended.append((one, "slept its time"))
+        elif one.is_hurt:
+            ended.append((one, "its GPU is in trouble"))
         elif one.told.revision not in terms.revisions:
             ended.append((one, "its revision is no longer served"))
         elif num_kept == terms.most:

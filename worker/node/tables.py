@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infra.contracts.base import ReplicaId
-from infra.contracts.node import ReplicaReport, Sleeper
+from infra.contracts.node import Gpu, ReplicaReport, Sleeper
+from worker.node.allotment import GpusAtHand
+from worker.node.gpu_table import GpuTable, Holder
 from worker.node.plan import Origin, ReplicaView, WorkerId, WorkerView
 from worker.node.replica import Replica
 from worker.node.sleepers import Sleeping
@@ -38,7 +40,9 @@ class Tables:
         self.on_news: Callable[[Urgency], None] = lambda urgency: None
         self.workers: dict[WorkerId, Worker] = {}
         self.replicas: dict[ReplicaId, Replica] = {}
+        self.gpus = GpuTable()
         self._unreported: dict[ReplicaId, ReplicaReport] = {}
+        self._told_gpus: tuple[Gpu, ...] = ()
 
     def put(self, replica: Replica, urgency: Urgency) -> None:
         """The replica as it is from now on, to be reported."""
@@ -78,6 +82,34 @@ class Tables:
         """Whether any replica is on its way up."""
         return any(replica.is_climbing for replica in self.replicas.values())
 
+    def told_gpus(self) -> tuple[Gpu, ...]:
+        """The GPUs and who owns them, as the control plane is told of them."""
+        self._told_gpus = self.gpus.told(self._holder)
+        return self._told_gpus
+
+    def take_gpu_changes(self) -> tuple[Gpu, ...] | None:
+        """The same where it differs from what was told last, else None."""
+        before = self._told_gpus
+        return told if (told := self.told_gpus()) != before else None
+
+    def who_has_gpus(self) -> str:
+        """For people: every GPU and why it is not free."""
+        states = []
+        for gpu in self.gpus.told(self._holder):
+            state = gpu.trouble or gpu.replica_id or gpu.sleeper or "free"
+            states.append(f"{gpu.gpu_id} ({gpu.kind}): {state}")
+        return ", ".join(states) or "there are none"
+
+    def gpus_at_hand(self) -> GpusAtHand:
+        """GPUs for the plan."""
+        leaving = [
+            gpu
+            for worker_id, worker in self.workers.items()
+            if worker.is_dying or self._has_ended(worker)
+            for gpu in self.gpus.of(worker_id)
+        ]
+        return GpusAtHand(self.gpus.free(), (*self.gpus.unread(), *leaving))
+
     def worker_views(self) -> tuple[WorkerView, ...]:
         """Live workers for the plan; who sleeps is not among them."""
         return tuple(
@@ -95,3 +127,12 @@ class Tables:
             )
             for replica_id, replica in self.replicas.items()
         }
+
+    def _has_ended(self, worker: Worker) -> bool:
+        """Its replica has, and so will its process."""
+        return worker.replica_id is not None and self.replicas[worker.replica_id].has_ended
+
+    def _holder(self, worker_id: WorkerId) -> Holder:
+        worker = self.workers[worker_id]
+        sleeper = None if worker.sleeping is None else worker.sleeping.told.revision
+        return Holder(worker.replica_id, sleeper)
