@@ -15,6 +15,7 @@ from control_plane.activator.ledger import Ledger
 from control_plane.activator.lines import Lines
 from control_plane.activator.meters import ActivatorMeters
 from control_plane.activator.relay import Relay
+from control_plane.activator.succession import Succession
 from control_plane.api.auth import KeyRing
 from control_plane.api.services import Services
 from control_plane.autoscaler.loop import Autoscaler
@@ -90,7 +91,7 @@ class ControlPlane:
         await self.leader.try_once()
         await self.keys.refresh()
         self._refuse_strangers()
-        await self.deployments.load()
+        await self.succession.begin()
         await self._warn_of_loss()
         for name, loop in (
             ("leader", self.leader.run()),
@@ -133,6 +134,7 @@ class ControlPlane:
             jobs=self.jobs.jobs,
             job_counts=lambda: self.jobs.dispatcher.counts,
             check_webhook=self.webhook_rules.check,
+            check_lead=self.succession.check,
             logbook=self.logbook,
             metrics=self.metrics,
             clock=self.clock,
@@ -151,9 +153,11 @@ class ControlPlane:
         with store_errors():
             await self.redis.ping()
 
+    def _is_in_charge(self) -> bool:
+        return self.succession.is_in_charge()
+
     async def _leads(self) -> None:
-        if not self.leader.is_leading():
-            raise StoreUnavailable("another control plane leads")
+        self.succession.check()
 
     async def _warn_of_loss(self) -> None:
         """An external Redis is somebody else's to configure; a 202 promises more than most do."""
@@ -202,7 +206,7 @@ class ControlPlane:
             self.fleet,
             self.reconciler,
             clock=clock,
-            is_leading=self.leader.is_leading,
+            is_leading=self._is_in_charge,
             standby=StandbyLimits(
                 self.settings.standby_max,
                 self.settings.sleepers_max,
@@ -225,6 +229,9 @@ class ControlPlane:
         ledger = Ledger(self.fleet, self.timelines, meters, self.tasks)
         relay = Relay(replicas, ledger, self.clock)
         self.lines = lines
+        self.succession = Succession(
+            self.leader, self.deployments, lines, self.autoscaler, self.tasks
+        )
         self.activator = Activator(lines, self.fleet, replicas, relay, meters)
 
     def _wire_jobs(self) -> None:
@@ -242,7 +249,7 @@ class ControlPlane:
             owner=self._job_owner(),
             clock=self.clock,
             metrics=self.metrics,
-            is_leading=self.leader.is_leading,
+            is_leading=self._is_in_charge,
         )
         self.jobs.bill(JobBill(self.quotas, self.usage))
         self.fleet.subscribe(lambda before, after: self.jobs.dispatcher.poke())

@@ -12,7 +12,7 @@
   - ClientTooSlow
   - ReplicaLost, ReplicaFailed, NoCapacity, SourceUnavailable, JobAbandoned,
     AnswerTooLarge
-  - StoreUnavailable, ShuttingDown
+  - StoreUnavailable, NotLeader, ShuttingDown
   - DependencyMissing
 """
 
@@ -290,6 +290,13 @@ class StoreUnavailable(PlatformError):
     """The state store does not answer; whether a change was made is found out by repeating it."""
 
     slug = "store-unavailable"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class NotLeader(PlatformError):
+    """Another control plane leads, or this one is just taking over; send the request there."""
+
+    slug = "not-leader"
     status = HTTPStatus.SERVICE_UNAVAILABLE
 
 

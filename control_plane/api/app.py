@@ -35,6 +35,7 @@ from infra.generation_requests import invalid
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _OPEN = frozenset({"/healthz", "/readyz", "/docs", "/redoc", "/openapi.json", "/problems"})
+_PUBLIC_PREFIX = "/v1/"
 _INTERNAL_PREFIX = "/internal/"
 MOST_BODY_BYTES = 16 << 20
 
@@ -50,24 +51,40 @@ def create_app(services: Services) -> AsgiApp:
         requests_counter(services),
         services.clock,
     )
-    return Edge(hot, management_app(services), services.keys, services.node_keys)
+    return Edge(
+        hot, management_app(services), services.keys, services.node_keys, services.check_lead
+    )
 
 
 class Edge:
-    """Sends each request where it belongs, after its key was checked."""
+    """Sends each request where it belongs, after its key was checked.
 
-    def __init__(self, hot: HotPath, management: AsgiApp, keys: Keys, node_keys: KeyRing) -> None:
+    What is below /v1 is answered by the control plane that leads: the others do not know what is
+    deployed, and start nothing.
+    """
+
+    def __init__(
+        self,
+        hot: HotPath,
+        management: AsgiApp,
+        keys: Keys,
+        node_keys: KeyRing,
+        check_lead: Callable[[], None],
+    ) -> None:
         self._hot = hot
         self._management = management
         self._keys = keys
         self._node_keys = node_keys
+        self._check_lead = check_lead
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            target = target_of(scope["path"])
-            if target is not None:
-                return await self._hot(target, scope, receive, send)
+            path: str = scope["path"]
             try:
+                if path.startswith(_PUBLIC_PREFIX):
+                    self._check_lead()
+                if (target := target_of(path)) is not None:
+                    return await self._hot(target, scope, receive, send)
                 self._check(scope)
             except PlatformError as error:
                 return await _refuse(error, scope, send)

@@ -32,7 +32,8 @@ class Services:
 
     `keys` are asked of clients, `node_keys` of node agents. Each of the `readiness` checks
     raises, or takes longer than a moment, while the platform should get no traffic.
-    `check_webhook` raises Invalid for an address that will never be called.
+    `check_webhook` raises Invalid for an address that will never be called, `check_lead` NotLeader
+    while requests are another control plane's to answer.
     """
 
     deployments: Deployments
@@ -45,6 +46,7 @@ class Services:
     jobs: Jobs
     job_counts: JobCounts
     check_webhook: CheckUrl
+    check_lead: Callable[[], None]
     logbook: Logbook
     metrics: Metrics
     clock: Clock

@@ -86,6 +86,11 @@ class Autoscaler:
         self._decide_again(revision)
         self._reconciler.tell_if_hopeless(revision)
 
+    def resign(self, reason: str) -> None:
+        """Another decides from now on: what runs here ends as soon as nobody needs it."""
+        for tracked in tuple(self._revisions.values()):
+            self._reconciler.set_desired(tracked.revision, 0, reason, abandon_loading=True)
+
     def explain(self, model: ModelName) -> Explanation | None:
         """What `platform ls` says of a model; None when it is not deployed."""
         release = self._deployments.release(model)

@@ -43,9 +43,17 @@ class Deployments:
         self._changing = asyncio.Lock()
 
     async def load(self) -> None:
-        """Reads what is deployed; call once, after every listener has subscribed."""
-        for record, revisions in await self._store.load():
-            self._announce(record.model, release_of(record, revisions))
+        """Reads what is deployed, once every listener has subscribed, and again when another
+        process may have changed it."""
+        async with self._changing:
+            found = {
+                record.model: release_of(record, revisions)
+                for record, revisions in await self._store.load()
+            }
+            for model in sorted(self._routes.keys() - found.keys()):
+                self._announce(model, None)
+            for model, release in found.items():
+                self._announce(model, release)
 
     # -- changes -------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 import structlog
@@ -27,7 +28,8 @@ class LeaderLease(Protocol):
     """At most one owner at a time; raises StoreUnavailable where it cannot be asked."""
 
     async def acquire(self, owner: str, *, ttl_s: float) -> Leadership | None:
-        """The lease, granted or renewed with its old fence; None while another owner has it."""
+        """The lease; None while another owner has it. Its fence is the old one unless another
+        owner had the lease meanwhile."""
         ...
 
     async def release(self, leadership: Leadership) -> None:
@@ -45,17 +47,18 @@ class MemoryLeaderLease:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._held: Leadership | None = None
+        self._last_owner: str | None = None
         self._until = 0.0
         self._fence = 0
 
     async def acquire(self, owner: str, *, ttl_s: float) -> Leadership | None:
         now = self._clock.now()
-        is_held = self._held is not None and now < self._until
-        if is_held and self._held is not None and self._held.owner != owner:
+        if self._held is not None and self._held.owner != owner and now < self._until:
             return None
-        if not is_held or self._held is None:
+        if self._last_owner != owner:
+            self._last_owner = owner
             self._fence += 1
-            self._held = Leadership(owner, self._fence)
+        self._held = Leadership(owner, self._fence)
         self._until = now + ttl_s
         return self._held
 
@@ -65,6 +68,17 @@ class MemoryLeaderLease:
 
     async def is_current(self, fence: int) -> bool:
         return fence == self._fence
+
+
+class Standing(StrEnum):
+    """How a control plane stands to the lead."""
+
+    LEADS = "leads"
+    FOLLOWS = "follows"  # another leads, as far as was heard
+    DOUBTS = "doubts"  # the store does not say who leads: what runs runs on, nothing is decided
+
+
+StandingListener = Callable[[Standing], None]
 
 
 class Leader:
@@ -84,20 +98,28 @@ class Leader:
         self._ttl_s = ttl_s
         self._held: Leadership | None = None
         self._until = 0.0
-        self._listeners: list[Callable[[bool], None]] = []
-        self._was_leading = False
+        self._is_anothers = False  # so the store said when it was last heard
+        self._listeners: list[StandingListener] = []
+        self._told: tuple[Standing, int | None] = (Standing.DOUBTS, None)
 
     def is_leading(self) -> bool:
         """Whether decisions may be made here, now."""
         return self._held is not None and self._clock.now() < self._until
 
     @property
+    def standing(self) -> Standing:
+        """Whether we lead, now, and if not, what is known of who does."""
+        if self.is_leading():
+            return Standing.LEADS
+        return Standing.FOLLOWS if self._is_anothers else Standing.DOUBTS
+
+    @property
     def fence(self) -> int | None:
-        """The fence of the reign, for stores that check it."""
+        """The fence of the reign; None while we do not lead."""
         return self._held.fence if self._held is not None and self.is_leading() else None
 
-    def subscribe(self, listener: Callable[[bool], None]) -> None:
-        """Calls back with True when a reign begins and False when its end is noticed."""
+    def subscribe(self, listener: StandingListener) -> None:
+        """Calls back when it is noticed that we stand otherwise, or lead in a new reign."""
         self._listeners.append(listener)
 
     async def try_once(self) -> bool:
@@ -105,6 +127,7 @@ class Leader:
         sent_at = self._clock.now()
         try:
             self._held = await self._lease.acquire(self._owner, ttl_s=self._ttl_s)
+            self._is_anothers = self._held is None
             self._until = sent_at + self._ttl_s
         except StoreUnavailable as error:
             log.warning("lease.unavailable", detail=error.detail)
@@ -124,10 +147,10 @@ class Leader:
                 await self._lease.release(held)
 
     def _tell(self) -> None:
-        is_leading = self.is_leading()
-        if is_leading == self._was_leading:
+        standing = self.standing
+        if (standing, self.fence) == self._told:
             return
-        self._was_leading = is_leading
-        log.info("leader.changed", owner=self._owner, leads=is_leading)
+        self._told = (standing, self.fence)
+        log.info("leader.changed", owner=self._owner, standing=standing.value)
         for listener in self._listeners:
-            listener(is_leading)
+            listener(standing)

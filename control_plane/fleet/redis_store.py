@@ -4,7 +4,8 @@ Keys (all in one hash slot):
 
 * `{firstlight}:coldstarts:<model>`  list of ColdStartReport as JSON, newest first, capped
 * `{firstlight}:leader`              hash `owner`, `fence`; expires with the lease
-* `{firstlight}:leader:fence`        counter of grants, never deleted
+* `{firstlight}:leader:fence`        counter of reigns, never deleted
+* `{firstlight}:leader:last`         owner of the last reign, never deleted
 """
 
 import structlog
@@ -19,6 +20,7 @@ log = structlog.get_logger()
 
 _LEADER = "{firstlight}:leader"
 _FENCE = "{firstlight}:leader:fence"
+_LAST = "{firstlight}:leader:last"
 
 # KEYS: list · ARGV: report, cap
 _APPEND = """
@@ -26,12 +28,14 @@ redis.call('LPUSH', KEYS[1], ARGV[1])
 redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
 """
 
-# KEYS: leader, fence · ARGV: owner, ttl in ms → fence, or false while another owner has it
+# KEYS: leader, fence, last · ARGV: owner, ttl in ms → fence, or false while another owner has it
 _ACQUIRE = """
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if owner and owner ~= ARGV[1] then return false end
 if not owner then
-  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'fence', redis.call('INCR', KEYS[2]))
+  if redis.call('GET', KEYS[3]) ~= ARGV[1] then redis.call('INCR', KEYS[2]) end
+  redis.call('SET', KEYS[3], ARGV[1])
+  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'fence', redis.call('GET', KEYS[2]))
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return redis.call('HGET', KEYS[1], 'fence')
@@ -86,7 +90,7 @@ class RedisLeaderLease:
     async def acquire(self, owner: str, *, ttl_s: float) -> Leadership | None:
         with store_errors():
             fence = await self._acquire(
-                keys=[_LEADER, _FENCE], args=[owner, max(1, round(ttl_s * 1000))]
+                keys=[_LEADER, _FENCE, _LAST], args=[owner, max(1, round(ttl_s * 1000))]
             )
         return None if fence is None else Leadership(owner, int(fence))
 

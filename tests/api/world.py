@@ -54,6 +54,7 @@ class EdgeWorld:
         self.timelines = MemoryTimelineStore()
         self.metrics = Metrics()
         self.store_is_up = True
+        self.check_lead: Callable[[], None] = lambda: None
         self.keys = Keys(MemoryTenancyStore(), root_key=root_key)
         self.quotas = Quotas()
         self.usage = UsageLedger(MemoryUsageStore(), clock=world.clock)
@@ -79,6 +80,7 @@ class EdgeWorld:
             jobs=self.jobs.jobs,
             job_counts=lambda: self.jobs.dispatcher.counts,
             check_webhook=WebhookRules(has_secret=True).check,
+            check_lead=lambda: self.check_lead(),
             logbook=world.logbook,
             metrics=self.metrics,
             clock=world.clock,

@@ -1,6 +1,6 @@
 import asyncio
 
-from control_plane.fleet.leases import Leader, Leadership, MemoryLeaderLease
+from control_plane.fleet.leases import Leader, Leadership, MemoryLeaderLease, Standing
 from infra.errors import StoreUnavailable
 from infra.virtual_time import LoopClock, run_virtual
 
@@ -41,18 +41,19 @@ def test_a_leader_renews_and_hands_over_when_it_ends():
         clock = LoopClock()
         lease = MemoryLeaderLease(clock)
         first, second = (Leader(lease, name, clock=clock) for name in "ab")
-        reigns: list[bool] = []
+        reigns: list[Standing] = []
         first.subscribe(reigns.append)
         runs = [asyncio.create_task(it.run()) for it in (first, second)]
         await asyncio.sleep(300)
-        assert first.is_leading() and not second.is_leading()
+        assert (first.standing, second.standing) == (Standing.LEADS, Standing.FOLLOWS)
         assert (first.fence, second.fence) == (1, None)
         runs[0].cancel()
         await asyncio.wait(runs[:1])
         assert not first.is_leading()
         await asyncio.sleep(4)
         assert second.is_leading() and second.fence == 2
-        assert reigns == [True, False]
+        assert reigns == [Standing.LEADS, Standing.DOUBTS]
+        assert second.standing is Standing.LEADS
         runs[1].cancel()
         await asyncio.wait(runs)
 
@@ -70,10 +71,10 @@ def test_a_leader_whose_store_is_silent_steps_down_before_another_can_rise():
         await asyncio.sleep(5)
         assert leader.is_leading()
         await asyncio.sleep(5)
-        assert not leader.is_leading()
+        assert leader.standing is Standing.DOUBTS
         lease.is_down = False
         await asyncio.sleep(4)
-        assert leader.is_leading()
+        assert leader.is_leading() and leader.fence == 1, "nobody else did meanwhile"
         run.cancel()
         await asyncio.wait((run,))
 

@@ -90,3 +90,13 @@ async def test_a_lease_has_one_owner_and_every_new_owner_a_higher_fence(lease: L
     assert await lease.acquire("a", ttl_s=30) is None
     await lease.release(second)
     assert await lease.acquire("a", ttl_s=30) == Leadership("a", 3)
+
+
+async def test_who_gets_it_again_has_its_old_fence_unless_another_had_it(lease: LeaderLease):
+    first = await lease.acquire("a", ttl_s=0.02)
+    await asyncio.sleep(0.04)
+    assert await lease.acquire("a", ttl_s=0.02) == first
+    await asyncio.sleep(0.04)
+    assert await lease.acquire("b", ttl_s=0.02) == Leadership("b", 2)
+    await asyncio.sleep(0.04)
+    assert await lease.acquire("a", ttl_s=30) == Leadership("a", 3)

@@ -1,0 +1,148 @@
+"""Two control planes that share what is deployed: one leads, and what happens when it changes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import orjson
+
+from control_plane.activator.succession import Succession
+from control_plane.capacity.simulated import Script
+from control_plane.fleet.leases import Leader, Leadership, MemoryLeaderLease
+from infra.contracts.base import ModelName
+from infra.contracts.revision import ReplicaState
+from infra.errors import StoreUnavailable
+from infra.virtual_time import LoopClock, run_virtual
+from tests.activator.world import streams
+from tests.api.world import CHAT, EdgeWorld, Exchange
+from tests.fleet.world import World
+
+INVOKE = "/v1/chat/completions"
+LEASE_S = 10.0  # well within the 20 s that `until_leading` waits
+
+
+class Lease(MemoryLeaderLease):
+    """Shared by all; it can be out of reach for one of them."""
+
+    out_of_reach_for: str | None = None
+
+    async def acquire(self, owner: str, *, ttl_s: float) -> Leadership | None:
+        if owner == self.out_of_reach_for:
+            raise StoreUnavailable("it does not answer")
+        return await super().acquire(owner, ttl_s=ttl_s)
+
+
+@asynccontextmanager
+async def control_plane(name: str, lease: Lease, like: World | None) -> AsyncIterator[EdgeWorld]:
+    world = World()
+    if like is not None:
+        world.deployments._store = like.store
+    async with world:
+        edge = EdgeWorld(world)
+        leader = Leader(lease, name, clock=world.clock, ttl_s=LEASE_S)
+        succession = Succession(
+            leader, world.deployments, edge.lines, world.autoscaler, world.tasks
+        )
+        world.autoscaler._is_leading = succession.is_in_charge
+        edge.check_lead = succession.check
+        await leader.try_once()
+        await succession.begin()
+        world.tasks.start(leader.run(), name="leader")
+        yield edge
+        await edge.settled()
+        edge.check()
+
+
+def call(edge: EdgeWorld, **changes: object) -> Exchange:
+    return edge.start("POST", INVOKE, orjson.dumps(CHAT | changes))
+
+
+async def until_leading(edge: EdgeWorld) -> None:
+    for _ in range(200):
+        if (await edge.call("GET", "/v1/models")).status == 200:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("it does not lead")
+
+
+def test_who_follows_says_so_at_once_and_wakes_nothing() -> None:
+    async def main() -> None:
+        lease = Lease(LoopClock())
+        async with (
+            control_plane("one", lease, None) as one,
+            control_plane("two", lease, one.world) as two,
+        ):
+            await one.world.deploy("chat")
+            for exchange in (call(two), two.start("GET", "/v1/models")):
+                await exchange.done()
+                problem = exchange.problem()
+                assert (exchange.status, problem["error"]["code"]) == (503, "not_leader")
+                assert exchange.headers["retry-after"] == "2"
+            assert (await two.call("GET", "/healthz")).status == 200
+            assert two.is_asleep()
+            assert (await one.chat()).status == 200
+
+    run_virtual(main())
+
+
+def test_who_takes_over_knows_what_was_deployed_and_deleted_meanwhile() -> None:
+    async def main() -> None:
+        lease = Lease(LoopClock())
+        async with control_plane("one", lease, None) as one:
+            await one.world.deploy("old")
+            async with control_plane("two", lease, one.world) as two:
+                assert two.world.deployments.get(ModelName("old")) is not None
+                await one.world.deploy("chat")
+                await one.world.deployments.delete(ModelName("old"), now=one.world.now())
+                lease.out_of_reach_for = "one"
+
+                await until_leading(two)
+
+                assert (await two.chat()).status == 200
+                assert [it.model for it in two.world.deployments.all()] == ["chat"]
+
+    run_virtual(main())
+
+
+def test_who_loses_the_lead_sends_away_who_waits_finishes_what_runs_and_goes_to_zero() -> None:
+    async def main() -> None:
+        lease = Lease(LoopClock())
+        async with control_plane("one", lease, None) as one:
+            one.script = streams(80, seconds=0.5)
+            one.world.capacity.next_scripts.append(Script(drain_s=60))
+            limits = {"limits": {"max_concurrency": 1}, "timeouts": {"queue": 600}}
+            await one.world.deploy("chat", scaling={"grace": 3600, "max": 1}, **limits)
+            runs = call(one, stream=True)
+            await one.world.until(lambda: one.replicas.running)
+            waits = call(one)
+            await one.settled()
+            async with control_plane("two", lease, one.world):
+                lease.out_of_reach_for = "one"
+                await asyncio.sleep(LEASE_S + 4)
+                assert not waits.task.done(), "in doubt, nobody is sent away"
+                lease.out_of_reach_for = None
+                await waits.done()
+                assert waits.problem()["error"]["code"] == "not_leader"
+                await runs.done()
+                assert runs.content.count(b"data: ") == 80
+                assert ReplicaState.READY not in one.world.alive()
+                await one.world.until(lambda: not one.world.alive())
+
+    run_virtual(main())
+
+
+def test_while_nobody_knows_who_leads_what_runs_is_used() -> None:
+    async def main() -> None:
+        lease = Lease(LoopClock())
+        async with control_plane("one", lease, None) as one:
+            await one.world.deploy("chat", scaling={"grace": 15})
+            await one.chat()
+            lease.out_of_reach_for = "one"
+            await asyncio.sleep(10 * LEASE_S)
+            assert (await one.chat()).status == 200
+            assert one.world.started() == 1, "and nothing is stopped"
+            lease.out_of_reach_for = None
+            await one.world.until(lambda: not one.world.alive())
+            assert (await one.chat()).status == 200
+
+    run_virtual(main())
