@@ -184,10 +184,16 @@ class PlatformClient:
         content = self._call("POST", f"{_model_path(name)}/invoke", json=body, headers=headers)
         return _parsed(JobStatus, content)
 
-    def jobs(self, *, model: str | None, state: str | None, last: int) -> list[JobStatus]:
+    def jobs(
+        self, *, model: str | None, state: str | None, tenant: str | None, last: int
+    ) -> list[JobStatus]:
         """The newest jobs that match, page by page."""
         found: list[JobStatus] = []
-        asked: dict[str, str | int | None] = {"model": model, "state": state}
+        asked: dict[str, str | int | None] = {
+            "model": model,
+            "state": state,
+            "tenant": tenant,
+        }
         while len(found) < last:
             asked["limit"] = min(last - len(found), _JOBS_A_PAGE)
             page = _parsed(JobList, self._call("GET", "/v1/jobs", params=_given(asked)))

@@ -34,12 +34,15 @@ def _ls(
     state: Annotated[
         JobState | None, typer.Option(help="In this state.", show_default=False)
     ] = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="Of this tenant; an admin's affair.", show_default=False)
+    ] = None,
     last: Annotated[int, typer.Option(help="How many, the newest.", min=1)] = 20,
     json: Json = False,
 ) -> None:
     """List jobs, the newest first."""
     session = session_of(context)
-    found = session.platform.jobs(model=model, state=state, last=last)
+    found = session.platform.jobs(model=model, state=state, tenant=tenant, last=last)
     if json:
         session.print_json(f"[{','.join(job.model_dump_json() for job in found)}]")
     elif found:

@@ -16,9 +16,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Leadership:
-    """A granted lease. `fence` grows with every grant to another owner, so that whoever acts
-    under an older one can be told apart and refused.
-    """
+    """A granted lease. `fence` grows with every grant to another owner: it numbers the reigns."""
 
     owner: str
     fence: int
@@ -34,10 +32,6 @@ class LeaderLease(Protocol):
 
     async def release(self, leadership: Leadership) -> None:
         """Gives the lease back, if it is still this one; may be repeated."""
-        ...
-
-    async def is_current(self, fence: int) -> bool:
-        """Whether no later fence was ever granted."""
         ...
 
 
@@ -65,9 +59,6 @@ class MemoryLeaderLease:
     async def release(self, leadership: Leadership) -> None:
         if self._held == leadership:
             self._held = None
-
-    async def is_current(self, fence: int) -> bool:
-        return fence == self._fence
 
 
 class Standing(StrEnum):

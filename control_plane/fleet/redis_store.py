@@ -98,11 +98,6 @@ class RedisLeaderLease:
         with store_errors():
             await self._release(keys=[_LEADER], args=[leadership.owner, leadership.fence])
 
-    async def is_current(self, fence: int) -> bool:
-        with store_errors():
-            latest = await self._redis.get(_FENCE)
-        return latest is not None and int(latest) == fence
-
 
 def _reports_key(model: ModelName) -> str:
     return f"{{firstlight}}:coldstarts:{model}"

@@ -1,5 +1,6 @@
 """Where the bodies of answers are: small ones with the job, large ones in the object store."""
 
+import re
 from dataclasses import dataclass
 
 from control_plane.queue.executor import Answered
@@ -9,6 +10,9 @@ from infra.contracts.base import JobId
 from infra.objectstore.port import ObjectStore
 
 INLINE_BYTES = 64 << 10
+
+_FOLDER = "jobs"
+_KEY = re.compile(rf"{_FOLDER}/(?P<job_id>job_[0-9a-f]+)\.(?P<attempt>[0-9]{{1,9}})")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,32 @@ class Answers:
             return b""
         return await self.store.answer(job.job_id, tenant=job.tenant)
 
+    async def collect(self, *, after: str, count: int) -> tuple[str, int]:
+        """Drops objects that are nobody's answer: their process died before the job heard of them.
+
+        Looks at up to `count`; returns the key to go on `after` ("" when all were seen) and how
+        many it dropped. Raises StoreUnavailable.
+        """
+        keys = await self.objects.keys(_FOLDER, after=after, count=count)
+        dropped = 0
+        for key in keys:
+            if await self._is_nobodys(key):
+                await self.objects.delete(key)
+                dropped += 1
+        return (keys[-1] if len(keys) == count else ""), dropped
+
+    async def _is_nobodys(self, key: str) -> bool:
+        """An attempt of a job that is not over may still finish with it."""
+        named = _KEY.fullmatch(key)
+        if named is None:
+            return False
+        job = await self.store.get(JobId(named["job_id"]), tenant=None)
+        if job is None:
+            return True
+        is_answer = job.answer is not None and job.answer.is_stored
+        is_its = is_answer and job.winner == int(named["attempt"])
+        return job.state.is_over and not is_its
+
     async def forget(self, job: Job) -> None:
         """Drops what the object store has of a job."""
         if job.answer is not None and job.answer.is_stored:
@@ -52,4 +82,4 @@ class Answers:
 
 
 def _key(job_id: JobId, attempt: int) -> str:
-    return f"jobs/{job_id}.{attempt}"
+    return f"{_FOLDER}/{job_id}.{attempt}"

@@ -67,11 +67,11 @@ class MemoryJobStore:
         self._due[job.job_id] = now
         return Accepted(job, is_new=True)
 
-    async def get(self, job_id: JobId, *, tenant: TenantName) -> Job | None:
+    async def get(self, job_id: JobId, *, tenant: TenantName | None) -> Job | None:
         job = self._jobs.get(job_id)
-        return job if job is not None and job.tenant == tenant else None
+        return job if job is not None and tenant in {None, job.tenant} else None
 
-    async def answer(self, job_id: JobId, *, tenant: TenantName) -> bytes | None:
+    async def answer(self, job_id: JobId, *, tenant: TenantName | None) -> bytes | None:
         return self._answers.get(job_id) if await self.get(job_id, tenant=tenant) else None
 
     async def page(
@@ -96,14 +96,14 @@ class MemoryJobStore:
             last = job_id
         return Page(tuple(found), last if len(scanned) == MOST_SCANNED else None)
 
-    async def cancel(self, job_id: JobId, *, tenant: TenantName, now: float) -> Job | None:
+    async def cancel(self, job_id: JobId, *, tenant: TenantName | None, now: float) -> Job | None:
         job = await self.get(job_id, tenant=tenant)
         if job is not None and not job.state.is_over:
             job = self._move(job, JobState.CANCELLED, now)
         return job
 
     async def redrive(
-        self, job_id: JobId, *, tenant: TenantName, deadline_at: float, now: float
+        self, job_id: JobId, *, tenant: TenantName | None, deadline_at: float, now: float
     ) -> Job | None:
         job = await self.get(job_id, tenant=tenant)
         if job is None or job.state is not JobState.FAILED:

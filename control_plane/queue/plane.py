@@ -4,6 +4,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from control_plane.queue.answers import Answers
+from control_plane.queue.collector import Collector
 from control_plane.queue.courier import Courier
 from control_plane.queue.dispatcher import AnsweredListener, Dispatcher
 from control_plane.queue.executor import Executor
@@ -36,6 +37,7 @@ class JobPlane:
         self._meters = JobMeters.on(metrics)
         self._couriers: list[Courier] = []
         answers = Answers(store, objects)
+        self._collector = Collector(answers, is_leading=is_leading)
         self.dispatcher = Dispatcher(
             store,
             answers,
@@ -68,5 +70,5 @@ class JobPlane:
 
     def loops(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
         """What has to run, by name."""
-        loops = [("jobs", self.dispatcher.run())]
+        loops = [("jobs", self.dispatcher.run()), ("answers", self._collector.run())]
         return loops + [("webhooks", courier.run()) for courier in self._couriers]

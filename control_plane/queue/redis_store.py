@@ -96,11 +96,11 @@ class RedisJobStore:
             case _:
                 raise jobs_full(int(found), self._policy)
 
-    async def get(self, job_id: JobId, *, tenant: TenantName) -> Job | None:
-        return _job_or_none(await self._call("get", 0, job_id, tenant))
+    async def get(self, job_id: JobId, *, tenant: TenantName | None) -> Job | None:
+        return _job_or_none(await self._call("get", 0, job_id, tenant or ""))
 
-    async def answer(self, job_id: JobId, *, tenant: TenantName) -> bytes | None:
-        body: bytes | None = await self._call("answer", 0, job_id, tenant)
+    async def answer(self, job_id: JobId, *, tenant: TenantName | None) -> bytes | None:
+        body: bytes | None = await self._call("answer", 0, job_id, tenant or "")
         return body
 
     async def page(
@@ -119,13 +119,14 @@ class RedisJobStore:
             tuple(map(_job, found)), None if following is None else JobId(following.decode())
         )
 
-    async def cancel(self, job_id: JobId, *, tenant: TenantName, now: float) -> Job | None:
-        return _job_or_none(await self._call("cancel", now, job_id, tenant))
+    async def cancel(self, job_id: JobId, *, tenant: TenantName | None, now: float) -> Job | None:
+        return _job_or_none(await self._call("cancel", now, job_id, tenant or ""))
 
     async def redrive(
-        self, job_id: JobId, *, tenant: TenantName, deadline_at: float, now: float
+        self, job_id: JobId, *, tenant: TenantName | None, deadline_at: float, now: float
     ) -> Job | None:
-        return _job_or_none(await self._call("redrive", now, job_id, tenant, _ms(deadline_at)))
+        found = await self._call("redrive", now, job_id, tenant or "", _ms(deadline_at))
+        return _job_or_none(found)
 
     # -- consumers -----------------------------------------------------------------------------
 

@@ -42,7 +42,8 @@ class Order:
 
 
 class Jobs:
-    """Every method raises StoreUnavailable, and those with an id JobNotFound.
+    """Every method raises StoreUnavailable, and those with an id JobNotFound; to `tenant` None, an
+    admin, they find everybody's.
 
     `waits` and `abort` are the dispatcher's.
     """
@@ -88,7 +89,7 @@ class Jobs:
             self._waits(order.model)
         return accepted
 
-    async def get(self, job_id: str, *, tenant: TenantName) -> Job:
+    async def get(self, job_id: str, *, tenant: TenantName | None) -> Job:
         job = await self._store.get(_checked(job_id), tenant=tenant)
         return _found(job, job_id)
 
@@ -107,7 +108,7 @@ class Jobs:
             tenant=tenant, model=model, state=state, after=last, count=count
         )
 
-    async def cancel(self, job_id: str, *, tenant: TenantName) -> Job:
+    async def cancel(self, job_id: str, *, tenant: TenantName | None) -> Job:
         """Ends a job, and its execution; raises JobOver where it ended in another way."""
         now = self._clock.now()
         job = _found(await self._store.cancel(_checked(job_id), tenant=tenant, now=now), job_id)
@@ -116,7 +117,7 @@ class Jobs:
         self._abort(job.job_id)
         return job
 
-    async def redrive(self, job_id: str, *, tenant: TenantName) -> Job:
+    async def redrive(self, job_id: str, *, tenant: TenantName | None) -> Job:
         """Queues a failed job again, with as much time as it had; raises JobOver for others."""
         job, now = await self.get(job_id, tenant=tenant), self._clock.now()
         deadline_at = now + job.deadline_at - job.created_at
@@ -129,7 +130,7 @@ class Jobs:
         self._waits(redriven.model)
         return redriven
 
-    async def answer(self, job_id: str, *, tenant: TenantName) -> tuple[Job, bytes]:
+    async def answer(self, job_id: str, *, tenant: TenantName | None) -> tuple[Job, bytes]:
         """A job that is over, with the body of its answer; b"" if it failed.
 
         Raises JobNotOver, and JobWithoutAnswer if it was cancelled or expired.

@@ -85,7 +85,7 @@ class JobStore(Protocol):
     """Every method is atomic and may be repeated: StoreUnavailable says that it is not known
     whether the change was made, and repeating it finds out.
 
-    A job of another tenant is as one that is not there.
+    A job of another tenant is as one that is not there; to `tenant` None it is there.
     """
 
     @property
@@ -100,9 +100,9 @@ class JobStore(Protocol):
         """
         ...
 
-    async def get(self, job_id: JobId, *, tenant: TenantName) -> Job | None: ...
+    async def get(self, job_id: JobId, *, tenant: TenantName | None) -> Job | None: ...
 
-    async def answer(self, job_id: JobId, *, tenant: TenantName) -> bytes | None:
+    async def answer(self, job_id: JobId, *, tenant: TenantName | None) -> bytes | None:
         """The body of an answer that is not in the object store."""
         ...
 
@@ -118,12 +118,12 @@ class JobStore(Protocol):
         """Jobs that match; looks at MOST_SCANNED at a time, so a page may be short of `count`."""
         ...
 
-    async def cancel(self, job_id: JobId, *, tenant: TenantName, now: float) -> Job | None:
+    async def cancel(self, job_id: JobId, *, tenant: TenantName | None, now: float) -> Job | None:
         """Ends a job that is not over; the job as it is then."""
         ...
 
     async def redrive(
-        self, job_id: JobId, *, tenant: TenantName, deadline_at: float, now: float
+        self, job_id: JobId, *, tenant: TenantName | None, deadline_at: float, now: float
     ) -> Job | None:
         """Queues a failed job again with all its attempts; the job as it is then."""
         ...

@@ -1,14 +1,17 @@
 """Values as files of one folder."""
 
 import asyncio
+import heapq
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from infra.errors import StoreUnavailable
 from infra.objectstore.port import checked
+
+_FRESH = ".new-"
+_WRITES = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 class FolderObjects:
@@ -26,21 +29,24 @@ class FolderObjects:
     async def delete(self, key: str) -> None:
         await asyncio.to_thread(self._delete, self._path(key))
 
+    async def keys(self, folder: str, *, after: str, count: int) -> tuple[str, ...]:
+        return await asyncio.to_thread(self._keys, folder, after, count)
+
     def _path(self, key: str) -> Path:
         return self._folder / checked(key)
 
     def _put(self, path: Path, data: bytes) -> None:
         with _store_errors():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+            fresh = _fresh(path)
             try:
-                with os.fdopen(descriptor, "wb") as file:
+                with os.fdopen(os.open(fresh, _WRITES, 0o600), "wb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                Path(name).replace(path)
+                fresh.replace(path)
             except BaseException:
-                Path(name).unlink(missing_ok=True)
+                fresh.unlink(missing_ok=True)
                 raise
             _sync_folder(path.parent)
 
@@ -54,6 +60,22 @@ class FolderObjects:
     def _delete(self, path: Path) -> None:
         with _store_errors():
             path.unlink(missing_ok=True)
+            _fresh(path).unlink(missing_ok=True)
+
+    def _keys(self, folder: str, after: str, count: int) -> tuple[str, ...]:
+        with _store_errors():
+            try:
+                with os.scandir(self._path(folder)) as found:
+                    names = {it.name.removeprefix(_FRESH) for it in found}
+            except FileNotFoundError:
+                return ()
+        keys = (f"{folder}/{name}" for name in names)
+        return tuple(heapq.nsmallest(count, (key for key in keys if key > after)))
+
+
+def _fresh(path: Path) -> Path:
+    """What is not whole yet: beside the value, so that one rename makes it one."""
+    return path.with_name(f"{_FRESH}{path.name}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -23,6 +23,11 @@ class MemoryObjects:
         self._check()
         self.values.pop(checked(key), None)
 
+    async def keys(self, folder: str, *, after: str, count: int) -> tuple[str, ...]:
+        self._check()
+        there = (it for it in self.values if it.rpartition("/")[0] == folder and it > after)
+        return tuple(sorted(there)[:count])
+
     def _check(self) -> None:
         if not self.is_up:
             raise StoreUnavailable("the store of results is down")

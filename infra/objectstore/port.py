@@ -18,7 +18,12 @@ class ObjectStore(Protocol):
         ...
 
     async def delete(self, key: str) -> None:
-        """Takes a value away, if there is one."""
+        """Takes a value away, if there is one, and what a put that was cut short has left of it."""
+        ...
+
+    async def keys(self, folder: str, *, after: str, count: int) -> tuple[str, ...]:
+        """Up to `count` keys of a folder without folders, in order, those after `after` ("": all);
+        also those of which only a put that was cut short has left something."""
         ...
 
 

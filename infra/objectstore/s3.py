@@ -36,6 +36,19 @@ class S3Objects:
     async def delete(self, key: str) -> None:
         await asyncio.to_thread(self._call, "delete_object", key)
 
+    async def keys(self, folder: str, *, after: str, count: int) -> tuple[str, ...]:
+        return await asyncio.to_thread(self._keys, folder, after, count)
+
+    def _keys(self, folder: str, after: str, count: int) -> tuple[str, ...]:
+        start = self._address(after)["Key"] if after else ""
+        prefix = self._address(folder)["Key"] + "/"
+        with _s3_errors():
+            found = self._client.list_objects_v2(
+                Bucket=self._bucket, Prefix=prefix, StartAfter=start, MaxKeys=count
+            )
+        names = (it["Key"].removeprefix(prefix) for it in found.get("Contents", ()))
+        return tuple(f"{folder}/{name}" for name in names)
+
     def _get(self, key: str) -> bytes | None:
         with _s3_errors():
             try:

@@ -18,7 +18,7 @@ from infra.contracts.job import JobStatus
 from infra.contracts.tenancy import TenantName
 from infra.errors import ReplicaLost
 from tests.activator.world import says
-from tests.api.test_tenants import Headers, counting, deploy, with_keys
+from tests.api.test_tenants import ROOT, Headers, counting, deploy, with_keys
 from tests.api.world import KEEP_S, WEBHOOK_SECRET, EdgeWorld, Exchange, scenario
 from tests.fleet.makers import a_spec
 
@@ -405,6 +405,20 @@ async def test_a_job_of_another_tenant_is_a_404_everywhere(
     same = await leave(edge, path="/v1/models/shared/invoke", **beta, idempotency_key="k")
     other = await leave(edge, path="/v1/models/shared/invoke", **acme, idempotency_key="k")
     assert same.json()["id"] != other.json()["id"], "keys of tenants do not mix"
+
+
+@with_keys
+async def test_an_admin_sees_everybodys_jobs(edge: EdgeWorld, acme: Headers, beta: Headers) -> None:
+    await deploy(edge, acme, "shared", shared=True)
+    job_id = (await leave(edge, path="/v1/models/shared/invoke", **acme)).json()["id"]
+    listed = await edge.call("GET", "/v1/jobs?tenant=acme", headers=ROOT)
+    assert [job["id"] for job in listed.json()["data"]] == [job_id]
+    assert (await edge.call("GET", "/v1/jobs", headers=ROOT)).json()["data"] == []
+    forbidden = await edge.call("GET", "/v1/jobs?tenant=acme", headers=beta)
+    assert (forbidden.status, forbidden.problem()["type"]) == (403, "/problems/forbidden")
+    assert (await edge.call("GET", f"/v1/jobs/{job_id}", headers=ROOT)).status == 200
+    cancelled = await edge.call("DELETE", f"/v1/jobs/{job_id}", headers=ROOT)
+    assert cancelled.json()["state"] == "cancelled"
 
 
 async def slow_counting(request: ReplicaRequest, wire: Wire) -> None:

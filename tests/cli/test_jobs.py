@@ -57,7 +57,8 @@ def test_jobs_are_listed_with_what_went_wrong(run: Run, platform: FakePlatform) 
     data = [job.model_dump(mode="json") for job in (JOB, DEAD)]
     platform.answer("GET /v1/jobs", as_json({"data": data, "next": None}))
 
-    lines = run("jobs", "ls", "--model", "chat", "--state", "failed").out.splitlines()
+    asked = ("--model", "chat", "--state", "failed", "--tenant", "acme")
+    lines = run("jobs", "ls", *asked).out.splitlines()
 
     assert [line.split()[:4] for line in lines] == [
         ["JOB", "MODEL", "STATE", "ATTEMPTS"],
@@ -68,6 +69,7 @@ def test_jobs_are_listed_with_what_went_wrong(run: Run, platform: FakePlatform) 
     assert dict(platform.requests[0].url.params) == {
         "model": "chat",
         "state": "failed",
+        "tenant": "acme",
         "limit": "20",
     }
 

@@ -44,6 +44,26 @@ async def test_a_value_is_there_until_it_is_deleted(objects: ObjectStore):
     assert await objects.get(KEY) is None
 
 
+async def test_keys_of_a_folder_come_in_order_a_few_at_a_time(objects: ObjectStore):
+    assert await objects.keys("jobs", after="", count=9) == ()
+    kept = [f"jobs/job_{number:02}.1" for number in range(5)]
+    for key in (*reversed(kept), "elsewhere/x"):
+        await objects.put(key, b"x")
+    first = await objects.keys("jobs", after="", count=3)
+    assert first == tuple(kept[:3])
+    assert await objects.keys("jobs", after=first[-1], count=3) == tuple(kept[3:])
+
+
+async def test_what_a_put_that_was_cut_short_left_is_listed_and_deleted(tmp_path: Path):
+    folder = FolderObjects(tmp_path)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / ".new-job_0123.1").write_bytes(b"half")
+    assert await folder.get(KEY) is None
+    assert await folder.keys("jobs", after="", count=9) == (KEY,)
+    await folder.delete(KEY)
+    assert list((tmp_path / "jobs").iterdir()) == []
+
+
 @pytest.mark.parametrize("key", ["../x", "a/../b", "/etc/passwd", "a//b", "a/.", "", "A", "a/..b/"])
 async def test_keys_that_lead_elsewhere_are_defects(objects: ObjectStore, key: str):
     with pytest.raises(AssertionError):

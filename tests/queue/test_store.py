@@ -366,6 +366,19 @@ async def test_a_job_of_another_tenant_is_as_one_that_is_not_there(store: JobSto
     assert page == Page((), None)
 
 
+async def test_to_who_asks_for_no_tenant_everybodys_jobs_are_there(store: JobStore):
+    job = await running(store, a_job(tenant=US))
+    assert await store.get(job.job_id, tenant=None) == job
+    await store.finish(job.job_id, 1, an_answer(), b"told", now=T0)
+    assert await store.answer(job.job_id, tenant=None) == b"told"
+    other = await accepted(store, a_job(2, tenant=THEM))
+    ended = await store.cancel(other.job_id, tenant=None, now=T0)
+    assert ended is not None and ended.state is JobState.CANCELLED
+    again = await store.redrive(other.job_id, tenant=None, deadline_at=T0, now=T0)
+    assert again is not None and again.state is JobState.CANCELLED, "found, and no failed one"
+    assert await store.get(a_job(3).job_id, tenant=None) is None
+
+
 async def test_pages_go_from_new_to_old_and_meet_every_job_once(store: JobStore):
     for number in range(1, 8):
         model = ModelName("other") if number % 2 else CHAT
