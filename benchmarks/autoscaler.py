@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import gc
+import random
 import statistics
 import sys
 import time
@@ -78,43 +79,56 @@ class _Clock:
 
 
 async def measure_ticks(models: int, replicas: int, *, busy: float, ticks: int = 70) -> list[float]:
-    """Seconds of each tick over a fleet that serves; the windows are full at the last ones."""
-    clock, tasks = _Clock(), TaskSet()
+    """Seconds of each tick over a fleet that serves; the windows are full at the last ones.
+
+    `busy` models are asked for at every tick, about as much as their replicas carry; the others
+    keep their replicas and are not asked for.
+    """
+    clock, tasks, dice = _Clock(), TaskSet(), random.Random(0)
     deployments = Deployments(
         MemoryDeploymentStore(), KnownSources({SOURCE: (a_source(), some_facts())})
     )
     fleet, demand = Fleet(), DemandTable(clock)
     machines = Machines(NoMachines(), fleet, clock=clock, tasks=tasks)
     reconciler = Reconciler(fleet, machines, clock=clock, token=lambda _: "t")
-    autoscaler = Autoscaler(deployments, fleet, reconciler, clock=clock)
+    is_set_up = False
+    autoscaler = Autoscaler(
+        deployments, fleet, reconciler, clock=clock, is_leading=lambda: is_set_up
+    )
     autoscaler.watch(demand)
-    each = replicas // models
+    each, asked = replicas // models, int(models * busy)
     scaling = {"max": each + 4, "target_concurrency": 8}
+    idle = {**scaling, "min": each}
     revisions = [
-        await deployments.deploy(a_spec(f"m{number}", scaling=scaling), now=clock.now())
+        await deployments.deploy(
+            a_spec(f"m{number}", scaling=scaling if number < asked else idle), now=clock.now()
+        )
         for number in range(models)
     ]
     for node in range(max(1, replicas // 1000)):
         fleet.join(_node(f"n{node}", clock.now()))
     for number, revision in enumerate(revisions):
         _serve(fleet, revision, each, f"n{number * each // 1000}", clock.now())
+    is_set_up = True
+    at_once = each * 8 - 4
     gc.freeze()  # as a process that has settled does
     seconds = []
     for tick in range(ticks):
-        for number in range(int(models * busy)):  # a request comes, another one goes
+        for number in range(asked):
             meter = demand.meter(revisions[number].name)
-            for _ in range(each * 8 if tick == 0 else 1):
+            for _ in range(at_once if tick == 0 else 1):  # one comes, another one goes
                 meter.arrive(now=clock.now())
                 meter.dispatch(now=clock.now())
             if tick:
                 meter.leave(was_in_flight=True, now=clock.now())
-        clock.at += 1.0
+        clock.at += dice.uniform(0.99, 1.01)
         began = time.perf_counter()
         autoscaler.tick(clock.now())
         seconds.append(time.perf_counter() - began)
     reconciler.close()
     await tasks.close()
-    assert len(fleet.replicas()) == each * models, "nothing was to change"
+    standing = {reconciler.desired(revision.name) for revision in revisions}
+    assert standing == {each}, "nothing was to change"
     return seconds[-10:]
 
 

@@ -26,14 +26,22 @@ class Line:
 
     One clock runs while no replica is usable (cold), another while some are (queue), so that each
     request's patience for the one is not used up by the other. `wake` is called when the first
-    request waits at no usable replica, and again when the last usable replica goes.
+    request waits at no usable replica, and again when the last usable replica goes; `changed` at
+    every change of the demand.
     """
 
-    def __init__(self, revision: Revision, *, clock: Clock, wake: Wake) -> None:
+    def __init__(
+        self,
+        revision: Revision,
+        *,
+        clock: Clock,
+        wake: Wake,
+        changed: Callable[[], object] = lambda: None,
+    ) -> None:
         self.revision = revision
         self._clock = clock
         self._wake = wake
-        self._meter = DemandMeter()
+        self._meter = DemandMeter(changed)
         self._slots: dict[ReplicaId, Slot] = {}
         self._usable: list[Slot] = []  # of the slots, those that may be given requests
         self._queue = TicketQueue()

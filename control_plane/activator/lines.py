@@ -1,5 +1,8 @@
 """The waiting line of every revision, kept in step with deployments and the fleet."""
 
+from collections.abc import Collection
+from functools import partial
+
 from control_plane.activator.bulletin import Bulletin
 from control_plane.activator.line import Line, Wake
 from control_plane.activator.ticket import Ticket
@@ -33,6 +36,7 @@ class Lines:
         self._by_model: dict[ModelName, dict[RevisionName, Line]] = {}
         self._bulletins: dict[RevisionName, Bulletin] = {}
         self._deleted: set[RevisionName] = set()  # of the lines, those that finish and are gone
+        self._changed: set[RevisionName] = set()
         deployments.subscribe(self._deployment_changed)
         fleet.subscribe(self._replica_changed)
 
@@ -80,6 +84,12 @@ class Lines:
         line = self._lines.get(revision)
         return _NOTHING if line is None else line.demand()
 
+    def changed(self) -> Collection[RevisionName]:
+        """See DemandSource."""
+        changed = tuple(self._changed)
+        self._changed.clear()
+        return changed
+
     def demand_of(self, model: ModelName) -> Demand:
         """The load of all revisions of a model that still have any."""
         loads = [line.demand() for line in self._by_model.get(model, {}).values()]
@@ -117,7 +127,12 @@ class Lines:
     def _line(self, revision: Revision) -> Line:
         line = self._lines.get(revision.name)
         if line is None:
-            line = Line(revision, clock=self._clock, wake=self._wake)
+            line = Line(
+                revision,
+                clock=self._clock,
+                wake=self._wake,
+                changed=partial(self._changed.add, revision.name),
+            )
             line.set_ready(self._fleet.ready(revision.name))
             self._lines[revision.name] = line
             self._by_model.setdefault(revision.model, {})[revision.name] = line

@@ -5,7 +5,7 @@ from control_plane.autoscaler.window import Load
 
 
 def wanted_concurrency(
-    load: Load | None, demand: Demand, *, service_s: float | None, cold_start_s: float
+    load: Load | None, demand: Demand, service_s: float | None, cold_start_s: float
 ) -> float:
     """The concurrency to size for, from the means of a window and what waits now.
 
@@ -24,9 +24,10 @@ def wanted_concurrency(
     at_once = float(demand.concurrency) if load is None else load.concurrency
     if service_s is None:
         return at_once
-    stock = demand.waiting * min(1.0, service_s / cold_start_s) if cold_start_s > 0 else 0.0
-    stream = demand.in_flight if load is None else load.arrivals_per_s * service_s
-    return min(at_once, stream + stock)
+    wanted = demand.in_flight if load is None else load.arrivals_per_s * service_s
+    if demand.waiting and cold_start_s > 0:
+        wanted += demand.waiting * min(1.0, service_s / cold_start_s)
+    return min(at_once, wanted)
 
 
 def service_time_s(load: Load | None, demand: Demand, *, known_s: float | None) -> float | None:
@@ -36,7 +37,7 @@ def service_time_s(load: Load | None, demand: Demand, *, known_s: float | None) 
     """
     if load is None:
         return known_s
-    if load.executed > 0:
+    if load.executed >= 1:  # a part of one says nothing
         return load.executing_s / load.executed
     if known_s is None or demand.in_flight == 0:
         return known_s

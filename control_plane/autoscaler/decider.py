@@ -13,6 +13,8 @@ from typing import NamedTuple
 from control_plane.autoscaler.demand import Demand
 from infra.contracts.model_spec import Scaling
 
+NOISE = 1e-6  # of a mean over the target: rounding is no replica
+
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
@@ -79,7 +81,7 @@ def decide(
     4. never fewer while a replica loads, unless its revision is superseded and nobody waits for
        it; never more than the maximum.
     """
-    least = _least(scaling, observed)
+    least = least_replicas(scaling, observed)
     demand = observed.demand
     if demand is None or not math.isfinite(demand.request_seconds):
         kept = min(max(observed.desired, least), scaling.max)
@@ -95,7 +97,8 @@ def decide(
     return _bounded(decision, least, scaling.max)
 
 
-def _least(scaling: Scaling, observed: Observed) -> int:
+def least_replicas(scaling: Scaling, observed: Observed) -> int:
+    """What is kept whatever the demand."""
     return 0 if observed.is_superseded else min(max(scaling.min, observed.scheduled), scaling.max)
 
 
@@ -135,7 +138,7 @@ def _under_load(
     stable_mean = _or_now(observed.stable_mean, demand)
     panic_mean = _or_now(observed.panic_mean, demand)
     most = math.ceil(tuning.most_growth * started)
-    fewest = max(1, math.floor(observed.ready / tuning.most_shrink))
+    fewest = fewest_under_load(observed.ready, tuning)
     stable = _clamp(_replicas_for(stable_mean, scaling.target_concurrency), fewest, most)
     burst = _clamp(_replicas_for(panic_mean, scaling.target_concurrency), fewest, most)
     is_burst = burst / started >= tuning.panic_threshold
@@ -149,6 +152,11 @@ def _under_load(
     if replicas > stable:
         reason += f", and {replicas} were needed a moment ago"
     return Decision(replicas, reason, panic)
+
+
+def fewest_under_load(ready: int, tuning: Tuning) -> int:
+    """What one decision leaves at least while something is asked for."""
+    return max(1, math.floor(ready / tuning.most_shrink))
 
 
 def _next_panic(
@@ -173,7 +181,7 @@ def _or_now(mean: float | None, demand: Demand) -> float:
 def _replicas_for(mean: float | None, target: float) -> int:
     if mean is None or not math.isfinite(mean) or mean <= 0:
         return 0
-    return math.ceil(mean / target - 1e-9)  # 1e-9: float noise of the mean is no replica
+    return math.ceil(mean / target - NOISE)
 
 
 def _clamp(value: int, low: int, high: int) -> int:

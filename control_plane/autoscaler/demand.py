@@ -1,5 +1,6 @@
 """What is asked of a revision: the value, the port that tells it, and a meter to count it."""
 
+from collections.abc import Callable, Collection
 from typing import NamedTuple, Protocol
 
 from infra.contracts.base import RevisionName
@@ -50,17 +51,38 @@ class DemandSource(Protocol):
         """
         ...
 
+    def changed(self) -> Collection[RevisionName]:
+        """Of which revisions requests arrived, left, or moved since this was called last.
+
+        Those of which that is not known are among them.
+        """
+        ...
+
 
 class DemandMeter:
     """Counts one revision's requests for a DemandSource.
 
     A request arrives once, is dispatched as often as it is tried, and leaves once; `leave` says
-    where it was when it left.
+    where it was when it left. Each of them calls `changed`.
     """
 
-    def __init__(self) -> None:
+    __slots__ = (
+        "_arrivals",
+        "_changed",
+        "_executed",
+        "_executing_seconds",
+        "_idled",
+        "_integrated_to",
+        "_last_active_at",
+        "_request_seconds",
+        "in_flight",
+        "waiting",
+    )
+
+    def __init__(self, changed: Callable[[], object] = lambda: None) -> None:
         self.in_flight = 0
         self.waiting = 0
+        self._changed = changed
         self._last_active_at: float | None = None
         self._request_seconds = 0.0
         self._executing_seconds = 0.0
@@ -71,6 +93,7 @@ class DemandMeter:
 
     def arrive(self, *, now: float) -> None:
         """A request waits."""
+        self._changed()
         self._integrate(now)
         if self._last_active_at is not None and not self.in_flight and not self.waiting:
             self._end_idle_time(self._last_active_at, now)
@@ -80,18 +103,21 @@ class DemandMeter:
 
     def dispatch(self, *, now: float) -> None:
         """A waiting request goes to a replica."""
+        self._changed()
         self._integrate(now)
         self.waiting -= 1
         self.in_flight += 1
 
     def retry(self, *, now: float) -> None:
         """An in-flight request waits again."""
+        self._changed()
         self._integrate(now)
         self.in_flight -= 1
         self.waiting += 1
 
     def leave(self, *, was_in_flight: bool, now: float) -> None:
         """A request is over, however it ended."""
+        self._changed()
         self._integrate(now)
         if was_in_flight:
             self.in_flight -= 1

@@ -14,6 +14,8 @@ _REMEMBERED = 5  # cold starts; of so many the median follows a change after thr
 class Experience:
     """Learns from what happens to one revision; its successor begins with a copy."""
 
+    __slots__ = ("_climbs", "_settled", "_waits", "cold_start_s", "keep_alive", "service_s")
+
     def __init__(
         self,
         keep_alive: KeepAlive | None = None,
@@ -26,13 +28,9 @@ class Experience:
         self.service_s = service_s
         self._climbs = deque(climbs, maxlen=_REMEMBERED)
         self._waits = deque(waits, maxlen=_REMEMBERED)
-        self._cold_start_s = self._typical_climb_s()
+        # machine time of a typical cold start: a place on a node is taken and serves nobody
+        self.cold_start_s = self._typical_climb_s()
         self._settled: IdleTime | None = None
-
-    @property
-    def cold_start_s(self) -> float:
-        """Machine time of a typical cold start: a place on a node is taken and serves nobody."""
-        return self._cold_start_s
 
     @property
     def lead_s(self) -> float:
@@ -50,7 +48,7 @@ class Experience:
         """A replica got ready: `climb_s` after its node was told, `wait_s` after it was wanted."""
         self._climbs.append(climb_s)
         self._waits.append(wait_s)
-        self._cold_start_s = self._typical_climb_s()
+        self.cold_start_s = self._typical_climb_s()
 
     def grace_s(self, cold_penalty_s: float) -> float:
         """How long an idle replica is kept; shorter than what counts as idle makes no sense."""
@@ -58,13 +56,13 @@ class Experience:
 
     def cold_cost_s(self, cold_penalty_s: float) -> float:
         """What a cold start costs, in idle seconds."""
-        return self._cold_start_s + cold_penalty_s
+        return self.cold_start_s + cold_penalty_s
 
     def learn_idle_time(
         self, idled: IdleTime, *, ready_at: float | None, cold_penalty_s: float
     ) -> None:
         """An idle time is over; may be repeated. A replica idles from when it is ready."""
-        if idled == self._settled:
+        if idled is self._settled or idled == self._settled:
             return
         self._settled = idled
         began_at = idled.began_at

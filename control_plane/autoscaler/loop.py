@@ -1,15 +1,20 @@
 """Looks at every revision's demand, decides, and tells the reconciler; at zero a poke is enough."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from datetime import tzinfo
+from itertools import count
+from operator import attrgetter
 
 import structlog
 
-from control_plane.autoscaler.decider import Observed, Tuning, decide
+from control_plane.autoscaler.agenda import Agenda
+from control_plane.autoscaler.decider import Observed, Tuning, decide, least_replicas
 from control_plane.autoscaler.demand import Demand, DemandSource
 from control_plane.autoscaler.experience import Experience
 from control_plane.autoscaler.explain import Explanation, Situation, explain, of_all
+from control_plane.autoscaler.horizon import band_of, stands_until
 from control_plane.autoscaler.tracked import DecisionRecord, Tracked
 from control_plane.deployments.release import Release
 from control_plane.deployments.service import Deployments
@@ -58,6 +63,9 @@ class Autoscaler:
         self._is_standby_stale = False
         self._demand: DemandSource | None = None
         self._revisions: dict[RevisionName, Tracked] = {}
+        self._agenda = Agenda()
+        self._ticked_at: float | None = None  # None: every revision is to be looked at
+        self._places = count()
         self._listeners: list[DecisionListener] = []
         deployments.subscribe(self._deployment_changed)
         fleet.subscribe(self._replica_changed)
@@ -135,43 +143,86 @@ class Autoscaler:
                 log.exception("autoscaler.tick-failed")
 
     def tick(self, now: float) -> None:
-        """Decides for every revision that does not sleep."""
+        """Decides for every revision whose last decision may not be made again.
+
+        That is one whose demand or replicas changed since the last tick, or whose windows still
+        see that they did, or whose time has come: see `horizon`.
+        """
         if not self._is_leading():
+            self._ticked_at = None
             return
-        for tracked in tuple(self._revisions.values()):
-            if not self._is_asleep(tracked, now=now):
-                self._decide(tracked, now=now)
-                self._forget_if_gone(tracked)
+        if self._ticked_at is None:
+            self._look_everywhere()
+        changed = () if self._demand is None else self._demand.changed()
+        self._agenda.add_all(changed)
+        for name in changed:
+            if (tracked := self._revisions.get(name)) is not None:
+                tracked.changed_at = now
+        due = (self._revisions.get(name) for name in self._agenda.take(now=now))
+        for tracked in sorted(filter(None, due), key=attrgetter("place")):
+            self._look(tracked, now=now)
+        self._ticked_at = now
         if self._is_standby_stale:
             self._size_standby()
 
-    def _is_asleep(self, tracked: Tracked, *, now: float) -> bool:
+    def _look_everywhere(self) -> None:
+        self._agenda.add_all(self._revisions)
+        for tracked in self._revisions.values():
+            tracked.band = None
+
+    def _look(self, tracked: Tracked, *, now: float) -> None:
+        """Decides, unless it is certain to be as before."""
+        demand = self._read(tracked.name)
+        if tracked.band is None and self._is_asleep(tracked, demand, now=now):
+            self._let_sleep(tracked)
+            return
+        if demand is not None:
+            tracked.heed(demand, now=now, quiet_until=self._ticked_at)
+            if tracked.stays(demand, now=now):
+                self._agenda.add(tracked.name)  # its windows move on
+                return
+        self._decide_on(tracked, demand, now=now)
+        self._forget_if_gone(tracked)
+
+    def _is_asleep(self, tracked: Tracked, demand: Demand | None, *, now: float) -> bool:
         """Most models, most of the time: nothing wanted, nothing there, nothing asked for."""
         if tracked.revision.spec.scaling.min > 0 or tracked.is_superseded or tracked.is_deleted:
             return False
         if self._fleet.counts(tracked.name).all or tracked.scheduled(now=now):
             return False
-        demand = self._read(tracked.name)
         is_quiet = demand is not None and demand.concurrency == 0
         return is_quiet and self._reconciler.desired(tracked.name) == 0
+
+    def _let_sleep(self, tracked: Tracked) -> None:
+        tracked.is_looked_after = False
+        tracked.band = None
+        if tracked.scheduled_until < math.inf:
+            self._agenda.add_at(tracked.name, tracked.scheduled_until)
 
     # -- deciding ------------------------------------------------------------------------------
 
     def _decide(self, tracked: Tracked, *, now: float, is_contended: bool = False) -> None:
-        if tracked.is_deleted:
-            return
         demand = self._read(tracked.name)
         if demand is not None:
-            tracked.heed(demand, now=now)
+            tracked.heed(demand, now=now, quiet_until=self._ticked_at)
+        self._decide_on(tracked, demand, now=now, is_contended=is_contended)
+
+    def _decide_on(
+        self, tracked: Tracked, demand: Demand | None, *, now: float, is_contended: bool = False
+    ) -> None:
+        if tracked.is_deleted:
+            return
         observed = self._observe(tracked, demand, now=now, is_contended=is_contended)
-        decision = decide(tracked.revision.spec.scaling, observed, now=now, tuning=self._tuning)
+        scaling = tracked.revision.spec.scaling
+        decision = decide(scaling, observed, now=now, tuning=self._tuning)
         tracked.panic = decision.panic
         if observed.desired == 0 and decision.replicas > 0 and demand is not None:
-            tracked.window.restart(demand, now=now)
+            tracked.restart(demand, now=now)
         record = DecisionRecord(now, tracked.name, observed, decision)
         if tracked.remember(record):
             for listener in self._listeners:
                 listener(record)
+        self._look_again(tracked, record)
         is_abandoned = tracked.is_superseded and decision.replicas == 0
         self._reconciler.set_desired(
             tracked.revision,
@@ -179,6 +230,29 @@ class Autoscaler:
             decision.reason,
             abandon_loading=is_abandoned,
         )
+
+    def _look_again(self, tracked: Tracked, record: DecisionRecord) -> None:
+        """Puts the revision on the agenda for when its decision may be another."""
+        observed, scaling = record.observed, tracked.revision.spec.scaling
+        tracked.is_looked_after = True
+        tracked.band = None
+        if not scaling.schedule:
+            least = least_replicas(scaling, observed)
+            tracked.band = band_of(
+                scaling, observed, record.decision, least=least, tuning=self._tuning
+            )
+        again_at = stands_until(
+            observed,
+            record.decision,
+            now=record.at,
+            changed_at=tracked.changed_at,
+            tuning=self._tuning,
+        )
+        again_at = min(again_at, tracked.scheduled_until)
+        if again_at <= record.at:
+            self._agenda.add(tracked.name)
+        elif again_at < math.inf:
+            self._agenda.add_at(tracked.name, again_at)
 
     def _decide_again(self, revision: RevisionName) -> None:
         tracked = self._revisions.get(revision)
@@ -203,8 +277,8 @@ class Autoscaler:
             ready=counts.ready,
             loading=counts.loading,
             demand=demand,
-            stable_mean=tracked.mean(demand, self._tuning.stable_s, now=now),
-            panic_mean=tracked.mean(demand, self._tuning.panic_s, now=now),
+            stable_mean=None if demand is None else tracked.stable_mean(demand, now=now),
+            panic_mean=None if demand is None else tracked.panic_mean(demand, now=now),
             idle_since=tracked.idle_since(demand),
             grace_s=tracked.grace_s(),
             scheduled=tracked.scheduled(now=now),
@@ -229,7 +303,7 @@ class Autoscaler:
             concerned.append(tracked)
         if not self._is_leading():
             self._is_standby_stale = True
-            return
+            return  # the first tick in the lead looks at all
         now = self._clock.now()
         for tracked in concerned:
             self._settle(tracked, now=now)
@@ -242,7 +316,8 @@ class Autoscaler:
             old = None if before is None else self._revisions.get(before.leading.name)
             tracked = self._revisions[revision.name] = Tracked(
                 revision,
-                span_s=self._tuning.stable_s,
+                place=next(self._places),
+                tuning=self._tuning,
                 experience=Experience() if old is None else old.experience.copy(),
             )
         return tracked
@@ -260,14 +335,18 @@ class Autoscaler:
         demand = self._read(tracked.name)
         is_asked_for = tracked.is_superseded and demand is not None and demand.concurrency > 0
         if is_asked_for or self._fleet.of_revision(tracked.name):
+            self._agenda.add(tracked.name)
             return
         self._revisions.pop(tracked.name, None)
+        self._agenda.forget(tracked.name)
         self._reconciler.forget(tracked.name)
 
     def _replica_changed(self, before: Replica | None, after: Replica) -> None:
         tracked = self._revisions.get(after.revision.name)
         if tracked is not None:
             tracked.replica_changed(before, after, calm_s=self._tuning.stable_s)
+            tracked.band = None
+            self._agenda.add(tracked.name)
 
     def _replicas_failed(self, revision: RevisionName, _: PlatformError) -> None:
         """The waiters are being told; what then is left to want is decided after them."""

@@ -2,13 +2,14 @@
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from control_plane.autoscaler.backlog import service_time_s, wanted_concurrency
-from control_plane.autoscaler.decider import Decision, Observed, Panic
+from control_plane.autoscaler.decider import NOISE, Decision, Observed, Panic, Tuning
 from control_plane.autoscaler.demand import Demand
 from control_plane.autoscaler.experience import Experience
-from control_plane.autoscaler.window import Window
+from control_plane.autoscaler.horizon import Band
+from control_plane.autoscaler.window import Windows
 from control_plane.fleet.replica import Replica
 from infra.contracts.base import RevisionName
 from infra.contracts.explanation import KeepAliveStatus
@@ -20,8 +21,7 @@ _UNKNOWN = Floor(until=-math.inf)
 _LEAD_MARGIN_S = 2.0  # a decision may come a tick late
 
 
-@dataclass(frozen=True, slots=True)
-class DecisionRecord:
+class DecisionRecord(NamedTuple):
     """A decision that changed the number of replicas, with all that it looked at."""
 
     at: float
@@ -33,25 +33,52 @@ class DecisionRecord:
 class Tracked:
     """Owned by the autoscaler."""
 
-    def __init__(self, revision: Revision, *, span_s: float, experience: Experience) -> None:
+    __slots__ = (
+        "_floor",
+        "band",
+        "changed_at",
+        "experience",
+        "is_deleted",
+        "is_looked_after",
+        "is_superseded",
+        "latest",
+        "name",
+        "panic",
+        "place",
+        "ready_at",
+        "records",
+        "revision",
+        "target_concurrency",
+        "windows",
+    )
+
+    def __init__(
+        self, revision: Revision, *, place: int, tuning: Tuning, experience: Experience
+    ) -> None:
         self.revision = revision
+        self.name = revision.name
+        self.target_concurrency = revision.spec.scaling.target_concurrency
+        self.place = place  # decisions about several revisions are made in this order
         self.experience = experience
-        self.window = Window(span_s)
+        self.windows = Windows(tuning.stable_s, tuning.panic_s)
         self.panic: Panic | None = None
+        self.band: Band | None = None
         self.records: deque[DecisionRecord] = deque(maxlen=_REMEMBERED)
         self.latest: DecisionRecord | None = None
         self.ready_at: float | None = None
+        self.changed_at = -math.inf  # when something about it was last seen to have changed
+        self.is_looked_after = False  # ticks decide for it, though they may have no need to look
         self.is_superseded = False
         self.is_deleted = False
         self._floor = _UNKNOWN
 
-    @property
-    def name(self) -> RevisionName:
-        return self.revision.name
+    def heed(self, demand: Demand, *, now: float, quiet_until: float | None = None) -> None:
+        """Takes a reading of the demand and learns from it.
 
-    def heed(self, demand: Demand, *, now: float) -> None:
-        """Takes a reading of the demand and learns from it."""
-        self.window.record(demand, now=now)
+        `quiet_until`: the last time when somebody would have looked, had there been a change.
+        """
+        carried_to = quiet_until if self.is_looked_after else None
+        self.windows.record(demand, now=now, quiet_until=carried_to)
         if demand.idled is not None:
             self.experience.learn_idle_time(
                 demand.idled,
@@ -59,16 +86,34 @@ class Tracked:
                 cold_penalty_s=self.revision.spec.scaling.cold_penalty,
             )
 
-    def mean(self, demand: Demand | None, span_s: float, *, now: float) -> float | None:
-        """Requests at once to size for, over the last seconds."""
-        if demand is None:
-            return None
-        load = self.window.load(span_s, now=now)
-        service_s = self.experience.service_s = service_time_s(
-            load, demand, known_s=self.experience.service_s
+    def restart(self, demand: Demand, *, now: float) -> None:
+        """A revision that wakes is not judged by its sleep."""
+        self.windows.restart(demand, now=now)
+
+    def stable_mean(self, demand: Demand, *, now: float) -> float:
+        """Requests at once to size for, over the stable window; learns how long they take."""
+        experience, load = self.experience, self.windows.long(now=now)
+        service_s = service_time_s(load, demand, known_s=experience.service_s)
+        experience.service_s = service_s
+        return wanted_concurrency(load, demand, service_s, experience.cold_start_s)
+
+    def panic_mean(self, demand: Demand, *, now: float) -> float:
+        """The same over the panic window; how long a request takes is as the stable one has it."""
+        load, service_s = self.windows.short(now=now), self.experience.service_s
+        return wanted_concurrency(load, demand, service_s, self.experience.cold_start_s)
+
+    def stays(self, demand: Demand, *, now: float) -> bool:
+        """Whether the last decision is certain to be made again under this demand."""
+        band, target = self.band, self.target_concurrency
+        if band is None or demand.in_flight + demand.waiting == 0:
+            return False
+        if not band.low < self.stable_mean(demand, now=now) / target - NOISE <= band.high:
+            return False
+        # no more is wanted than there is at once, which is the quicker to know
+        return (
+            self.windows.short_concurrency(now=now) / target <= band.burst
+            or self.panic_mean(demand, now=now) / target - NOISE <= band.burst
         )
-        cold_start_s = self.experience.cold_start_s
-        return wanted_concurrency(load, demand, service_s=service_s, cold_start_s=cold_start_s)
 
     def grace_s(self) -> float:
         """How long the last replica is kept idle."""
@@ -101,6 +146,11 @@ class Tracked:
             lead_s = self.experience.lead_s + _LEAD_MARGIN_S
             self._floor = floor_at(schedule, now=now, lead_s=lead_s)
         return self._floor.replicas
+
+    @property
+    def scheduled_until(self) -> float:
+        """When the schedule may keep another number."""
+        return self._floor.until if self.revision.spec.scaling.schedule else math.inf
 
     def idle_since(self, demand: Demand | None) -> float | None:
         """When the grace began: the last request's end, or the last replica's start if later."""

@@ -4,13 +4,13 @@ import pytest
 
 from control_plane.autoscaler.demand import Demand, DemandMeter, IdleTime
 from control_plane.autoscaler.demand_table import DemandTable
-from control_plane.autoscaler.window import Window
+from control_plane.autoscaler.window import Windows
 from infra.contracts.base import RevisionName
 from infra.virtual_time import EPOCH, LoopClock, run_virtual
 
 
-def a_window(*readings: tuple[float, float]) -> Window:
-    window = Window(60)
+def a_window(*readings: tuple[float, float]) -> Windows:
+    window = Windows(60, 6)
     for at, total in readings:
         window.record(a_reading(total), now=at)
     return window
@@ -20,56 +20,86 @@ def a_reading(total: float) -> Demand:
     return Demand(0, 0, None, request_seconds=total)
 
 
-def mean(window: Window, span_s: float, *, now: float) -> float | None:
-    load = window.load(span_s, now=now)
+def mean(window: Windows, *, now: float) -> float | None:
+    load = window.long(now=now)
+    return None if load is None else load.concurrency
+
+
+def recent_mean(window: Windows, *, now: float) -> float | None:
+    load = window.short(now=now)
     return None if load is None else load.concurrency
 
 
 def test_the_mean_is_exact_between_two_readings():
     window = a_window((0, 0), (10, 25))
-    assert mean(window, 60, now=10) == 2.5
+    assert mean(window, now=10) == 2.5
 
 
 def test_one_reading_has_no_mean():
-    assert mean(a_window((0, 0)), 60, now=0) is None
+    assert mean(a_window((0, 0)), now=0) is None
 
 
 def test_a_short_span_looks_only_at_its_end():
-    window = a_window(*((t, 0.0) for t in range(55)), (60, 60))
-    assert mean(window, 6, now=60) == 10
-    assert mean(window, 60, now=60) == 1
+    readings = (*((float(t), 0.0) for t in range(55)), (60.0, 60.0))
+    assert recent_mean(a_window(*readings), now=60) == 10
+    assert mean(a_window(*readings), now=60) == 1
+
+
+def test_a_span_that_begins_between_two_readings_has_its_part_of_what_lies_between():
+    assert mean(a_window((0, 0), (10, 40), (60, 40), (65, 40)), now=65) == 20 / 60
+    assert recent_mean(a_window((0, 0), (10, 40), (60, 40), (65, 45)), now=65) == 5 / 6
+
+
+def test_where_nobody_looked_because_nothing_happened_readings_are_as_if_somebody_had():
+    seen, unseen, meter = Windows(60, 6), Windows(60, 6), DemandMeter()
+    meter.arrive(now=0)
+    meter.arrive(now=0)
+    meter.dispatch(now=0)
+    for second in range(101):
+        seen.record(meter.read(now=second), now=second)
+        if second == 0:
+            unseen.record(meter.read(now=second), now=second)
+    meter.leave(was_in_flight=True, now=100.75)
+    for second in range(101, 170):
+        seen.record(meter.read(now=second), now=second)
+        unseen.record(meter.read(now=second), now=second, quiet_until=second - 1)
+        assert unseen.long(now=second) == pytest.approx(seen.long(now=second), abs=1e-9)
+        assert unseen.short(now=second) == pytest.approx(seen.short(now=second), abs=1e-9)
 
 
 def test_the_partial_window_counts_early():
-    assert mean(a_window((100, 5), (101, 505)), 60, now=101) == 500
+    assert mean(a_window((100, 5), (101, 505)), now=101) == 500
 
 
 def test_readings_older_than_the_span_are_forgotten():
-    window = a_window(*((float(t), t * 1.0) for t in range(10_000)))
-    assert len(window._readings) <= 62
-    assert mean(window, 60, now=9999) == 1
+    window = Windows(60, 6)
+    for t in range(10_000):
+        window.record(a_reading(float(t)), now=t)
+        window.long(now=t)
+    assert len(window) <= 130
+    assert mean(window, now=9999) == 1
 
 
 def test_a_thousand_pokes_in_one_instant_take_no_memory():
     window = a_window((0, 0), *((1 + i / 1e6, i) for i in range(1000)))
-    assert len(window._readings) <= 3
+    assert len(window) <= 3
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_no_reading(bad: float):
-    assert mean(a_window((0, 0), (1, bad), (2, 4)), 60, now=2) == 2
+    assert mean(a_window((0, 0), (1, bad), (2, 4)), now=2) == 2
 
 
 def test_a_total_that_fell_or_a_clock_that_stepped_back_starts_anew():
-    assert mean(a_window((0, 100), (1, 200), (2, 0), (3, 1)), 60, now=3) == 1
-    assert mean(a_window((1000, 100), (1001, 200), (10, 200), (11, 201)), 60, now=11) == 1
+    assert mean(a_window((0, 100), (1, 200), (2, 0), (3, 1)), now=3) == 1
+    assert mean(a_window((1000, 100), (1001, 200), (10, 200), (11, 201)), now=11) == 1
 
 
 def test_a_restart_forgets_the_sleep():
     window = a_window((0, 0), (50, 0))
     window.restart(a_reading(0), now=60)
     window.record(a_reading(500), now=61)
-    assert mean(window, 60, now=61) == 500
+    assert mean(window, now=61) == 500
 
 
 def test_a_meter_counts_every_way_a_request_can_go():
@@ -101,7 +131,7 @@ def test_a_meter_remembers_the_last_idle_time_that_was_no_mere_moment():
 
 
 def test_the_load_of_a_window_tells_the_stream_apart_from_the_stock():
-    meter, window = DemandMeter(), Window(60)
+    meter, window = DemandMeter(), Windows(60, 6)
     window.record(meter.read(now=0), now=0)
     for second in range(10):
         meter.arrive(now=second)
@@ -109,7 +139,7 @@ def test_the_load_of_a_window_tells_the_stream_apart_from_the_stock():
             meter.dispatch(now=second)
             meter.leave(was_in_flight=True, now=second + 0.5)
     window.record(meter.read(now=10), now=10)
-    load = window.load(60, now=10)
+    load = window.long(now=10)
     assert load is not None
     assert load.arrivals_per_s == 1 and load.executing_s == 2.5 and load.executed == 5
     assert load.concurrency == pytest.approx((10 + 9 + 8 + 7 + 6 + 5 * 0.5) / 10)

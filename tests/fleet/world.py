@@ -3,9 +3,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from structlog.testing import capture_logs
@@ -80,6 +81,7 @@ class Gateway:
     def __init__(self, world: "World") -> None:
         self._world = world
         self._meters: dict[RevisionName, DemandMeter] = {}
+        self._changed: set[RevisionName] = set()
         self._waiting: dict[RevisionName, deque[asyncio.Future[Endpoint]]] = {}
         self._busy: dict[str, int] = {}
         self._dying: dict[str, list[asyncio.Future[None]]] = {}
@@ -89,6 +91,11 @@ class Gateway:
         if self.is_silent:
             return None
         return self._meter(revision).read(now=self._world.now())
+
+    def changed(self) -> Collection[RevisionName]:
+        changed = tuple(self._meters if self.is_silent else self._changed)
+        self._changed.clear()
+        return changed
 
     async def request(self, model: str = "chat", *, seconds: float = 0.1) -> Outcome:
         """One request from arrival to its end; errors are in the outcome."""
@@ -139,7 +146,11 @@ class Gateway:
                 waiter.set_exception(error)
 
     def _meter(self, revision: RevisionName) -> DemandMeter:
-        return self._meters.setdefault(revision, DemandMeter())
+        meter = self._meters.get(revision)
+        if meter is None:
+            meter = DemandMeter(partial(self._changed.add, revision))
+            self._meters[revision] = meter
+        return meter
 
     async def _permit(self, revision: RevisionName) -> Endpoint:
         waiter: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
