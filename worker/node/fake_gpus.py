@@ -1,6 +1,7 @@
 """GPUs of no machine, for tests."""
 
 from dataclasses import dataclass, field
+from threading import Event
 
 from infra.contracts.base import GpuId
 from infra.contracts.node import Gpu
@@ -19,12 +20,16 @@ def a_gpu(number: int, kind: str = "l4", memory_bytes: int = 24 << 30) -> Gpu:
 
 @dataclass
 class FakeGpus:
-    """See GpuReader; `put` says what the next reading finds."""
+    """See GpuReader; a reading finds `gpus`, and hangs while `answers` is not set."""
 
-    gpus: dict[GpuId, Gpu] = field(default_factory=dict)
+    gpus: tuple[Gpu, ...] = ()
+    answers: Event = field(default_factory=Event)
+    readings: int = 0
 
-    def put(self, gpu: Gpu) -> None:
-        self.gpus[gpu.gpu_id] = gpu
+    def __post_init__(self) -> None:
+        self.answers.set()
 
     def read(self) -> tuple[Gpu, ...]:
-        return tuple(self.gpus.values())
+        self.readings += 1
+        self.answers.wait()
+        return self.gpus

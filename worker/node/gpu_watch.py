@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import structlog
 
@@ -13,17 +14,28 @@ from worker.node.machine import GpuReader
 
 log = structlog.get_logger()
 
-READ_S = 5.0  # from one reading to the next
-SILENT_S = 60.0  # without a reading, before no GPU is to be trusted
-FIRST_S = 20.0  # a driver that is loaded for the first reading takes seconds
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often GPUs are read, and how long a driver is waited for."""
+
+    read_s: float = 5.0
+    silent_s: float = 60.0  # without a reading, before no GPU is trusted
+    first_s: float = 20.0  # one that has to be loaded takes seconds
+
+
+PACE = Pace()
 
 
 class GpuWatch:
     """Tells the agent every reading, and at once one that begins after a GPU was given back."""
 
-    def __init__(self, agent: Agent, open_reader: Callable[[], GpuReader]) -> None:
+    def __init__(
+        self, agent: Agent, open_reader: Callable[[], GpuReader], pace: Pace = PACE
+    ) -> None:
         self._agent = agent
         self._open_reader = open_reader
+        self._pace = pace
         self._loop = asyncio.get_running_loop()
         self._is_wanted = threading.Event()
         self._is_closed = False
@@ -38,10 +50,10 @@ class GpuWatch:
         """Returns when the GPUs are known, or are not after a while."""
         self._thread.start()
         try:
-            async with asyncio.timeout(FIRST_S):
+            async with asyncio.timeout(self._pace.first_s):
                 await self._first.wait()
         except TimeoutError:
-            log.warning("gpus.unread", seconds=FIRST_S)
+            log.warning("gpus.unread", seconds=self._pace.first_s)
 
     def close(self) -> None:
         """No reading is told any more; one that hangs is left to hang."""
@@ -59,7 +71,7 @@ class GpuWatch:
             gpus = reader.read()
             with suppress(RuntimeError):  # the loop has ended meanwhile
                 self._loop.call_soon_threadsafe(self._heard, gpus, after)
-            self._is_wanted.wait(READ_S)
+            self._is_wanted.wait(self._pace.read_s)
 
     def _heard(self, gpus: tuple[Gpu, ...], after: int) -> None:
         if self._is_closed:
@@ -67,12 +79,12 @@ class GpuWatch:
         self._last = gpus
         if self._silence is not None:
             self._silence.cancel()
-        self._silence = self._loop.call_later(SILENT_S, self._distrust)
+        self._silence = self._loop.call_later(self._pace.silent_s, self._distrust)
         self._agent.on_gpus(gpus, after=after)
         self._first.set()
 
     def _distrust(self) -> None:
-        log.error("gpus.silent", seconds=SILENT_S)
-        trouble = f"its driver has not answered for {SILENT_S:g} s"
+        log.error("gpus.silent", seconds=self._pace.silent_s)
+        trouble = f"its driver has not answered for {self._pace.silent_s:g} s"
         silent = tuple(gpu.model_copy(update={"trouble": trouble}) for gpu in self._last)
         self._agent.on_gpus(silent, after=0)
