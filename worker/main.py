@@ -20,9 +20,7 @@ def run() -> None:
         case "zygote":
             _zygote(arguments.link, arguments.parent, arguments.cache)
         case "replica":
-            _replica(arguments.link, arguments.parent, arguments.cache)
-        case "follower":
-            _follower(arguments.link, arguments.parent)
+            _replica(arguments.link, arguments.parent, arguments.cache, arguments.ranks)
         case "import-gguf":
             _import_gguf(arguments.source, arguments.target)
         case "export":
@@ -40,9 +38,8 @@ def _parser() -> argparse.ArgumentParser:
         program.add_argument("--link", type=int, required=True, help="inherited socket")
         program.add_argument("--parent", type=int, required=True, help="process id of the agent")
         program.add_argument("--cache", type=Path, required=True, help="folder of fetched models")
-    follower = programs.add_parser("follower", help="a further rank; started by a replica")
-    follower.add_argument("--link", type=int, required=True, help="inherited socket")
-    follower.add_argument("--parent", type=int, required=True, help="process id of the replica")
+        if name == "replica":
+            program.add_argument("--ranks", type=int, required=True, help="further processes")
     importer = programs.add_parser("import-gguf", help="GGUF file to Hugging Face folder")
     importer.add_argument("source", type=Path)
     importer.add_argument("target", type=Path)
@@ -76,41 +73,39 @@ def _zygote(link: int, parent: int, cache_dir: Path) -> NoReturn:
     begin("fl-zygote", parent=parent)
     from worker.boot.zygote import run_zygote
 
-    run_zygote(link, preload=_load, become=lambda worker: _become(worker, cache_dir, origin="fork"))
+    def become(link: int, ranks: int) -> NoReturn:
+        _become(link, cache_dir, origin="fork", num_ranks=ranks)
+
+    run_zygote(link, preload=_load, become=become)
 
 
-def _replica(link: int, parent: int, cache_dir: Path) -> NoReturn:
+def _replica(link: int, parent: int, cache_dir: Path, num_ranks: int) -> NoReturn:
     from worker.boot.process import begin
 
     begin("fl-replica", parent=parent)
     _load()
     gc.freeze()  # nothing of it ends before the process: no collection has to look at it
-    _become(link, cache_dir, origin="spawn")
-
-
-def _follower(link: int, parent: int) -> NoReturn:
-    from worker.boot.process import begin
-
-    begin("fl-rank", parent=parent)
-    from worker.boot.follower import run_follower
-
-    run_follower(link)
+    _become(link, cache_dir, origin="spawn", num_ranks=num_ranks)
 
 
 def _load() -> None:
     """Imports everything a replica needs, and starts no thread."""
     from worker.engine.preload import preload
 
-    preload("worker.boot.climb", "worker.boot.replica", "worker.server.app")
+    preload("worker.boot.climb", "worker.boot.follower", "worker.boot.replica", "worker.server.app")
 
 
-def _become(link: int, cache_dir: Path, *, origin: Literal["fork", "spawn"]) -> NoReturn:
-    """Composes a replica's process: the climb below it, the server above it."""
+def _become(
+    link: int, cache_dir: Path, *, origin: Literal["fork", "spawn"], num_ranks: int
+) -> NoReturn:
+    """Composes a replica's process: the climb below it, the server above it, ranks beside it."""
     from infra.clock import Clock
     from infra.contracts.node import ReplicaAssignment
     from infra.sources.sources import Sources
     from worker.boot.climb import ModelClimb
+    from worker.boot.follower import run_follower
     from worker.boot.ports import Climbed, Server
+    from worker.boot.ranks import fork_ranks
     from worker.boot.replica import run_replica
     from worker.node.machine import cpus
     from worker.server.app import ReplicaServer
@@ -128,7 +123,8 @@ def _become(link: int, cache_dir: Path, *, origin: Literal["fork", "spawn"]) -> 
             defaults=read_sampling_defaults(climbed.folder),
         )
 
-    climb = ModelClimb(Sources(), cache_dir=cache_dir, cpus=cpus(), follower=(*PROGRAM, "follower"))
+    ranks = fork_ranks(num_ranks, run_follower, closes=[link])  # before anything starts a thread
+    climb = ModelClimb(Sources(), cache_dir=cache_dir, cpus=cpus(), ranks=ranks)
     run_replica(link, origin=origin, climb=climb, build_server=build_server)
 
 

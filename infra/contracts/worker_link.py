@@ -93,6 +93,7 @@ class Fork(Contract):
     """Asks the fork server for one worker; the message carries the worker's end of its link."""
 
     worker: int
+    ranks: int = Field(default=0, ge=0, description="Further processes below it, for its model.")
 
 
 class ZygoteUp(Contract):

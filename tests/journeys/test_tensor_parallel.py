@@ -15,6 +15,7 @@ from tests.support.processes import until
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
 BODY = {"prompt": "The capital of France is", "max_tokens": 12, "temperature": 0}
+ENGINE = {"tensor_parallel": 2, "dtype": "float32"}
 LONG = {"prompt": "Once upon a time", "max_tokens": 150, "temperature": 0, "ignore_eos": True}
 
 
@@ -23,7 +24,7 @@ def divided(platform: RunningPlatform, smollm2_dir: Path) -> RunningPlatform:
     platform.deploy(
         "divided",
         smollm2_dir,
-        engine={"tensor_parallel": 2, "dtype": "float32"},
+        engine=ENGINE,
         scaling={"grace": 1},
     )
     platform.deploy("whole", smollm2_dir, engine={"dtype": "float32"}, scaling={"grace": 1})
@@ -32,6 +33,10 @@ def divided(platform: RunningPlatform, smollm2_dir: Path) -> RunningPlatform:
 
 def invoke(platform: RunningPlatform, name: str, body: dict[str, Any]) -> httpx.Response:
     return httpx.post(f"{platform.url}/v1/models/{name}/invoke", json=body, timeout=120)
+
+
+def sleepers(platform: RunningPlatform) -> list[dict[str, Any]]:
+    return [it for it in platform.sleepers() if it["revision"].startswith("divided@")]
 
 
 def ranks(platform: RunningPlatform) -> list[psutil.Process]:
@@ -43,6 +48,39 @@ def test_two_processes_answer_as_one_does(divided: RunningPlatform) -> None:
 
     assert whole.status_code == parts.status_code == 200
     assert parts.json()["output"] == whole.json()["output"]
+    divided.until_idle("divided")
+
+
+def test_all_processes_of_a_model_sleep_and_wake_together(divided: RunningPlatform) -> None:
+    before = invoke(divided, "divided", BODY)
+    divided.until_idle("divided")
+    until(lambda: sleepers(divided), seconds=30, what="it sleeps")
+    asleep = ranks(divided)
+    assert len(asleep) == 1 and asleep[0].cpu_percent(1) == 0
+
+    after = invoke(divided, "divided", BODY)
+
+    assert after.json()["output"] == before.json()["output"]
+    assert [it.pid for it in ranks(divided)] == [asleep[0].pid]
+    report = divided.cold_starts("divided", last=1)[0]
+    assert report["from_rung"] == "weights"
+    divided.until_idle("divided")
+    until(lambda: sleepers(divided), seconds=30, what="it sleeps")
+
+    asleep[0].kill()
+
+    until(lambda: not sleepers(divided), seconds=10, what="it has ended")
+    assert invoke(divided, "divided", BODY).status_code == 200
+    divided.until_idle("divided")
+
+
+def test_a_new_revision_leaves_no_rank_of_the_old_one(
+    divided: RunningPlatform, smollm2_dir: Path
+) -> None:
+    divided.deploy("divided", smollm2_dir, engine=ENGINE, scaling={"grace": 1, "sleep": 0})
+
+    until(lambda: not ranks(divided), seconds=10, what="no rank is left")
+    assert invoke(divided, "divided", BODY).status_code == 200
     divided.until_idle("divided")
     until(lambda: not ranks(divided), seconds=10, what="no rank is left")
 
@@ -90,4 +128,4 @@ def test_a_model_with_too_few_heads_is_refused_for_good(
 
     assert refused.status_code == 503
     assert "cannot be divided among 16" in refused.json()["detail"]
-    assert not ranks(divided)
+    until(lambda: not ranks(divided), seconds=10, what="no rank is left")

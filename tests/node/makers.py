@@ -24,7 +24,7 @@ def assignment(
         desired=desired,
         drain_deadline_s=5,
         source=ResolvedSource(uri=uri, digest="sha256:0", files=()),
-        engine=EngineSettings(),
+        engine=EngineSettings(tensor_parallel=max(1, gpus)),
         resources=Resources(gpus=gpus, gpu=gpu),
         max_concurrency=8,
         sleep_s=sleep_s,

@@ -23,7 +23,8 @@ from infra.contracts.node import ReplicaAssignment
 from infra.contracts.revision import ResolvedSource
 from infra.contracts.stage import Stage
 from worker.boot.ports import Climbed, Server
-from worker.boot.process import begin
+from worker.boot.process import begin, leave
+from worker.boot.ranks import fork_ranks
 from worker.boot.replica import run_replica
 from worker.boot.stages import StageTimer
 from worker.boot.zygote import run_zygote
@@ -128,8 +129,15 @@ def build_server(climbed: Climbed, assignment: ReplicaAssignment, clock: Clock) 
     return ScriptedServer(climbed.engine.script)
 
 
-def serve(descriptor: int, origin: Any) -> NoReturn:
+def serve(descriptor: int, origin: Any, num_ranks: int) -> NoReturn:
+    fork_ranks(num_ranks, wait_for_the_end, closes=[descriptor])
     run_replica(descriptor, origin=origin, climb=ScriptedClimb(), build_server=build_server)
+
+
+def wait_for_the_end(link: int) -> NoReturn:
+    """All that a rank does without a model."""
+    os.read(link, 1)
+    leave(0)
 
 
 def main() -> None:
@@ -138,6 +146,7 @@ def main() -> None:
     parser.add_argument("--link", type=int)
     parser.add_argument("--parent", type=int)
     parser.add_argument("--cache")
+    parser.add_argument("--ranks", type=int)
     arguments = parser.parse_args()
     match arguments.program:
         case "node":
@@ -153,11 +162,11 @@ def main() -> None:
             run_zygote(
                 arguments.link,
                 preload=lambda: None,
-                become=lambda descriptor: serve(descriptor, "fork"),
+                become=lambda descriptor, ranks: serve(descriptor, "fork", ranks),
             )
         case "replica":
             begin("fl-replica", parent=arguments.parent)
-            serve(arguments.link, "spawn")
+            serve(arguments.link, "spawn", arguments.ranks)
 
 
 if __name__ == "__main__":

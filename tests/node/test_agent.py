@@ -677,6 +677,7 @@ def test_gpus_have_one_owner_whatever_starts_and_dies_and_none_is_lost(simulate,
         node.control_plane.want(desired(assignment("last", gpus=4), version=100))
         await asyncio.sleep(5)
         assert {gpu.replica_id for gpu in agent.gpus()} == {"last"}
+        assert node.launcher.ranks[node.started(ReplicaId("last"))] == 3
         given = [it for _, it in node.launcher.sent if isinstance(it, Start) and it.gpus]
         assert len(given) > 10
 

@@ -90,19 +90,37 @@ async def test_each_replica_sees_its_own_gpu_and_one_without_sees_none(
         assert parked.environ()["CUDA_VISIBLE_DEVICES"] == ""
 
 
+@pytest.mark.parametrize("standby", [0, 1])
+async def test_ranks_are_forked_with_their_replica_and_end_with_it(
+    node: RealNode, tmp_path: Path, standby: int
+) -> None:
+    node.fake.want(desired(standby=standby, version=1))
+    await node.until_parked(standby)
+    node.fake.want(desired(scripted(tmp_path, gpus=2), standby=standby, version=2))
+    await node.until_state(ReplicaState.READY)
+    [rank], [replica] = node.named("fl-rank"), node.named("fl-replica")
+    assert rank.ppid() == replica.pid
+    assert len(node.named("fl-standby")) == standby  # the parked one is left for others
+
+    replica.kill()
+
+    await node.until_state(ReplicaState.LOST)
+    assert not rank.is_running()
+
+
 async def test_ranks_own_a_gpu_each_until_the_last_of_them_is_gone(
     node: RealNode, tmp_path: Path
 ) -> None:
     node.fake.want(desired(scripted(tmp_path, gpus=2, ranks=1), version=1))
     await node.until_state(ReplicaState.READY)
     assert seen_by(node) == "sees 'GPU-a' of ('GPU-a', 'GPU-b')"
-    await node.until(lambda: node.named("fl-rank"), "it has a rank")
-    [rank] = node.named("fl-rank")
+    await node.until(lambda: len(node.named("fl-rank")) == 2, "it has another rank")
+    strays = node.named("fl-rank")
 
     kill(node.named("fl-replica"))
     await node.until_state(ReplicaState.LOST)
 
-    assert not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE
+    assert not any(rank.is_running() for rank in strays)
     node.fake.want(desired(scripted(tmp_path, "r2", gpus=2), version=2))
     await node.until_state(ReplicaState.READY, "r2")
     assert holders(node) == {"GPU-a": "r2", "GPU-b": "r2"}

@@ -241,6 +241,14 @@ def test_a_replica_starts_once_there_are_gpus_for_it() -> None:
     )
 
 
+def test_a_model_of_several_processes_starts_in_one_that_is_forked_with_its_ranks() -> None:
+    wanted = assignment("r1", gpus=2)
+    node = NodeView((parked(1),), zygote=UP, gpus=GpusAtHand((a_gpu(0), a_gpu(1))))
+    gpus = (a_gpu(0).gpu_id, a_gpu(1).gpu_id)
+
+    assert plan(desired(wanted, standby=1), node) == (Launch(Origin.FORK, wanted, gpus),)
+
+
 def test_a_sleeper_wakes_on_its_own_gpu_and_gives_way_to_another_model() -> None:
     on_gpu = assignment("r1", gpus=1)
     asleep = replace(sleeping(1, gpus=(a_gpu(0),)), recipe=on_gpu.recipe)

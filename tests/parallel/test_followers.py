@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,10 +22,11 @@ from infra.errors import PlatformError, ReplicaFailed, SourceInvalid
 from tests.engine.tiny import greedy_alone, load_model, write_model
 from tests.support.processes import until
 from worker.boot.followers import Part, ProcessFollowers
-from worker.main import PROGRAM
+from worker.boot.ranks import Rank
 from worker.models.config import read_config
 from worker.models.led import LedModel
 from worker.models.registry import build_model
+from worker.node.child import spawn
 from worker.parallel.group import TorchGroup
 from worker.weights.loader import open_weights
 
@@ -54,7 +56,25 @@ def start(folder: Path, packed: Path, *, wait_s: float = 20.0) -> ProcessFollowe
             wait_s=wait_s,
         )
 
-    return ProcessFollowers.start(2, part, (*PROGRAM, "follower"))
+    ours, theirs = socket.socketpair()
+    with theirs:
+        pid = spawn(
+            (sys.executable, "-c", RANK),
+            dict(os.environ),  # noqa: TID251 - what children inherit
+            descriptor=theirs.fileno(),
+            output=os.devnull,
+        )
+    return ProcessFollowers.start([Rank(pid, ours)], part)
+
+
+# A test has threads: a rank is not forked from it as it is from a worker.
+RANK = """
+import os
+from worker.boot.process import begin
+begin("fl-rank", parent=os.getppid())
+from worker.boot.follower import run_follower
+run_follower(3)
+"""
 
 
 @contextmanager
@@ -81,6 +101,25 @@ def test_two_processes_write_what_one_does(folder: Path, tmp_path: Path) -> None
     with led(folder, tmp_path) as (model, _, rank):
         assert greedy_alone(model, PROMPT, 30) == greedy_alone(load_model(folder), PROMPT, 30)
     assert not rank.is_running()
+
+
+def test_ranks_sleep_give_their_memory_back_and_wake(folder: Path, tmp_path: Path) -> None:
+    with led(folder, tmp_path) as (model, followers, _):
+        before = greedy_alone(model, PROMPT, 30)
+        for _ in range(3):
+            model.to_host()
+            followers.until_asleep()
+            model.to_device()
+            assert greedy_alone(model, PROMPT, 30) == before
+
+
+def test_a_rank_that_dies_instead_of_falling_asleep_is_named(folder: Path, tmp_path: Path) -> None:
+    with led(folder, tmp_path) as (model, followers, rank):
+        rank.suspend()
+        model.to_host()
+        rank.kill()
+        with pytest.raises(ReplicaFailed, match="rank 1 of 2 was ended by SIGKILL"):
+            followers.until_asleep()
 
 
 def test_every_rank_keeps_what_it_packed(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import socket
 from array import array
 
 from worker.kernels.port import Span
-from worker.models.orders import Allocate, Head, Order, OrderReader, OrderWriter, Step, orders
+from worker.models.orders import Allocate, Head, Order, OrderReader, OrderWriter, Rest, Step, orders
 
 
 def told(*sent: Order) -> list[Order]:
@@ -73,6 +73,7 @@ def test_a_lane_that_another_sequence_takes_starts_anew() -> None:
 def test_orders_come_whole_however_they_are_cut() -> None:
     ours, theirs = socket.socketpair()
     sent: list[Order] = [Allocate(4, 16, 1), Step(list(range(900)), [], [3]), Head(1)]
+    sent += [Rest(is_asleep=True), Rest(is_asleep=False)]
     writer = OrderWriter()
     data = b"".join(map(writer.written, sent))
     with ours, theirs:

@@ -1,6 +1,5 @@
 """Builds the model of an assignment: alone, or as the first of several processes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from infra.contracts.node import ReplicaAssignment
 from infra.errors import ReplicaFailed
 from worker.boot.followers import Part, ProcessFollowers
 from worker.boot.model_files import ModelFiles
+from worker.boot.ranks import Rank
 from worker.models.causal_model import CausalModel
 from worker.models.led import LedModel
 from worker.models.parts import share_of
@@ -20,12 +20,12 @@ from worker.parallel.group import WAIT_S, TorchGroup, backend_for
 class Site:
     """Where a replica is built: the node's packed weights, threads for each of its processes.
 
-    `program` is what follows a first rank; see worker.boot.follower. Each rank has one of `gpus`.
+    `ranks` follow the first one, each with one of `gpus`.
     """
 
     packed: Path
     threads: int
-    program: Sequence[str]
+    ranks: tuple[Rank, ...]
     gpus: tuple[GpuId, ...] = ()
 
 
@@ -59,8 +59,8 @@ def build(
             wait_s=WAIT_S,
         )
 
-    share_of(files.config, 0, size)  # raises before anything is started: rank 0 has the least
-    followers = ProcessFollowers.start(size, part, site.program)
+    share_of(files.config, 0, size)  # raises before a rank is told anything: rank 0 has the least
+    followers = ProcessFollowers.start(site.ranks, part)
     try:
         followers.until_loading()
         group = TorchGroup.join(followers.meeting, 0, size, backend=backend_for(gpus))

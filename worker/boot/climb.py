@@ -1,7 +1,6 @@
 """The cold start in order: files, weights, engine."""
 
 import threading
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from worker.boot.build import Site, build, threads_for
 from worker.boot.followers import ProcessFollowers
 from worker.boot.model_files import ModelFiles
 from worker.boot.ports import Climbed, Settle
+from worker.boot.ranks import Rank
 from worker.boot.stages import StageTimer
 from worker.engine.async_engine import AsyncEngine
 from worker.engine.engine import Engine
@@ -55,19 +55,19 @@ class _Loaded:
 
 class ModelClimb:
     """Boots a real model; see worker.boot.ports.Climb. `cpus` is the default number of threads,
-    `follower` the program of further ranks.
+    `ranks` the further processes of a model that several compute.
 
     A tokenizer takes longer to read than everything else (85 ms for 49,152 tokens, with the GIL
     held), so parked workers read those of the likeliest sources ahead.
     """
 
     def __init__(
-        self, sources: ModelSource, *, cache_dir: Path, cpus: int, follower: Sequence[str]
+        self, sources: ModelSource, *, cache_dir: Path, cpus: int, ranks: tuple[Rank, ...] = ()
     ) -> None:
         self._sources = sources
         self._cache_dir = cache_dir
         self._cpus = cpus
-        self._follower = follower
+        self._ranks = ranks
         self._tokenizers: dict[str, Future[Tokenizer]] = {}  # by source digest, oldest first
         self._reader = ThreadPoolExecutor(1, "tokenizer")
         self._loaded: _Loaded | None = None
@@ -103,10 +103,12 @@ class ModelClimb:
         )
 
     def sleep(self) -> bool:
-        if self._loaded is None or self._loaded.followers is not None:
+        if self._loaded is None:
             return False
         for model in self._loaded.models:
             model.to_host()
+        if self._loaded.followers is not None:
+            self._loaded.followers.until_asleep()
         return True
 
     def _load(
@@ -159,7 +161,7 @@ class ModelClimb:
 
     def _site(self, assignment: ReplicaAssignment, gpu_ids: tuple[GpuId, ...]) -> Site:
         packed = self._cache_dir / PACKED_FOLDER
-        return Site(packed, threads_for(assignment, self._cpus), self._follower, gpu_ids)
+        return Site(packed, threads_for(assignment, self._cpus), self._ranks, gpu_ids)
 
     def _read_tokenizer(self, source: ResolvedSource, folder: Path) -> Future[Tokenizer]:
         """The source's tokenizer, being read since now or since it was prepared."""

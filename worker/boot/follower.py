@@ -11,12 +11,12 @@ from infra.errors import PlatformError, ReplicaFailed
 from worker.boot.failure import failure_of
 from worker.boot.followers import LONGEST_REPLY, Part, Reply
 from worker.boot.model_files import ModelFiles
-from worker.boot.process import LOWEST_PRIORITY, leave
+from worker.boot.process import LOWEST_PRIORITY, give_memory_back, leave
 from worker.boot.visible_gpu import see_only
 from worker.engine.preload import after_fork
 from worker.models.decoder import Decoder
 from worker.models.led import follow
-from worker.models.orders import orders
+from worker.models.orders import Rest, orders
 from worker.parallel.group import Group, TorchGroup, backend_for
 from worker.weights.packed_store import PackedStore
 
@@ -43,6 +43,9 @@ def run_follower(descriptor: int) -> NoReturn:
     try:
         for order in orders(link):
             cache = follow(decoder, group, order, cache)
+            if isinstance(order, Rest) and order.is_asleep:
+                give_memory_back()
+                _say(link, Reply())
     except ReplicaFailed:  # the first rank knows who was lost, and says it
         leave(FAILED)
     except BaseException:
@@ -79,9 +82,14 @@ def _keep_packed(files: ModelFiles) -> None:
 
 
 def _first_line(link: socket.socket) -> bytes:
+    """The part; the first rank's output, which comes with it, is this one's too from now on."""
     line = b""
     while not line.endswith(b"\n"):
-        received = link.recv(LONGEST_REPLY)
+        received, outputs, _, _ = socket.recv_fds(link, LONGEST_REPLY, 1)
+        for output in outputs:
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.close(output)
         if not received:
             leave(ORPHANED)
         line += received

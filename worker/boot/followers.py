@@ -5,7 +5,6 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +22,7 @@ from infra.errors import (
     SourceInvalid,
     UnsupportedModel,
 )
+from worker.boot.ranks import Rank
 
 _KINDS: dict[str, type[PlatformError]] = {
     kind.slug: kind for kind in (Invalid, SourceInvalid, UnsupportedModel, DependencyMissing)
@@ -30,6 +30,7 @@ _KINDS: dict[str, type[PlatformError]] = {
 LONGEST_REPLY = 1 << 16
 _EXPLAIN_S = 1.0  # for a process whose connections broke to be gone
 _MEETING = "meeting"
+_STANDARD_OUTPUT = 1
 
 
 class Part(Contract):
@@ -49,16 +50,16 @@ class Part(Contract):
 
 
 class Reply(Contract):
-    """What a follower says twice: that it goes to meet the others, and that its part is ready.
+    """What a follower says: it goes to meet the others; its part is ready; it sleeps.
 
-    Or, instead of either, why it never will be.
+    Or, instead of the first two, why that will never be.
     """
 
     failure: Failure | None = None
 
 
 class ProcessFollowers:
-    """Ranks 1 and up, each a process of its own that dies with this one (see Followers).
+    """Ranks 1 and up, each a child that dies with this process (see Followers).
 
     `watch` belongs to an event loop; the others may block.
     """
@@ -68,17 +69,13 @@ class ProcessFollowers:
         self._folder = folder
 
     @classmethod
-    def start(cls, size: int, part: Callable[[int, Path], Part], program: Sequence[str]) -> Self:
-        """Starts `program` for each rank; `part` says what a rank is told, given where all meet."""
+    def start(cls, ranks: Sequence[Rank], part: Callable[[int, Path], Part]) -> Self:
+        """Tells each rank its part; `part` makes it, given the rank and where all meet."""
         folder = TemporaryDirectory(prefix="firstlight-ranks-")
         meeting = Path(folder.name) / _MEETING
-        followers = cls([], folder)
-        try:
-            for rank in range(1, size):
-                followers._processes.append(_Follower.start(part(rank, meeting), program))
-        except OSError as error:
-            followers.end()
-            raise ReplicaFailed(f"a rank could not be started: {error.strerror}") from error
+        followers = cls([_Follower(it, part(n, meeting)) for n, it in enumerate(ranks, 1)], folder)
+        for process in followers._processes:
+            process.begin()
         return followers
 
     @property
@@ -98,6 +95,11 @@ class ProcessFollowers:
         for process in self._processes:
             process.be_impatient()
         self._folder.cleanup()
+
+    def until_asleep(self) -> None:
+        """Returns when every rank has given its memory back, after it was told to rest."""
+        for process in self._processes:
+            process.until_reply()
 
     def tell(self, order: bytes) -> None:
         for process in self._processes:
@@ -123,7 +125,7 @@ class ProcessFollowers:
             process.watch(on_death)
 
     def end(self) -> None:
-        """Ends every process at once; may be repeated."""
+        """Ends every process at once."""
         for process in self._processes:
             process.end()
         self._folder.cleanup()
@@ -132,29 +134,22 @@ class ProcessFollowers:
 class _Follower:
     """One process."""
 
-    def __init__(self, part: Part, popen: "subprocess.Popen[bytes]", link: socket.socket) -> None:
+    def __init__(self, rank: Rank, part: Part) -> None:
         self.name = f"rank {part.rank} of {part.size}"
-        self.link = link
-        self.pidfd = os.pidfd_open(popen.pid)
-        self._popen = popen
-        self._wait_s = part.wait_s
+        self.link = rank.link
+        self.pidfd = os.pidfd_open(rank.pid)
+        self._part = part
+        self._how: str | None = None
         self._received = b""
 
-    @classmethod
-    def start(cls, part: Part, program: Sequence[str]) -> "_Follower":
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                popen = subprocess.Popen(
-                    [*program, "--link", str(theirs.fileno()), "--parent", str(os.getpid())],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
-                )
-            except OSError:
-                ours.close()
-                raise
-        ours.sendall(part.model_dump_json().encode() + b"\n")
-        return cls(part, popen, ours)
+    def begin(self) -> None:
+        """Tells it its part; what it prints goes where our own output goes."""
+        line = self._part.model_dump_json().encode() + b"\n"
+        try:
+            sent = socket.send_fds(self.link, [line], [_STANDARD_OUTPUT])
+            self.link.sendall(line[sent:])
+        except OSError:
+            return  # it is gone, as the wait for its reply finds
 
     def until_reply(self) -> None:
         """Reads one reply; raises the failure that it tells, or how the process ended."""
@@ -173,7 +168,7 @@ class _Follower:
 
     def be_impatient(self) -> None:
         """From now on it takes orders at once, or something is wrong with it."""
-        self.link.settimeout(self._wait_s)
+        self.link.settimeout(self._part.wait_s)
 
     def watch(self, on_death: Callable[[BaseException], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -185,18 +180,21 @@ class _Follower:
         loop.add_reader(self.pidfd, ended)
 
     def end(self) -> None:
-        self._popen.kill()
-        self._popen.wait()
+        if self._how is None:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        self.end_of_life()
         self.link.close()
         os.close(self.pidfd)
 
     def end_of_life(self) -> ReplicaFailed:
         """How a process ended that has, or is about to."""
-        status = self._popen.wait()
-        how = f"ended with status {status}"
-        if status < 0:
-            how = f"was ended by {signal.Signals(-status).name}"
-        return ReplicaFailed(f"{self.name} {how}")
+        if self._how is None:
+            end = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+            assert end is not None, "it waits for the end"
+            has_exited = end.si_code == os.CLD_EXITED
+            how = f"ended with status {end.si_status}"
+            self._how = how if has_exited else f"was ended by {signal.Signals(end.si_status).name}"
+        return ReplicaFailed(f"{self.name} {self._how}")
 
 
 def _error(failure: Failure, name: str) -> PlatformError:

@@ -51,15 +51,21 @@ def give_memory_back() -> None:
 
 
 def memory_bytes() -> int:
-    """What the end of this process gives back; 0: not known.
+    """What the end of this process and of its children gives back; 0: not known.
 
-    Its resident pages but those of files, which the machine takes back when it needs them; pages
+    Their resident pages but those of files, which the machine takes back when it needs them; pages
     shared with others in proportion.
     """
+    pid = os.getpid()
     try:
-        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return sum(_memory_of(process) for process in (str(pid), *children))
     except OSError:
         return 0
+
+
+def _memory_of(pid: str) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     kibibytes = {
         name: int(rest.removesuffix("kB"))
         for name, _, rest in (line.partition(":") for line in lines[1:])

@@ -6,6 +6,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +18,7 @@ from worker.boot.process import leave, name_process
 
 LONGEST_MESSAGE = 4096  # bytes
 
-Become = Callable[[int], NoReturn]
+Become = Callable[[int, int], NoReturn]
 
 
 class NotForkable(Exception):
@@ -27,7 +28,7 @@ class NotForkable(Exception):
 def run_zygote(descriptor: int, *, preload: Callable[[], None], become: Become) -> NoReturn:
     """Serves forks on the inherited socket until the agent closes it.
 
-    `become` turns a child into a worker that owns the descriptor it is given.
+    `become` turns a child into a worker that owns this descriptor and has so many ranks.
     """
     control = socket.socket(fileno=descriptor)
     preload()
@@ -40,24 +41,24 @@ def run_zygote(descriptor: int, *, preload: Callable[[], None], become: Become) 
         message, descriptors, _, _ = socket.recv_fds(control, LONGEST_MESSAGE, 1)
         if not message or not descriptors:
             leave(0)
-        worker = Fork.model_validate_json(message).worker
+        asked = Fork.model_validate_json(message)
         try:
-            pid = _fork(control, descriptors[0], become)
+            pid = _fork(control, partial(become, descriptors[0], asked.ranks))
         except OSError as error:
-            _say(control, ForkFailed(worker=worker, detail=f"fork: {error.strerror}"))
+            _say(control, ForkFailed(worker=asked.worker, detail=f"fork: {error.strerror}"))
         else:
-            _say(control, Forked(worker=worker, pid=pid))
+            _say(control, Forked(worker=asked.worker, pid=pid))
         finally:
             os.close(descriptors[0])
 
 
-def _fork(control: socket.socket, link: int, become: Become) -> int:
+def _fork(control: socket.socket, become: Callable[[], NoReturn]) -> int:
     """Forks twice, so that the worker's parent ends and the agent, its subreaper, adopts it."""
     pid_read, pid_write = os.pipe()
     try:
         middle = os.fork()
         if middle == 0:
-            _hand_over(control, link, become, pid_write)
+            _hand_over(control, become, pid_write)
         os.waitpid(middle, 0)
         os.close(pid_write)
         pid_write = -1
@@ -71,7 +72,7 @@ def _fork(control: socket.socket, link: int, become: Become) -> int:
     return int(answer)
 
 
-def _hand_over(control: socket.socket, link: int, become: Become, pid_write: int) -> NoReturn:
+def _hand_over(control: socket.socket, become: Callable[[], NoReturn], pid_write: int) -> NoReturn:
     """In the first child: forks the worker, says its pid, and ends."""
     middle = os.getpid()
     try:
@@ -85,7 +86,7 @@ def _hand_over(control: socket.socket, link: int, become: Become, pid_write: int
         os.close(pid_write)
         control.close()
         _be_adopted(middle)
-        become(link)
+        become()
     except BaseException:
         traceback.print_exc()
         leave(1)

@@ -8,7 +8,7 @@ import torch
 from infra.errors import PlatformError, ReplicaFailed
 from worker.kernels.port import KVCache, Span
 from worker.models.decoder import Decoder
-from worker.models.orders import Allocate, Head, Order, OrderWriter, Step
+from worker.models.orders import Allocate, Head, Order, OrderWriter, Rest, Step
 from worker.models.wrapped import WrappedDecoder
 from worker.parallel.group import Group
 
@@ -69,6 +69,14 @@ class LedModel(WrappedDecoder):
         except ReplicaFailed as error:
             raise self._followers.explain(error) from error
 
+    def to_host(self) -> None:
+        self._tell(Rest(is_asleep=True))
+        super().to_host()
+
+    def to_device(self) -> None:
+        self._tell(Rest(is_asleep=False))
+        super().to_device()
+
     def _tell(self, order: Order) -> None:
         self._followers.tell(self._writer.written(order))
 
@@ -90,4 +98,9 @@ def follow(decoder: Decoder, group: Group, order: Order, cache: KVCache | None) 
             )
             group.spread(states)
             decoder.head(states)
+        case Rest(is_asleep=True):
+            decoder.to_host()
+            return None
+        case Rest():
+            decoder.to_device()
     return cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from worker.kernels.port import Span
 
-_ALLOCATE, _STEP, _HEAD = 1, 2, 3
+_ALLOCATE, _STEP, _HEAD, _REST = 1, 2, 3, 4
 _ITEM = array("i").itemsize
 _RECEIVED_BYTES = 1 << 18
 
@@ -41,7 +41,14 @@ class Head:
     rows: int
 
 
-Order = Allocate | Step | Head
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Fall asleep: drop the cache and move weights to the host. Or wake: move them back."""
+
+    is_asleep: bool
+
+
+Order = Allocate | Step | Head | Rest
 
 
 class OrderWriter:
@@ -62,6 +69,8 @@ class OrderWriter:
                 return (_ALLOCATE, num_blocks, block_size, lanes)
             case Head(rows):
                 return (_HEAD, rows)
+            case Rest(is_asleep):
+                return (_REST, int(is_asleep))
             case Step(token_ids, spans, wanted):
                 numbers = [_STEP, len(token_ids), len(wanted), len(spans), *token_ids, *wanted]
                 for span in spans:
@@ -91,9 +100,11 @@ class OrderReader:
                 return Allocate(*numbers[1:4])
             case 2:
                 return self._step(numbers)
-            case kind:
-                assert kind == _HEAD, "the first rank sends nothing else"
+            case 3:
                 return Head(numbers[1])
+            case kind:
+                assert kind == _REST, "the first rank sends nothing else"
+                return Rest(bool(numbers[1]))
 
     def _step(self, numbers: "array[int]") -> Step:
         _, num_tokens, num_wanted, num_spans = numbers[:4]

@@ -20,6 +20,7 @@ class FakeLauncher:
     is_up: bool = False
     zygotes: int = 0
     alive: dict[WorkerId, Origin] = field(default_factory=dict)
+    ranks: dict[WorkerId, int] = field(default_factory=dict)
     parked: set[WorkerId] = field(default_factory=set)
     sent: list[tuple[WorkerId, ToWorker]] = field(default_factory=list)
     killed: list[WorkerId] = field(default_factory=list)
@@ -38,15 +39,17 @@ class FakeLauncher:
         self.has_zygote = self.is_up = False
         self._lose_forks("the fork server was stopped")
 
-    def fork(self, worker_id: WorkerId) -> None:
+    def fork(self, worker_id: WorkerId, *, ranks: int) -> None:
         assert self.has_zygote
         self.alive[worker_id] = Origin.FORK
+        self.ranks[worker_id] = ranks
         self._forks.append(worker_id)
         if self.is_up:
             self._work_off_forks()
 
-    def spawn(self, worker_id: WorkerId, log_path: Path) -> None:
+    def spawn(self, worker_id: WorkerId, log_path: Path, *, ranks: int) -> None:
         self.alive[worker_id] = Origin.SPAWN
+        self.ranks[worker_id] = ranks
         asyncio.get_running_loop().call_later(self.spawn_s, self._park, worker_id)
 
     def send(self, worker_id: WorkerId, message: ToWorker) -> None:

@@ -57,13 +57,14 @@ class Hands:
         self._tables.workers[worker_id] = Worker(origin, self._loop.time())
         if assignment is not None:
             self.claim(worker_id, assignment, gpus)
+        ranks = 0 if assignment is None else assignment.engine.tensor_parallel - 1
         match origin:
             case Origin.FORK:
-                self._launcher.fork(worker_id)
+                self._launcher.fork(worker_id, ranks=ranks)
             case Origin.SPAWN:
                 name = ReplicaId(f"worker-{worker_id}")
                 owner = name if assignment is None else assignment.replica_id
-                self._launcher.spawn(worker_id, self._logs.path(owner))
+                self._launcher.spawn(worker_id, self._logs.path(owner), ranks=ranks)
         self._loop.call_later(LAUNCH_TIMEOUT_S, self._give_up_launch, worker_id)
 
     def claim(

@@ -51,10 +51,10 @@ class Launcher(Protocol):
     def stop_zygote(self) -> None:
         """Kills it, where there is one; the workers it has forked live on."""
 
-    def fork(self, worker_id: WorkerId) -> None:
-        """Asks the zygote for a worker, as soon as it is up."""
+    def fork(self, worker_id: WorkerId, *, ranks: int) -> None:
+        """Asks the zygote for a worker with so many further processes, as soon as it is up."""
 
-    def spawn(self, worker_id: WorkerId, log_path: Path) -> None:
+    def spawn(self, worker_id: WorkerId, log_path: Path, *, ranks: int) -> None:
         """Starts a worker as a program of its own that writes to `log_path` from the start."""
 
     def send(self, worker_id: WorkerId, message: ToWorker) -> None:

@@ -157,7 +157,8 @@ def plan(desired: DesiredState, node: NodeView) -> tuple[Action, ...]:
     1. Unlisted: a replica that the control plane does not list is killed, or forgotten if ended.
     2. Listed to drain: READY drains, not yet READY is killed, unknown is reported STOPPED.
     3. Listed to run without a process: wake a worker that sleeps with the same model. For others,
-       once there are GPUs for it: claim the most advanced unclaimed worker, else launch.
+       once there are GPUs for it: claim the most advanced unclaimed worker, else launch. One
+       of several processes is always launched, since ranks are forked with it.
     4. Sleepers: end those whose GPUs are needed, and those that may not sleep any longer.
     5. Standby: fork what is missing, not beside a climb; kill what is too much, least advanced
        first.
@@ -187,7 +188,7 @@ def plan(desired: DesiredState, node: NodeView) -> tuple[Action, ...]:
         gpus = allotment.take(assignment.resources)
         if gpus is None:
             actions.append(Await(assignment))
-        elif unclaimed:
+        elif unclaimed and assignment.engine.tensor_parallel == 1:
             actions.append(Claim(unclaimed.pop(0).worker_id, assignment, gpus))
         else:
             actions.append(Launch(origin, assignment, gpus))

@@ -95,7 +95,7 @@ class ProcessLauncher:
             self._ending.add(self._zygote)
             self._zygote = None
 
-    def fork(self, worker_id: WorkerId) -> None:
+    def fork(self, worker_id: WorkerId, *, ranks: int) -> None:
         ours, theirs = socket.socketpair()
         process = self._follow(worker_id, ours)
         process.zygote = self._zygote
@@ -103,13 +103,14 @@ class ProcessLauncher:
             theirs.close()
             self._loop.call_soon(self._finish, worker_id, Exit(why="there is no fork server"))
         else:
-            self._zygote.fork(worker_id, theirs)
+            self._zygote.fork(worker_id, theirs, ranks=ranks)
 
-    def spawn(self, worker_id: WorkerId, log_path: Path) -> None:
+    def spawn(self, worker_id: WorkerId, log_path: Path, *, ranks: int) -> None:
         ours, theirs = socket.socketpair()
         process = self._follow(worker_id, ours)
+        program = (*self._programs.replica, "--ranks", str(ranks))
         try:
-            pid = self._spawn(self._programs.replica, theirs, log_path)
+            pid = self._spawn(program, theirs, log_path)
         except OSError as error:
             self._loop.call_soon(self._finish, worker_id, Exit(why=f"spawn: {error}"))
         else:

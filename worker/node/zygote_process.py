@@ -32,30 +32,31 @@ class ZygoteProcess:
     def __init__(self, pid: int, control: socket.socket, listener: ZygoteListener) -> None:
         self._listener = listener
         self._is_up = False
-        self._waiting: list[tuple[WorkerId, socket.socket]] = []
+        self._waiting: list[tuple[Fork, socket.socket]] = []
         self._control: socket.socket | None = control
         self._loop = asyncio.get_running_loop()
         self._child = Child(pid, self._ended)
         control.setblocking(False)
         self._loop.add_reader(control.fileno(), self._readable)
 
-    def fork(self, worker_id: WorkerId, link: socket.socket) -> None:
+    def fork(self, worker_id: WorkerId, link: socket.socket, *, ranks: int) -> None:
         """Asks for a worker that owns `link`, at once or as soon as the fork server is up."""
+        asked = Fork(worker=worker_id, ranks=ranks)
         if self._is_up:
-            self._ask(worker_id, link)
+            self._ask(asked, link)
         else:
-            self._waiting.append((worker_id, link))
+            self._waiting.append((asked, link))
 
     def kill(self) -> None:
         self._child.kill()
 
-    def _ask(self, worker_id: WorkerId, link: socket.socket) -> None:
-        message = Fork(worker=worker_id).model_dump_json().encode()
+    def _ask(self, asked: Fork, link: socket.socket) -> None:
+        message = asked.model_dump_json().encode()
         try:
             if self._control is not None:
                 socket.send_fds(self._control, [message], [link.fileno()])
         except OSError as error:
-            self._loop.call_soon(self._listener.on_fork_failed, worker_id, str(error))
+            self._loop.call_soon(self._listener.on_fork_failed, asked.worker, str(error))
         finally:
             link.close()
 
@@ -78,8 +79,8 @@ class ZygoteProcess:
             case ZygoteUp():
                 self._is_up = True
                 self._listener.on_up(self)
-                for worker_id, link in self._waiting:
-                    self._ask(worker_id, link)
+                for asked, link in self._waiting:
+                    self._ask(asked, link)
                 self._waiting.clear()
             case Forked(worker=worker_id, pid=pid):
                 self._listener.on_forked(worker_id, pid)
