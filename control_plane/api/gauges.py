@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from control_plane.api.services import Services
 from control_plane.autoscaler.tracked import DecisionRecord
+from infra.contracts.node import Gpu
 from infra.metrics import Counter, Labels
 
 
@@ -48,6 +49,14 @@ def register_gauges(services: Services) -> None:
         for node in services.fleet.nodes():
             yield (node.node_id,), len(node.sleepers)
 
+    def gpus() -> Iterator[tuple[Labels, float]]:
+        tally = Tally(
+            (node.node_id, gpu.kind, _state_of(gpu))
+            for node in services.fleet.nodes()
+            for gpu in node.gpus
+        )
+        yield from sorted(tally.items())
+
     metrics.gauge("in_flight", "Requests at replicas.", ("model",), in_flight)
     metrics.gauge("waiting", "Requests held for a permit.", ("model",), waiting)
     metrics.gauge("replicas", "Replicas that have not ended.", ("model", "state"), replicas)
@@ -60,6 +69,7 @@ def register_gauges(services: Services) -> None:
     metrics.gauge("jobs", "Jobs that are kept.", ("model", "state"), jobs)
     metrics.gauge("nodes", "Registered nodes.", (), nodes)
     metrics.gauge("standby_ready", "Standby workers that wait.", ("node",), standby)
+    metrics.gauge("gpus", "GPUs by what becomes of them.", ("node", "kind", "state"), gpus)
     metrics.gauge("sleepers", "Workers that sleep with a model.", ("node",), sleepers)
     decisions = metrics.counter(
         "decisions_total", "Decisions that changed a revision's replicas.", ("model",)
@@ -69,3 +79,11 @@ def register_gauges(services: Services) -> None:
         decisions.add(record.revision.rpartition("@")[0])
 
     services.autoscaler.subscribe(decided)
+
+
+def _state_of(gpu: Gpu) -> str:
+    if gpu.trouble is not None:
+        return "in-trouble"
+    if gpu.replica_id is not None:
+        return "held"
+    return "free" if gpu.sleeper is None else "asleep"

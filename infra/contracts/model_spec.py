@@ -124,6 +124,12 @@ class Resources(Contract):
         default=None, ge=64, le=1 << 24, description="Host memory a replica; unset is estimated."
     )
 
+    @model_validator(mode="after")
+    def _class_of_something(self) -> Self:
+        if self.gpu is not None and self.gpus == 0:
+            raise ValueError(f"gpu is {self.gpu}, and gpus is 0: a replica would run on the CPU")
+        return self
+
 
 class ScheduledReplicas(Contract):
     """Replicas that are kept for a while at certain times."""

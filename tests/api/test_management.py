@@ -11,6 +11,7 @@ from infra.contracts.node import DesiredState, NodeLease
 from infra.errors import PlatformError
 from tests.api.world import CHAT, EdgeWorld, scenario
 from tests.fleet.makers import SOURCE, a_registration
+from worker.node.fake_gpus import a_gpu
 
 YAML = f"""
 name: poet
@@ -344,6 +345,25 @@ async def test_a_node_registers_watches_and_reports(edge: EdgeWorld) -> None:
     assert state.replicas == ()
     assert (reported.status, reported.content) == (204, b"")
     assert [node["node_id"] for node in nodes.json()["data"]] == ["local", "n2"]
+
+
+@scenario
+async def test_a_nodes_gpus_are_shown_as_it_told_of_them_last(edge: EdgeWorld) -> None:
+    held = a_gpu(0).model_copy(update={"replica_id": "chat-1-a"})
+    asleep = a_gpu(1).model_copy(update={"sleeper": "chat@1"})
+    hurt = a_gpu(2, "h100").model_copy(update={"trouble": "XID 79"})
+    told = [gpu.model_dump(mode="json") for gpu in (held, asleep, hurt, a_gpu(3))]
+    report = {"node_id": "local", "standby_ready": 0}
+    for gpus in ({"gpus": told}, {}):
+        await edge.call("POST", "/internal/nodes/local/reports", report | gpus, headers=NODE)
+
+    (node,) = (await edge.call("GET", "/v1/nodes")).json()["data"]
+    metrics = (await edge.call("GET", "/metrics")).text
+
+    assert node["gpus"] == told
+    for kind, state in (("l4", "held"), ("l4", "asleep"), ("l4", "free"), ("h100", "in-trouble")):
+        labels = f'{{kind="{kind}",node="local",state="{state}"}}'
+        assert f"firstlight_gpus{labels} 1.0" in metrics
 
 
 @scenario

@@ -198,6 +198,7 @@ def test_the_message_names_file_count_and_first_problem() -> None:
         ("engine: {block_size: 17}", "3: engine.block_size: must be 16, 32 or 64, not 17"),
         ("limits: {max_queue: " + "9" * 60_000 + "}", "3: limits.max_queue: must be a valid"),
         ("resources: {gpus: 1.5}", "3: resources.gpus: must be a valid integer"),
+        ("resources: {gpu: h100}", "3: resources: gpu is h100, and gpus is 0: a replica would"),
         ("engine: !!python/object/apply:os.system [id]", "3: : tags (tag:yaml.org,2002:python/"),
         ("engine: !!python/name:os.system", "3: : tags (tag:yaml.org,2002:python/"),
         ("engine: !custom {}", "3: : tags (!custom) are not accepted"),
