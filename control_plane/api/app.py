@@ -19,6 +19,7 @@ from control_plane.api.jobs import jobs_router
 from control_plane.api.models import models_router
 from control_plane.api.nodes import nodes_router
 from control_plane.api.operations import operations_router
+from control_plane.api.releases import releases_router
 from control_plane.api.services import Services
 from control_plane.api.tenants import tenants_router
 from control_plane.tenancy.keys import Keys
@@ -113,6 +114,7 @@ def management_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(models_router(services))
+    app.include_router(releases_router(services))
     app.include_router(jobs_router(services))
     app.include_router(operations_router(services))
     app.include_router(nodes_router(services))

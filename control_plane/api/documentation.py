@@ -42,7 +42,8 @@ _ASKED_HEADERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ),
     (
         "Firstlight-Session",
-        "A name of the caller's own: requests of one session go to one replica while it has room.",
+        "A name of the caller's own: requests of one session go to one revision, and to one "
+        "replica while it has room.",
         {"type": "string", "maxLength": 256},
     ),
     (

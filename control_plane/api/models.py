@@ -5,12 +5,12 @@ from contextlib import aclosing
 from typing import Annotated, Any, cast
 
 import orjson
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from control_plane.api.auth import Caller
-from control_plane.api.generation import model_not_found
 from control_plane.api.intake import IncomingBody, Intake
+from control_plane.api.ownership import Name, owned
 from control_plane.api.services import Services
 from control_plane.api.views import (
     ColdStartList,
@@ -22,11 +22,10 @@ from control_plane.api.views import (
     node_status,
 )
 from control_plane.fleet.logbook import Logbook, LogEntry
-from control_plane.tenancy.identity import Identity
 from infra.contracts.base import ModelName, RequestId
 from infra.contracts.explanation import ModelExplanation
 from infra.contracts.model_spec import ModelSpec
-from infra.contracts.revision import ModelStatus, Revision
+from infra.contracts.revision import ModelStatus
 from infra.errors import MalformedJson, SpecInvalid
 from infra.generation_requests import json_object
 from infra.spec_file import load_spec, validate_spec
@@ -36,8 +35,6 @@ YAML_TYPES = frozenset(
     {"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "application/vnd.yaml"}
 )
 NDJSON = "application/x-ndjson"
-
-Name = Annotated[ModelName, Path(max_length=256)]
 
 _SPEC_BODY: dict[str, Any] = {
     "requestBody": {
@@ -55,13 +52,6 @@ def models_router(services: Services) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["models"])
     intake = Intake(most_bytes=64 * MOST_SPEC_BYTES)
 
-    def owned(name: ModelName, caller: Identity) -> Revision:
-        revision = services.deployments.get(name)
-        if revision is None or not caller.owns(revision):
-            known = filter(caller.may_call, services.deployments.all())
-            raise model_not_found(name, (one.model for one in known))
-        return revision
-
     @router.get("/models")
     async def list_models(request: Request, caller: Caller) -> ModelList:
         """Every model of the caller's, and those that others share, in OpenAI's form."""
@@ -70,23 +60,24 @@ def models_router(services: Services) -> APIRouter:
     @router.get("/models/{name}")
     async def show_model(name: Name, request: Request, caller: Caller) -> ModelStatus:
         """How a model stands, and why."""
-        return model_status(services, owned(name, caller), base_url=str(request.base_url))
+        return model_status(services, owned(services, name, caller), base_url=str(request.base_url))
 
     @router.get("/models/{name}/explain")
     async def explain_model(
         name: Name, caller: Caller, last: Annotated[int, Query(ge=1, le=64)] = 20
     ) -> ModelExplanation:
         """Why a model is where it is: what was learnt of it, and the last decisions about it."""
-        return model_explanation(services, owned(name, caller), last=last)
+        return model_explanation(services, owned(services, name, caller), last=last)
 
     @router.put("/models/{name}", status_code=202, openapi_extra=_SPEC_BODY)
     async def deploy_model(
-        name: Name, request: Request, response: Response, caller: Caller
+        name: Name, request: Request, response: Response, caller: Caller, traffic: bool = True
     ) -> ModelStatus:
-        """Deploys a spec: it becomes an immutable revision, which gets every new request.
+        """Deploys a spec: it becomes an immutable revision, which gets every new request, or with
+        `traffic=false` none until the traffic is split.
 
-        An equal spec of equal content changes nothing. The body is `model.yaml`, or the same as
-        JSON.
+        An equal spec of equal content changes nothing else. The body is `model.yaml`, or the same
+        as JSON.
         """
         body = IncomingBody(
             request.receive,
@@ -100,14 +91,16 @@ def models_router(services: Services) -> APIRouter:
             body.let_go()
         if spec.name != name:
             raise _other_name(name, spec)
-        revision = await services.deployments.deploy(spec, by=caller, now=services.clock.now())
+        revision = await services.deployments.deploy(
+            spec, by=caller, takes_traffic=traffic, now=services.clock.now()
+        )
         response.headers["Location"] = f"/v1/models/{name}"
         return model_status(services, revision, base_url=str(request.base_url))
 
     @router.delete("/models/{name}", status_code=204)
     async def delete_model(name: Name, caller: Caller) -> None:
         """Takes a model away: who waits for it is told, its replicas finish and stop."""
-        owned(name, caller)
+        owned(services, name, caller)
         await services.deployments.delete(name, now=services.clock.now())
         await services.timelines.forget(name)
 
@@ -119,7 +112,7 @@ def models_router(services: Services) -> APIRouter:
         request_id: Annotated[RequestId | None, Query(max_length=128)] = None,
     ) -> ColdStartList:
         """Where the time of the last cold requests went, or of one of them."""
-        owned(name, caller)
+        owned(services, name, caller)
         if request_id is None:
             return ColdStartList(data=list(await services.timelines.last(name, last)))
         report = await services.timelines.find(name, request_id)
@@ -137,7 +130,7 @@ def models_router(services: Services) -> APIRouter:
         last: Annotated[int, Query(ge=0, le=2000)] = 100,
     ) -> Response:
         """The newest lines of a model's log as JSON lines; with `follow`, more as they come."""
-        owned(name, caller)
+        owned(services, name, caller)
         if follow:
             lines = _followed(services.logbook, name, last)
             return StreamingResponse(lines, media_type=NDJSON)

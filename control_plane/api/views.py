@@ -3,10 +3,12 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from typing import Literal
 
 from pydantic import BaseModel
 
+from control_plane.api.releases import shares_of
 from control_plane.api.services import Services
 from control_plane.autoscaler.tracked import DecisionRecord
 from control_plane.fleet.node import Node
@@ -88,7 +90,8 @@ def _status(
     services: Services, revision: Revision, replicas: Sequence[Replica], base_url: str
 ) -> ModelStatus:
     explanation = services.autoscaler.explain(revision.model)
-    assert explanation is not None, "it is deployed"
+    release = services.deployments.release(revision.model)
+    assert explanation is not None and release is not None, "it is deployed"
     demand = services.lines.demand_of(revision.model)
     return ModelStatus(
         name=revision.model,
@@ -103,16 +106,19 @@ def _status(
         reason=explanation.reason,
         in_flight=demand.in_flight,
         waiting=demand.waiting,
+        traffic=shares_of(release),
         replicas=tuple(_replica_status(services, replica) for replica in replicas),
     )
 
 
 def model_explanation(services: Services, revision: Revision, *, last: int) -> ModelExplanation:
-    """Why a deployed model is where it is, with the last decisions about its revision."""
+    """Why a deployed model is where it is, with the last decisions about its revisions."""
     explained = services.autoscaler.explain(revision.model)
     keep_alive = services.autoscaler.keep_alive(revision.name)
-    assert explained is not None and keep_alive is not None, "it is deployed"
-    records = services.autoscaler.decisions(revision.name)[-last:]
+    release = services.deployments.release(revision.model)
+    assert not (explained is None or keep_alive is None or release is None), "it is deployed"
+    decided = (services.autoscaler.decisions(it.name) for it in release.revisions)
+    records = sorted(chain.from_iterable(decided), key=lambda record: record.at)[-last:]
     return ModelExplanation(
         name=revision.model,
         revision=revision.name,

@@ -19,6 +19,7 @@ from control_plane.cli import (
     listing,
     logs,
     nodes,
+    releases,
     tenants,
     wait,
 )
@@ -40,6 +41,9 @@ app.add_typer(models, name="models")
 app.add_typer(jobs.jobs, name="jobs")
 app.add_typer(tenants.keys, name="keys")
 app.add_typer(tenants.tenants, name="tenants")
+app.command("revisions")(releases.revisions)
+app.command("traffic")(releases.traffic)
+app.command("rollback")(releases.rollback)
 app.command("usage")(tenants.usage)
 app.command("nodes")(nodes.nodes)
 
@@ -85,12 +89,17 @@ def _deploy(
     wait: Annotated[
         bool, typer.Option(help="Wait for the replicas that scaling.min keeps.")
     ] = True,
+    traffic: Annotated[
+        bool, typer.Option(help="Send all requests to it, or none until `platform traffic`.")
+    ] = True,
     timeout: Timeout = 600,
     json: Json = False,
 ) -> None:
     """Publish a model."""
     session = session_of(context)
-    status = deploy.deploy(session, file, is_waiting=wait, timeout_s=timeout)
+    status = deploy.deploy(
+        session, file, takes_traffic=traffic, is_waiting=wait and traffic, timeout_s=timeout
+    )
     if json:
         session.print_json(status.model_dump_json())
     else:

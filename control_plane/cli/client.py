@@ -19,6 +19,7 @@ from infra.contracts.job import JobList, JobStatus
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.node import NodeStatus
 from infra.contracts.problem import Problem
+from infra.contracts.release import RevisionStatus, TrafficStatus
 from infra.contracts.revision import ModelStatus
 from infra.contracts.stage import ColdStartReport
 from infra.contracts.tenancy import (
@@ -60,6 +61,10 @@ class _TenantList(BaseModel):
 
 class _UsageList(BaseModel):
     data: list[UsageRow]
+
+
+class _RevisionList(BaseModel):
+    data: list[RevisionStatus]
 
 
 class _ReportList(BaseModel):
@@ -107,11 +112,35 @@ class PlatformClient:
     def close(self) -> None:
         self._http.close()
 
-    def deploy(self, spec: ModelSpec) -> ModelStatus:
+    def deploy(self, spec: ModelSpec, *, takes_traffic: bool = True) -> ModelStatus:
         """Publishes the spec; hashing or finding its source may take long, so this waits."""
-        path = _model_path(spec.name)
-        content = self._call("PUT", path, json=spec.model_dump(mode="json"), timeout=None)
+        content = self._call(
+            "PUT",
+            _model_path(spec.name),
+            json=spec.model_dump(mode="json"),
+            params={} if takes_traffic else {"traffic": "false"},
+            timeout=None,
+        )
         return _parsed(ModelStatus, content)
+
+    def revisions(self, name: str) -> list[RevisionStatus]:
+        """Every revision of a model that is kept, the newest first."""
+        content = self._call("GET", f"{_model_path(name)}/revisions")
+        return _parsed(_RevisionList, content).data
+
+    def traffic(self, name: str) -> TrafficStatus:
+        return _parsed(TrafficStatus, self._call("GET", f"{_model_path(name)}/traffic"))
+
+    def split(self, name: str, percents: dict[str, int]) -> TrafficStatus:
+        """Splits a model's requests; percents by revision."""
+        path, asked = f"{_model_path(name)}/traffic", {"traffic": percents}
+        return _parsed(TrafficStatus, self._call("PUT", path, json=asked))
+
+    def rollback(self, name: str, revision: str | None) -> TrafficStatus:
+        """Sends all requests to a former revision; None takes the one before."""
+        asked = _given({"revision": revision})
+        path = f"{_model_path(name)}/rollback"
+        return _parsed(TrafficStatus, self._call("POST", path, json=asked))
 
     def status(self, name: str) -> ModelStatus:
         return _parsed(ModelStatus, self._call("GET", _model_path(name)))

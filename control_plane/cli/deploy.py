@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from control_plane.cli.failure import CommandFailed, from_platform_error
+from control_plane.cli.releases import split_text
 from control_plane.cli.session import Session
 from control_plane.cli.units import amount
 from control_plane.cli.wait import wait_for
@@ -17,12 +18,14 @@ STANDARD_INPUT = Path("-")
 READ_BYTES = 1 << 20
 
 
-def deploy(session: Session, file: Path, *, is_waiting: bool, timeout_s: float) -> ModelStatus:
+def deploy(
+    session: Session, file: Path, *, takes_traffic: bool, is_waiting: bool, timeout_s: float
+) -> ModelStatus:
     """Publishes the file's spec; where replicas are always kept, waits until one is ready."""
     spec = read_spec(file)
     with Waiting(session.err, f"deploying {spec.name}", now=session.now) as waiting:
         waiting.show(f"reading {spec.source}")
-        status = session.platform.deploy(spec)
+        status = session.platform.deploy(spec, takes_traffic=takes_traffic)
     if is_waiting and spec.scaling.min > 0:
         status = wait_for(session, spec.name, ModelState.READY, timeout_s=timeout_s)
     return status
@@ -53,6 +56,8 @@ def read_spec(file: Path) -> ModelSpec:
 def describe_deployed(status: ModelStatus, *, sends_key: bool) -> str:
     """What was deployed and how to call it."""
     facts = status.facts
+    if status.revision not in {share.revision for share in status.traffic}:
+        return _describe_dark(status)
     key = ' -H "Authorization: Bearer $PLATFORM_API_KEY"' if sends_key else ""
     return (
         f"{status.revision} is deployed: {facts.architecture}, {amount(facts.weight_bytes)} of "
@@ -61,4 +66,15 @@ def describe_deployed(status: ModelStatus, *, sends_key: bool) -> str:
         f"  url    {status.url}\n"
         f"  try    platform invoke {status.name} --prompt Hello --stream\n"
         f'  curl   curl {status.url}{key} -d \'{{"prompt": "Hello", "max_tokens": 32}}\'\n'
+    )
+
+
+def _describe_dark(status: ModelStatus) -> str:
+    """What to do with a revision that gets no request yet."""
+    leading = status.traffic[0].revision
+    return (
+        f"{status.revision} is deployed and gets no request; they go to "
+        f"{split_text(status.traffic)}\n"
+        f"  try    platform traffic {status.name} {leading}=90 {status.revision}=10\n"
+        f"  all    platform traffic {status.name} {status.revision}=100\n"
     )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from control_plane.cli.releases import split_text
 from control_plane.cli.session import printable
 from control_plane.cli.table import table
 from control_plane.cli.units import duration
@@ -30,7 +31,7 @@ def _row(model: ModelStatus, unix_now: float) -> list[Text]:
     return [
         Text(model.name),
         Text(model.state.value, style=STATE_STYLES[model.state]),
-        Text(model.revision),
+        Text(split_text(model.traffic)),
         Text(f"{ready}/{model.desired_replicas}"),
         Text(str(model.in_flight)),
         Text(str(model.waiting)),

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from infra.contracts.base import Contract, ModelName, NodeId, ReplicaId, RevisionName
 from infra.contracts.model_spec import ModelSpec
+from infra.contracts.release import TrafficShare
 from infra.contracts.stage import StageProgress
 from infra.contracts.tenancy import DEFAULT_TENANT, Tenant
 
@@ -123,4 +124,5 @@ class ModelStatus(Contract):
     reason: str = Field(description="Why it is where it is, in a line.")
     in_flight: int
     waiting: int
+    traffic: tuple[TrafficShare, ...] = Field(description="The largest share first.")
     replicas: tuple[ReplicaStatus, ...]

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
+
 from control_plane.capacity.simulated import Script
 from infra.contracts.base import ModelName, RevisionName
 from infra.contracts.job import JobState
@@ -11,7 +13,9 @@ from infra.contracts.revision import ReplicaState
 from infra.virtual_time import run_virtual
 from tests.activator.world import says
 from tests.api.test_jobs import accepted, until_over, until_running, work
-from tests.api.world import EdgeWorld, Exchange
+from tests.api.test_tenants import Headers, deploy, with_keys
+from tests.api.world import CHAT, EdgeWorld, Exchange, scenario
+from tests.fleet.makers import SOURCE
 from tests.fleet.world import CRASH, SLOW, World
 
 Main = Callable[[EdgeWorld], Coroutine[Any, Any, None]]
@@ -140,3 +144,155 @@ def test_a_job_runs_on_the_revision_picked_at_its_start_and_not_at_its_acceptanc
         assert len(edge.world.moves(ReplicaState.READY)) == 1
 
     in_world(main)
+
+
+# -- the routes ------------------------------------------------------------------------------------
+
+
+async def put(edge: EdgeWorld, grace: int, query: str = "") -> dict[str, Any]:
+    """Deploys `chat` with this grace; an earlier one with the same is the same revision."""
+    spec = {"name": "chat", "source": SOURCE, "scaling": {"grace": grace}}
+    answer = await edge.call("PUT", f"/v1/models/chat{query}", spec)
+    assert answer.status == 202, answer.text
+    return dict(answer.json())
+
+
+async def get(edge: EdgeWorld, path: str) -> Any:
+    answer = await edge.call("GET", f"/v1/models/chat{path}")
+    assert answer.status == 200, answer.text
+    return answer.json()
+
+
+def split(**percents: int) -> list[dict[str, Any]]:
+    """`split(r2=90, r1=10)` as the routes show it."""
+    return [
+        {"revision": f"chat@{name[1:]}", "percent": percent} for name, percent in percents.items()
+    ]
+
+
+@scenario
+async def test_a_canary_is_deployed_dark_given_a_share_and_rolled_back(edge: EdgeWorld) -> None:
+    dark = await put(edge, 40, "?traffic=false")
+    assert (dark["revision"], dark["traffic"]) == ("chat@2", split(r1=100))
+    before = await get(edge, "/traffic")
+    asked = {"traffic": {"chat@1": 80, "chat@2": 20}, "generation": before["generation"]}
+
+    answer = await edge.call("PUT", "/v1/models/chat/traffic", asked)
+    assert answer.json() == {
+        "name": "chat",
+        "generation": before["generation"] + 1,
+        "traffic": split(r1=80, r2=20),
+    }
+    answers = [await edge.chat() for _ in range(10)]
+    served = [one.headers["firstlight-revision"] for one in answers]
+    assert served.count("chat@2") == 2
+    assert (await get(edge, ""))["traffic"] == split(r1=80, r2=20)
+    listed = (await get(edge, "/revisions"))["data"]
+    shown = [
+        (one["revision"], one["percent"], one["is_previous"], one["replicas"]) for one in listed
+    ]
+    assert shown == [("chat@2", 20, False, 1), ("chat@1", 80, True, 1)]
+    explained = await get(edge, "/explain")
+    assert {one["revision"] for one in explained["decisions"]} == {"chat@1", "chat@2"}
+    assert "chat@1 (80 %): 1 replica ready" in explained["reason"]
+
+    rolled_back = await edge.call("POST", "/v1/models/chat/rollback")
+    assert rolled_back.json()["traffic"] == split(r1=100)
+    lines = edge.world.logbook.last(ModelName("chat"), 1000)
+    said = [line.text for line in lines if "go to chat@" in line.text]
+    assert said == [
+        "80 % of requests go to chat@1; 20 % of requests go to chat@2",
+        "requests go to chat@1",
+    ]
+
+
+@scenario
+async def test_a_session_stays_on_its_revision(edge: EdgeWorld) -> None:
+    await put(edge, 40)
+    await edge.call("PUT", "/v1/models/chat/traffic", {"traffic": {"chat@1": 50, "chat@2": 50}})
+    homes = set()
+    for session in map(str, range(12)):
+        answers = [
+            await edge.call(
+                "POST", "/v1/chat/completions", CHAT, headers={"firstlight-session": session}
+            )
+            for _ in range(3)
+        ]
+        [home] = {one.headers["firstlight-revision"] for one in answers}
+        homes.add(home)
+    assert homes == {"chat@1", "chat@2"}
+
+
+@scenario
+async def test_a_rollback_names_any_revision_and_a_deployment_takes_all_again(
+    edge: EdgeWorld,
+) -> None:
+    for grace in (40, 50):
+        await put(edge, grace)
+    named = await edge.call("POST", "/v1/models/chat/rollback", {"revision": "chat@1"})
+    back = await edge.call("POST", "/v1/models/chat/rollback", {})
+    assert (named.json()["traffic"], back.json()["traffic"]) == (split(r1=100), split(r3=100))
+    assert (await put(edge, 40))["traffic"] == split(r2=100)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "slug"),
+    [
+        ("PUT", "/traffic", {"traffic": {"chat@1": 90}}, 400, "invalid-request"),
+        ("PUT", "/traffic", {"traffic": {}}, 400, "invalid-request"),
+        ("PUT", "/traffic", {"traffic": {"chat@1": 101, "chat@2": -1}}, 400, "invalid-request"),
+        ("PUT", "/traffic", {"traffic": {"chat@1": 100.5}}, 400, "invalid-request"),
+        ("PUT", "/traffic", {"traffic": {"chat@1": "100"}}, 400, "invalid-request"),
+        ("PUT", "/traffic", {"traffic": [100]}, 400, "invalid-request"),
+        ("PUT", "/traffic", {"shares": {"chat@1": 100}}, 400, "invalid-request"),
+        ("PUT", "/traffic", {"traffic": {"chat@7": 100}}, 404, "revision-not-found"),
+        ("PUT", "/traffic", {"traffic": {"other@1": 100}}, 404, "revision-not-found"),
+        ("PUT", "/traffic", {"traffic": {"x" * 200: 100}}, 400, "invalid-request"),
+        ("PUT", "/traffic", {"traffic": {"chat@1": 100}, "generation": 99}, 409, "conflict"),
+        ("PUT", "/traffic", b"{", 400, "malformed-json"),
+        ("POST", "/rollback", {"revision": "chat@7"}, 404, "revision-not-found"),
+        ("POST", "/rollback", {"generation": 99}, 409, "conflict"),
+        ("POST", "/rollback", {}, 409, "conflict"),
+        ("POST", "/rollback", {"to": "chat@1"}, 400, "invalid-request"),
+        ("PUT", "?traffic=maybe", {"name": "chat", "source": SOURCE}, 400, "invalid-request"),
+        ("GET", "/rollback", b"", 405, "method-not-allowed"),
+    ],
+)
+def test_what_cannot_be_is_a_typed_error_and_changes_nothing(
+    method: str, path: str, body: Any, status: int, slug: str
+):
+    @scenario
+    async def main(edge: EdgeWorld) -> None:
+        before = await get(edge, "/traffic")
+        headers = {"content-type": "application/json"}
+        answer = await edge.call(method, f"/v1/models/chat{path}", body, headers=headers)
+        assert (answer.status, answer.problem()["type"]) == (status, f"/problems/{slug}")
+        assert await get(edge, "/traffic") == before
+
+    main()
+
+
+@scenario
+async def test_a_new_model_cannot_be_deployed_without_traffic(edge: EdgeWorld) -> None:
+    spec = {"name": "poet", "source": SOURCE}
+    answer = await edge.call("PUT", "/v1/models/poet?traffic=false", spec)
+    assert (answer.status, answer.problem()["type"]) == (400, "/problems/invalid-request")
+    assert (await edge.call("GET", "/v1/models/poet")).status == 404
+
+
+@with_keys
+async def test_another_tenants_traffic_is_not_there(
+    edge: EdgeWorld, acme: Headers, beta: Headers
+) -> None:
+    for grace in (40, 50):
+        assert await deploy(edge, acme, "poet", shared=True, scaling={"grace": grace}) == 202
+    for method, path, body in (
+        ("GET", "revisions", b""),
+        ("GET", "traffic", b""),
+        ("PUT", "traffic", {"traffic": {"poet@1": 100}}),
+        ("POST", "rollback", {}),
+    ):
+        answer = await edge.call(method, f"/v1/models/poet/{path}", body, headers=beta)
+        assert (answer.status, answer.problem()["type"]) == (404, "/problems/model-not-found")
+    rolled_back = await edge.call("POST", "/v1/models/poet/rollback", headers=acme)
+    assert rolled_back.json()["traffic"] == [{"revision": "poet@1", "percent": 100}]

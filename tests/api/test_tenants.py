@@ -14,7 +14,7 @@ from tests.fleet.makers import SOURCE
 from tests.fleet.world import World
 
 ROOT = {"authorization": "Bearer sesame-sesame-sesame"}
-PATHS = ("", "/coldstarts", "/logs")
+PATHS = ("", "/coldstarts", "/logs", "/explain", "/revisions", "/traffic")
 
 Headers = dict[str, str]
 

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 
 from infra.contracts.model_spec import ModelSpec
+from infra.contracts.release import TrafficShare
 from infra.contracts.revision import (
     ModelFacts,
     ModelState,
@@ -66,6 +67,8 @@ def model(
     reason: str = "nobody calls",
     progress: StageProgress | None = None,
     minimum: int = 0,
+    number: int = 1,
+    traffic: dict[int, int] | None = None,
 ) -> ModelStatus:
     """A deployed model; one that is not idle has a replica."""
     replica = ReplicaStatus(
@@ -79,7 +82,7 @@ def model(
     return ModelStatus(
         name=name,
         state=state,
-        revision=f"{name}@1",
+        revision=f"{name}@{number}",
         spec=ModelSpec.model_validate(
             {"name": name, "source": "file:///models/chat", "scaling": {"min": minimum}}
         ),
@@ -97,6 +100,10 @@ def model(
         reason=reason,
         in_flight=0,
         waiting=0,
+        traffic=tuple(
+            TrafficShare(revision=f"{name}@{it}", percent=percent)
+            for it, percent in (traffic or {number: 100}).items()
+        ),
         replicas=() if state is ModelState.IDLE else (replica,),
     )
 

@@ -1,0 +1,103 @@
+"""Routes of a model's revisions and of how its requests are split between them."""
+
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from control_plane.api.auth import Caller
+from control_plane.api.ownership import Name, owned
+from control_plane.api.services import Services
+from control_plane.deployments.record import Record
+from control_plane.deployments.release import Release
+from infra.contracts.base import ModelName
+from infra.contracts.release import (
+    NewTraffic,
+    RevisionStatus,
+    Rollback,
+    TrafficShare,
+    TrafficStatus,
+)
+from infra.contracts.revision import Revision
+from infra.errors import ModelNotFound
+
+
+class RevisionList(BaseModel):
+    """Every revision that is kept, the newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[RevisionStatus]
+
+
+def releases_router(services: Services) -> APIRouter:
+    """The routes that say which revision answers."""
+    router = APIRouter(prefix="/v1/models/{name}", tags=["releases"])
+    deployments = services.deployments
+
+    @router.get("/revisions")
+    async def list_revisions(name: Name, caller: Caller) -> RevisionList:
+        """The revisions that are kept: those in traffic, and those that could be again."""
+        owned(services, name, caller)
+        record, revisions = await deployments.history(name)
+        mine = filter(caller.owns, revisions)
+        return RevisionList(data=[_revision_status(services, record, it) for it in mine])
+
+    @router.get("/traffic")
+    async def show_traffic(name: Name, caller: Caller) -> TrafficStatus:
+        """How requests are split."""
+        owned(services, name, caller)
+        release = deployments.release(name)
+        if release is None:
+            raise ModelNotFound(f"no model {name} is deployed", model=name)
+        return _traffic_status(name, release)
+
+    @router.put("/traffic")
+    async def split_traffic(name: Name, asked: NewTraffic, caller: Caller) -> TrafficStatus:
+        """Splits the requests that come from now on; those that are held or run are not moved.
+
+        Requests of one `Firstlight-Session` go to one revision.
+        """
+        owned(services, name, caller)
+        release = await deployments.split(
+            name, asked.traffic, by=caller, generation=asked.generation
+        )
+        return _traffic_status(name, release)
+
+    @router.post("/rollback")
+    async def roll_back(name: Name, caller: Caller, asked: Rollback | None = None) -> TrafficStatus:
+        """Sends all requests to a former revision: the one named, or the one that last had all."""
+        owned(services, name, caller)
+        wanted = asked or Rollback()
+        release = await deployments.rollback(
+            name, wanted.revision, by=caller, generation=wanted.generation
+        )
+        return _traffic_status(name, release)
+
+    return router
+
+
+def shares_of(release: Release) -> tuple[TrafficShare, ...]:
+    """The split as clients see it."""
+    return tuple(
+        TrafficShare(revision=share.revision.name, percent=share.percent)
+        for share in release.shares
+    )
+
+
+def _traffic_status(name: ModelName, release: Release) -> TrafficStatus:
+    return TrafficStatus(name=name, generation=release.generation, traffic=shares_of(release))
+
+
+def _revision_status(services: Services, record: Record, revision: Revision) -> RevisionStatus:
+    demand = services.lines.demand(revision.name)
+    return RevisionStatus(
+        revision=revision.name,
+        percent=record.percents.get(revision.number, 0),
+        is_previous=revision.number == record.previous,
+        source=revision.source.uri,
+        digest=revision.digest,
+        created_at=revision.created_at,
+        replicas=services.fleet.counts(revision.name).ready,
+        in_flight=demand.in_flight,
+        waiting=demand.waiting,
+    )
