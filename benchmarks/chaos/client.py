@@ -14,13 +14,12 @@ from benchmarks.chaos.records import Ending, Seen
 
 MODEL = "chat"
 LONGEST_S = 150.0  # the sum of all limits of a request, and the longest stall
-MAX_TOKENS = 24
-QUESTIONS = (
-    "The capital of France is",
-    "Once upon a time",
-    "Two and two are",
-    "In the beginning",
-)
+PROMPTS = ("The capital of France is", "Once upon a time", "Two and two are", "In the beginning")
+LARGE = len(PROMPTS)  # the question whose answer, as a job's, goes to the object store
+QUESTIONS = range(LARGE + 1)
+
+_GREEDY = {"max_tokens": 24, "temperature": 0, "ignore_eos": True}
+_LARGE = {"max_tokens": 80, "temperature": 0, "ignore_eos": True, "top_logprobs": 20}
 
 
 @dataclass
@@ -59,12 +58,13 @@ class Client:
         url = self._url() + path
         return await self.http.request(method, url, headers=headers, **more)
 
-    async def ask(self, question: int, *, key: str | None = None) -> Outcome:
+    async def ask(self, question: int, *, model: str = MODEL, key: str | None = None) -> Outcome:
         """A request whose caller waits for the whole answer."""
 
         async def run(outcome: Outcome) -> None:
             headers = {} if key is None else {"authorization": f"Bearer {key}"}
-            response = await self.send("POST", INVOKE, json=asked(question), headers=headers)
+            path, body = asked(question, model)
+            response = await self.send("POST", path, json=body, headers=headers)
             outcome.ending, outcome.code, outcome.detail = self._judge(question, response)
 
         return await self._recorded("ask", run)
@@ -74,7 +74,7 @@ class Client:
 
         async def run(outcome: Outcome) -> None:
             url, text, is_done = self._url() + "/v1/completions", "", False
-            body = asked(question) | {"model": MODEL, "stream": True}
+            body = streamed(question)
             async with self.http.stream("POST", url, json=body, headers=self._headers) as response:
                 if response.status_code != 200:
                     await response.aread()
@@ -108,7 +108,8 @@ class Client:
             outcome.ending = Ending.LEFT
             try:
                 async with asyncio.timeout(after_s):
-                    response = await self.send("POST", INVOKE, json=asked(question))
+                    path, body = asked(question)
+                    response = await self.send("POST", path, json=body)
             except TimeoutError:
                 return
             outcome.ending, outcome.code, outcome.detail = self._judge(question, response)
@@ -120,7 +121,7 @@ class Client:
 
         async def run(outcome: Outcome) -> None:
             url = httpx.URL(self._url())
-            body = json.dumps(asked(question) | {"model": MODEL, "stream": True}).encode()
+            body = json.dumps(streamed(question)).encode()
             head = ["POST /v1/completions HTTP/1.1", f"host: {url.host}", "connection: close"]
             head += ["content-type: application/json", f"content-length: {len(body)}"]
             head += [f"{name}: {value}" for name, value in self._headers.items()]
@@ -153,7 +154,7 @@ class Client:
 
     def _judge(self, question: int, response: httpx.Response) -> tuple[Ending, str, str]:
         if response.status_code == 200:
-            ending, detail = self._compare(question, response.json()["output"])
+            ending, detail = self._compare(question, answer_in(response.json()))
             return ending, "", detail
         if not response.headers.get("content-type", "").startswith("application/problem+json"):
             return Ending.WRONG, "", f"{response.status_code}: {response.text[:200]}"
@@ -166,9 +167,6 @@ class Client:
         return Ending.WRONG, f"{text!r} instead of {expected!r}"
 
 
-INVOKE = f"/v1/models/{MODEL}/invoke"
-
-
 async def pause(over: asyncio.Event, seconds: float) -> None:
     """Waits so long, or until all is over."""
     with suppress(TimeoutError):
@@ -176,14 +174,23 @@ async def pause(over: asyncio.Event, seconds: float) -> None:
             await over.wait()
 
 
-def asked(question: int) -> dict[str, Any]:
-    """The body of a request that has one right answer."""
-    return {
-        "prompt": QUESTIONS[question],
-        "max_tokens": MAX_TOKENS,
-        "temperature": 0,
-        "ignore_eos": True,
-    }
+def asked(question: int, model: str = MODEL) -> tuple[str, dict[str, Any]]:
+    """Path and body of a request that has one right answer."""
+    if question == LARGE:
+        messages = [{"role": "user", "content": "Tell me everything"}]
+        body = {"model": model, "messages": messages, "logprobs": True, **_LARGE}
+        return "/v1/chat/completions", body
+    return f"/v1/models/{model}/invoke", {"prompt": PROMPTS[question], **_GREEDY}
+
+
+def streamed(question: int) -> dict[str, Any]:
+    """The body of a completion that has the same answer, in parts."""
+    return {"model": MODEL, "prompt": PROMPTS[question], "stream": True, **_GREEDY}
+
+
+def answer_in(body: Any) -> str:
+    """The text of an answer to what was `asked`."""
+    return str(body["output"] if "output" in body else body["choices"][0]["message"]["content"])
 
 
 async def _events(response: httpx.Response) -> Any:

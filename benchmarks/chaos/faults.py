@@ -38,16 +38,21 @@ class Saboteur:
         if fault.kind in {Kind.OUT_OF_MEMORY, Kind.READ_ONLY, Kind.NO_SNAPSHOTS}:
             return self._refuse(fault)
         if fault.victim == "platform" and fault.kind is not Kind.STALL:
-            return self._restart(fault.kind)
+            return self._restart(fault)
         return self._signal(fault)
 
-    def _restart(self, kind: Kind) -> str:
+    def _restart(self, fault: Fault) -> str:
+        is_sudden = fault.kind is not Kind.TERM
         began_at = time.monotonic()
         try:
-            self._platform.restart(signal.SIGKILL if kind is Kind.KILL else signal.SIGTERM)
+            if fault.kind is Kind.KILL_TWICE:
+                self._platform.stop(signal.SIGKILL)
+                self._platform.launch()
+                time.sleep(fault.holds_s)  # noqa: TID251 - real processes
+            self._platform.restart(signal.SIGKILL if is_sudden else signal.SIGTERM)
         finally:
             ended_at = time.monotonic()
-            self._gone(Absence(began_at, ended_at, is_sudden=kind is Kind.KILL))
+            self._gone(Absence(began_at, ended_at, is_sudden=is_sudden))
         return f"back after {ended_at - began_at:.1f} s"
 
     def _signal(self, fault: Fault) -> str:

@@ -7,20 +7,35 @@ from typing import Any
 
 import httpx
 
-from benchmarks.chaos.client import INVOKE, QUESTIONS, Client, asked, pause
+from benchmarks.chaos.client import LARGE, QUESTIONS, Client, asked, pause
 from benchmarks.chaos.records import JobSeen, Records
 from infra.contracts.job import JobState
 
 PATIENT = 4  # clients, each with one request after the other
+JOB_LEAVERS = 3
 _FLOOD_S, _EBB_S = (8.0, 20.0), (3.0, 7.0)  # in an ebb the model goes back to zero
 _AGAIN_S = 0.1
 
 
 class Crowd:
-    """Begins requests until it is `over`; what it sees is in `records`."""
+    """Begins requests until it is `over`; what it sees is in `records`.
 
-    def __init__(self, client: Client, records: Records, over: asyncio.Event, *, seed: int) -> None:
+    `jobs` is the client of another tenant; the ends of some of its jobs are told to `hook`.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        jobs: Client,
+        records: Records,
+        over: asyncio.Event,
+        *,
+        hook: str,
+        seed: int,
+    ) -> None:
         self._client = client
+        self._jobs = jobs
+        self._hook = hook
         self._records = records
         self._over = over
         self._seed = seed
@@ -31,7 +46,8 @@ class Crowd:
             clients.create_task(self._tide(random.Random(f"{self._seed} tide")))
             for number in range(PATIENT):
                 self._start(clients, self._one_request, f"{self._seed} patient {number}")
-            self._start(clients, self._one_job, f"{self._seed} jobs")
+            for number in range(JOB_LEAVERS):
+                self._start(clients, self._one_job, f"{self._seed} jobs {number}")
             self._start(clients, self._look_at_jobs, f"{self._seed} looks")
 
     def _start(
@@ -57,7 +73,7 @@ class Crowd:
         self._flood.set()
 
     async def _one_request(self, dice: random.Random) -> None:
-        client, question = self._client, dice.randrange(len(QUESTIONS))
+        client, question = self._client, dice.randrange(LARGE)
         match dice.randrange(10):
             case 0 | 1 | 2:
                 await client.ask(question)
@@ -75,26 +91,27 @@ class Crowd:
 
     async def _one_job(self, dice: random.Random) -> None:
         """Leaves a job under a key, at times twice; at times it is cancelled."""
-        question, key = dice.randrange(len(QUESTIONS)), f"key-{dice.getrandbits(48):x}"
+        question, key = dice.choice(QUESTIONS), f"key-{dice.getrandbits(48):x}"
+        headers = {"prefer": "respond-async", "idempotency-key": key}
+        if is_told := dice.random() < 0.3:
+            headers["firstlight-webhook"] = self._hook
         for _ in range(2 if dice.random() < 0.2 else 1):
-            job_id = await self._leave(question, key)
+            job_id = await self._leave(question, headers)
             if job_id is None:
                 return
             self._records.ids_of_key.setdefault(key, set()).add(job_id)
-            self._records.jobs.setdefault(job_id, JobSeen(job_id, question))
+            self._records.jobs.setdefault(job_id, JobSeen(job_id, question, is_told=is_told))
         if dice.random() < 0.15:
             await asyncio.sleep(dice.uniform(0, 2))
             await self._cancel(self._records.jobs[job_id])
         await asyncio.sleep(dice.uniform(0.1, 0.8))
 
-    async def _leave(self, question: int, key: str) -> str | None:
+    async def _leave(self, question: int, headers: dict[str, str]) -> str | None:
         """Sends the job until it has its 202, or until all is over."""
-        headers = {"prefer": "respond-async", "idempotency-key": key}
+        path, body = asked(question)
         while not self._over.is_set():
             try:
-                sent = await self._client.send(
-                    "POST", INVOKE, json=asked(question), headers=headers
-                )
+                sent = await self._jobs.send("POST", path, json=body, headers=headers)
             except httpx.TransportError:
                 await asyncio.sleep(_AGAIN_S)
                 continue
@@ -109,7 +126,7 @@ class Crowd:
     async def _cancel(self, job: JobSeen) -> None:
         while True:
             try:
-                sent = await self._client.send("DELETE", f"/v1/jobs/{job.job_id}")
+                sent = await self._jobs.send("DELETE", f"/v1/jobs/{job.job_id}")
             except httpx.TransportError:
                 await asyncio.sleep(_AGAIN_S)
                 continue
@@ -130,7 +147,7 @@ class Crowd:
         """Looks at a few jobs, also at some that are over: an end is an end."""
         known = list(self._records.jobs.values())
         for job in dice.sample(known, min(6, len(known))):
-            await look(self._client, job, self._records)
+            await look(self._jobs, job, self._records)
         await asyncio.sleep(1)
 
 
@@ -141,6 +158,8 @@ async def look(client: Client, job: JobSeen, records: Records) -> None:
     except httpx.TransportError:
         return
     if shown.status_code == 200:
-        job.states.append(JobState(shown.json()["state"]))
+        status = shown.json()
+        job.states.append(JobState(status["state"]))
+        job.webhook = (status["webhook"] or {}).get("state", "")
     elif shown.status_code != 503:
         records.wrongs.append(f"{job.job_id} is lost: {shown.status_code} {shown.text[:200]}")

@@ -1,4 +1,4 @@
-"""Those who deploy, who make and revoke keys, and who watch that bounds are kept."""
+"""Those who deploy and delete, who make and revoke keys, and who watch that bounds are kept."""
 
 import asyncio
 import random
@@ -9,20 +9,22 @@ from typing import Any
 
 import httpx
 
-from benchmarks.chaos.client import MODEL, Client, pause
+from benchmarks.chaos.client import LARGE, MODEL, Client, pause
 from benchmarks.chaos.records import Ending, Records
 
+GUEST = "guest"  # a model that comes and goes
 MOST_REPLICAS = 2
 REVOKED_WITHIN_S = 5.0
 _SERVES = frozenset({"assigned", "starting", "ready"})
 _LOOK_S = 0.3
 
 
-def spec(model: Path, *, grace_s: int) -> dict[str, Any]:
+def spec(model: Path, *, grace_s: int, name: str = MODEL) -> dict[str, Any]:
     """What is deployed; another grace is another revision."""
     return {
-        "name": MODEL,
+        "name": name,
         "source": f"file://{model}",
+        "shared": True,
         "scaling": {"grace": grace_s, "max": MOST_REPLICAS, "target_concurrency": 2, "sleep": 20},
         "limits": {"max_concurrency": 4},
         "timeouts": {"cold_start": 40, "queue": 30, "execution": 40},
@@ -45,6 +47,7 @@ class Operators:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._deploy(random.Random(f"{self.seed} deploys")))
             tasks.create_task(self._make_and_revoke_keys(random.Random(f"{self.seed} keys")))
+            tasks.create_task(self._come_and_go(random.Random(f"{self.seed} guests")))
             tasks.create_task(self._watch())
 
     async def _deploy(self, dice: random.Random) -> None:
@@ -58,6 +61,32 @@ class Operators:
             elif sent is not None and sent.status_code != 503:
                 self.records.wrongs.append(f"a deployment was answered {sent.text}")
 
+    async def _come_and_go(self, dice: random.Random) -> None:
+        """A model is called from its deployment to its deletion, and not there after it."""
+        while not self.over.is_set():
+            await pause(self.over, dice.uniform(2, 8))
+            guest = spec(self.model, grace_s=dice.choice((0, 1, 2)), name=GUEST)
+            if not await self._insist("PUT", guest, {202}):
+                return
+            for _ in range(dice.randrange(4)):
+                await self.client.ask(dice.randrange(LARGE), model=GUEST)
+            if not await self._insist("DELETE", None, {204, 404}):
+                return
+            shown = await self._send("GET", f"/v1/models/{GUEST}", None)
+            if shown is not None and shown.status_code not in {404, 503}:
+                self.records.wrongs.append(f"a deleted model was answered {shown.text}")
+
+    async def _insist(self, method: str, body: Any, statuses: set[int]) -> bool:
+        """Sends it until it is done; False if it is refused."""
+        while True:
+            sent = await self._send(method, f"/v1/models/{GUEST}", body)
+            if sent is not None and sent.status_code in statuses:
+                return True
+            if sent is not None and sent.status_code != 503:
+                self.records.wrongs.append(f"{method} of {GUEST} was answered {sent.text}")
+                return False
+            await asyncio.sleep(0.1)
+
     async def _make_and_revoke_keys(self, dice: random.Random) -> None:
         while not self.over.is_set():
             await pause(self.over, dice.uniform(1, 5))
@@ -65,7 +94,7 @@ class Operators:
             if made is None or made.status_code != 201:
                 continue
             key, key_id = made.json()["key"], made.json()["status"]["key_id"]
-            used = await self.client.ask(dice.randrange(4), key=key)
+            used = await self.client.ask(dice.randrange(LARGE), key=key)
             if used.code == "unauthorized":
                 self.records.wrongs.append(f"the key {key_id} was made and is refused")
             gone = await self._send("DELETE", f"/v1/keys/{key_id}", None)

@@ -13,6 +13,7 @@ class Kind(StrEnum):
     """How something goes wrong."""
 
     KILL = "kill -9"
+    KILL_TWICE = "kill -9, and again as it starts,"
     TERM = "SIGTERM"
     STALL = "SIGSTOP"
     OUT_OF_MEMORY = "OOM"  # Redis refuses writes, and so do the next two
@@ -36,6 +37,7 @@ class Fault:
 
 _WEIGHTS: dict[tuple[Kind, Victim], int] = {
     (Kind.KILL, "platform"): 3,
+    (Kind.KILL_TWICE, "platform"): 2,
     (Kind.KILL, "redis"): 3,
     (Kind.KILL, "fl-node"): 3,
     (Kind.KILL, "fl-replica"): 5,
@@ -72,6 +74,8 @@ def _holds_s(kind: Kind, victim: Victim, dice: random.Random) -> float:
     match kind:
         case Kind.KILL | Kind.TERM:
             return 0.0
+        case Kind.KILL_TWICE:
+            return dice.uniform(0.2, 2.0)
         case Kind.STALL if victim == "fl-node" and dice.random() < 0.3:
             return _LEASE_S + 3
         case _:

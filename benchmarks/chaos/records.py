@@ -50,6 +50,9 @@ class JobSeen:
     states: list[JobState] = field(default_factory=list)  # in the order they were seen
     is_cancelled: bool = False  # its cancel was confirmed
     result: str | None = None
+    tokens: int = 0  # of its answer
+    is_told: bool = False  # its end is to be told to a webhook
+    webhook: str = ""  # what became of that
 
 
 @dataclass
@@ -60,4 +63,6 @@ class Records:
     absences: list[Absence] = field(default_factory=list)
     jobs: dict[str, JobSeen] = field(default_factory=dict)
     ids_of_key: dict[str, set[str]] = field(default_factory=dict)
+    told: list[tuple[str, str]] = field(default_factory=list)  # job and state, by webhooks
+    billed_tokens: int = 0  # of all jobs, as the usage has it
     wrongs: list[str] = field(default_factory=list)  # what a watcher saw that must not be

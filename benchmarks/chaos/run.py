@@ -5,27 +5,22 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from redis.asyncio import Redis
-
-from benchmarks.chaos.client import INVOKE, QUESTIONS, Client, asked
+from benchmarks.chaos.aftermath import Aftermath
+from benchmarks.chaos.client import QUESTIONS, Client, answer_in, asked
 from benchmarks.chaos.faults import Saboteur, small_disk
-from benchmarks.chaos.load import Crowd, look
-from benchmarks.chaos.operators import Operators, is_calm, spec
+from benchmarks.chaos.load import Crowd
+from benchmarks.chaos.operators import Operators, spec
 from benchmarks.chaos.plan import faults
+from benchmarks.chaos.receiver import SECRET, receiver
 from benchmarks.chaos.records import Absence, Records
 from benchmarks.chaos.verdict import defects_in, violations
-from control_plane.queue.redis_store import RedisJobStore, job_function
-from control_plane.queue.store import Policy
-from infra.contracts.job import JobState
-from infra.contracts.tenancy import DEFAULT_TENANT
-from tests.queue.books import check_books
 from tests.support.platform import RunningPlatform
 
 ROOT_KEY = "chaos-root-key-0123456789"
-SETTLE_S = 180.0
+TENANT = "jobs"  # whose the jobs are
 Say = Callable[[str], None]
 
 
@@ -37,6 +32,8 @@ class Run:
         self._environment = environment | {
             "PLATFORM_API_KEY": ROOT_KEY,
             "PLATFORM_LOG_FORMAT": "json",
+            "PLATFORM_WEBHOOK_SECRET": SECRET,
+            "PLATFORM_WEBHOOK_PRIVATE": "true",
         }
         self._seed = seed
         self._say = say
@@ -72,34 +69,48 @@ class Run:
     async def _use_and_harm(
         self, platform: RunningPlatform, disk: Path | None, seconds: float
     ) -> None:
-        client = Client(
-            lambda: platform.url, platform.headers, self._answers, self.records.seen.append
-        )
+        client = self._client(platform, platform.headers)
         await self._deploy(client)
+        jobs = self._client(platform, await self._key_of_another_tenant(client))
         over = asyncio.Event()
         operators = Operators(client, self.records, self._model, over, self._seed)
-        crowd = Crowd(client, self.records, over, seed=self._seed)
-        async with asyncio.TaskGroup() as tasks:
-            working = [tasks.create_task(it) for it in (crowd.run(), operators.run())]
-            await self._harm(Saboteur(platform, disk=disk, gone=self._gone), seconds)
-            self._tell("no more faults")
-            over.set()
-            await asyncio.wait(working)
-        await self._settle(platform, client, operators)
+        async with receiver(self._seed, self._told) as hook:
+            crowd = Crowd(client, jobs, self.records, over, hook=hook, seed=self._seed)
+            async with asyncio.TaskGroup() as tasks:
+                working = [tasks.create_task(it) for it in (crowd.run(), operators.run())]
+                await self._harm(Saboteur(platform, disk=disk, gone=self._gone), seconds)
+                self._tell("no more faults")
+                over.set()
+                await asyncio.wait(working)
+            after = Aftermath(client, jobs, operators, self.records, self._tell)
+            self.broken += await after.settle(platform.state_dir, tenant=TENANT)
         await client.close()
+        await jobs.close()
         self.broken += violations(self.records, self._answers)
+
+    def _client(self, platform: RunningPlatform, headers: Mapping[str, str]) -> Client:
+        return Client(lambda: platform.url, headers, self._answers, self.records.seen.append)
 
     def _gone(self, absence: Absence) -> None:
         self.records.absences.append(absence)
+
+    def _told(self, job_id: str, state: str) -> None:
+        self.records.told.append((job_id, state))
 
     async def _deploy(self, client: Client) -> None:
         """Deploys the model and learns the right answers before anything goes wrong."""
         sent = await client.send("PUT", "/v1/models/chat", json=spec(self._model, grace_s=2))
         assert sent.status_code == 202, sent.text
-        for question in range(len(QUESTIONS)):
-            response = await client.send("POST", INVOKE, json=asked(question), timeout=120)
+        for question in QUESTIONS:
+            path, body = asked(question)
+            response = await client.send("POST", path, json=body, timeout=120)
             assert response.status_code == 200, response.text
-            self._answers[question] = response.json()["output"]
+            self._answers[question] = answer_in(response.json())
+
+    async def _key_of_another_tenant(self, client: Client) -> Mapping[str, str]:
+        made = await client.send("POST", "/v1/keys", json={"name": "jobs", "tenant": TENANT})
+        assert made.status_code == 201, made.text
+        return {"authorization": f"Bearer {made.json()['key']}"}
 
     async def _harm(self, saboteur: Saboteur, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -111,83 +122,5 @@ class Run:
             came_of_it = await asyncio.to_thread(saboteur.do, fault)
             self._say(f"{began_at - self._began_at:7.1f} s  {fault}: {came_of_it}")
 
-    # -- afterwards ----------------------------------------------------------------------------
-
-    async def _settle(
-        self, platform: RunningPlatform, client: Client, operators: Operators
-    ) -> None:
-        """Everything answers again, every job ends, and then nothing is left."""
-        await self._until(lambda: is_calm(client), "requests are answered again")
-        await self._until(lambda: self._all_over(client), "every job is over")
-        for job in self.records.jobs.values():
-            job.result = await self._result(client, job.job_id)
-        for key, _ in operators.revoked:
-            await operators.refused(key)
-        await self._until(lambda: self._is_at_zero(client), "the model is at zero")
-        shown = await client.send("GET", "/v1/models/chat")
-        if (grace_s := shown.json()["spec"]["scaling"]["grace"]) not in operators.grace_s:
-            self.broken.append(f"grace {grace_s} is deployed, not {operators.grace_s}")
-        await self._check_counters(client)
-        await self._check_store(platform)
-
-    async def _all_over(self, client: Client) -> bool:
-        going_on = [it for it in self.records.jobs.values() if not _is_over(it.states)]
-        for job in going_on:
-            await look(client, job, self.records)
-        return all(_is_over(job.states) for job in going_on)
-
-    async def _result(self, client: Client, job_id: str) -> str:
-        found = await client.send("GET", f"/v1/jobs/{job_id}/result")
-        return str(found.json()["output"]) if found.status_code == 200 else found.text
-
-    async def _is_at_zero(self, client: Client) -> bool:
-        status = (await client.send("GET", "/v1/models/chat")).json()
-        counted = status["in_flight"], status["waiting"], status["desired_replicas"]
-        return counted == (0, 0, 0) and not status["replicas"]
-
-    async def _check_counters(self, client: Client) -> None:
-        metrics = (await client.send("GET", "/metrics")).text
-        for line in metrics.splitlines():
-            name, _, value = line.rpartition(" ")
-            if name.startswith(("firstlight_in_flight", "firstlight_waiting")) and float(value):
-                self.broken.append(f"at the end {line}")
-
-    async def _check_store(self, platform: RunningPlatform) -> None:
-        """Queue depth is the sum of the states, and no job is there that nobody left."""
-        url = f"unix://{platform.state_dir}/redis/redis.sock"
-        function, redis = job_function(url, Policy()), Redis.from_url(url)
-        try:
-            store, jobs, after = RedisJobStore(function), [], None
-            while True:
-                page = await store.page(
-                    tenant=DEFAULT_TENANT, model=None, state=None, after=after, count=100
-                )
-                jobs += page.jobs
-                after = page.next
-                if after is None:
-                    break
-            await check_books(redis, jobs)
-            known = {it for ids in self.records.ids_of_key.values() for it in ids}
-            if unknown := [job.job_id for job in jobs if job.job_id not in known]:
-                self._tell(f"{len(unknown)} jobs are kept whose 202 never arrived")
-        except AssertionError as error:
-            self.broken.append(f"the books of the jobs: {error}")
-        finally:
-            await function.close()
-            await redis.aclose()
-
-    async def _until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
-        deadline = time.monotonic() + SETTLE_S
-        while not await condition():
-            if time.monotonic() > deadline:
-                self.broken.append(f"after {SETTLE_S:.0f} s still not: {what}")
-                return
-            await asyncio.sleep(0.3)
-        self._tell(what)
-
     def _tell(self, line: str) -> None:
         self._say(f"{time.monotonic() - self._began_at:7.1f} s  {line}")
-
-
-def _is_over(states: list[JobState]) -> bool:
-    return bool(states) and states[-1].is_over

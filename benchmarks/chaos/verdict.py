@@ -33,6 +33,8 @@ def violations(records: Records, answers: Mapping[int, str]) -> list[str]:
         *_of_requests(records.seen, records.absences),
         *_of_jobs(records.jobs.values(), answers),
         *_of_keys(records.ids_of_key),
+        *_of_webhooks(records),
+        *_of_the_bill(records),
     ]
 
 
@@ -88,6 +90,29 @@ def _of_keys(ids_of_key: Mapping[str, set[str]]) -> Iterator[str]:
     for key, ids in ids_of_key.items():
         if len(ids) > 1:
             yield f"{key} is of {len(ids)} jobs"
+
+
+def _of_webhooks(records: Records) -> Iterator[str]:
+    """Who asked for it is told of the end, as it is, and nobody else."""
+    told: dict[str, set[str]] = {}
+    for job_id, state in records.told:
+        told.setdefault(job_id, set()).add(state)
+    for job in records.jobs.values():
+        its, last = told.get(job.job_id, set()), str(job.states[-1] if job.states else None)
+        if not job.is_told:
+            if its:
+                yield f"{job.job_id} asked for no webhook"
+        elif job.webhook == "delivered" and not its:
+            yield f"{job.job_id} is said to be told, and nobody was"
+        elif job.webhook not in {"delivered", "given-up"} or its - {last}:
+            yield f"{job.job_id} is {last}; webhook {job.webhook}, told {sorted(its)}"
+
+
+def _of_the_bill(records: Records) -> Iterator[str]:
+    """No answer is billed twice. (What was used in the second before a kill may be lost.)"""
+    used = sum(job.tokens for job in records.jobs.values())
+    if records.billed_tokens > used:
+        yield f"jobs were billed {records.billed_tokens} tokens and used {used}"
 
 
 def defects_in(log: str) -> Counter[str]:

@@ -95,6 +95,34 @@ def test_a_key_of_two_jobs_is_a_broken_promise() -> None:
     assert violations(Records(ids_of_key={"key": {"job_1", "job_2"}}), ANSWERS)
 
 
+@pytest.mark.parametrize(
+    ("webhook", "told", "is_allowed"),
+    [
+        ("delivered", ["succeeded"], True),
+        ("delivered", ["succeeded", "succeeded"], True),
+        ("given-up", [], True),
+        ("delivered", [], False),
+        ("waiting", [], False),
+        ("delivered", ["running", "succeeded"], False),
+        ("delivered", ["forged"], False),
+        ("", [], False),
+    ],
+)
+def test_a_webhook_tells_of_the_end_as_it_is(
+    webhook: str, told: list[str], is_allowed: bool
+) -> None:
+    job = JobSeen("job_1", 0, [SUCCEEDED], result="Paris", is_told=True, webhook=webhook)
+    records = Records(jobs={"job_1": job}, told=[("job_1", it) for it in told])
+    assert (violations(records, ANSWERS) == []) is is_allowed
+
+
+def test_no_more_is_billed_than_was_used() -> None:
+    job = JobSeen("job_1", 0, [SUCCEEDED], result="Paris", tokens=30)
+    for billed, is_allowed in ((0, True), (30, True), (60, False)):
+        records = Records(jobs={"job_1": job}, billed_tokens=billed)
+        assert (violations(records, ANSWERS) == []) is is_allowed
+
+
 def test_defects_are_found_in_the_log_and_warnings_are_none() -> None:
     log = """
 {"event": "redis.ended", "level": "error", "code": -9}

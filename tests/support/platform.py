@@ -29,13 +29,7 @@ class RunningPlatform:
 
     def start(self, *, until_ready: bool = True) -> None:
         """Runs `platform up` on a free port and waits until it is ready, or only answers."""
-        self._log = self.log.open("ab")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "control_plane.main", "up", "--port", "0"],
-            env=self._environment | {"PLATFORM_STATE_DIR": str(self.state_dir)},
-            stdout=self._log,
-            stderr=self._log,
-        )
+        self.launch()
         endpoint = self.state_dir / "endpoint.json"
         until(
             lambda: self._announced(endpoint) or self.process.poll() is not None,
@@ -47,6 +41,16 @@ class RunningPlatform:
         self.client = httpx.Client(base_url=self.url, headers=self.headers, timeout=60)
         if until_ready:
             until(self.is_ready, seconds=30, what="platform is ready")
+
+    def launch(self) -> None:
+        """Begins to start it."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "control_plane.main", "up", "--port", "0"],
+                env=self._environment | {"PLATFORM_STATE_DIR": str(self.state_dir)},
+                stdout=log,
+                stderr=log,
+            )
 
     def is_ready(self) -> bool:
         try:
@@ -122,7 +126,6 @@ class RunningPlatform:
         if self.process.poll() is None:
             self.process.send_signal(how)
         self.process.wait(timeout=30)
-        self._log.close()
         until(lambda: not alive(self._seen), seconds=10, what="no process left behind")
         (self.state_dir / "endpoint.json").unlink(missing_ok=True)
 
