@@ -227,7 +227,7 @@ class ControlPlane:
         meters = ActivatorMeters.on(self.metrics)
         replicas = self.replicas = HttpReplicaClient()
         ledger = Ledger(self.fleet, self.timelines, meters, self.tasks)
-        relay = Relay(replicas, ledger, self.clock)
+        relay = Relay(replicas, lines, ledger, self.clock)
         self.lines = lines
         self.succession = Succession(
             self.leader, self.deployments, lines, self.autoscaler, self.tasks

@@ -9,14 +9,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import structlog
 import uvicorn
 
-from control_plane.api.app import create_app
+from control_plane.api.app import create_edge
 from control_plane.composition import ControlPlane
 from control_plane.settings import Settings, inherited_environment
-from infra.bounded_http import BoundedHttp
 from infra.errors import Conflict
 
 log = structlog.get_logger()
@@ -38,11 +38,12 @@ async def serve(settings: Settings) -> None:
     with _listen(settings.host, settings.port) as listener:
         url = _url(settings.host, listener)
         async with ControlPlane(settings, url=url, environment=inherited_environment()) as plane:
+            edge = create_edge(plane.services())
             server = _Server(
                 uvicorn.Config(
-                    create_app(plane.services()),
+                    edge.app,
                     loop="none",
-                    http=BoundedHttp,
+                    http=cast(type[asyncio.Protocol], edge.connection),
                     ws="none",
                     lifespan="off",
                     access_log=False,

@@ -1,6 +1,7 @@
 """uvicorn's HTTP protocol with the bounds that a server needs which strangers talk to."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -56,7 +57,10 @@ class BoundedHttp(HttpToolsProtocol):
     that a client that leaves is noticed whatever it sent before.
     """
 
-    _arrival: asyncio.TimerHandle | None = None
+    _watch: asyncio.TimerHandle | None = None
+    _watch_at = math.inf  # when it fires; it is armed again then, not at every request
+    _due = math.inf  # when the request must be in, or the next one must have begun
+    _is_arriving = True
     _stall: asyncio.TimerHandle | None = None
     _answering: RequestResponseCycle | None = None
     _departure: Departure
@@ -66,19 +70,23 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._expect_request()
+        self._expect(self.loop.time() + REQUEST_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._arrival, self._stall):
+        for timer in (self._watch, self._stall):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
         # uvicorn tells the newest request only; with pipelining the one being answered is older
         answering = self._answering
         if answering is not None and not answering.response_complete:
-            answering.disconnected = True
-            answering.message_event.set()
-            self._departure.happen()
+            self.tell_of_departure(answering)
+
+    def tell_of_departure(self, answering: RequestResponseCycle) -> None:
+        """The client left while this was being answered."""
+        answering.disconnected = True
+        answering.message_event.set()
+        self._departure.happen()
 
     def data_received(self, data: bytes) -> None:
         if self._is_answering():
@@ -105,22 +113,53 @@ class BoundedHttp(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         """A request is in and its answer is not out."""
         cycle = self._answering
-        return cycle is not None and not cycle.more_body and not cycle.response_complete
+        if cycle is None or cycle.response_complete:
+            return bool(self.pipeline)
+        return not cycle.more_body
 
     def _keep_for_later(self, data: bytes) -> None:
         self._early += data
         if len(self._early) > MOST_EARLY_BYTES:
             self.transport.abort()
 
-    def _expect_request(self) -> None:
-        if self._arrival is None:
-            self._arrival = self.loop.call_later(REQUEST_S, self.transport.abort)
+    def _begin_message(self) -> None:
+        """The first byte of a request is in; from here it has REQUEST_S."""
+        self._is_in_head, self._head_bytes = True, 0
+        if not self._is_arriving:
+            self._is_arriving = True
+            self._expect(self.loop.time() + REQUEST_S)
+
+    def _end_message(self) -> None:
+        """The last byte of a request is in."""
+        self._is_arriving = False
+        if self._answering is not None and self._answering.response_complete:
+            self._expect(self.loop.time() + self.timeout_keep_alive)  # it was refused unread
+        else:
+            self._due = math.inf
+
+    def _expect(self, due: float) -> None:
+        self._due = due
+        if due < self._watch_at:
+            if self._watch is not None:
+                self._watch.cancel()
+            self._watch_at = due
+            self._watch = self.loop.call_at(due, self._look)
+
+    def _look(self) -> None:
+        """Nothing is due, or not yet, or the client is too late."""
+        self._watch, self._watch_at = None, math.inf
+        if self._due > self.loop.time():
+            if self._due < math.inf:
+                self._expect(self._due)
+        elif self._is_arriving:
+            self.transport.abort()
+        else:
+            self.timeout_keep_alive_handler()
 
     # -- parser callbacks ----------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self._is_in_head, self._head_bytes = True, 0
-        self._expect_request()
+        self._begin_message()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -128,9 +167,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        if self._arrival is not None:
-            self._arrival.cancel()
-            self._arrival = None
+        self._end_message()
         super().on_message_complete()
 
     # -- the answer ----------------------------------------------------------------------------
@@ -141,10 +178,26 @@ class BoundedHttp(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        """uvicorn's, with one timer a connection instead of one a request."""
+        self.server_state.total_requests += 1
         if self.transport.is_closing():
             self._watch_for_stall()  # closing waits for what is still to be written
-        elif self._early and not self.pipeline:
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self.loop.call_soon(self._begin_next)  # now, thousands of them would nest
+            return
+        if not self._is_arriving:
+            self._expect(self.loop.time() + self.timeout_keep_alive)
+        self._take_early()
+
+    def _begin_next(self) -> None:
+        if self.pipeline and not self.transport.is_closing():
+            self._start_asgi_task(*self.pipeline.pop())
+            self._take_early()
+
+    def _take_early(self) -> None:
+        if self._early and not self._is_answering():
             early, self._early = self._early, b""
             self.data_received(early)
 

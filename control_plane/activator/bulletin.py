@@ -1,6 +1,7 @@
 """How far a revision's climb has come, told to those who wait for it."""
 
 import asyncio
+from collections.abc import Callable
 
 from control_plane.fleet.replica import Climb
 
@@ -8,28 +9,30 @@ INTERVAL_S = 0.1
 
 
 class Bulletin:
-    """Wakes its readers after news, at most every INTERVAL_S; costs nothing while nobody reads."""
+    """Calls its readers after news, at most every INTERVAL_S; costs nothing while nobody reads."""
 
     def __init__(self) -> None:
-        self._news: asyncio.Future[None] | None = None
+        self._readers: dict[Callable[[], None], None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def ring(self) -> None:
         """There is news."""
-        if self._news is not None and self._timer is None:
+        if self._readers and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(INTERVAL_S, self._publish)
 
-    def news(self) -> asyncio.Future[None]:
-        """Done at the next news; shared by all readers, so nobody may cancel it."""
-        if self._news is None:
-            self._news = asyncio.get_running_loop().create_future()
-        return self._news
+    def read(self, reader: Callable[[], None]) -> None:
+        """Calls the reader once, at the next news."""
+        self._readers[reader] = None
+
+    def ignore(self, reader: Callable[[], None]) -> None:
+        """The reader wants no news any more."""
+        self._readers.pop(reader, None)
 
     def _publish(self) -> None:
         self._timer = None
-        news, self._news = self._news, None
-        if news is not None:
-            news.set_result(None)
+        readers, self._readers = self._readers, {}
+        for reader in readers:
+            reader()
 
 
 def progress_comment(climb: Climb | None) -> bytes:

@@ -1,7 +1,7 @@
 """One accepted request, the client that made it, and the answers that are not errors of ours."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -73,23 +73,31 @@ class Call(NamedTuple):
 
 
 class Downstream(Protocol):
-    """The client's side of a call. When the client leaves, the task that serves it is cancelled."""
+    """The client's side of a call; nothing here waits, and nothing here raises.
+
+    A client that is too slow for what it is sent pauses the exchange. Each call ends with one
+    `finish` or one `fail`, unless the client has left before.
+    """
 
     @property
     def has_started(self) -> bool:
         """Whether the head is out: from then on an error cannot change the status."""
         ...
 
-    async def start(self, status: int, headers: Iterable[Header]) -> None:
-        """Sends the head, once."""
+    def start(self, status: int, headers: Sequence[Header]) -> None:
+        """Sends the head, once; it may go out with what follows it."""
         ...
 
-    async def send(self, data: bytes) -> None:
-        """Sends a part of the body; returns when the client can take more."""
+    def send(self, data: bytes) -> None:
+        """Sends a part of the body."""
         ...
 
-    async def finish(self, data: bytes = b"") -> None:
-        """Sends the last part of the body, once."""
+    def finish(self, data: bytes = b"") -> None:
+        """Sends the last part of the body: the call is answered."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """There is no answer, or no more of it: a PlatformError or ReplicaRefused says why."""
         ...
 
 

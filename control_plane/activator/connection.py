@@ -1,42 +1,85 @@
 """One keep-alive HTTP/1.1 connection to a replica, one exchange at a time (RFC 9112)."""
 
 import asyncio
-from collections.abc import Callable
 from enum import Enum, auto
-from typing import cast
+from typing import Protocol, cast
 
 import httptools
 
-from control_plane.activator.replica_client import Headers, ReplicaGone
+from control_plane.activator.replica_client import Headers
 
 MAX_HEAD_BYTES = 64 << 10
-MAX_UNREAD_BYTES = 64 << 10
 
 
 class _Phase(Enum):
     IDLE = auto()  # kept for the next exchange
     HEAD = auto()  # a request is out, the answer's head is not in
     BODY = auto()  # the head is in, the body is not whole
-    WHOLE = auto()  # the body is whole, maybe not read yet
+    WHOLE = auto()  # the body is whole, its reader is not told yet
     CLOSED = auto()  # of no more use
 
 
-class Connection(asyncio.Protocol):
-    """Sends a request, gives the answer's head, then its body as it comes.
+class Pool(Protocol):
+    """Whose connection it is."""
 
-    Reading from the socket stops while more than MAX_UNREAD_BYTES wait to be read. An answer
-    without a length or chunks would end in silence when the replica dies, so it counts as broken.
+    def freed(self, connection: "Connection") -> None:
+        """It may be used again."""
+        ...
+
+    def closed(self, connection: "Connection") -> None:
+        """It is of no more use."""
+        ...
+
+
+class Exchanging(Protocol):
+    """Whose exchange it is: a Reader that is told how far a connection came which breaks."""
+
+    def head(self, status: int, headers: Headers) -> None: ...
+
+    def body(self, data: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+    def lost(self, why: str, *, has_answered: bool) -> None:
+        """The connection broke; `has_answered`: after some byte of an answer."""
+        ...
+
+
+class Connection(asyncio.Protocol):
+    """Sends a request, and tells what comes back as it comes.
+
+    An answer without a length or chunks would end in silence when the replica dies, so it counts
+    as broken.
     """
 
-    def __init__(self, on_closed: Callable[["Connection"], None]) -> None:
-        self.status = 0
-        self.headers: Headers = ()
-        self._on_closed = on_closed
-        self._loop = asyncio.get_running_loop()
+    __slots__ = (
+        "_chunks",
+        "_exchange",
+        "_fields",
+        "_framing_bytes",
+        "_has_answered",
+        "_has_excess",
+        "_headers",
+        "_is_interim",
+        "_is_paused",
+        "_is_reusable",
+        "_parser",
+        "_phase",
+        "_pool",
+        "_status",
+        "_transport",
+        "_why",
+    )
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
+        self._exchange: Exchanging | None = None
         self._phase = _Phase.IDLE
-        self._failure: str | None = None
+        self._status = 0
+        self._headers: Headers | None = None  # of a head whose reader is not told yet
+        self._why = ""
         self._has_answered = False
         self._is_reusable = False
         self._is_interim = False
@@ -44,9 +87,7 @@ class Connection(asyncio.Protocol):
         self._is_paused = False
         self._fields: list[tuple[bytes, bytes]] = []
         self._chunks: list[bytes] = []
-        self._unread_bytes = 0
         self._framing_bytes = 0  # received since the last body byte: heads, chunk sizes, trailers
-        self._progress: asyncio.Future[None] | None = None
 
     # The caller's side
 
@@ -54,77 +95,46 @@ class Connection(asyncio.Protocol):
     def is_idle(self) -> bool:
         return self._phase is _Phase.IDLE and self._transport is not None
 
-    @property
-    def has_answered(self) -> bool:
-        """Whether any byte of an answer to the last request has arrived."""
-        return self._has_answered
-
-    async def exchange(self, *request: bytes) -> None:
-        """Sends the request's bytes, returns when the head is in; raises ReplicaGone."""
+    def begin(self, exchange: Exchanging, request: tuple[bytes, ...]) -> None:
+        """Sends the request's bytes."""
         assert self.is_idle, "one exchange at a time"
         assert self._transport is not None
+        self._exchange = exchange
         self._phase = _Phase.HEAD
         self._has_answered = False
         self._fields = []
         self._framing_bytes = 0
         self._transport.writelines(request)
-        while self._phase is _Phase.HEAD:
-            await self._news()
-        if self.status == 0:
-            raise self._gone()
 
-    async def read(self) -> bytes:
-        """See ReplicaResponse.read."""
-        while not self._chunks:
-            if self._phase is _Phase.WHOLE:
-                return b""
-            if self._phase is _Phase.CLOSED:
-                raise self._gone()
-            await self._news()
-        chunks, self._chunks = self._chunks, []
-        self._make_room()
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    def pause(self) -> None:
+        """Holds the replica back."""
+        if self._transport is not None and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
 
-    def finish(self) -> None:
-        """The caller is done: back to idle after a whole answer, closed otherwise."""
-        self.status = 0
-        self._chunks = []
-        if self._phase is _Phase.WHOLE and self._is_reusable:
-            self._phase = _Phase.IDLE
-            self._make_room()
-        else:
-            self.abort("the exchange was given up")
+    def resume(self) -> None:
+        """Lets it go on."""
+        if self._is_paused:
+            self._is_paused = False
+            if self._transport is not None:
+                self._transport.resume_reading()
+
+    def abandon(self) -> None:
+        """The caller left: closes at once, without a word to anybody."""
+        self._exchange = None
+        self.abort("the exchange was given up")
 
     def abort(self, why: str) -> None:
         """Closes at once, without waiting for what is still to be written."""
         if self._phase is _Phase.CLOSED:
             return
         self._phase = _Phase.CLOSED
-        self._failure = why
+        self._why = why
         if self._transport is not None:
             self._transport.abort()
-        self._tell()
-
-    def _make_room(self) -> None:
-        self._unread_bytes = 0
-        if self._is_paused:
-            self._is_paused = False
-            if self._transport is not None:
-                self._transport.resume_reading()
-
-    def _gone(self) -> ReplicaGone:
-        return ReplicaGone(self._failure or "the connection was closed")
-
-    async def _news(self) -> None:
-        self._progress = self._loop.create_future()
-        try:
-            await self._progress
-        finally:
-            self._progress = None
-
-    def _tell(self) -> None:
-        if self._progress is not None and not self._progress.done():
-            self._progress.set_result(None)
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.lost(why, has_answered=self._has_answered)
 
     # The transport's side
 
@@ -132,40 +142,55 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        match self._phase:
-            case _Phase.HEAD | _Phase.BODY:
-                self._parse(data)
-            case _Phase.WHOLE:
-                self._is_reusable = False  # it said more than it was asked
-            case _Phase.IDLE:
-                self.abort("it spoke without being asked")
-            case _Phase.CLOSED:
-                pass
+        if self._phase is _Phase.HEAD or self._phase is _Phase.BODY:
+            self._parse(data)
+        elif self._phase is _Phase.IDLE:
+            self.abort("it spoke without being asked")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self.abort(
+            f"it closed the connection {_WHEN_ANSWERING if self._has_answered else _WHEN_ASKED}"
+        )
+        self._pool.closed(self)
 
     def _parse(self, data: bytes) -> None:
         self._has_answered = True
         self._framing_bytes += len(data)
+        failure = ""
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._is_reusable = False
-            if self._phase is not _Phase.WHOLE:
-                self.abort(f"its answer is not HTTP: {error}")
-        if self._framing_bytes > MAX_HEAD_BYTES and self._phase is not _Phase.WHOLE:
-            self.abort(f"its head exceeds {MAX_HEAD_BYTES} bytes")
-        if self._unread_bytes > MAX_UNREAD_BYTES and not self._is_paused:
-            assert self._transport is not None
-            self._is_paused = True
-            self._transport.pause_reading()
+            failure = f"its answer is not HTTP: {error}"
+        if self._framing_bytes > MAX_HEAD_BYTES:
+            failure = failure or f"its head exceeds {MAX_HEAD_BYTES} bytes"
         self._tell()
+        if failure and self._phase in (_Phase.HEAD, _Phase.BODY):
+            self.abort(failure)
 
-    def connection_lost(self, error: Exception | None) -> None:
-        if self._phase is not _Phase.WHOLE:
-            why = "before its answer was whole" if self._has_answered else "without an answer"
-            self.abort(f"it closed the connection {why}")
-        self._is_reusable = False
-        self._transport = None
-        self._on_closed(self)
+    def _tell(self) -> None:
+        """Hands on what one read brought; after each word the reader may have left."""
+        if self._headers is not None and self._exchange is not None:
+            headers, self._headers = self._headers, None
+            self._exchange.head(self._status, headers)
+        if self._chunks:
+            chunks, self._chunks = self._chunks, []
+            if self._exchange is not None:
+                self._exchange.body(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if self._phase is _Phase.WHOLE:
+            exchange, self._exchange = self._exchange, None
+            self._be_free()
+            if exchange is not None:
+                exchange.end()
+
+    def _be_free(self) -> None:
+        if self._is_reusable and self._transport is not None:
+            self._phase = _Phase.IDLE
+            self.resume()
+            self._pool.freed(self)
+        else:
+            self.abort("it is not kept open")
 
     # The parser's side
 
@@ -184,8 +209,8 @@ class Connection(asyncio.Protocol):
         if self._is_interim:
             self._fields = []
             return
-        self.status = status
-        self.headers = tuple(self._fields)
+        self._status = status
+        self._headers = tuple(self._fields)
         self._phase = _Phase.BODY
 
     def on_body(self, body: bytes) -> None:
@@ -193,10 +218,13 @@ class Connection(asyncio.Protocol):
             return
         self._framing_bytes = 0
         self._chunks.append(body)
-        self._unread_bytes += len(body)
 
     def on_message_complete(self) -> None:
         if self._is_interim and not self._has_excess:
             return
-        self._phase = _Phase.WHOLE
         self._is_reusable = self._parser.should_keep_alive() and not self._has_excess
+        self._phase = _Phase.WHOLE
+
+
+_WHEN_ASKED = "without an answer"
+_WHEN_ANSWERING = "before its answer was whole"

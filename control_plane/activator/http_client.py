@@ -6,19 +6,21 @@ from dataclasses import dataclass, field
 from control_plane.activator.connection import Connection
 from control_plane.activator.replica_client import (
     Headers,
+    Reader,
     ReplicaGone,
     ReplicaRequest,
-    ReplicaResponse,
+    Sending,
 )
 from control_plane.fleet.replica import Endpoint
 from infra.contracts.base import ReplicaId
+from infra.supervise import TaskSet
 
 
 class HttpReplicaClient:
     """Speaks HTTP/1.1 to replicas; the permits bound how many connections there are.
 
     A connection that was kept may have been closed by the replica at the moment it is used again:
-    if it ends without one byte of an answer, the request goes out once more on a new connection.
+    if it ends without one byte of an answer, the request goes out once more on another one.
     What a replica wrote before it ended may still be on its way when its end is known: it has
     `last_words_s` to arrive.
     """
@@ -27,49 +29,53 @@ class HttpReplicaClient:
         self._connect_timeout_s = connect_timeout_s
         self._last_words_s = last_words_s
         self._peers: dict[ReplicaId, _Peer] = {}
+        self._connecting = TaskSet()
 
-    async def send(self, endpoint: Endpoint, request: ReplicaRequest) -> ReplicaResponse:
+    def send(self, endpoint: Endpoint, request: ReplicaRequest, reader: Reader) -> Sending:
         peer = self._peers.get(endpoint.replica_id)
         if peer is None:
             peer = self._peers[endpoint.replica_id] = _Peer(endpoint)
-        head = peer.head(request)
-        while (kept := peer.kept()) is not None:
-            try:
-                return await _exchange(peer, kept, head, request.body)
-            except ReplicaGone:
-                if kept.has_answered:
-                    raise
-        return await _exchange(peer, await self._connect(peer), head, request.body)
+        sending = _HttpSending(self, peer, (peer.head(request), request.body), reader)
+        sending.begin()
+        return sending
+
+    def connect(self, sending: "_HttpSending", peer: "_Peer") -> None:
+        """Opens a connection for it."""
+        self._connecting.start(self._connect(sending, peer), name="connection to a replica")
 
     def forget(self, replica_id: ReplicaId) -> None:
         peer = self._peers.pop(replica_id, None)
         if peer is None:
             return
-        peer.drop_idle()
+        peer.forget()
         if peer.connections:
             loop = asyncio.get_running_loop()
             loop.call_later(self._last_words_s, peer.abort, "the replica is gone")
 
     async def close(self) -> None:
+        await self._connecting.close()
         for peer in self._peers.values():
+            peer.forget()
             peer.abort("the platform is stopping")
         self._peers.clear()
         await asyncio.sleep(0)  # lets the transports close their sockets
 
-    async def _connect(self, peer: "_Peer") -> Connection:
+    async def _connect(self, sending: "_HttpSending", peer: "_Peer") -> None:
         endpoint = peer.endpoint
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(peer.closed), endpoint.host, endpoint.port
+                    lambda: Connection(peer), endpoint.host, endpoint.port
                 )
         except TimeoutError:
-            raise ReplicaGone(f"no connection within {self._connect_timeout_s:g} s") from None
+            sending.fail(f"no connection within {self._connect_timeout_s:g} s")
+            return
         except OSError as error:
-            raise ReplicaGone(f"no connection: {error.strerror or error}") from error
+            sending.fail(f"no connection: {error.strerror or error}")
+            return
         peer.connections.add(connection)
-        return connection
+        sending.connected(connection)
 
 
 @dataclass(eq=False)
@@ -80,6 +86,7 @@ class _Peer:
     connections: set[Connection] = field(default_factory=set)
     idle: dict[Connection, None] = field(default_factory=dict)  # least recently used first
     prefixes: dict[str, bytes] = field(default_factory=dict)
+    is_forgotten: bool = False
 
     def kept(self) -> Connection | None:
         """The idle connection that was used last."""
@@ -109,51 +116,115 @@ class _Peer:
             len(request.body),
         )
 
+    def freed(self, connection: Connection) -> None:
+        if self.is_forgotten:
+            connection.abort("the replica is gone")
+        else:
+            self.idle[connection] = None
+
     def closed(self, connection: Connection) -> None:
         self.connections.discard(connection)
         self.idle.pop(connection, None)
 
-    def drop_idle(self) -> None:
+    def forget(self) -> None:
+        self.is_forgotten = True
         for connection in tuple(self.idle):
             connection.abort("the replica is gone")
         self.idle.clear()
 
     def abort(self, why: str) -> None:
-        self.idle.clear()
         for connection in tuple(self.connections):
             connection.abort(why)
 
 
-class _HttpResponse:
-    """The answer on one connection; gives the connection back when it is closed."""
+class _HttpSending:
+    """One exchange, on whichever connection carries it."""
 
-    __slots__ = ("_connection", "_is_closed", "_peer", "headers", "status")
+    __slots__ = (
+        "_client",
+        "_connection",
+        "_is_paused",
+        "_peer",
+        "_reader",
+        "_request",
+        "_was_kept",
+    )
 
-    def __init__(self, connection: Connection, peer: _Peer) -> None:
-        self._connection = connection
+    def __init__(
+        self, client: HttpReplicaClient, peer: _Peer, request: tuple[bytes, bytes], reader: Reader
+    ) -> None:
+        self._client = client
         self._peer = peer
-        self._is_closed = False
-        self.status = connection.status
-        self.headers: Headers = connection.headers
+        self._request = request
+        self._reader: Reader | None = reader
+        self._connection: Connection | None = None
+        self._was_kept = False
+        self._is_paused = False
 
-    async def read(self) -> bytes:
-        return await self._connection.read()
-
-    def close(self) -> None:
-        if self._is_closed:
+    def begin(self) -> None:
+        """Takes a kept connection, or a new one."""
+        kept = self._peer.kept()
+        if kept is None:
+            self._client.connect(self, self._peer)
             return
-        self._is_closed = True
-        self._connection.finish()
-        if self._connection.is_idle:
-            self._peer.idle[self._connection] = None  # aborted with its peer if that is over
+        self._was_kept = True
+        self._connection = kept
+        kept.begin(self, self._request)
 
+    def connected(self, connection: Connection) -> None:
+        """There is a new connection."""
+        if self._reader is None:  # its caller has left meanwhile
+            self._peer.freed(connection)
+            return
+        self._was_kept = False
+        self._connection = connection
+        connection.begin(self, self._request)
+        if self._is_paused:
+            connection.pause()
 
-async def _exchange(
-    peer: _Peer, connection: Connection, head: bytes, body: bytes
-) -> ReplicaResponse:
-    try:
-        await connection.exchange(head, body)
-    except BaseException:
-        connection.abort("the exchange was given up")
-        raise
-    return _HttpResponse(connection, peer)
+    def fail(self, why: str) -> None:
+        """There is no connection."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.gone(ReplicaGone(why))
+
+    # What the caller may do
+
+    def pause(self) -> None:
+        self._is_paused = True
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        self._is_paused = False
+        if self._connection is not None:
+            self._connection.resume()
+
+    def abort(self) -> None:
+        self._reader = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abandon()
+
+    # What the connection tells
+
+    def head(self, status: int, headers: Headers) -> None:
+        if self._reader is not None:
+            self._reader.head(status, headers)
+
+    def body(self, data: bytes) -> None:
+        if self._reader is not None:
+            self._reader.body(data)
+
+    def end(self) -> None:
+        self._connection = None
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.end()
+
+    def lost(self, why: str, *, has_answered: bool) -> None:
+        self._connection = None
+        if self._was_kept and not has_answered:
+            self.begin()
+        else:
+            self.fail(why)

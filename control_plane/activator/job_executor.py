@@ -1,10 +1,10 @@
 """Executes jobs the way requests are served: held, woken for, given a permit, relayed."""
 
 from control_plane.activator.activator import Activator
+from control_plane.activator.answers import problem_of
 from control_plane.activator.call import Call, TokenCount
 from control_plane.activator.kept_answer import KeptAnswer
 from control_plane.activator.lines import Lines
-from control_plane.activator.relay import problem_of
 from control_plane.deployments.service import Deployments
 from control_plane.queue.executor import Answered, Failed
 from control_plane.queue.job import Job, Verdict
@@ -74,7 +74,7 @@ class JobExecutor:
             tokens=tokens,
         )
         try:
-            await self._activator.serve(call, revision, client)
+            await client.whole(self._activator.begin(call, revision, client))
         except PlatformError as error:
             return _failed(error)
         return _outcome(client, tokens)

@@ -4,17 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from control_plane.activator.replica_client import (
-    Headers,
-    ReplicaGone,
-    ReplicaRequest,
-    ReplicaResponse,
-)
+from control_plane.activator.replica_client import Reader, ReplicaGone, ReplicaRequest, Sending
 from control_plane.fleet.replica import Endpoint
 from infra.contracts.base import ReplicaId, RequestId
 from infra.supervise import TaskSet
-
-MAX_UNREAD_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +21,14 @@ class Sent:
 class Wire:
     """The replica's side of one exchange; its script writes here."""
 
-    def __init__(self) -> None:
+    def __init__(self, reader: Reader) -> None:
         self.status = 0
-        self.headers: Headers = ()
-        self._chunks: list[bytes] = []
-        self._unread_bytes = 0
-        self._is_whole = False
+        self.is_whole = False
+        self._reader: Reader | None = reader
+        self._has_left = False
         self._failure: str | None = None
-        self._changed = asyncio.Event()
+        self._goes_on = asyncio.Event()
+        self._goes_on.set()
 
     @property
     def is_broken(self) -> bool:
@@ -43,54 +36,50 @@ class Wire:
 
     def head(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Answers with a status and headers."""
-        self.status, self.headers = status, tuple(headers)
-        self._change()
+        self.status = status
+        if self._reader is not None:
+            self._reader.head(status, tuple(headers))
 
     async def write(self, data: bytes) -> None:
-        """Adds to the body; waits while the reader is too far behind."""
-        self._chunks.append(data)
-        self._unread_bytes += len(data)
-        self._change()
-        while self._unread_bytes > MAX_UNREAD_BYTES:
-            await self._wait()
+        """Adds to the body; waits while the reader takes nothing."""
+        await asyncio.sleep(0)
+        await self._goes_on.wait()
+        if self._reader is not None and data:
+            self._reader.body(data)
 
     def end(self) -> None:
         """The body is whole, unless the connection broke before."""
-        self._is_whole = not self.is_broken
-        self._change()
+        self.is_whole = not self.is_broken
+        reader, self._reader = self._reader, None
+        if reader is not None and self.status == 0:
+            reader.gone(ReplicaGone("it closed the connection without an answer"))
+        elif reader is not None:
+            reader.end()
 
     def break_off(self, why: str = "it closed the connection") -> None:
-        """The connection breaks."""
+        """The connection breaks; its reader hears of it soon."""
         self._failure = self._failure or why
-        self._change()
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            gone = ReplicaGone(self._failure)
+            asyncio.get_running_loop().call_soon(self._tell, reader, gone)
 
-    async def until_head(self) -> None:
-        while self.status == 0:
-            self._raise_if_broken()
-            await self._wait()
+    def hold(self) -> None:
+        """The reader takes nothing for now."""
+        self._goes_on.clear()
 
-    async def read(self) -> bytes:
-        while not self._chunks:
-            if self._is_whole:
-                return b""
-            self._raise_if_broken()
-            await self._wait()
-        data = b"".join(self._chunks)
-        self._chunks = []
-        self._unread_bytes = 0
-        self._change()
-        return data
+    def go_on(self) -> None:
+        """The reader takes more."""
+        self._goes_on.set()
 
-    def _raise_if_broken(self) -> None:
-        if self._failure is not None:
-            raise ReplicaGone(self._failure)
+    def cut(self) -> None:
+        """The reader has left."""
+        self._has_left = True
+        self._reader = None
 
-    def _change(self) -> None:
-        self._changed.set()
-
-    async def _wait(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
+    def _tell(self, reader: Reader, gone: ReplicaGone) -> None:
+        if not self._has_left:
+            reader.gone(gone)
 
 
 Script = Callable[[ReplicaRequest, Wire], Awaitable[None]]
@@ -108,7 +97,7 @@ class MemoryReplicaClient:
         self.sent: list[Sent] = []
         self.aborted: list[RequestId] = []
         self.forgotten: list[ReplicaId] = []
-        self._running: dict[ReplicaId, set[_MemoryResponse]] = {}
+        self._running: dict[ReplicaId, set[_MemorySending]] = {}
         self._tasks = TaskSet()
 
     @property
@@ -116,77 +105,71 @@ class MemoryReplicaClient:
         """Exchanges that have not been closed."""
         return sum(map(len, self._running.values()))
 
-    async def send(self, endpoint: Endpoint, request: ReplicaRequest) -> ReplicaResponse:
-        script = self.scripts.get(endpoint.replica_id)
-        if script is None:
-            raise ReplicaGone("no connection: connection refused")
-        self.sent.append(Sent(endpoint.replica_id, request))
-        response = _MemoryResponse(self, endpoint.replica_id, request.request_id)
-        self._running.setdefault(endpoint.replica_id, set()).add(response)
-        response.task = self._tasks.start(
-            response.run(script, request), name=f"replica {endpoint.replica_id}"
+    def send(self, endpoint: Endpoint, request: ReplicaRequest, reader: Reader) -> Sending:
+        script = self.scripts.get(endpoint.replica_id, _is_not_there)
+        if script is not _is_not_there:
+            self.sent.append(Sent(endpoint.replica_id, request))
+        sending = _MemorySending(self, endpoint.replica_id, request.request_id, Wire(reader))
+        self._running.setdefault(endpoint.replica_id, set()).add(sending)
+        sending.task = self._tasks.start(
+            sending.run(script, request), name=f"replica {endpoint.replica_id}"
         )
-        try:
-            await response.wire.until_head()
-        except BaseException:
-            response.close()
-            raise
-        return response
+        return sending
 
     def kill(self, replica_id: ReplicaId) -> None:
         """The replica's process dies: nothing reaches it, and all its connections break."""
         self.scripts.pop(replica_id, None)
-        for response in tuple(self._running.get(replica_id, ())):
-            response.wire.break_off()
+        for sending in tuple(self._running.get(replica_id, ())):
+            sending.wire.break_off()
 
     def forget(self, replica_id: ReplicaId) -> None:
         self.forgotten.append(replica_id)
-        for response in tuple(self._running.get(replica_id, ())):
-            response.wire.break_off("the replica is gone")
+        for sending in tuple(self._running.get(replica_id, ())):
+            sending.wire.break_off("the replica is gone")
 
     async def close(self) -> None:
         await self._tasks.close()
 
-    def closed(self, response: "_MemoryResponse") -> None:
+    def closed(self, sending: "_MemorySending") -> None:
         """An exchange is over."""
-        self._running[response.replica_id].discard(response)
-        if not response.is_whole and not response.wire.is_broken:
-            self.aborted.append(response.request_id)
+        self._running[sending.replica_id].discard(sending)
+        if not sending.wire.is_whole and not sending.wire.is_broken:
+            self.aborted.append(sending.request_id)
 
 
-class _MemoryResponse:
+class _MemorySending:
     def __init__(
-        self, client: MemoryReplicaClient, replica_id: ReplicaId, request_id: RequestId
+        self, client: MemoryReplicaClient, replica_id: ReplicaId, request_id: RequestId, wire: Wire
     ) -> None:
         self.replica_id = replica_id
         self.request_id = request_id
-        self.wire = Wire()
-        self.is_whole = False
+        self.wire = wire
         self.task: asyncio.Task[None] | None = None
         self._client = client
         self._is_closed = False
 
-    @property
-    def status(self) -> int:
-        return self.wire.status
-
-    @property
-    def headers(self) -> Headers:
-        return self.wire.headers
-
     async def run(self, script: Script, request: ReplicaRequest) -> None:
         await script(request, self.wire)
         self.wire.end()
+        self._close()
 
-    async def read(self) -> bytes:
-        data = await self.wire.read()
-        self.is_whole = self.is_whole or not data
-        return data
+    def pause(self) -> None:
+        self.wire.hold()
 
-    def close(self) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._client.closed(self)
+    def resume(self) -> None:
+        self.wire.go_on()
+
+    def abort(self) -> None:
+        self.wire.cut()
+        self._close()
         if self.task is not None:
             self.task.cancel()
+
+    def _close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._client.closed(self)
+
+
+async def _is_not_there(request: ReplicaRequest, wire: Wire) -> None:
+    wire.break_off("no connection: connection refused")

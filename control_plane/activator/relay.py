@@ -1,225 +1,123 @@
 """Carries a request to the replica it has a permit for, and the answer back to its client."""
 
-import asyncio
+import structlog
 
-import orjson
-from pydantic import ValidationError
-
-from control_plane.activator.call import Header, ReplicaRefused
+from control_plane.activator.answers import Answer, RefusedAnswer, StreamAnswer, WholeAnswer
 from control_plane.activator.cold_start import ReplicaTiming, Try, server_timing
 from control_plane.activator.exchange import Exchange
 from control_plane.activator.ledger import Ledger
+from control_plane.activator.lines import Lines
 from control_plane.activator.replica_client import (
+    Headers,
     ReplicaClient,
     ReplicaGone,
     ReplicaRequest,
-    ReplicaResponse,
+    Sending,
 )
 from infra.clock import Clock
-from infra.contracts.problem import Problem
 from infra.contracts.revision import Revision
 from infra.errors import ReplicaLost
 
-# An answer that is not a stream is kept until it is whole, so that another replica can give it
-# when this one dies; one that is larger than this goes out as it comes.
-WHOLE_BYTES = 1 << 20
-
-# Half an event that is larger than this goes out as it is.
-_HALF_EVENT_BYTES = 1 << 20
-_BLANK_LINES = (b"\n\n", b"\r\n\r\n")
-
-# How long the end of a cold answer waits for its report: a client may ask for it at once.
-_RECORDING_S = 0.25
+log = structlog.get_logger()
 
 # The replica does not serve us (any more): draining, or not the one we think it is.
 _ELSEWHERE = frozenset({401, 503})
-_PASSED_ON = frozenset(
-    {b"content-type", b"cache-control", b"retry-after", b"server-timing", b"x-accel-buffering"}
-)
-_LENGTH = b"content-length"
+_OK = 200
 
 
 class Relay:
-    """One try of one request; bytes of the body pass untouched.
+    """Relays one try at a time of each request; bytes of the body pass untouched."""
 
-    Raises ReplicaGone while the client has seen nothing of an answer, so that it can be tried
-    again, and ReplicaLost after that.
+    def __init__(self, replicas: ReplicaClient, lines: Lines, ledger: Ledger, clock: Clock) -> None:
+        self._replicas = replicas
+        self.lines = lines
+        self.ledger = ledger
+        self.clock = clock
+
+    def begin(self, exchange: Exchange, revision: Revision, *, timeout_s: float) -> Sending:
+        """See Relaying."""
+        call = exchange.call
+        request = ReplicaRequest(call.request_id, call.path, call.body, call.tenant, timeout_s)
+        attempt = _Attempt(self, exchange, revision)
+        return self._replicas.send(exchange.ticket.endpoint, request, attempt)
+
+
+class _Attempt:
+    """The Reader of one try: its head says what its body becomes.
+
+    While the client has seen nothing of an answer the request can be tried again; after that a
+    break is its end.
     """
 
-    def __init__(self, replicas: ReplicaClient, ledger: Ledger, clock: Clock) -> None:
-        self._replicas = replicas
-        self._ledger = ledger
-        self._clock = clock
+    __slots__ = ("_answer", "_dispatched_at", "_endpoint", "_exchange", "_headers", "_relay")
 
-    async def attempt(self, exchange: Exchange, revision: Revision) -> None:
-        """Sends the request to the replica of its permit and relays the whole answer."""
-        call, endpoint = exchange.call, exchange.ticket.endpoint
-        dispatched_at = self._clock.now()
-        timeout_s = exchange.limit_s(revision) - exchange.executed_s()
-        request = ReplicaRequest(call.request_id, call.path, call.body, call.tenant, timeout_s)
-        try:
-            response = await self._replicas.send(endpoint, request)
-            try:
-                await self._answer(exchange, revision, response, dispatched_at)
-            finally:
-                response.close()
-        except ReplicaGone:
-            exchange.tries.append(Try(endpoint, dispatched_at, self._clock.now()))
-            raise
+    def __init__(self, relay: Relay, exchange: Exchange, revision: Revision) -> None:
+        self._relay = relay
+        self._exchange = exchange
+        self._endpoint = exchange.ticket.endpoint
+        self._dispatched_at = relay.clock.now()
+        self._headers: Headers = ()
+        self._answer: Answer | None = None
 
-    async def _answer(
-        self,
-        exchange: Exchange,
-        revision: Revision,
-        response: ReplicaResponse,
-        dispatched_at: float,
-    ) -> None:
-        if response.status in _ELSEWHERE:
-            raise ReplicaGone(f"it answered {response.status}")
-        exchange.answered(exchange.ticket)
-        if exchange.call.is_streaming and response.status == 200:
-            await self._stream(exchange, revision, response, dispatched_at)
+    def head(self, status: int, headers: Headers) -> None:
+        """See Reader."""
+        if status in _ELSEWHERE:
+            self._lose(ReplicaGone(f"it answered {status}"))
+            return
+        exchange = self._exchange
+        self._headers = headers
+        self._relay.lines.answered(exchange.ticket)
+        if exchange.call.is_streaming and status == _OK:
+            self._answer = StreamAnswer(exchange, headers, self._account)
         elif exchange.client.has_started:
-            raise ReplicaRefused(problem_of(response.status, await _everything(response)))
+            self._answer = RefusedAnswer(exchange, status)
         else:
-            await self._whole(exchange, revision, response, dispatched_at)
+            self._answer = WholeAnswer(exchange, status, headers, self._account)
 
-    async def _stream(
-        self,
-        exchange: Exchange,
-        revision: Revision,
-        response: ReplicaResponse,
-        dispatched_at: float,
-    ) -> None:
-        client, tokens = exchange.client, exchange.call.tokens
-        data = await response.read()
-        tokens.begin(dict(response.headers))
-        theirs = _timing(response)
-        timing = self._first_token(exchange, revision, dispatched_at, self._clock.now(), theirs)
-        if not client.has_started:
-            await client.start(200, _headers(exchange, revision, response, timing))
-        elif timing is not None:
-            await client.send(b": server-timing %s\n\n" % timing)
-        half = b""
-        try:
-            while data:
-                whole, half = _whole_events(half + data if half else data)
-                if whole:
-                    await client.send(tokens.see(whole))
-                data = await response.read()
-        except ReplicaGone as gone:
-            raise _lost(exchange, gone) from gone
-        if exchange.recording is not None:
-            await _recorded(exchange.recording)
-        await client.finish(half)
+    def body(self, data: bytes) -> None:
+        """See Reader."""
+        if self._answer is not None:
+            self._answer.body(data)
 
-    async def _whole(
-        self,
-        exchange: Exchange,
-        revision: Revision,
-        response: ReplicaResponse,
-        dispatched_at: float,
-    ) -> None:
-        client = exchange.client
-        begun, rest = await _beginning(response)
-        timing = None
-        if response.status == 200:
-            exchange.call.tokens.begin(dict(response.headers))
-            theirs = _timing(response)
-            at = max(dispatched_at, self._clock.now() - theirs.decode)
-            timing = self._first_token(exchange, revision, dispatched_at, at, theirs)
-        headers = _headers(exchange, revision, response, timing)
-        length = dict(response.headers).get(_LENGTH) if rest else b"%d" % len(begun)
-        if length is not None:
-            headers.append((_LENGTH, length))
-        await client.start(response.status, headers)
-        if exchange.recording is not None:
-            await _recorded(exchange.recording)
-        if rest:
-            begun = await self._rest(exchange, response, begun)
-        await client.finish(begun)
+    def end(self) -> None:
+        """See Reader."""
+        if self._answer is not None:
+            self._answer.end()
 
-    async def _rest(self, exchange: Exchange, response: ReplicaResponse, data: bytes) -> bytes:
-        """Passes on as it comes what is too large to keep; the last part is left to send."""
-        try:
-            while following := await response.read():
-                await exchange.client.send(data)
-                data = following
-        except ReplicaGone as gone:
-            raise _lost(exchange, gone) from gone
-        return data
+    def gone(self, why: ReplicaGone) -> None:
+        """See Reader."""
+        if self._answer is not None and self._answer.is_passed_on:
+            self._exchange.failed(self._broken_off(why))
+        else:
+            self._lose(why)
 
-    def _first_token(
-        self,
-        exchange: Exchange,
-        revision: Revision,
-        dispatched_at: float,
-        at: float,
-        theirs: ReplicaTiming,
-    ) -> bytes | None:
-        """Notes when the first token came; the `Server-Timing` of a cold request."""
-        exchange.tries.append(Try(exchange.ticket.endpoint, dispatched_at, at, theirs.parts()))
+    def _lose(self, why: ReplicaGone) -> None:
+        tried = Try(self._endpoint, self._dispatched_at, self._relay.clock.now())
+        self._exchange.lost(why, tried)
+
+    def _broken_off(self, why: ReplicaGone) -> ReplicaLost:
+        error = ReplicaLost(
+            f"the replica broke off in the middle of its answer: {why}",
+            hint="send the request again",
+            replica_id=self._endpoint.replica_id,
+        )
+        error.__cause__ = why
+        return error
+
+    def _account(self) -> bytes | None:
+        """Notes when the first token came; the `Server-Timing` of a cold request.
+
+        For an answer that does not stream the first byte comes with the last token, and the
+        replica says how long it decoded.
+        """
+        exchange = self._exchange
         if not exchange.ticket.was_cold:
             return None
-        return server_timing(self._ledger.enter(exchange, revision)).encode("ascii")
-
-
-def problem_of(status: int, body: bytes) -> Problem:
-    """What a replica that refused a request said."""
-    try:
-        return Problem.model_validate(orjson.loads(body))
-    except (orjson.JSONDecodeError, ValidationError):
-        return ReplicaLost(f"the replica answered {status} without saying why").problem()
-
-
-def _timing(response: ReplicaResponse) -> ReplicaTiming:
-    return ReplicaTiming.read(dict(response.headers).get(b"server-timing", b""))
-
-
-def _headers(
-    exchange: Exchange, revision: Revision, response: ReplicaResponse, timing: bytes | None
-) -> list[Header]:
-    headers = [(name, value) for name, value in response.headers if name in _PASSED_ON]
-    if timing is not None:
-        headers = [header for header in headers if header[0] != b"server-timing"]
-        headers.append((b"server-timing", timing))
-    return headers + exchange.identity(revision.name)
-
-
-def _whole_events(data: bytes) -> tuple[bytes, bytes]:
-    """Splits after the last whole event: what a dying replica left half said is not passed on, so
-    that the error event after it can be read."""
-    if data.endswith(_BLANK_LINES) or len(data) > _HALF_EVENT_BYTES:
-        return data, b""
-    end = max((data.rfind(it) + len(it) for it in _BLANK_LINES if it in data), default=0)
-    return data[:end], data[end:]
-
-
-async def _beginning(response: ReplicaResponse) -> tuple[bytes, bool]:
-    """The body and whether more follows: the whole of it, or what exceeds WHOLE_BYTES."""
-    parts: list[bytes] = []
-    size = 0
-    while data := await response.read():
-        parts.append(data)
-        size += len(data)
-        if size > WHOLE_BYTES:
-            return b"".join(parts), True
-    return (parts[0] if len(parts) == 1 else b"".join(parts)), False
-
-
-async def _recorded(recording: asyncio.Task[None]) -> None:
-    await asyncio.wait((recording,), timeout=_RECORDING_S)
-
-
-async def _everything(response: ReplicaResponse) -> bytes:
-    body, is_cut = await _beginning(response)
-    return b"" if is_cut else body
-
-
-def _lost(exchange: Exchange, gone: ReplicaGone) -> ReplicaLost:
-    replica_id = exchange.ticket.endpoint.replica_id
-    return ReplicaLost(
-        f"the replica broke off in the middle of its answer: {gone}",
-        hint="send the request again",
-        replica_id=replica_id,
-    )
+        theirs = ReplicaTiming.read(dict(self._headers).get(b"server-timing", b""))
+        at = self._relay.clock.now()
+        if not exchange.call.is_streaming:
+            at = max(self._dispatched_at, at - theirs.decode)
+        tried = Try(self._endpoint, self._dispatched_at, at, theirs.parts())
+        exchange.tries = (*exchange.tries, tried)
+        revision = self._relay.lines.revision_of(exchange.ticket)
+        return server_timing(self._relay.ledger.enter(exchange, revision)).encode("ascii")

@@ -23,38 +23,54 @@ class ReplicaRequest(NamedTuple):
     timeout_s: float
 
 
-class ReplicaResponse(Protocol):
-    """An answer whose head has arrived; `headers` have lower-case names."""
+class Reader(Protocol):
+    """Who an answer is for: `head` once, `body` as often as bytes come, then `end`; or `gone`.
 
-    @property
-    def status(self) -> int: ...
+    Nothing is called before the call that sent the request has returned, and nothing after `end`,
+    `gone` or an abort.
+    """
 
-    @property
-    def headers(self) -> Headers: ...
-
-    async def read(self) -> bytes:
-        """The bytes of the body that have arrived, at least one; b"" once it is whole.
-
-        The replica is held back while nobody reads. Raises ReplicaGone when the answer breaks off.
-        """
+    def head(self, status: int, headers: Headers) -> None:
+        """The head of the answer; names of headers are lower-case."""
         ...
 
-    def close(self) -> None:
-        """Ends the exchange; before the body is whole, the replica sees its caller leave at once.
+    def body(self, data: bytes) -> None:
+        """At least one byte of the body."""
+        ...
 
-        Must be called once or more, however the exchange went.
-        """
+    def end(self) -> None:
+        """The answer is whole."""
+        ...
+
+    def gone(self, why: ReplicaGone) -> None:
+        """There is no answer, or it broke off."""
+        ...
+
+
+class Sending(Protocol):
+    """A request on its way and its answer on the way back."""
+
+    def pause(self) -> None:
+        """Holds the replica back: little comes before `resume`."""
+        ...
+
+    def resume(self) -> None:
+        """Lets the replica go on."""
+        ...
+
+    def abort(self) -> None:
+        """Ends the exchange; before the answer is whole, the replica sees its caller leave at
+        once. May be repeated, and after the end it does nothing."""
         ...
 
 
 class ReplicaClient(Protocol):
     """Carries requests to replicas. Everything happens on one event loop."""
 
-    async def send(self, endpoint: Endpoint, request: ReplicaRequest) -> ReplicaResponse:
-        """Sends and waits for the head of the answer; raises ReplicaGone.
+    def send(self, endpoint: Endpoint, request: ReplicaRequest, reader: Reader) -> Sending:
+        """Sends; the reader is told all that follows.
 
-        Cancelling it aborts the exchange. It may be repeated on any replica: a generation that
-        nobody read did nothing.
+        It may be repeated on any replica: a generation that nobody read did nothing.
         """
         ...
 

@@ -1,14 +1,15 @@
 """A request's place in the waiting line, from its arrival to its end."""
 
-import asyncio
 import math
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Protocol
 
 from control_plane.activator.balancer import hash_of
 from control_plane.fleet.replica import Endpoint
 from infra.contracts.base import RevisionName
 from infra.contracts.tenancy import TenantName
+from infra.errors import PlatformError
 
 
 class Place(Enum):
@@ -47,6 +48,18 @@ class Slot:
         return 1 if self.failures else self.endpoint.max_concurrency
 
 
+class Holder(Protocol):
+    """Whose ticket it is; told from the event loop, never within a call of the line's."""
+
+    def granted(self) -> None:
+        """The ticket that waited has a permit; its holder may have left meanwhile."""
+        ...
+
+    def sent_away(self, error: PlatformError) -> None:
+        """The ticket that waited is over."""
+        ...
+
+
 @dataclass(eq=False, slots=True)
 class Ticket:
     """One request in line; `arrival` numbers requests in the order they came, and of one tenant's
@@ -66,7 +79,7 @@ class Ticket:
     affinity: int | None = None
     place: Place = Place.OUTSIDE
     slot: Slot | None = None
-    granted: "asyncio.Future[None] | None" = None
+    holder: Holder | None = field(default=None, repr=False)
     permitted_at: float = 0.0
     was_cold: bool = False
     cold_s: float = 0.0

@@ -1,18 +1,24 @@
-"""The whole HTTP surface: hot routes first, then FastAPI for everything else."""
+"""The whole HTTP surface: connections that answer hot requests, and FastAPI for all others."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from uvicorn.config import Config
+from uvicorn.server import ServerState
 
 from control_plane.api import problems
-from control_plane.api.asgi_client import AsgiDownstream, Message, Receive, Scope, Send
 from control_plane.api.auth import IDENTITY, KeyRing
 from control_plane.api.callers import Callers
 from control_plane.api.documentation import document
 from control_plane.api.gauges import register_gauges, requests_counter
-from control_plane.api.hot import CLIENT_LEFT, HotPath, target_of
+from control_plane.api.hot import HotPath
+from control_plane.api.hot_http import DateLine, HotHttp
+from control_plane.api.hot_request import CLIENT_LEFT
 from control_plane.api.intake import ClientGone
 from control_plane.api.job_desk import JobDesk
 from control_plane.api.jobs import jobs_router
@@ -33,6 +39,10 @@ from infra.errors import (
 )
 from infra.generation_requests import invalid
 
+Scope = dict[str, Any]
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _OPEN = frozenset({"/healthz", "/readyz", "/docs", "/redoc", "/openapi.json", "/problems"})
@@ -41,38 +51,52 @@ _INTERNAL_PREFIX = "/internal/"
 MOST_BODY_BYTES = 16 << 20
 
 
-def create_app(services: Services) -> AsgiApp:
-    """The ASGI app; everything it needs comes with `services`, its lifespan does nothing."""
+@dataclass(frozen=True)
+class Edge:
+    """What a server serves: `app` is for the requests that `connection` does not answer itself."""
+
+    hot: HotPath
+    app: AsgiApp
+    dated: DateLine
+
+    def connection(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> HotHttp:
+        """What uvicorn calls its `http` protocol class."""
+        return HotHttp(self.hot, self.dated, config, server_state, app_state)
+
+
+def create_edge(services: Services) -> Edge:
+    """Everything it needs comes with `services`; its lifespan does nothing."""
     register_gauges(services)
     hot = HotPath(
         services.deployments,
         services.activator,
-        Callers(services.keys, services.quotas, services.usage, services.clock),
+        Callers(
+            services.keys, services.quotas, services.usage, services.clock, services.check_lead
+        ),
         JobDesk(services.jobs, services.check_webhook),
         requests_counter(services),
         services.clock,
     )
-    return Edge(
-        hot, management_app(services), services.keys, services.node_keys, services.check_lead
-    )
+    app = Gate(management_app(services), services.keys, services.node_keys, services.check_lead)
+    return Edge(hot, app, DateLine())
 
 
-class Edge:
-    """Sends each request where it belongs, after its key was checked.
+class Gate:
+    """Lets requests to the management app whose key was checked.
 
     What is below /v1 is answered by the control plane that leads: the others do not know what is
     deployed, and start nothing.
     """
 
     def __init__(
-        self,
-        hot: HotPath,
-        management: AsgiApp,
-        keys: Keys,
-        node_keys: KeyRing,
-        check_lead: Callable[[], None],
+        self, management: AsgiApp, keys: Keys, node_keys: KeyRing, check_lead: Callable[[], None]
     ) -> None:
-        self._hot = hot
         self._management = management
         self._keys = keys
         self._node_keys = node_keys
@@ -80,12 +104,9 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            path: str = scope["path"]
             try:
-                if path.startswith(_PUBLIC_PREFIX):
+                if scope["path"].startswith(_PUBLIC_PREFIX):
                     self._check_lead()
-                if (target := target_of(path)) is not None:
-                    return await self._hot(target, scope, receive, send)
                 self._check(scope)
             except PlatformError as error:
                 return await _refuse(error, scope, send)
@@ -176,9 +197,9 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 
 async def _refuse(error: PlatformError, scope: Scope, send: Send) -> None:
     answer = problems.response(error, path=scope["path"])
-    client = AsgiDownstream(send)
-    await client.start(answer.status, answer.headers)
-    await client.finish(answer.body)
+    head = {"type": "http.response.start", "status": answer.status, "headers": answer.headers}
+    await send(head)
+    await send({"type": "http.response.body", "body": answer.body})
 
 
 def _bounded(receive: Receive) -> Receive:

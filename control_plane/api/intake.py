@@ -38,71 +38,62 @@ class Intake:
         self.held_bytes -= size
 
 
-class IncomingBody:
+class Body:
     """One request's body on its way in; `received` bytes of it are counted as held."""
 
-    def __init__(
-        self, receive: Receive, intake: Intake, content_length: bytes | None, *, most_bytes: int
-    ) -> None:
-        self._receive = receive
+    __slots__ = ("_intake", "_parts", "declared", "received")
+
+    def __init__(self, intake: Intake, content_length: bytes | None) -> None:
         self._intake = intake
-        self._declared = _length(content_length)
-        self._most_bytes = most_bytes
+        self._parts: list[bytes] = []
+        self.declared = length_of(content_length)
         self.received = 0
-        self.is_whole = False
 
-    @property
-    def is_small(self) -> bool:
-        """It says that it is short enough to be read although nobody needs it."""
-        return self._declared is not None and self._declared <= 64 << 10
+    def expect(self, *, most_bytes: int) -> None:
+        """Raises BodyTooLarge before anything is read where Content-Length tells."""
+        if self.declared is not None and self.declared > most_bytes:
+            raise _too_large(most_bytes)
 
-    def bound(self, most_bytes: int) -> None:
-        """It is known now whom the body is for and how large it may be."""
-        self._most_bytes = most_bytes
+    def add(self, part: bytes, *, most_bytes: int) -> None:
+        """Keeps a part; raises BodyTooLarge, QueueFull."""
+        if self.received + len(part) > most_bytes:
+            raise _too_large(most_bytes)
+        self._intake.take(len(part))
+        self.received += len(part)
+        self._parts.append(part)
 
-    async def read(self) -> bytes:
-        """The whole body.
-
-        Raises BodyTooLarge before anything is read where Content-Length tells, else as soon as it
-        is known; QueueFull; ClientGone.
-        """
-        if self._declared is not None and self._declared > self._most_bytes:
-            raise self._too_large()
-        parts: list[bytes] = []
-        while not self.is_whole:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            part = message.get("body", b"")
-            self.is_whole = not message.get("more_body", False)
-            if self.received + len(part) > self._most_bytes:
-                raise self._too_large()
-            self._intake.take(len(part))
-            self.received += len(part)
-            parts.append(part)
+    def whole(self) -> bytes:
+        """All of it; it stays counted until it is let go."""
+        parts, self._parts = self._parts, []
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def let_go(self) -> None:
-        """The request is over."""
+        """The request is over; may be repeated."""
+        self._parts = []
         received, self.received = self.received, 0
         self._intake.give_back(received)
 
-    async def discard(self) -> None:
-        """Reads what is left without keeping it; returns at its end, or when the client leaves."""
-        while not self.is_whole:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                return
-            self.is_whole = not message.get("more_body", False)
 
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(
-            f"the body has more than {self._most_bytes} bytes",
-            hint="limits.max_body_bytes of the model sets the limit",
-            limit=self._most_bytes,
-        )
+async def read_body(receive: Receive, body: Body, *, most_bytes: int) -> bytes:
+    """The whole body as an ASGI server hands it out; raises what Body does, and ClientGone."""
+    body.expect(most_bytes=most_bytes)
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body.add(message.get("body", b""), most_bytes=most_bytes)
+        if not message.get("more_body", False):
+            return body.whole()
 
 
-def _length(value: bytes | None) -> int | None:
+def _too_large(most_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the body has more than {most_bytes} bytes",
+        hint="limits.max_body_bytes of the model sets the limit",
+        limit=most_bytes,
+    )
+
+
+def length_of(value: bytes | None) -> int | None:
     """What Content-Length says; the server has refused what is not a number."""
     return int(value) if value is not None and value.isdigit() and len(value) < 19 else None

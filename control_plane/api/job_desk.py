@@ -40,7 +40,7 @@ class JobDesk:
         )
         job, _ = await self._jobs.accept(order)
         body = job.status().model_dump_json(exclude_none=True).encode()
-        await client.start(
+        client.start(
             202,
             (
                 (b"content-type", b"application/json"),
@@ -50,4 +50,4 @@ class JobDesk:
                 (b"firstlight-request-id", job.request_id.encode("ascii")),
             ),
         )
-        await client.finish(body)
+        client.finish(body)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from control_plane.api.auth import Caller
-from control_plane.api.intake import IncomingBody, Intake
+from control_plane.api.intake import Body, Intake, read_body
 from control_plane.api.ownership import Name, owned
 from control_plane.api.services import Services
 from control_plane.api.views import (
@@ -79,14 +79,10 @@ def models_router(services: Services) -> APIRouter:
         An equal spec of equal content changes nothing else. The body is `model.yaml`, or the same
         as JSON.
         """
-        body = IncomingBody(
-            request.receive,
-            intake,
-            request.headers.get("content-length", "").encode(),
-            most_bytes=MOST_SPEC_BYTES,
-        )
+        body = Body(intake, request.headers.get("content-length", "").encode())
         try:
-            spec = _spec(await body.read(), request.headers.get("content-type", ""))
+            content = await read_body(request.receive, body, most_bytes=MOST_SPEC_BYTES)
+            spec = _spec(content, request.headers.get("content-type", ""))
         finally:
             body.let_go()
         if spec.name != name:

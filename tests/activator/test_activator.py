@@ -122,7 +122,7 @@ async def test_five_hundred_requests_at_zero_cause_one_wake_and_are_served_in_or
     assert world.lines.demand(revision.name).waiting == 500
     replica_id = await world.climb(revision, says("hello", seconds=0.05))
     most = 0
-    while not all(one.task.done() for one in running):
+    while not all(one.ended.done() for one in running):
         most = max(most, sum(map(world.lines.in_flight, world.fleet.replicas())))
         await asyncio.sleep(0.01)
 
@@ -146,7 +146,7 @@ async def test_a_ready_replica_wakes_the_waiters_without_any_time_passing(world:
     world.ready(revision, says("hello"))
     await world.settled()
 
-    assert running.task.done()
+    assert running.ended.done()
     assert asyncio.get_running_loop().time() == before
 
 
@@ -156,7 +156,7 @@ async def test_a_request_cancelled_while_held_never_reaches_a_replica(world: Wor
     running = [world.start(world.call(n), revision) for n in range(3)]
     await world.settled()
 
-    await running[1].leave()
+    running[1].leave()
 
     assert world.lines.demand(revision.name).waiting == 2
     world.ready(revision)
@@ -172,7 +172,7 @@ async def test_the_demand_of_the_only_request_vanishes_with_it(world: World) -> 
     await world.settled()
     assert world.lines.demand(revision.name).waiting == 1
 
-    await running.leave()
+    running.leave()
 
     demand = world.lines.demand(revision.name)
     assert (demand.in_flight, demand.waiting) == (0, 0)
@@ -185,7 +185,7 @@ async def test_a_client_that_leaves_as_its_permit_comes_gives_it_back(world: Wor
     await world.settled()
 
     world.ready(revision)
-    first.task.cancel()  # the permit is granted, its task has not run since
+    first.leave()  # the permit is granted, it has not heard of it yet
     await second.result()
 
     assert [sent.request.request_id for sent in world.replicas.sent] == ["req_1"]
@@ -197,7 +197,7 @@ async def test_nobody_is_granted_a_permit_after_its_client_left(world: World) ->
     first, second = (world.start(world.call(n), revision) for n in range(2))
     await world.settled()
 
-    first.task.cancel()
+    first.leave()
     world.ready(revision)
     await second.result()
 
@@ -210,7 +210,7 @@ async def test_a_new_request_wakes_again_after_the_line_was_empty(world: World) 
     for number in range(2):
         running = world.start(world.call(number), revision)
         await world.settled()
-        await running.leave()
+        running.leave()
 
     assert world.wakes == ["chat@1", "chat@1"]
 
@@ -248,7 +248,7 @@ async def test_a_full_queue_refuses_by_count(world: World) -> None:
     assert error.facts["limit"] == 2
     assert int(error.headers()["Retry-After"]) >= 1
     for one in held:
-        await one.leave()
+        one.leave()
 
 
 @scenario
@@ -264,8 +264,8 @@ async def test_a_full_queue_refuses_by_bytes(world: World) -> None:
     assert isinstance(error, QueueFull)
     assert error.facts["limit_bytes"] == 1024
     assert world.lines.demand(revision.name).waiting == 2
-    await held.leave()
-    await fits.leave()
+    held.leave()
+    fits.leave()
 
 
 @scenario
@@ -585,7 +585,7 @@ async def test_a_client_that_leaves_in_mid_stream_is_noticed_upstream_at_once(
     running = world.start(world.call(stream=True), revision)
     await asyncio.sleep(1)
 
-    await running.leave()
+    running.leave()
 
     assert world.replicas.aborted == ["req_1"]
     assert world.lines.demand(revision.name).in_flight == 0
@@ -605,11 +605,11 @@ async def test_a_replica_is_held_back_by_a_client_that_does_not_read(world: Worl
     revision = await world.deploy()
     world.ready(revision, floods)
     running = world.start(world.call(stream=True), revision)
-    running.client.reads.clear()
+    running.exchange.pause()
     await asyncio.sleep(5)
 
     assert written < 200_000
-    await running.leave()
+    running.leave()
 
 
 @scenario

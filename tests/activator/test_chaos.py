@@ -67,11 +67,11 @@ class Chaos:
 
     async def leave(self) -> None:
         if self.running:
-            await self.random.choice(self.running).leave()
+            self.random.choice(self.running).leave()
 
     async def become_ready(self) -> None:
         """Of the current revision, or of one that others still wait for."""
-        waiting = [one.revision for one in self.running if not one.task.done()]
+        waiting = [one.revision for one in self.running if not one.ended.done()]
         revision = self.random.choice([self.revision, *waiting])
         self.alive[self.world.ready(revision, self.script())] = revision
 
@@ -134,7 +134,7 @@ class Chaos:
         """Every request ends, by itself, in an answer or in a typed error."""
         for one in self.running:
             try:
-                await one.task
+                await one.ended
                 assert one.client.is_finished
                 answered_by = one.client.headers[b"firstlight-revision"]
                 assert answered_by == one.revision.name.encode(), "it was admitted to another"

@@ -138,6 +138,6 @@ async def test_a_probe_whose_client_leaves_makes_room_for_the_next(world: World)
     await world.settled()
     assert taken(world, only) == 1
 
-    await held.leave()
+    held.leave()
 
     await waiting.result()

@@ -8,7 +8,12 @@ import pytest
 
 from control_plane.activator.connection import MAX_HEAD_BYTES
 from control_plane.activator.http_client import HttpReplicaClient
-from control_plane.activator.replica_client import ReplicaGone, ReplicaRequest
+from control_plane.activator.replica_client import (
+    Headers,
+    ReplicaGone,
+    ReplicaRequest,
+    Sending,
+)
 from control_plane.fleet.replica import Endpoint
 from infra.contracts.base import NodeId, ReplicaId, RequestId, RevisionName
 from infra.contracts.tenancy import TenantName
@@ -111,15 +116,74 @@ async def client() -> AsyncIterator[HttpReplicaClient]:
     await client.close()
 
 
+class Response:
+    """A Reader whose owner waits for what it is told."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: Headers = ()
+        self._parts: list[bytes] = []
+        self._is_whole = False
+        self._failure: ReplicaGone | None = None
+        self._news = asyncio.Event()
+        self.sending: Sending
+
+    async def until_head(self) -> None:
+        while not self.status:
+            await self._wait()
+
+    async def read(self) -> bytes:
+        """The next part; b"" at the end. Raises ReplicaGone."""
+        while not self._parts:
+            if self._is_whole:
+                return b""
+            await self._wait()
+        return self._parts.pop(0)
+
+    def close(self) -> None:
+        self.sending.abort()
+
+    def head(self, status: int, headers: Headers) -> None:
+        self.status, self.headers = status, headers
+        self._news.set()
+
+    def body(self, data: bytes) -> None:
+        assert self.status and not self._is_whole
+        self._parts.append(data)
+        self._news.set()
+
+    def end(self) -> None:
+        self._is_whole = True
+        self._news.set()
+
+    def gone(self, why: ReplicaGone) -> None:
+        assert not self._is_whole
+        self._failure = why
+        self._news.set()
+
+    async def _wait(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._news.clear()
+        await self._news.wait()
+
+
+async def send(
+    client: HttpReplicaClient, endpoint: Endpoint, request: ReplicaRequest = REQUEST
+) -> Response:
+    """Returns with the head."""
+    response = Response()
+    response.sending = client.send(endpoint, request, response)
+    await response.until_head()
+    return response
+
+
 async def everything(client: HttpReplicaClient, endpoint: Endpoint) -> bytes:
-    response = await client.send(endpoint, REQUEST)
-    try:
-        parts = []
-        while data := await response.read():
-            parts.append(data)
-        return b"".join(parts)
-    finally:
-        response.close()
+    response = await send(client, endpoint)
+    parts = []
+    while data := await response.read():
+        parts.append(data)
+    return b"".join(parts)
 
 
 async def test_a_request_carries_its_token_its_id_and_its_body(
@@ -185,7 +249,7 @@ async def test_chunks_are_passed_on_as_they_come(
         await answer_each(peer)
 
     replica.handler = handler
-    response = await client.send(endpoint, REQUEST)
+    response = await send(client, endpoint)
 
     for number in range(3):
         assert await response.read() == b"data: %d" % number
@@ -208,7 +272,7 @@ async def test_an_answer_split_at_every_byte_is_the_same_answer(
             await asyncio.sleep(0)
 
     replica.handler = handler
-    response = await client.send(endpoint, REQUEST)
+    response = await send(client, endpoint)
 
     assert (response.status, response.headers) == (
         200,
@@ -269,7 +333,7 @@ async def test_nobody_at_the_port_is_gone(endpoint: Endpoint, replica: Replica) 
     await replica.stop()
 
     with pytest.raises(ReplicaGone, match="no connection"):
-        await HttpReplicaClient().send(endpoint, REQUEST)
+        await send(HttpReplicaClient(), endpoint)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +350,7 @@ async def test_a_body_that_breaks_off_is_never_taken_for_a_whole_one(
     replica: Replica, endpoint: Endpoint, client: HttpReplicaClient, answer: bytes
 ) -> None:
     replica.handler = says(answer)
-    response = await client.send(endpoint, REQUEST)
+    response = await send(client, endpoint)
 
     assert await response.read() == b"half"
     with pytest.raises(ReplicaGone, match="before its answer was whole"):
@@ -389,7 +453,7 @@ async def test_closing_early_tells_the_replica_at_once(
         await peer.request()
 
     replica.handler = handler
-    response = await client.send(endpoint, REQUEST)
+    response = await send(client, endpoint)
     await response.read()
 
     response.close()
@@ -406,10 +470,10 @@ async def test_cancelling_before_the_head_tells_the_replica_at_once(
         await peer.request()
 
     replica.handler = handler
-    sending = asyncio.ensure_future(client.send(endpoint, REQUEST))
+    sending = client.send(endpoint, REQUEST, Response())
     await asyncio.sleep(0.02)
 
-    sending.cancel()
+    sending.abort()
 
     await asyncio.wait_for(replica.closed.wait(), 1)
 
@@ -429,11 +493,13 @@ async def test_a_reader_that_does_not_read_holds_the_replica_back(
             sent += 65536
 
     replica.handler = handler
-    response = await client.send(endpoint, REQUEST)
+    response = await send(client, endpoint)
+    response.sending.pause()
     await asyncio.sleep(0.1)
     held_back_at = sent
 
     assert held_back_at < 16 << 20, "what the kernel's buffers take, no more"
+    response.sending.resume()
     size = 0
     while data := await response.read():
         size += len(data)
@@ -453,7 +519,7 @@ async def test_a_large_request_goes_out_whole(
 
     replica.handler = handler
     body = b"x" * (8 << 20)
-    response = await client.send(endpoint, REQUEST._replace(body=body))
+    response = await send(client, endpoint, REQUEST._replace(body=body))
     response.close()
 
     assert sizes == [len(body)]
@@ -470,7 +536,7 @@ async def test_forgetting_closes_what_is_kept_and_lets_last_words_arrive(
         await peer.request()
 
     replica.handler = handler
-    response = await client.send(endpoint, REQUEST)
+    response = await send(client, endpoint)
     client.forget(endpoint.replica_id)
 
     assert await response.read() == b"o"
@@ -487,7 +553,7 @@ async def test_forgetting_breaks_what_never_ends(
         await peer.request()
 
     replica.handler = handler
-    response = await client.send(endpoint, REQUEST)
+    response = await send(client, endpoint)
     client.forget(endpoint.replica_id)
 
     with pytest.raises(ReplicaGone, match="the replica is gone"):

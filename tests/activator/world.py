@@ -9,6 +9,7 @@ import orjson
 
 from control_plane.activator.activator import Activator
 from control_plane.activator.call import Call, Patience, TokenCount
+from control_plane.activator.exchange import Exchange
 from control_plane.activator.ledger import Ledger
 from control_plane.activator.lines import Lines
 from control_plane.activator.memory_client import MemoryReplicaClient, Script, Wire
@@ -74,7 +75,7 @@ class World:
         self.tasks = TaskSet()
         self.lines = Lines(self.deployments, self.fleet, clock=self.clock, wake=self.wakes.append)
         ledger = Ledger(self.fleet, self.timelines, self.meters, self.tasks)
-        relay = Relay(self.replicas, ledger, self.clock)
+        relay = Relay(self.replicas, self.lines, ledger, self.clock)
         self.activator = Activator(self.lines, self.fleet, self.replicas, relay, self.meters)
         self._numbers = itertools.count(1)
 
@@ -197,7 +198,7 @@ class World:
         )
 
     def start(self, call: Call, revision: Revision) -> "Running":
-        """Serves a call in a task of its own."""
+        """Begins a call."""
         return Running(self.activator, call, revision)
 
     async def settled(self) -> None:
@@ -230,18 +231,23 @@ class Running:
         self.client = MemoryDownstream()
         self.revision = revision
         self.request_id = call.request_id
-        self.task = asyncio.ensure_future(activator.serve(call, revision, self.client))
+        self.ended = self.client.ended
+        self.exchange: Exchange | None = None
+        try:
+            self.exchange = activator.begin(call, revision, self.client)
+        except PlatformError as error:
+            self.client.fail(error)
 
     async def result(self) -> MemoryDownstream:
-        """The client with its whole answer; raises what serving raised."""
-        await self.task
+        """The client with its whole answer; raises why there is none."""
+        await self.ended
         assert self.client.is_finished
         return self.client
 
     async def error(self) -> Exception:
-        """What serving raised."""
+        """Why there is no answer."""
         try:
-            await self.task
+            await self.ended
         except Exception as error:
             return error
         raise AssertionError("it was answered")
@@ -251,10 +257,11 @@ class Running:
         assert isinstance(error, PlatformError), error
         return error
 
-    async def leave(self) -> None:
+    def leave(self) -> None:
         """The client goes away."""
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
+        if self.exchange is not None:
+            self.exchange.leave()
+        self.ended.cancel()
 
 
 def says(text: str, *, seconds: float = 0.0) -> Script:

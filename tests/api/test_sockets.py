@@ -10,9 +10,8 @@ import uvicorn
 
 from control_plane.activator.memory_client import Wire
 from control_plane.activator.replica_client import ReplicaRequest
-from control_plane.api import hot
+from control_plane.api import hot_request
 from control_plane.capacity.simulated import Climbing, MachineShape, Script
-from infra.bounded_http import BoundedHttp
 from infra.contracts.stage import Stage
 from tests.activator.world import streams
 from tests.api.world import CHAT, EdgeWorld
@@ -89,9 +88,9 @@ async def serving() -> AsyncIterator[Served]:
         await world.deploy("chat")
         server = uvicorn.Server(
             uvicorn.Config(
-                edge.app,
+                edge.edge.app,
                 port=0,
-                http=BoundedHttp,
+                http=edge.edge.connection,  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 access_log=False,
@@ -196,7 +195,7 @@ async def test_a_client_that_asks_before_it_sends_is_told_no(served: Served) -> 
 
 
 async def test_a_body_without_end_is_cut(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hot, "LINGER_S", 0.05)
+    monkeypatch.setattr(hot_request, "LINGER_S", 0.05)
     connection = await served.connect()
     sent = 0
 

@@ -1,4 +1,4 @@
-"""The whole control plane in memory, its HTTP surface called as an ASGI server would call it."""
+"""The whole control plane in memory, its HTTP surface called over connections in memory."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
@@ -14,7 +14,7 @@ from control_plane.activator.lines import Lines
 from control_plane.activator.memory_client import MemoryReplicaClient, Script
 from control_plane.activator.meters import ActivatorMeters
 from control_plane.activator.relay import Relay
-from control_plane.api.app import create_app
+from control_plane.api.app import create_edge
 from control_plane.api.auth import KeyRing
 from control_plane.api.services import Services
 from control_plane.fleet.replica import Replica
@@ -34,6 +34,7 @@ from infra.metrics import Metrics
 from infra.objectstore.memory import MemoryObjects
 from infra.virtual_time import run_virtual
 from tests.activator.world import says
+from tests.api.connection import Exchange, Server
 from tests.fleet.world import World
 
 WEBHOOK_SECRET = "whsec-for-tests-only"
@@ -65,7 +66,10 @@ class EdgeWorld:
         world.autoscaler.watch(self.lines)
         world.reconciler.subscribe_failed(self.lines.fail)
         relay = Relay(
-            self.replicas, Ledger(world.fleet, self.timelines, meters, world.tasks), world.clock
+            self.replicas,
+            self.lines,
+            Ledger(world.fleet, self.timelines, meters, world.tasks),
+            world.clock,
         )
         self.activator = Activator(self.lines, world.fleet, self.replicas, relay, meters)
         self._wire_jobs()
@@ -90,7 +94,8 @@ class EdgeWorld:
             node_keys=KeyRing(node_keys),
             readiness={"store": self._check_store},
         )
-        self.app = create_app(self.services)
+        self.edge = create_edge(self.services)
+        self.server = Server(self.edge)
 
     def _wire_jobs(self) -> None:
         world = self.world
@@ -120,11 +125,14 @@ class EdgeWorld:
         *,
         headers: dict[str, str] | None = None,
         length: int | None = None,
-    ) -> "Exchange":
-        """Sends a request; several parts of a body come without a Content-Length."""
-        return Exchange(self.app, method, path, body, headers or {}, length)
+        breaks_off: bool = False,
+    ) -> Exchange:
+        """Sends a request; several parts of a body come without a Content-Length, and without an
+        end if it breaks off."""
+        more = {"length": length, "breaks_off": breaks_off}
+        return Exchange(self.server, method, path, body, headers or {}, **more)
 
-    async def call(self, method: str, path: str, body: Any = b"", **more: Any) -> "Exchange":
+    async def call(self, method: str, path: str, body: Any = b"", **more: Any) -> Exchange:
         """Sends a request and waits for the whole answer; what is not bytes is sent as JSON."""
         content = body
         if not isinstance(body, bytes):
@@ -134,7 +142,7 @@ class EdgeWorld:
         await exchange.done()
         return exchange
 
-    async def chat(self, **changes: Any) -> "Exchange":
+    async def chat(self, **changes: Any) -> Exchange:
         return await self.call("POST", "/v1/chat/completions", CHAT | changes)
 
     # -- around it -----------------------------------------------------------------------------
@@ -154,8 +162,7 @@ class EdgeWorld:
         for one in self._all():
             demand = self.lines.demand_of(one.model)
             assert (demand.in_flight, demand.waiting) == (0, 0)
-        hot = self.app._hot  # type: ignore[attr-defined]
-        assert hot._intake.held_bytes == 0, "a body is still counted"
+        assert self.edge.hot.intake.held_bytes == 0, "a body is still counted"
 
     async def settled(self) -> None:
         for _ in range(30):
@@ -173,102 +180,6 @@ class EdgeWorld:
             self.replicas.scripts[after.replica_id] = self.script
         elif after.is_over:
             self.replicas.kill(after.replica_id)
-
-
-class Exchange:
-    """One request and its answer so far."""
-
-    def __init__(
-        self,
-        app: Any,
-        method: str,
-        path: str,
-        body: bytes | Iterable[bytes],
-        headers: dict[str, str],
-        length: int | None,
-    ) -> None:
-        self.status = 0
-        self.headers: dict[str, str] = {}
-        self.parts: list[bytes] = []
-        self.is_whole = False
-        self.was_read = 0
-        self._left = asyncio.Event()
-        parts = [body] if isinstance(body, bytes) else list(body)
-        self._body = [
-            {"type": "http.request", "body": part, "more_body": place < len(parts) - 1}
-            for place, part in enumerate(parts)
-        ]
-        path, _, query = path.partition("?")
-        if isinstance(body, bytes):
-            headers = {"content-length": str(len(body) if length is None else length), **headers}
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": method,
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": query.encode(),
-            "root_path": "",
-            "scheme": "http",
-            "headers": [
-                (b"host", b"test"),
-                *((k.encode(), v.encode()) for k, v in headers.items()),
-            ],
-            "server": ("test", 80),
-            "client": ("127.0.0.1", 1),
-            "state": {},
-        }
-        self.task = asyncio.ensure_future(app(scope, self._receive, self._send))
-
-    @property
-    def content(self) -> bytes:
-        return b"".join(self.parts)
-
-    @property
-    def text(self) -> str:
-        return self.content.decode()
-
-    def json(self) -> Any:
-        return orjson.loads(self.content)
-
-    def problem(self) -> dict[str, Any]:
-        """The answer, which must be a problem with all that clients rely on."""
-        assert self.headers["content-type"] == "application/problem+json", self.text
-        problem: dict[str, Any] = self.json()
-        assert problem["status"] == self.status
-        assert problem["type"].startswith("/problems/")
-        assert problem["error"]["message"] and problem["error"]["code"]
-        assert "Traceback" not in self.text
-        return problem
-
-    async def done(self) -> None:
-        await self.task
-
-    async def leave(self) -> None:
-        """The client goes away."""
-        self._left.set()
-        await self.task
-
-    async def _receive(self) -> dict[str, Any]:
-        if self._body:
-            message = self._body.pop(0)
-            self.was_read += len(message["body"])  # type: ignore[arg-type]
-            return message
-        await self._left.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            assert self.status == 0
-            self.status = message["status"]
-            self.headers = {k.decode(): v.decode() for k, v in message["headers"]}
-        else:
-            assert self.status and not self.is_whole
-            self.parts.append(message.get("body", b""))
-            self.is_whole = not message.get("more_body", False)
-            if self.is_whole:
-                self._left.set()
 
 
 def scenario(

@@ -1,0 +1,148 @@
+"""One client connection: hot requests are answered here, before there is an ASGI app."""
+
+from typing import Any, cast
+
+from uvicorn._types import ASGI3Application
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.server import ServerState
+
+from control_plane.api.hot_request import Desk, HotRequest
+from control_plane.api.targets import target_of
+from infra.bounded_http import BoundedHttp
+
+
+class DateLine:
+    """The server's own header lines, built once for each list of them: every second."""
+
+    def __init__(self) -> None:
+        self._headers: list[tuple[bytes, bytes]] | None = None
+        self._lines = b""
+
+    def of(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        if headers is not self._headers:
+            self._headers = headers
+            self._lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        return self._lines
+
+
+class HotHttp(BoundedHttp):
+    """BoundedHttp whose hot requests skip the ASGI stack.
+
+    A hot request takes the place of uvicorn's cycle, so that turns, keep-alive and shutdown are
+    uvicorn's for both, and requests to both may follow one another on a connection.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        dated: DateLine,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+    ) -> None:
+        super().__init__(config, server_state, app_state)
+        self._desk = desk
+        self._dated = dated
+
+    @property
+    def date(self) -> bytes:
+        """See Connection."""
+        return self._dated.of(self.server_state.default_headers)
+
+    @property
+    def is_stalled(self) -> bool:
+        return self.flow.write_paused
+
+    # -- parser callbacks ----------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._begin_message()
+        self.url = b""
+        self.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        found = target_of(self.url)
+        if found is None:
+            self._be_uvicorn()
+            return
+        self._is_in_head = False
+        path, target = found
+        is_http_1_1 = self.parser.get_http_version() == "1.1"
+        request = HotRequest(
+            self._desk,
+            self,
+            target,
+            dict(self.headers),
+            method=self.parser.get_method(),
+            path=path,
+            is_http_1_1=is_http_1_1,
+            keep_alive=is_http_1_1 and self.parser.should_keep_alive(),
+        )
+        self.headers = []
+        before = cast(RequestResponseCycle | None, self.cycle)
+        self.cycle = cast(RequestResponseCycle, request)
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def on_body(self, body: bytes) -> None:
+        request: object = self.cycle
+        if isinstance(request, HotRequest):
+            request.receive(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        request: object = self.cycle
+        if isinstance(request, HotRequest):
+            self._end_message()
+            request.end()
+        else:
+            super().on_message_complete()
+
+    def _be_uvicorn(self) -> None:
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url = url
+        for name, value in headers:
+            super().on_header(name, value)
+        super().on_headers_complete()
+
+    # -- the answer ----------------------------------------------------------------------------
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        request: object = cycle
+        if isinstance(request, HotRequest):
+            self._answering = cycle
+            request.begin()
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def tell_of_departure(self, answering: RequestResponseCycle) -> None:
+        request: object = answering
+        if isinstance(request, HotRequest):
+            request.leave()
+        else:
+            super().tell_of_departure(answering)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.pipeline.clear()
+        self.cycle = self._answering = None  # type: ignore[assignment]  # they know us
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        request: object = self._answering
+        if isinstance(request, HotRequest) and request.exchange is not None:
+            request.exchange.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        request: object = self._answering
+        if isinstance(request, HotRequest) and request.exchange is not None:
+            request.exchange.resume()
