@@ -2,13 +2,17 @@
 
 import logging
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 import structlog
 
 
 def configure(*, level: str = "info", as_json: bool, stream: TextIO | None = None) -> None:
-    """Sets the process's one log format; call once, in main."""
+    """Sets the process's one log format; call once, in main.
+
+    What cannot be written, because the disk is full or the reader gone, is lost and breaks nothing.
+    """
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if as_json
@@ -26,6 +30,17 @@ def configure(*, level: str = "info", as_json: bool, stream: TextIO | None = Non
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
         ),
-        logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
+        logger_factory=lambda *_: _Forgiving(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+class _Forgiving(structlog.PrintLogger):
+    """Never fails whoever logs."""
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError, ValueError):  # ValueError: it is closed
+            super().msg(message)
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg

@@ -43,7 +43,7 @@ class Aftermath:
         for key, _ in self.operators.revoked:
             await self.operators.refused(key)
         await self._until(self._is_at_zero, "the model is at zero")
-        await self._check_deployment()
+        await self._check_traffic()
         await self._check_counters()
         await self._read_the_bill(tenant)
         await self._check_store(state_dir, tenant)
@@ -69,11 +69,12 @@ class Aftermath:
         counted = status["in_flight"], status["waiting"], status["desired_replicas"]
         return counted == (0, 0, 0) and not status["replicas"]
 
-    async def _check_deployment(self) -> None:
-        shown = await self.client.send("GET", "/v1/models/chat")
-        grace_s = shown.json()["spec"]["scaling"]["grace"]
-        if grace_s not in self.operators.grace_s:
-            self.broken.append(f"grace {grace_s} is deployed, not {self.operators.grace_s}")
+    async def _check_traffic(self) -> None:
+        """Requests go where the last change that was confirmed sends them."""
+        shown = await self.client.send("GET", "/v1/models/chat/traffic")
+        shares = {it["revision"]: it["percent"] for it in shown.json()["traffic"]}
+        if self.operators.traffic not in (None, shares):
+            self.broken.append(f"requests go to {shares}, not to {self.operators.traffic}")
 
     async def _check_counters(self) -> None:
         metrics = (await self.client.send("GET", "/metrics")).text

@@ -40,26 +40,53 @@ class Operators:
     model: Path
     over: asyncio.Event
     seed: int
-    grace_s: set[int] = field(default_factory=lambda: {2})  # of what may be deployed now
+    traffic: dict[str, int] | None = None  # percent by revision; None where nobody knows
     revoked: list[tuple[str, float]] = field(default_factory=list)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._deploy(random.Random(f"{self.seed} deploys")))
+            tasks.create_task(self._release(random.Random(f"{self.seed} releases")))
             tasks.create_task(self._make_and_revoke_keys(random.Random(f"{self.seed} keys")))
             tasks.create_task(self._come_and_go(random.Random(f"{self.seed} guests")))
             tasks.create_task(self._watch())
 
-    async def _deploy(self, dice: random.Random) -> None:
+    async def _release(self, dice: random.Random) -> None:
+        """Deploys, splits the requests between revisions, and goes back, in turns."""
+        model = f"/v1/models/{MODEL}"
         while not self.over.is_set():
-            await pause(self.over, dice.uniform(6, 15))
-            grace_s = dice.choice((1, 2, 3))
-            self.grace_s.add(grace_s)  # it may be kept, and the news of it lost
-            sent = await self._send("PUT", f"/v1/models/{MODEL}", spec(self.model, grace_s=grace_s))
-            if sent is not None and sent.status_code == 202:
-                self.grace_s = {grace_s}
-            elif sent is not None and sent.status_code != 503:
-                self.records.wrongs.append(f"a deployment was answered {sent.text}")
+            await pause(self.over, dice.uniform(4, 12))
+            match dice.randrange(5):
+                case 0:
+                    await self._redirect("POST", f"{model}/rollback", {})
+                case 1 | 2:
+                    shown = await self._send("GET", f"{model}/revisions", None)
+                    if shown is None or shown.status_code != 200:
+                        continue
+                    revisions = [it["revision"] for it in shown.json()["data"]]
+                    chosen = dice.sample(revisions, min(2, len(revisions)))
+                    percents = (70, 30) if len(chosen) == 2 else (100,)
+                    split = dict(zip(chosen, percents, strict=True))
+                    await self._redirect("PUT", f"{model}/traffic", {"traffic": split})
+                case _:
+                    wanted = spec(self.model, grace_s=dice.choice((1, 2, 3)))
+                    await self._redirect("PUT", model, wanted)
+
+    async def _redirect(self, method: str, path: str, body: Any) -> None:
+        """Notes where requests go after it; nobody knows if no answer came."""
+        before, self.traffic = self.traffic, None
+        sent = await self._send(method, path, body)
+        if sent is None or sent.status_code == 503:
+            return
+        match sent.status_code, path.rpartition("/")[2]:
+            case 200, _:
+                shares = sent.json()["traffic"]
+                self.traffic = {it["revision"]: it["percent"] for it in shares}
+            case 202, _:
+                self.traffic = {sent.json()["revision"]: 100}
+            case 409, "rollback":  # there is nothing to go back to
+                self.traffic = before
+            case _:
+                self.records.wrongs.append(f"{method} {path} was answered {sent.text}")
 
     async def _come_and_go(self, dice: random.Random) -> None:
         """A model is called from its deployment to its deletion, and not there after it."""

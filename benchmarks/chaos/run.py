@@ -44,19 +44,23 @@ class Run:
 
     def go(self, *, seconds: float, keep: Path | None) -> None:
         """Runs for so long and as long as it takes to settle; `keep` gets the log."""
-        with tempfile.TemporaryDirectory(prefix="firstlight-chaos-") as folder:
-            state_dir = Path(folder) / "state"
-            with small_disk(state_dir) as disk:
-                if disk is None:
-                    self._tell("no file system can be mounted here: the disk will not be full")
-                platform = RunningPlatform(state_dir, self._environment)
-                try:
-                    platform.start()
-                    asyncio.run(self._use_and_harm(platform, disk, seconds))
-                finally:
-                    self._end(platform)
-                    if keep is not None:
-                        shutil.copy(platform.log, keep)
+        with (
+            tempfile.TemporaryDirectory(prefix="firstlight-chaos-") as folder,
+            small_disk(Path(folder) / "disk") as disk,
+        ):
+            if disk is None:
+                self._tell("no file system can be mounted here: the disk will not be full")
+            # its log is beside the state folder: on the small disk, too
+            state_dir = Path(folder) / "disk" / "state"
+            state_dir.mkdir()
+            platform = RunningPlatform(state_dir, self._environment)
+            try:
+                platform.start()
+                asyncio.run(self._use_and_harm(platform, disk, seconds))
+            finally:
+                self._end(platform)
+                if keep is not None:
+                    shutil.copy(platform.log, keep)
 
     def _end(self, platform: RunningPlatform) -> None:
         try:
