@@ -126,6 +126,7 @@ class Gpu(Contract):
         default=None, description="Or: whose sleeping process owns it, and gives way."
     )
     trouble: str | None = Field(default=None, description="Why nobody is given it.")
+    is_lost: bool = Field(default=False, description="What ran on it cannot go on, either.")
 
     @property
     def is_part(self) -> bool:

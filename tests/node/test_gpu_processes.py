@@ -192,6 +192,24 @@ async def test_a_lost_gpu_takes_neither_the_agent_nor_the_others_with_it(
     assert holders(node) == {"GPU-a": None, "GPU-b": "r1"}
 
 
+async def test_a_gpu_that_is_lost_under_a_replica_ends_it_and_other_faults_do_not(
+    node: RealNode, tmp_path: Path, nvml: FakeNvml
+) -> None:
+    node.fake.want(desired(scripted(tmp_path), version=1))
+    await node.until_state(ReplicaState.READY)
+    assert holders(node) == {"GPU-a": "r1", "GPU-b": None}
+
+    nvml.say(A, B, xids=((1, 79), (0, 31)))  # the other one, and a fault of the program's
+    await node.until(lambda: gpus(node)["GPU-b"].trouble, "it is told", seconds=8)
+    assert node.report().state is ReplicaState.READY  # type: ignore[union-attr]
+    nvml.say(FakeGpu("GPU-a", error=LOST), B)
+
+    report = await node.until_state(ReplicaState.LOST)
+    assert report.failure is not None and report.failure.code == "replica-lost"
+    assert report.failure.detail == "GPU-a was lost under it: NVML: GPU is lost"
+    await node.until(lambda: not node.named("fl-replica"), "its process is gone")
+
+
 async def test_a_replica_that_waits_in_vain_fails_and_says_for_what(
     node: RealNode, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def test_one_gpu_that_cannot_be_read_is_in_trouble_until_it_can_again(
 
     again = reader.again()
     assert told(again) == [("GPU-a", "l4", "NVML: GPU is lost"), ("GPU-b", "t4", None)]
+    assert [gpu.is_lost for gpu in again] == [True, False]
     assert again[1].used_bytes == GIB
 
 
@@ -84,9 +85,11 @@ def test_a_grave_error_is_remembered_and_a_programs_fault_is_not_its_gpus(
     nvml = FakeNvml(tmp_path, *gpus)
     reader = Reader(environment | nvml.environment())
 
-    nvml.say(*gpus, xids=((0, 31), (1, 79), (2, 43)))
+    nvml.say(*gpus, xids=((0, 31), (1, 79), (2, 48)))
 
-    assert [trouble for _, _, trouble in told(reader.again())] == [None, "XID 79", None]
+    again = reader.again()
+    assert [gpu.trouble for gpu in again] == [None, "XID 79", "XID 48"]
+    assert [gpu.is_lost for gpu in again] == [False, True, False]
 
 
 def test_broken_memory_is_trouble(environment: dict[str, str], tmp_path: Path) -> None:

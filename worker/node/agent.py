@@ -118,10 +118,23 @@ class Agent:
         if self._tables.gpus.heard(gpus, after=after):
             self._tables.on_news("soon")
         for worker_id, worker in self._tables.workers.items():
-            is_hurt = any(gpu.trouble is not None for gpu in self._tables.gpus.of(worker_id))
-            if worker.sleeping is not None:
-                worker.sleeping = replace(worker.sleeping, is_hurt=is_hurt)
+            for gpu in self._tables.gpus.of(worker_id):
+                if gpu.trouble is not None:
+                    self._hurt(worker_id, worker, gpu)
         self._advance()
+
+    def _hurt(self, worker_id: WorkerId, worker: Worker, gpu: Gpu) -> None:
+        """A GPU of the worker is in trouble: who sleeps ends, and who lost it cannot go on."""
+        if worker.sleeping is not None:
+            worker.sleeping = replace(worker.sleeping, is_hurt=True)
+        if worker.replica_id is None or worker.is_dying or not gpu.is_lost:
+            return
+        replica = self._tables.replicas[worker.replica_id]
+        if not replica.has_ended:
+            replica = replica.lost(f"{gpu.gpu_id} was lost under it: {gpu.trouble}")
+            log.info("replica.moved", **replica.facts())
+            self._tables.put(replica, "now")
+        self._hands.kill(worker_id)
 
     # What processes say (the launcher's listener) --------------------------------------------
 

@@ -16,6 +16,7 @@ log = structlog.get_logger()
 
 # Errors of a program and not of its GPU; NVIDIA's device plugin for Kubernetes ignores the same.
 HARMLESS_XIDS = frozenset({13, 31, 43, 45, 68, 109})
+FELL_OFF_THE_BUS = 79
 _MOST_EVENTS = 1000  # in one reading
 
 
@@ -45,7 +46,7 @@ class _Device:
     handle: Any
     parent: Any
     last: Gpu
-    hurt_by: str | None = None
+    hurt_by: int | None = None  # the XID
 
 
 class NvmlGpus:
@@ -109,13 +110,18 @@ class NvmlGpus:
         return _Device(handle, whole, gpu)
 
     def _read(self, device: _Device) -> Gpu:
+        is_lost = device.hurt_by == FELL_OFF_THE_BUS
         try:
             used_bytes = self._memory(device.handle).used
-            trouble = device.hurt_by or self._broken_memory(device.parent)
+            trouble = self._broken_memory(device.parent)
         except self._nvml.NVMLError as error:
-            return device.last.model_copy(update={"trouble": f"NVML: {error}"})
-        device.last = device.last.model_copy(update={"used_bytes": used_bytes})
-        return device.last.model_copy(update={"trouble": trouble})
+            is_lost = is_lost or isinstance(error, self._nvml.NVMLError_GpuIsLost)
+            trouble = f"NVML: {error}"
+        else:
+            device.last = device.last.model_copy(update={"used_bytes": used_bytes})
+        if device.hurt_by is not None:
+            trouble = f"XID {device.hurt_by}"
+        return device.last.model_copy(update={"trouble": trouble, "is_lost": is_lost})
 
     def _memory(self, handle: Any) -> Any:
         """Total and used bytes; what the driver keeps for itself counts as used in old versions."""
@@ -165,13 +171,13 @@ class NvmlGpus:
             except self._nvml.NVMLError:  # none is waiting, or none can be heard now
                 return
             if event.eventData not in HARMLESS_XIDS:
-                self._hurt(event.device, f"XID {event.eventData}")
+                self._hurt(event.device, event.eventData)
 
-    def _hurt(self, whole: Any, what: str) -> None:
+    def _hurt(self, whole: Any, xid: int) -> None:
         for device in self._devices:
             if _address(device.parent) == _address(whole):
-                log.error("gpu.hurt", gpu=device.last.gpu_id, what=what)
-                device.hurt_by = what
+                log.error("gpu.hurt", gpu=device.last.gpu_id, xid=xid)
+                device.hurt_by = xid
 
     def _if_known(self, ask: Callable[[], Any], otherwise: Any) -> Any:
         """The answer, where this device and this driver have one."""

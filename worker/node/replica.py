@@ -108,8 +108,12 @@ class Replica:
             return gone
         if self.is_unwanted or (is_clean and self.state is ReplicaState.DRAINING):
             return gone.stopped()
+        return gone.lost(detail)
+
+    def lost(self, detail: str) -> "Replica":
+        """Something took it away, in the middle of whatever it did."""
         error = ReplicaFailed if self.is_climbing else ReplicaLost
-        return gone.failed(Failure(code=error.slug, detail=detail, is_permanent=False))
+        return self.failed(Failure(code=error.slug, detail=detail, is_permanent=False))
 
     def report(self) -> ReplicaReport:
         """The whole truth of it."""
