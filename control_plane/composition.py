@@ -19,6 +19,8 @@ from control_plane.activator.succession import Succession
 from control_plane.api.auth import KeyRing
 from control_plane.api.services import Services
 from control_plane.autoscaler.loop import Autoscaler
+from control_plane.autoscaler.memory import Memory
+from control_plane.autoscaler.redis_store import RedisExperienceStore
 from control_plane.capacity.local import LOCAL, LocalAgent, LocalCapacity
 from control_plane.capacity.port import CapacityProvider, NoMachines
 from control_plane.deployments.redis_store import RedisDeploymentStore
@@ -78,7 +80,7 @@ class ControlPlane:
             stack.push_async_callback(self.tasks.close)
             stack.callback(self.reconciler.close)
             stack.push_async_callback(self.replicas.close)
-            stack.push_async_callback(self._write_usage)
+            stack.push_async_callback(self._write_what_is_left)
             stack.push_async_callback(self.retire)
             self._stack = stack.pop_all()
         return self
@@ -91,7 +93,9 @@ class ControlPlane:
         await self.leader.try_once()
         await self.keys.refresh()
         self._refuse_strangers()
+        await self.memory.load()
         await self.succession.begin()
+        self.memory.forget_all_but({one.model for one in self.deployments.all()})
         await self._warn_of_loss()
         for name, loop in (
             ("leader", self.leader.run()),
@@ -99,6 +103,7 @@ class ControlPlane:
             ("reconciler", self.reconciler.run()),
             ("autoscaler", self.autoscaler.run()),
             ("keys", self.keys.run()),
+            ("memory", self.memory.run()),
             ("usage", self.usage.run()),
             *self.jobs.loops(),
         ):
@@ -145,9 +150,10 @@ class ControlPlane:
             readiness={"store": self._store_answers, "leader": self._leads},
         )
 
-    async def _write_usage(self) -> None:
+    async def _write_what_is_left(self) -> None:
         with suppress(StoreUnavailable):
             await self.usage.write()
+            await self.memory.write()
 
     async def _store_answers(self) -> None:
         with store_errors():
@@ -188,6 +194,7 @@ class ControlPlane:
         self.deployments = Deployments(
             RedisDeploymentStore(self.redis), ThreadedResolver(Sources())
         )
+        self.memory = Memory(RedisExperienceStore(self.redis), clock=clock)
         self.fleet = Fleet()
         self.sessions = NodeSessions(
             self.fleet,
@@ -207,6 +214,7 @@ class ControlPlane:
             self.reconciler,
             clock=clock,
             is_leading=self._is_in_charge,
+            memory=self.memory,
             standby=StandbyLimits(
                 self.settings.standby_max,
                 self.settings.sleepers_max,

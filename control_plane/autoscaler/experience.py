@@ -8,7 +8,7 @@ from control_plane.autoscaler.demand import SHORTEST_IDLE_S, IdleTime
 from control_plane.autoscaler.keep_alive import KeepAlive
 
 ASSUMED_COLD_START_S = 10.0  # before the first one was measured
-_REMEMBERED = 5  # cold starts; of so many the median follows a change after three
+REMEMBERED = 5  # cold starts; of so many the median follows a change after three
 
 
 class Experience:
@@ -26,11 +26,21 @@ class Experience:
     ) -> None:
         self.keep_alive = KeepAlive() if keep_alive is None else keep_alive
         self.service_s = service_s
-        self._climbs = deque(climbs, maxlen=_REMEMBERED)
-        self._waits = deque(waits, maxlen=_REMEMBERED)
+        self._climbs = deque(climbs, maxlen=REMEMBERED)
+        self._waits = deque(waits, maxlen=REMEMBERED)
         # machine time of a typical cold start: a place on a node is taken and serves nobody
         self.cold_start_s = self._typical_climb_s()
         self._settled: IdleTime | None = None
+
+    @property
+    def climbs(self) -> tuple[float, ...]:
+        """Machine time of the last cold starts, oldest first."""
+        return tuple(self._climbs)
+
+    @property
+    def waits(self) -> tuple[float, ...]:
+        """How long they took from the wish for a replica on."""
+        return tuple(self._waits)
 
     @property
     def lead_s(self) -> float:
@@ -60,20 +70,22 @@ class Experience:
 
     def learn_idle_time(
         self, idled: IdleTime, *, ready_at: float | None, cold_penalty_s: float
-    ) -> None:
-        """An idle time is over; may be repeated. A replica idles from when it is ready."""
+    ) -> bool:
+        """An idle time is over; whether that was news. A replica idles from when it is ready."""
         if idled is self._settled or idled == self._settled:
-            return
+            return False
         self._settled = idled
         began_at = idled.began_at
         if ready_at is not None and ready_at < idled.ended_at:
             began_at = max(began_at, ready_at)
-        if (idle_s := idled.ended_at - began_at) >= SHORTEST_IDLE_S:
-            self.keep_alive.settle(
-                idle_s,
-                grace_s=self.grace_s(cold_penalty_s),
-                cold_cost_s=self.cold_cost_s(cold_penalty_s),
-            )
+        if (idle_s := idled.ended_at - began_at) < SHORTEST_IDLE_S:
+            return False
+        self.keep_alive.settle(
+            idle_s,
+            grace_s=self.grace_s(cold_penalty_s),
+            cold_cost_s=self.cold_cost_s(cold_penalty_s),
+        )
+        return True
 
     def _typical_climb_s(self) -> float:
         return median(self._climbs) if self._climbs else ASSUMED_COLD_START_S

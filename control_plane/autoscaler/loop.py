@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Callable
 from datetime import tzinfo
+from functools import partial
 from itertools import count
 from operator import attrgetter
 
@@ -12,9 +13,10 @@ import structlog
 from control_plane.autoscaler.agenda import Agenda
 from control_plane.autoscaler.decider import Observed, Tuning, decide, least_replicas
 from control_plane.autoscaler.demand import Demand, DemandSource
-from control_plane.autoscaler.experience import Experience
+from control_plane.autoscaler.experience_store import MemoryExperienceStore
 from control_plane.autoscaler.explain import Explanation, Situation, explain, of_all
 from control_plane.autoscaler.horizon import band_of, stands_until
+from control_plane.autoscaler.memory import Memory
 from control_plane.autoscaler.tracked import DecisionRecord, Tracked
 from control_plane.deployments.release import Release
 from control_plane.deployments.service import Deployments
@@ -49,6 +51,7 @@ class Autoscaler:
         tuning: Tuning = Tuning(),  # noqa: B008 - frozen value
         tick_s: float = 1.0,
         standby: StandbyLimits = StandbyLimits(),  # noqa: B008 - frozen value
+        memory: Memory | None = None,
         zone: tzinfo | None = None,
     ) -> None:
         self._deployments = deployments
@@ -59,6 +62,7 @@ class Autoscaler:
         self._tuning = tuning
         self._tick_s = tick_s
         self._standby = standby
+        self._memory = memory or Memory(MemoryExperienceStore(), clock=clock)
         self._zone = zone
         self._is_standby_stale = False
         self._demand: DemandSource | None = None
@@ -294,6 +298,7 @@ class Autoscaler:
         concerned = [it for one in change.left if (it := self._revisions.get(one.name))]
         if change.after is None:
             concerned = [it for it in self._revisions.values() if it.revision.model == change.model]
+            self._memory.forget(change.model)
         for tracked in concerned:
             tracked.is_superseded = change.after is not None
             tracked.is_deleted = change.after is None
@@ -311,6 +316,7 @@ class Autoscaler:
 
     def _track(self, revision: Revision, before: Release | None) -> Tracked:
         """A new revision begins with what was learnt of the one that most requests went to."""
+        memory = self._memory
         tracked = self._revisions.get(revision.name)
         if tracked is None:
             old = None if before is None else self._revisions.get(before.leading.name)
@@ -318,7 +324,8 @@ class Autoscaler:
                 revision,
                 place=next(self._places),
                 tuning=self._tuning,
-                experience=Experience() if old is None else old.experience.copy(),
+                experience=memory.recall(revision.model) if old is None else old.experience.copy(),
+                learnt=partial(memory.note, revision.model),
             )
         return tracked
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from control_plane.autoscaler.backlog import service_time_s, wanted_concurrency
@@ -35,6 +36,7 @@ class Tracked:
 
     __slots__ = (
         "_floor",
+        "_learnt",
         "band",
         "changed_at",
         "experience",
@@ -53,13 +55,20 @@ class Tracked:
     )
 
     def __init__(
-        self, revision: Revision, *, place: int, tuning: Tuning, experience: Experience
+        self,
+        revision: Revision,
+        *,
+        place: int,
+        tuning: Tuning,
+        experience: Experience,
+        learnt: Callable[[Experience], None],
     ) -> None:
         self.revision = revision
         self.name = revision.name
         self.target_concurrency = revision.spec.scaling.target_concurrency
         self.place = place  # decisions about several revisions are made in this order
         self.experience = experience
+        self._learnt = learnt
         self.windows = Windows(tuning.stable_s, tuning.panic_s)
         self.panic: Panic | None = None
         self.band: Band | None = None
@@ -79,12 +88,12 @@ class Tracked:
         """
         carried_to = quiet_until if self.is_looked_after else None
         self.windows.record(demand, now=now, quiet_until=carried_to)
-        if demand.idled is not None:
-            self.experience.learn_idle_time(
-                demand.idled,
-                ready_at=self.ready_at,
-                cold_penalty_s=self.revision.spec.scaling.cold_penalty,
-            )
+        if demand.idled is not None and self.experience.learn_idle_time(
+            demand.idled,
+            ready_at=self.ready_at,
+            cold_penalty_s=self.revision.spec.scaling.cold_penalty,
+        ):
+            self._learnt(self.experience)
 
     def restart(self, demand: Demand, *, now: float) -> None:
         """A revision that wakes is not judged by its sleep."""
@@ -172,6 +181,7 @@ class Tracked:
             self.experience.learn_climb(
                 after.since - after.created_at, wait_s=after.since - after.wanted_at
             )
+            self._learnt(self.experience)
             self._floor = _UNKNOWN  # what is scheduled may begin earlier now
 
     def remember(self, record: DecisionRecord) -> bool:

@@ -13,8 +13,10 @@ from structlog.testing import capture_logs
 
 from control_plane.autoscaler.decider import Tuning
 from control_plane.autoscaler.demand import Demand, DemandMeter
+from control_plane.autoscaler.experience_store import ExperienceStore, MemoryExperienceStore
 from control_plane.autoscaler.explain import Explanation
 from control_plane.autoscaler.loop import Autoscaler
+from control_plane.autoscaler.memory import Memory
 from control_plane.capacity.port import CapacityProvider
 from control_plane.capacity.simulated import (
     Climbing,
@@ -199,6 +201,8 @@ class World:
         policy: CrashPolicy = CrashPolicy(),
         tuning: Tuning = Tuning(),
         capacity: CapacityProvider | None = None,
+        experience: ExperienceStore | None = None,
+        tick_s: float = 1.0,
     ) -> None:
         self.clock = LoopClock()
         self.tasks = TaskSet()
@@ -231,8 +235,16 @@ class World:
             patience=patience,
             policy=policy,
         )
+        self.has_memory = experience is not None
+        self.memory = Memory(experience or MemoryExperienceStore(), clock=self.clock)
         self.autoscaler = Autoscaler(
-            self.deployments, self.fleet, self.reconciler, clock=self.clock, tuning=tuning
+            self.deployments,
+            self.fleet,
+            self.reconciler,
+            clock=self.clock,
+            tuning=tuning,
+            tick_s=tick_s,
+            memory=self.memory,
         )
         self.gateway = Gateway(self)
         self.autoscaler.watch(self.gateway)
@@ -249,6 +261,9 @@ class World:
     async def __aenter__(self) -> "World":
         self._logs = ExitStack()
         self.logs = self._logs.enter_context(capture_logs())
+        await self.memory.load()
+        if self.has_memory:
+            self.tasks.start(self.memory.run(), name="memory")
         await self.capacity.launch(LOCAL)
         self.tasks.start(self.sessions.watch_leases(), name="leases")
         self.tasks.start(self.reconciler.run(), name="reconciler")

@@ -9,6 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from control_plane.autoscaler.experience import ASSUMED_COLD_START_S
+from control_plane.autoscaler.memory import WRITE_EVERY_S
 from tests.support.platform import RunningPlatform, running_platform
 from tests.support.processes import alive, until
 
@@ -150,3 +152,30 @@ def test_deployed_models_are_there_at_zero_after_kill_and_start(
         assert (status["revision"], status["state"], status["replicas"]) == ("chat@1", "idle", [])
         assert platform.cold_starts("chat") == reports
         assert Call(platform, BODY).result().status_code == 200
+
+
+def test_what_was_learnt_of_a_model_is_known_after_kill_and_start(
+    environment: dict[str, str], smollm2_dir: Path
+) -> None:
+    with running_platform(environment) as platform:
+        platform.deploy("chat", smollm2_dir)
+        assert Call(platform, BODY).result().status_code == 200
+        time.sleep(1.5)  # noqa: TID251 - an idle time, as short as one can be
+        assert Call(platform, BODY).result().status_code == 200
+        time.sleep(1.5)  # noqa: TID251
+        learnt = keep_alive(platform)
+        assert learnt["idle_times"] == 1 and learnt["cold_start_s"] != ASSUMED_COLD_START_S
+        time.sleep(2 * WRITE_EVERY_S)  # noqa: TID251 - it is written behind
+
+        platform.stop(signal.SIGKILL)
+        platform.start()
+
+        assert keep_alive(platform) == pytest.approx(learnt)
+        assert Call(platform, BODY).result().status_code == 200
+        assert platform.client.delete("/v1/models/chat").status_code == 204
+        platform.deploy("chat", smollm2_dir)
+        assert keep_alive(platform)["idle_times"] == 0
+
+
+def keep_alive(platform: RunningPlatform) -> dict[str, float]:
+    return dict(platform.client.get("/v1/models/chat/explain").json()["keep_alive"])

@@ -1,0 +1,117 @@
+"""What was learnt of each model is written behind and read at the start."""
+
+import asyncio
+import math
+from collections.abc import Collection
+
+import structlog
+
+from control_plane.autoscaler.experience import Experience
+from control_plane.autoscaler.experience_store import ExperienceStore, Learnt
+from control_plane.autoscaler.keep_alive import KeepAlive
+from infra.clock import Clock
+from infra.contracts.base import ModelName
+from infra.errors import StoreUnavailable
+
+log = structlog.get_logger()
+
+WRITE_EVERY_S = 2.0
+OLDEST_S = 30 * 24 * 3600.0  # what was learnt longer ago says nothing of now
+_MOST_AHEAD_S = 3600.0  # of our clock; beyond that it is no time
+_MOST_WRITTEN = 500  # models at once: some hundred KiB
+
+
+class Memory:
+    """Notes are taken on the event loop and cost a table's entry; only `run` waits for the store.
+
+    Up to WRITE_EVERY_S of what was learnt can be lost, and nothing but a few idle times with it.
+    """
+
+    def __init__(self, store: ExperienceStore, *, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._kept: dict[ModelName, Learnt] = {}
+        self._unwritten: dict[ModelName, Experience] = {}
+        self._forgotten: set[ModelName] = set()
+        self._writing = asyncio.Lock()  # guards the order of writes
+
+    async def load(self) -> None:
+        """Reads what is kept; while that is not possible, everything is learnt anew."""
+        try:
+            self._kept = dict(await self._store.read())
+        except StoreUnavailable as error:
+            log.warning("experience.unread", error=error.detail)
+
+    def recall(self, model: ModelName) -> Experience:
+        """What was learnt of a model before this process; nothing of one that is new."""
+        learnt = self._kept.get(model)
+        age_s = math.inf if learnt is None else self._clock.now() - learnt.at
+        if learnt is None or not -_MOST_AHEAD_S <= age_s <= OLDEST_S:
+            return Experience()
+        keep_alive = KeepAlive(
+            learnt.idle_times, saved_s=math.inf if learnt.saved_s is None else learnt.saved_s
+        )
+        return Experience(
+            keep_alive, climbs=learnt.climbs, waits=learnt.waits, service_s=learnt.service_s
+        )
+
+    def note(self, model: ModelName, experience: Experience) -> None:
+        """Something was learnt of a model."""
+        self._forgotten.discard(model)
+        self._unwritten[model] = experience
+
+    def forget(self, model: ModelName) -> None:
+        """The model is gone."""
+        self._kept.pop(model, None)
+        self._unwritten.pop(model, None)
+        self._forgotten.add(model)
+
+    def forget_all_but(self, deployed: Collection[ModelName]) -> None:
+        """Models may have gone while nobody was there to forget them."""
+        for model in self._kept.keys() - deployed:
+            self.forget(model)
+
+    async def run(self) -> None:
+        """Writes for ever; while the store is away it keeps what there is to write."""
+        while True:
+            await asyncio.sleep(WRITE_EVERY_S)
+            try:
+                await self.write()
+            except StoreUnavailable as error:
+                log.warning("experience.unwritten", error=error.detail)
+
+    async def write(self) -> None:
+        """Writes what was noted and not yet written; raises StoreUnavailable."""
+        async with self._writing:
+            while self._unwritten or self._forgotten:
+                await self._write_some()
+
+    async def _write_some(self) -> None:
+        models = tuple(self._unwritten)[:_MOST_WRITTEN]
+        noted = {model: self._unwritten.pop(model) for model in models}
+        forgotten, self._forgotten = self._forgotten, set()
+        now = self._clock.now()
+        learnt = {model: _learnt(experience, now) for model, experience in noted.items()}
+        try:
+            await self._store.write(learnt, forgotten=forgotten)
+        except BaseException:  # what came meanwhile is newer
+            self._forgotten |= forgotten - self._unwritten.keys()
+            gone = self._forgotten
+            self._unwritten |= {
+                model: it
+                for model, it in noted.items()
+                if model not in self._unwritten and model not in gone
+            }
+            raise
+
+
+def _learnt(experience: Experience, now: float) -> Learnt:
+    saved_s = experience.keep_alive.saved_s
+    return Learnt(
+        at=now,
+        idle_times=tuple(round(it, 3) for it in experience.keep_alive.idle_times),
+        saved_s=None if math.isinf(saved_s) else max(0.0, saved_s),
+        climbs=experience.climbs,
+        waits=experience.waits,
+        service_s=experience.service_s,
+    )
