@@ -1,4 +1,4 @@
-"""Reads a generation request from a body, or says everything that is wrong with it."""
+"""Reads a request to a model from a body, or says everything that is wrong with it."""
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 
+from infra.contracts.embeddings import EmbeddingsRequest
 from infra.contracts.generation import (
     MAX_GUIDE_CHARACTERS,
     MAX_GUIDE_DEPTH,
@@ -24,7 +25,9 @@ MOST_CHOICES = 128
 _LARGE_BYTES = 64 << 10
 _MOST_MEMBERS = 256  # each one unknown is a problem to describe
 
-Body = TypeVar("Body", bound=GenerationBody)
+ModelBody = GenerationBody | EmbeddingsRequest
+
+Body = TypeVar("Body", bound=ModelBody)
 Model = TypeVar("Model", bound=BaseModel)
 
 # Values that ask for nothing: clients send them as defaults.
@@ -64,7 +67,8 @@ def read_object(contract: type[Body], data: JsonObject) -> Body:
     if contract is not InvokeRequest:
         refuse_unsupported(data)
     request = validated(contract, data)
-    refuse_contradictions(request)
+    if not isinstance(request, EmbeddingsRequest):
+        refuse_contradictions(request)
     return request
 
 

@@ -13,6 +13,7 @@ from control_plane.api.asynchronous import (
     MOST_DEADLINE_S,
     MOST_KEY_CHARACTERS,
 )
+from infra.contracts.embeddings import EmbeddingsRequest
 from infra.contracts.generation import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -22,7 +23,7 @@ from infra.contracts.generation import (
 )
 from infra.contracts.job import JobStatus
 from infra.contracts.model_spec import ModelSpec
-from infra.contracts.openai import ChatCompletion, ChatCompletionChunk, Completion
+from infra.contracts.openai import ChatCompletion, ChatCompletionChunk, Completion, Embeddings
 from infra.contracts.problem import Problem
 
 _REF = "#/components/schemas/{model}"
@@ -121,6 +122,9 @@ def _add_hot_routes(schema: dict[str, Any]) -> None:
     paths["/v1/completions"] = _operation(
         "Continues prompts, in OpenAI's form.", CompletionRequest, Completion, Completion
     )
+    paths["/v1/embeddings"] = _operation(
+        "Gives a vector for each input, in OpenAI's form.", EmbeddingsRequest, Embeddings
+    )
     paths["/v1/models/{name}/invoke"] = _operation(
         "Calls a model like a function.", InvokeRequest, InvokeResponse, InvokeEvent
     )
@@ -131,13 +135,20 @@ def _add_hot_routes(schema: dict[str, Any]) -> None:
 
 
 def _operation(
-    summary: str, asked: type[BaseModel], answer: type[BaseModel], event: type[BaseModel]
+    summary: str,
+    asked: type[BaseModel],
+    answer: type[BaseModel],
+    event: type[BaseModel] | None = None,
 ) -> dict[str, Any]:
+    forms, of_streams = {"application/json": _of(answer)}, ""
+    if event is not None:
+        forms["text/event-stream"] = _of(event)
+        of_streams = "With `stream`, server-sent events. "
     return {
         "post": {
             "tags": ["generation"],
             "summary": summary,
-            "description": "With `stream`, server-sent events. A model at zero replicas is woken "
+            "description": f"{of_streams}A model at zero replicas is woken "
             "and the request is held until one is ready.",
             "parameters": [
                 {
@@ -152,12 +163,12 @@ def _operation(
             "requestBody": {"required": True, "content": {"application/json": _of(asked)}},
             "responses": {
                 "200": {
-                    "description": "The answer, or its events.",
+                    "description": "The answer" + (", or its events." if event else "."),
                     "headers": {
                         name: {"description": text, "schema": {"type": "string"}}
                         for name, text in _HEADERS.items()
                     },
-                    "content": {"application/json": _of(answer), "text/event-stream": _of(event)},
+                    "content": forms,
                 },
                 "202": {
                     "description": "With `Prefer: respond-async`: the job is on disk.",
@@ -186,9 +197,12 @@ def _of(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    asked = (ChatCompletionRequest, CompletionRequest, InvokeRequest, ModelSpec)
+    asked = (
+        *(ChatCompletionRequest, CompletionRequest, EmbeddingsRequest, InvokeRequest),
+        ModelSpec,
+    )
     answered = (
-        *(ChatCompletion, ChatCompletionChunk, Completion),
+        *(ChatCompletion, ChatCompletionChunk, Completion, Embeddings),
         *(InvokeResponse, InvokeEvent, Problem),
     )
     _, schema = models_json_schema(

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from itertools import islice
 
+from infra.contracts.embeddings import EmbeddingsRequest
 from infra.contracts.generation import (
     ChatCompletionRequest,
     ChatMessage,
     CompletionRequest,
-    GenerationBody,
     InvokeRequest,
 )
 from infra.contracts.revision import ModelFacts, Revision
@@ -18,12 +18,13 @@ from infra.errors import (
     Invalid,
     ModelNotFound,
 )
+from infra.generation_requests import ModelBody
 
 _MOST_GUESSED = 500
 _SHOWN_NAME = 64
 
 
-def refuse_what_cannot_fit(request: GenerationBody, body_bytes: int, revision: Revision) -> None:
+def refuse_what_cannot_fit(request: ModelBody, body_bytes: int, revision: Revision) -> None:
     """Raises for a request that no replica of the revision could serve; wakes nothing to know.
 
     Text is judged by bounds that are certain: see `longest_token_bytes` and `splits_words`. A
@@ -36,27 +37,26 @@ def refuse_what_cannot_fit(request: GenerationBody, body_bytes: int, revision: R
             hint="limits.max_body_bytes of the model sets the limit",
             limit=limits.max_body_bytes,
         )
-    wanted = request.output_limit
-    if wanted is not None and limits.max_output_tokens and wanted > limits.max_output_tokens:
-        raise Invalid(
-            f"max_tokens is {wanted}; {revision.model} gives {limits.max_output_tokens} at most",
-            param="max_tokens",
-            limit=limits.max_output_tokens,
-        )
-    context_tokens = _context_tokens(revision)
-    room = context_tokens - (wanted or 1)
+    room = context_tokens = _context_tokens(revision)
+    wanted, param = None, "input"
+    if isinstance(request, EmbeddingsRequest):
+        _refuse_dimensions(request.dimensions, facts)
+    else:
+        wanted, param = request.output_limit, "prompt"
+        _refuse_output(wanted, revision)
+        room -= wanted or 1
     # JSON never makes text shorter, and a word with the space after it has two bytes
     text_fits = body_bytes <= room * (2 if facts.splits_words else facts.longest_token_bytes)
-    if text_fits and not isinstance(request, CompletionRequest):
+    if text_fits and not isinstance(request, CompletionRequest | EmbeddingsRequest):
         return
     for prompt in _prompts(request):
         if isinstance(prompt, list):
-            _refuse_unknown_tokens(prompt, facts.vocabulary)
+            _refuse_unknown_tokens(prompt, facts.vocabulary, param)
             least_tokens = len(prompt)
         else:
             least_tokens = max(1, sum(_least_tokens(text, facts) for text in prompt))
         if least_tokens > room:
-            raise _too_long(least_tokens, wanted, context_tokens)
+            raise _too_long(least_tokens, wanted, context_tokens, param)
 
 
 def model_not_found(name: str, known: Iterable[str]) -> ModelNotFound:
@@ -77,7 +77,7 @@ def model_not_found(name: str, known: Iterable[str]) -> ModelNotFound:
 _Prompt = list[int] | tuple[str, ...]
 
 
-def _prompts(request: GenerationBody) -> Iterator[_Prompt]:
+def _prompts(request: ModelBody) -> Iterator[_Prompt]:
     """Each prompt as token ids, or as texts of which none is shorter where a model reads it."""
     match request:
         case ChatCompletionRequest():
@@ -88,6 +88,8 @@ def _prompts(request: GenerationBody) -> Iterator[_Prompt]:
             yield (text,)
         case CompletionRequest(prompt=many):
             yield from _each(many)
+        case EmbeddingsRequest():
+            yield from _each(request.inputs)
 
 
 def _texts(messages: Iterable[ChatMessage]) -> tuple[str, ...]:
@@ -111,10 +113,30 @@ def _least_tokens(text: str, facts: ModelFacts) -> int:
     return max(by_length, len(data.split()) - 1) if facts.splits_words else by_length
 
 
-def _refuse_unknown_tokens(prompt: list[int], vocabulary: int) -> None:
+def _refuse_unknown_tokens(prompt: list[int], vocabulary: int, param: str) -> None:
     if prompt and not (min(prompt) >= 0 and max(prompt) < vocabulary):
         raise Invalid(
-            f"a token id is not in 0 … {vocabulary - 1}", param="prompt", vocabulary=vocabulary
+            f"a token id is not in 0 … {vocabulary - 1}", param=param, vocabulary=vocabulary
+        )
+
+
+def _refuse_output(wanted: int | None, revision: Revision) -> None:
+    most = revision.spec.limits.max_output_tokens
+    if wanted is not None and most and wanted > most:
+        raise Invalid(
+            f"max_tokens is {wanted}; {revision.model} gives {most} at most",
+            param="max_tokens",
+            limit=most,
+        )
+
+
+def _refuse_dimensions(wanted: int | None, facts: ModelFacts) -> None:
+    most = facts.hidden_size
+    if wanted is not None and most is not None and wanted > most:
+        raise Invalid(
+            f"dimensions is {wanted}; the model's vectors have {most}",
+            param="dimensions",
+            limit=most,
         )
 
 
@@ -124,13 +146,15 @@ def _context_tokens(revision: Revision) -> int:
     return facts if own is None else min(own, facts)
 
 
-def _too_long(least_tokens: int, wanted: int | None, context_tokens: int) -> ContextLengthExceeded:
+def _too_long(
+    least_tokens: int, wanted: int | None, context_tokens: int, param: str
+) -> ContextLengthExceeded:
     output = "" if wanted is None else f" and max_tokens ({wanted})"
     return ContextLengthExceeded(
-        f"the prompt's {least_tokens} tokens or more{output} exceed the context of "
+        f"the {param}'s {least_tokens} tokens or more{output} exceed the context of "
         f"{context_tokens} tokens",
-        hint="shorten the prompt" if wanted is None else "shorten the prompt or lower max_tokens",
-        param="max_tokens" if wanted is not None and wanted >= context_tokens else "prompt",
+        hint=f"shorten the {param}" + ("" if wanted is None else " or lower max_tokens"),
+        param="max_tokens" if wanted is not None and wanted >= context_tokens else param,
         prompt_tokens_at_least=least_tokens,
         limit=context_tokens,
     )

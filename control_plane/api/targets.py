@@ -5,12 +5,13 @@ from urllib.parse import unquote
 
 import httptools
 
+from infra.contracts.embeddings import EmbeddingsRequest
 from infra.contracts.generation import (
     ChatCompletionRequest,
     CompletionRequest,
-    GenerationBody,
     InvokeRequest,
 )
+from infra.generation_requests import ModelBody
 
 _INVOKE_PREFIX, _INVOKE_SUFFIX = "/v1/models/", "/invoke"
 
@@ -19,7 +20,7 @@ _INVOKE_PREFIX, _INVOKE_SUFFIX = "/v1/models/", "/invoke"
 class Target:
     """What a path means: a contract, the replica's path for it, the model if the path names it."""
 
-    contract: type[GenerationBody]
+    contract: type[ModelBody]
     replica_path: str
     model: str | None = None
 
@@ -27,6 +28,7 @@ class Target:
 _TARGETS = {
     "/v1/chat/completions": Target(ChatCompletionRequest, "/v1/chat/completions"),
     "/v1/completions": Target(CompletionRequest, "/v1/completions"),
+    "/v1/embeddings": Target(EmbeddingsRequest, "/v1/embeddings"),
 }
 _AS_SENT = {path.encode(): (path, target) for path, target in _TARGETS.items()}
 

@@ -21,7 +21,7 @@ GuideKind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
-class _Wire(BaseModel):
+class Wire(BaseModel):
     """Strict about the types of what it knows, quiet about fields of newer clients."""
 
     model_config = ConfigDict(
@@ -29,13 +29,13 @@ class _Wire(BaseModel):
     )
 
 
-class StreamOptions(_Wire):
+class StreamOptions(Wire):
     """`stream_options` of the OpenAI API."""
 
     include_usage: bool = False
 
 
-class JsonSchema(_Wire):
+class JsonSchema(Wire):
     """`response_format.json_schema` of the OpenAI API."""
 
     name: str | None = Field(default=None, max_length=256)
@@ -44,7 +44,7 @@ class JsonSchema(_Wire):
     content: dict[str, Any] = Field(alias="schema")
 
 
-class ResponseFormat(_Wire):
+class ResponseFormat(Wire):
     """`response_format` of the OpenAI API."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -54,7 +54,7 @@ class ResponseFormat(_Wire):
 GuideText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_GUIDE_CHARACTERS)]
 
 
-class StructuredOutputs(_Wire):
+class StructuredOutputs(Wire):
     """`structured_outputs` of vLLM's API: exactly one of its members."""
 
     content: dict[str, Any] | GuideText | None = Field(default=None, alias="json")
@@ -70,7 +70,7 @@ class StructuredOutputs(_Wire):
     json_object: Literal[True] | None = None
 
 
-class _Sampling(_Wire):
+class _Sampling(Wire):
     temperature: float | None = Field(
         default=None, ge=0, le=100, strict=False, description="0 takes the likeliest token."
     )
@@ -199,14 +199,14 @@ class _Sampling(_Wire):
         return bool(self.stream)
 
 
-class TextPart(_Wire):
+class TextPart(Wire):
     """A text part of a message's content."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Wire):
+class ChatMessage(Wire):
     """One message; only text is understood."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]

@@ -78,6 +78,10 @@ class EngineSettings(Contract):
     prefix_cache: bool = Field(
         default=True, description="Prompts that begin alike share what was computed of it."
     )
+    pooling: Literal["last", "mean"] = Field(
+        default="last",
+        description="What an embedding is made of: the state of the last token, or all their mean.",
+    )
     speculation: Literal["none", "ngram", "draft"] = Field(
         default="ngram",
         description="Computes guesses of what follows: as the text went on before, or a draft's.",

@@ -1,4 +1,4 @@
-"""What an OpenAI-style generation answers, for documentation and for tests of what is written."""
+"""What OpenAI-style routes answer, for documentation and for tests of what is written."""
 
 from typing import Literal
 
@@ -124,3 +124,27 @@ class Completion(_Envelope):
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
     usage: Usage | None = None
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens in."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(BaseModel):
+    """The vector of one input, of length 1: numbers, or little-endian float32 in base64."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class Embeddings(BaseModel):
+    """The answer to `POST /v1/embeddings`, in the order of the inputs."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage

@@ -48,6 +48,9 @@ class ModelFacts(Contract):
     context_tokens: int = Field(ge=1)
     vocabulary: int = Field(ge=1)
     weight_bytes: int = Field(ge=0)
+    hidden_size: int | None = Field(
+        default=None, ge=1, description="Numbers of a token's state, where config.json says it."
+    )
     longest_token_bytes: int = Field(
         ge=1, description="No token spells more bytes: a lower bound of a prompt's tokens."
     )

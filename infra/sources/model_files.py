@@ -124,6 +124,7 @@ def _facts(*, config: Json, tokenizer: Json, weight_bytes: int) -> ModelFacts:
         context_tokens=_count(config, "max_position_embeddings"),
         vocabulary=_count(config, "vocab_size"),
         weight_bytes=weight_bytes,
+        hidden_size=_count(config, "hidden_size") if "hidden_size" in config else None,
         longest_token_bytes=longest_token_bytes(tokenizer),
         splits_words=splits_words(tokenizer),
     )

@@ -24,6 +24,10 @@ def completion(**changes: Any) -> bytes:
     return orjson.dumps(COMPLETION | changes)
 
 
+def embedding(**changes: Any) -> bytes:
+    return orjson.dumps({"model": "chat", "input": "hi"} | changes)
+
+
 # path, body, status, slug, param
 CASES: dict[str, tuple[str, bytes, int, str, str | None]] = {
     "empty": ("chat/completions", b"", 400, "malformed-json", None),
@@ -132,6 +136,31 @@ CASES: dict[str, tuple[str, bytes, int, str, str | None]] = {
         *("completions", completion(prompt=[[-1]])),
         *(400, "invalid-request", "prompt"),
     ),
+    "an input over the context": (
+        *("embeddings", embedding(input=["a", "b" * 140_000])),
+        *(400, "context-length-exceeded", "input"),
+    ),
+    "tokens to embed over the context": (
+        *("embeddings", embedding(input=[[1] * 2048, [1] * 2049])),
+        *(400, "context-length-exceeded", "input"),
+    ),
+    "a token to embed that does not exist": (
+        *("embeddings", embedding(input=[0, 49152])),
+        *(400, "invalid-request", "input"),
+    ),
+    "no input": ("embeddings", embedding(input=[]), 400, "invalid-request", "input"),
+    "a million inputs": (
+        *("embeddings", embedding(input=["a"] * 1_000_000)),
+        *(400, "invalid-request", "input"),
+    ),
+    "more dimensions than there are": (
+        *("embeddings", embedding(dimensions=577)),
+        *(400, "invalid-request", "dimensions"),
+    ),
+    "an unknown format of numbers": (
+        *("embeddings", embedding(encoding_format="int8")),
+        *(400, "invalid-request", "encoding_format"),
+    ),
     "an unknown model": (
         *("chat/completions", chat(model="cat")),
         *(404, "model-not-found", "model"),
@@ -220,7 +249,7 @@ def test_guessing_stays_cheap_among_many_models() -> None:
 def test_only_post_is_possible_on_hot_paths(method: str) -> None:
     @scenario
     async def check(edge: EdgeWorld) -> None:
-        for path in ("/v1/chat/completions", "/v1/completions", "/v1/models/chat/invoke"):
+        for path in ("/v1/chat/completions", "/v1/embeddings", "/v1/models/chat/invoke"):
             exchange = await edge.call(method, path)
             assert exchange.status == 405
             assert exchange.headers["allow"] == "POST"

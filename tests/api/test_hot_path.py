@@ -56,6 +56,7 @@ async def test_each_route_reaches_its_path_of_the_replica_with_its_own_bytes(
     bodies = {
         "/v1/chat/completions": orjson.dumps(CHAT | {"newer_field": {"kept": True}}),
         "/v1/completions": b' {"prompt": "x", "model": "chat", "temperature": 1e0}',
+        "/v1/embeddings": b'{"model":"chat", "input": ["x", "y"], "user": "somebody"}',
         "/v1/models/chat/invoke": b'{"prompt":"x"}',
     }
 
@@ -63,8 +64,18 @@ async def test_each_route_reaches_its_path_of_the_replica_with_its_own_bytes(
         assert (await edge.call("POST", path, body)).status == 200
 
     requests = [one.request for one in edge.replicas.sent]
-    assert [request.path for request in requests] == [*list(bodies)[:2], "/invoke"]
+    assert [request.path for request in requests] == [*list(bodies)[:3], "/invoke"]
     assert [request.body for request in requests] == list(bodies.values())
+
+
+@scenario
+async def test_an_input_may_fill_the_context_where_a_prompt_may_not(edge: EdgeWorld) -> None:
+    whole = [1] * 2048
+
+    embedded = await edge.call("POST", "/v1/embeddings", {"model": "chat", "input": whole})
+    continued = await edge.call("POST", "/v1/completions", {"model": "chat", "prompt": whole})
+
+    assert (embedded.status, continued.status) == (200, 400)
 
 
 @scenario

@@ -104,10 +104,14 @@ async def test_a_job_is_answered_202_wakes_the_model_and_keeps_the_answer(edge: 
 @scenario
 async def test_openai_routes_leave_jobs_too(edge: EdgeWorld) -> None:
     work(edge)
-    body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
-    exchange = await leave(edge, body, path="/v1/chat/completions")
-    await until_over(edge, exchange.json()["id"])
-    assert edge.replicas.sent[0].request.path == "/v1/chat/completions"
+    bodies = {
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+        "/v1/embeddings": {"input": ["hi", "ho"]},
+    }
+    for path, body in bodies.items():
+        exchange = await leave(edge, {"model": "chat", **body}, path=path)
+        await until_over(edge, exchange.json()["id"])
+    assert [sent.request.path for sent in edge.replicas.sent] == list(bodies)
 
 
 @scenario

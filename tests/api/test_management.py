@@ -288,7 +288,8 @@ async def test_the_description_covers_every_route_and_all_its_references(edge: E
     schema = (await edge.call("GET", "/openapi.json")).json()
 
     assert {
-        *("/v1/chat/completions", "/v1/completions", "/v1/models/{name}/invoke"),
+        *("/v1/chat/completions", "/v1/completions", "/v1/embeddings"),
+        "/v1/models/{name}/invoke",
         *("/v1/models", "/v1/models/{name}", "/v1/models/{name}/coldstarts"),
         *("/v1/models/{name}/logs", "/v1/nodes", "/healthz", "/readyz", "/metrics"),
         *("/problems/{slug}", "/internal/nodes/{node_id}/reports"),

@@ -7,6 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from control_plane.settings import Settings
+from infra.contracts.embeddings import EmbeddingsRequest
 from infra.contracts.generation import ChatCompletionRequest, CompletionRequest, InvokeRequest
 from infra.contracts.model_spec import ModelSpec
 from infra.errors import PlatformError
@@ -52,8 +53,10 @@ def test_every_key_of_model_yaml_is_documented(key: str) -> None:
     assert f"| `{key}` |" in (DOCS / "model-yaml.md").read_text()
 
 
-@pytest.mark.parametrize("contract", [ChatCompletionRequest, CompletionRequest, InvokeRequest])
-def test_every_parameter_of_a_generation_is_documented(contract: type[BaseModel]) -> None:
+@pytest.mark.parametrize(
+    "contract", [ChatCompletionRequest, CompletionRequest, EmbeddingsRequest, InvokeRequest]
+)
+def test_every_parameter_of_a_request_is_documented(contract: type[BaseModel]) -> None:
     text = (DOCS / "generation.md").read_text()
     for name, field in contract.model_fields.items():
         assert f"| `{name}` |" in text

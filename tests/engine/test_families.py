@@ -9,10 +9,13 @@ import torch
 
 from infra.contracts.model_spec import EngineSettings
 from tests.engine.flex import flex_model
-from tests.engine.test_transformers import PROMPT, their_logits, theirs
+from tests.engine.test_embeddings import embedding, vector_of
+from tests.engine.test_embeddings import run as embedded
+from tests.engine.test_transformers import PROMPT, their_logits, their_vector, theirs
 from tests.engine.test_transformers import our_logits as logits_of
 from tests.engine.tiny import greedy_alone, load_model, make_engine, request, run
 from tests.support.native import native
+from worker.engine.request import Pooling
 
 pytestmark = pytest.mark.real
 
@@ -159,6 +162,24 @@ def test_logits_and_greedy_text_are_theirs(
             torch.tensor([prompt]), max_new_tokens=30, do_sample=False, eos_token_id=None
         )
     assert greedy_alone(ours, prompt, 30) == generated[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize(("name", "changes"), CASES)
+def test_vectors_are_made_of_their_hidden_states(
+    tmp_path: Path, name: str, changes: dict[str, Any], pooling: Pooling
+) -> None:
+    folder = write_family(tmp_path, name, changes)
+    reference = theirs(folder, torch.float32)
+    prompts = [CONTEXT[:length] for length in (1, 50, 200)]
+
+    engine = make_engine(load_model(folder), pooling=pooling, token_budget=64)
+    told = embedded(engine, [embedding(str(len(prompt)), prompt) for prompt in prompts])
+
+    for prompt in prompts:
+        expected = their_vector(reference, prompt, pooling)
+        ours = torch.tensor(vector_of(told[str(len(prompt))]))
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_dynamic_positions_are_theirs_at_the_length_of_the_context(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_a_prompt_whose_tokens_are_scored_is_computed_whole_but_once() -> None:
     scored = driver.add(range(12), prompt_logprobs=1)
     assert driver.step() == [(first, 12, 1), (scored, 0, 7)]
     assert scored.num_cached_tokens == 0
-    scored.num_scored_tokens = 11
+    scored.num_read_tokens = 11
     assert scored.num_reusable_tokens == 11
 
 

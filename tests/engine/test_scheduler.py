@@ -39,7 +39,12 @@ class Driver:
         deadline: float | None = None,
     ) -> None:
         request = GenerationRequest(
-            name, (1,) * prompt_tokens, SamplingParams(max_tokens=1000), priority, deadline, tenant
+            name,
+            (1,) * prompt_tokens,
+            SamplingParams(max_tokens=1000),
+            priority=priority,
+            deadline=deadline,
+            tenant=tenant,
         )
         self.by_name[name] = Sequence(request, seed=0)
         self.scheduler.add(self.by_name[name])

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from infra.contracts.model_spec import EngineSettings
-from tests.engine.tiny import greedy_alone, load_model, write_model
+from tests.engine.test_embeddings import embedding, run, vector_of
+from tests.engine.tiny import greedy_alone, load_model, make_engine, write_model
+from worker.engine.request import Pooling
 from worker.kernels.port import Span
 from worker.models.causal_model import CausalModel
 
@@ -47,6 +49,14 @@ def their_logits(model: Any, token_ids: Sequence[int]) -> torch.Tensor:
     return logits
 
 
+@torch.inference_mode()
+def their_vector(model: Any, token_ids: Sequence[int], pooling: Pooling) -> torch.Tensor:
+    """float32 [hidden], of length 1."""
+    states = model.model(torch.tensor([list(token_ids)])).last_hidden_state[0].float()
+    pooled = states[-1] if pooling == "last" else states.mean(dim=0)
+    return torch.nn.functional.normalize(pooled, dim=0)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -82,6 +92,23 @@ def test_the_real_models_logits_are_theirs_in_float32(smollm2_dir: Path) -> None
     ours = our_logits(load_model(smollm2_dir, settings), token_ids)
     reference = their_logits(theirs(smollm2_dir, torch.float32), token_ids)
     torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize(("dtype", "least_cosine"), [("float32", 0.999999), ("bfloat16", 0.999)])
+def test_the_real_models_vectors_are_made_of_their_hidden_states(
+    smollm2_dir: Path, dtype: Any, least_cosine: float, pooling: Pooling
+) -> None:
+    prompts = [list(range(1000, 1000 + length)) for length in (1, 30, 300)]
+    model = load_model(smollm2_dir, EngineSettings(dtype=dtype))
+    engine = make_engine(model, pooling=pooling)
+    reference = theirs(smollm2_dir, torch.float32)
+
+    told = run(engine, [embedding(str(len(prompt)), prompt) for prompt in prompts])
+
+    for prompt in prompts:
+        ours = torch.tensor(vector_of(told[str(len(prompt))]))
+        assert float(ours @ their_vector(reference, prompt, pooling)) > least_cosine
 
 
 def test_the_real_models_bfloat16_logits_err_no_more_than_theirs(smollm2_dir: Path) -> None:

@@ -24,6 +24,7 @@ def some_facts(weight_bytes: int = 256 << 20) -> ModelFacts:
         context_tokens=2048,
         vocabulary=49152,
         weight_bytes=weight_bytes,
+        hidden_size=576,
         longest_token_bytes=64,
     )
 

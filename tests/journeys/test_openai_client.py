@@ -296,3 +296,50 @@ def test_what_was_computed_of_a_prompt_is_told(client: openai.OpenAI) -> None:
     assert whole.usage is not None and whole.usage.prompt_tokens_details is not None
     cached = whole.usage.prompt_tokens_details.cached_tokens
     assert cached is not None and cached >= 48
+
+
+def test_embeddings_from_zero_know_what_is_alike(
+    platform: RunningPlatform, client: openai.OpenAI
+) -> None:
+    platform.until_idle("chat")
+    texts = [
+        "The cat sat on the mat.",
+        "The cat sat on the rug.",
+        "Compound interest is computed quarterly.",
+    ]
+
+    answer = client.embeddings.create(model="chat", input=texts)
+
+    cat, same_cat, interest = (each.embedding for each in answer.data)
+    assert len(cat) == 576
+    assert dot(cat, cat) == pytest.approx(1, abs=1e-5)
+    assert dot(cat, same_cat) > dot(cat, interest)
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens > 15
+
+
+def test_embeddings_are_the_same_numbers_however_they_are_asked_for(
+    client: openai.OpenAI,
+) -> None:
+    text = "What a text is made of."
+    many = client.embeddings.create(model="chat", input=["Another one.", text])
+    floats = client.embeddings.create(model="chat", input=text, encoding_format="float")
+    short = client.embeddings.create(model="chat", input=text, dimensions=64)
+
+    whole = many.data[1].embedding
+    assert floats.data[0].embedding == pytest.approx(whole, abs=1e-9)
+    first = whole[:64]
+    length = dot(first, first) ** 0.5
+    expected = [number / length for number in first]
+    assert short.data[0].embedding == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_embedding_of_token_ids_is_that_of_their_text(client: openai.OpenAI) -> None:
+    # SmolLM2 adds no special tokens: 504 and 3575 are "The" and " capital".
+    text = client.embeddings.create(model="chat", input="The capital")
+    ids = client.embeddings.create(model="chat", input=[504, 3575])
+
+    assert ids.data[0].embedding == text.data[0].embedding
+
+
+def dot(left: list[float], right: list[float]) -> float:
+    return sum(one * other for one, other in zip(left, right, strict=True))

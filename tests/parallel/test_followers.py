@@ -19,10 +19,12 @@ import torch.distributed as dist
 from infra.contracts.model_spec import EngineSettings
 from infra.contracts.revision import ResolvedSource
 from infra.errors import PlatformError, ReplicaFailed, SourceInvalid
-from tests.engine.tiny import greedy_alone, load_model, write_model
+from tests.engine.test_embeddings import alone, embedding, run, vector_of
+from tests.engine.tiny import greedy_alone, load_model, make_engine, write_model
 from tests.support.processes import until
 from worker.boot.followers import Part, ProcessFollowers
 from worker.boot.ranks import Rank
+from worker.engine.request import Pooling
 from worker.models.config import read_config
 from worker.models.led import LedModel
 from worker.models.registry import build_model
@@ -120,6 +122,18 @@ def test_a_rank_that_dies_instead_of_falling_asleep_is_named(folder: Path, tmp_p
         rank.kill()
         with pytest.raises(ReplicaFailed, match="rank 1 of 2 was ended by SIGKILL"):
             followers.until_asleep()
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_two_processes_make_the_vector_that_one_does(
+    folder: Path, tmp_path: Path, pooling: Pooling
+) -> None:
+    with led(folder, tmp_path) as (model, _, _):
+        engine = make_engine(model, pooling=pooling, token_budget=16)
+        told = run(engine, [embedding("e", list(PROMPT))])["e"]
+
+    expected = list(alone(load_model(folder), list(PROMPT), pooling))
+    assert list(vector_of(told)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_every_rank_keeps_what_it_packed(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_without_the_token_nothing_is_served(headers: list[tuple[bytes, bytes]])
 
 
 def test_unknown_addresses_and_methods_are_problems() -> None:
-    nowhere = request(Client("/v1/embeddings", b"", method="POST"))
+    nowhere = request(Client("/v1/images", b"", method="POST"))
     wrong = request(Client(CHAT, b"", method="GET"))
 
     assert nowhere.status == 404

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from infra.virtual_time import run_virtual
 from tests.server.support import Reply, engine_saying, make_server, post
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/invoke")
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/invoke")
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 scalar = st.one_of(
@@ -53,6 +53,13 @@ good = {
     "/v1/completions": st.fixed_dictionaries(
         {"model": st.just("chat"), "prompt": prompt},
         optional={**common, "stream_options": usage, "logprobs": st.integers(0, 5)},
+    ),
+    "/v1/embeddings": st.fixed_dictionaries(
+        {"model": st.just("chat"), "input": prompt},
+        optional={
+            "dimensions": st.integers(1, 9),
+            "encoding_format": st.sampled_from(["float", "base64"]),
+        },
     ),
     "/invoke": st.fixed_dictionaries({"messages": messages}, optional=common),
 }

@@ -206,6 +206,21 @@ def test_closing_a_stream_aborts_it(client: openai.OpenAI, engine: FakeEngine) -
     assert engine.running == set()
 
 
+def test_embeddings_in_both_formats(client: openai.OpenAI) -> None:
+    texts = ["Hello", "wörld", "x"]
+
+    plain = client.embeddings.create(model="chat", input=texts, encoding_format="float")
+    packed = client.embeddings.create(model="chat", input=texts)  # it asks for base64 itself
+
+    assert [each.index for each in plain.data] == [0, 1, 2]
+    assert [each.embedding for each in packed.data] == [
+        pytest.approx(each.embedding, abs=1e-9) for each in plain.data
+    ]
+    assert plain.usage.prompt_tokens == plain.usage.total_tokens == 5 + 6 + 1
+    with pytest.raises(openai.BadRequestError):
+        client.embeddings.create(model="chat", input=texts, dimensions=9)
+
+
 def test_many_at_once(server: ServerThread) -> None:
     async def story() -> list[str | None]:
         url = f"{server.url()}/v1"

@@ -13,9 +13,16 @@ import structlog
 
 from infra.errors import Invalid, PlatformError, ReplicaFailed, ShuttingDown
 from worker.engine.completion import Completion, Tokenizer
-from worker.engine.event import Event, Failure
+from worker.engine.event import Embedded, Event, Failure
 from worker.engine.guided import Matcher
-from worker.engine.request import GenerationRequest, Guide, Output
+from worker.engine.request import (
+    Embedding,
+    EmbeddingRequest,
+    GenerationRequest,
+    Guide,
+    Output,
+    Request,
+)
 from worker.engine.stats import EngineStats
 
 log = structlog.get_logger()
@@ -26,14 +33,17 @@ COMPILE_S = 10.0  # for a guide, among others that wait
 class StepEngine(Protocol):
     """The synchronous engine, used by one thread.
 
-    `check`, `compile` and `context_tokens` may be used by any.
+    `check`, `compile`, `context_tokens` and `embedding_size` may be used by any.
     """
 
     @property
     def context_tokens(self) -> int: ...
-    def check(self, request: GenerationRequest) -> None: ...
+    @property
+    def embedding_size(self) -> int: ...
+    def check(self, request: Request) -> None: ...
     def compile(self, guide: Guide) -> Matcher: ...
     def submit(self, request: GenerationRequest, matcher: Matcher | None = None) -> None: ...
+    def embed(self, request: EmbeddingRequest) -> None: ...
     def abort(self, request_id: str) -> None: ...
     def has_work(self) -> bool: ...
     def step(self) -> Sequence[Event]: ...
@@ -48,6 +58,11 @@ class _Submit:
 
 
 @dataclass(frozen=True, slots=True)
+class _Embed:
+    request: EmbeddingRequest
+
+
+@dataclass(frozen=True, slots=True)
 class _Abort:
     request_id: str
 
@@ -57,7 +72,7 @@ class _Stop:
     pass
 
 
-_Command = _Submit | _Abort | _Stop
+_Command = _Submit | _Embed | _Abort | _Stop
 
 
 class AsyncEngine:
@@ -91,6 +106,11 @@ class AsyncEngine:
     def context_tokens(self) -> int:
         """Prompt plus output tokens a request may have."""
         return self._engine.context_tokens
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers that a prompt's vector has."""
+        return self._engine.embedding_size
 
     @property
     def stats(self) -> EngineStats:
@@ -127,16 +147,29 @@ class AsyncEngine:
         self._engine.check(request)
         return self._stream(request)
 
+    async def embed(self, request: EmbeddingRequest) -> Embedding:
+        """The prompt's vector. Raises as `generate` and its iterator do; cancelling aborts it."""
+        if self._ended is not None:
+            raise self._ended()
+        self._engine.check(request)
+        events = self._enter(request.request_id, _Embed(request))
+        is_running = True  # as far as the engine knows
+        try:
+            event = await events.get()
+            is_running = False
+        finally:
+            self._leave(request.request_id, is_running=is_running)
+        if isinstance(event, Failure):
+            raise event.error
+        assert isinstance(event, Embedded), "nothing else is told of it"
+        return event.embedding
+
     async def _stream(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
         matcher = await self._compiled(request.sampling.guide)
         if self._ended is not None:
             raise self._ended()
-        if request.request_id in self._streams:
-            raise ValueError(f"request id {request.request_id!r} is in flight already")
         completion = Completion(request, self._tokenizer)
-        events: asyncio.Queue[Event] = asyncio.Queue()
-        self._streams[request.request_id] = events
-        self._inbox.put(_Submit(request, matcher))
+        events = self._enter(request.request_id, _Submit(request, matcher))
         is_running = True  # as far as the engine knows
         try:
             while True:
@@ -152,9 +185,20 @@ class AsyncEngine:
                 if output.is_last:
                     return
         finally:
-            del self._streams[request.request_id]
-            if is_running:
-                self._inbox.put(_Abort(request.request_id))
+            self._leave(request.request_id, is_running=is_running)
+
+    def _enter(self, request_id: str, command: _Submit | _Embed) -> asyncio.Queue[Event]:
+        """Sends the request on its way; what will be told of it."""
+        if request_id in self._streams:
+            raise ValueError(f"request id {request_id!r} is in flight already")
+        events = self._streams[request_id] = asyncio.Queue()
+        self._inbox.put(command)
+        return events
+
+    def _leave(self, request_id: str, *, is_running: bool) -> None:
+        del self._streams[request_id]
+        if is_running:
+            self._inbox.put(_Abort(request_id))
 
     async def _compiled(self, guide: Guide | None) -> Matcher | None:
         if guide is None or self._ended is not None:
@@ -189,6 +233,8 @@ class AsyncEngine:
             match command:
                 case _Submit(request, matcher):
                     self._engine.submit(request, matcher)
+                case _Embed(request):
+                    self._engine.embed(request)
                 case _Abort(request_id):
                     self._engine.abort(request_id)
                     self._post(partial(self._deliver, (), self._engine.stats()))

@@ -44,10 +44,14 @@ class Slice:
         return self.first + self.num_known == self.sequence.num_tokens
 
     @property
+    def yields_token(self) -> bool:
+        return self.catches_up and self.sequence.pooling is None
+
+    @property
     def sampled(self) -> range:
         """The positions whose logits give the next token, and one more for each draft."""
         end = self.first + self.count
-        return range(end - 1 - self.num_drafts if self.catches_up else end, end)
+        return range(end - 1 - self.num_drafts if self.yields_token else end, end)
 
     @property
     def scored(self) -> range:
@@ -56,9 +60,19 @@ class Slice:
         if not sequence.wants_prompt_logits:
             return range(0)
         return range(
-            max(self.first, sequence.num_scored_tokens),
+            max(self.first, sequence.num_read_tokens),
             min(self.first + self.num_known, sequence.num_prompt_tokens - 1),
         )
+
+    @property
+    def pooled(self) -> range:
+        """The positions whose states the prompt's vector is made of."""
+        sequence = self.sequence
+        if sequence.pooling is None:
+            return range(0)
+        is_last = sequence.pooling == "last"
+        first = sequence.num_prompt_tokens - 1 if is_last else sequence.num_read_tokens
+        return range(max(self.first, first), self.first + self.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +92,7 @@ class Batch:
     @property
     def sampled(self) -> tuple[Slice, ...]:
         """The slices that yield tokens."""
-        return tuple(piece for piece in self.slices if piece.catches_up)
+        return tuple(piece for piece in self.slices if piece.yields_token)
 
     @property
     def drafting(self) -> tuple[Slice, ...]:

@@ -1,10 +1,10 @@
-"""Refuses what no engine can generate."""
+"""Refuses what no engine can compute."""
 
 import math
 from collections.abc import Iterable
 
 from infra.errors import Invalid
-from worker.engine.request import GenerationRequest, SamplingParams
+from worker.engine.request import GenerationRequest, Request, SamplingParams
 
 MOST_LOGPROBS = 20
 MOST_PENALTY = 2.0
@@ -13,9 +13,11 @@ MOST_BIASED_TOKENS = 1024
 MOST_STOP_TOKENS = 1024
 
 
-def check_request(request: GenerationRequest, *, vocabulary: int) -> None:
+def check_request(request: Request, *, vocabulary: int) -> None:
     """Raises Invalid, which names the parameter."""
     _check_prompt(request.prompt_token_ids, vocabulary)
+    if not isinstance(request, GenerationRequest):
+        return
     _check_choice(request.sampling)
     _check_penalties(request.sampling, vocabulary)
     _check_end(request.sampling, vocabulary)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from worker.engine.choice import Choice
-from worker.engine.event import Ending, Event, Failure, NewToken, PromptScores
+from worker.engine.event import Embedded, Ending, Event, Failure, NewToken, PromptScores
 from worker.engine.request import FinishReason, GenerationRequest, Output, TokenLogprob
 from worker.engine.stop_strings import StopStrings
 
@@ -64,6 +64,8 @@ class Completion:
                 return None
             case Failure():
                 raise event.error
+            case Embedded():
+                raise AssertionError("an answer is no vector")
 
     def _push(self, event: NewToken) -> Output:
         """A token that ends the answer adds no text and no log-probability."""

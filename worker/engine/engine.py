@@ -15,14 +15,22 @@ from worker.engine.batch import Batch, Slice
 from worker.engine.block_pool import BlockPool
 from worker.engine.checks import check_request
 from worker.engine.choice import Choice
-from worker.engine.event import Ending, Event, Failure, NewToken
+from worker.engine.event import Embedded, Ending, Event, Failure, NewToken
 from worker.engine.guess_cost import GuessCost
 from worker.engine.guessing import DraftGuessing, Drafting, Guessing, TextGuessing
 from worker.engine.guided import Guides, GuideTokenizer, Matcher
 from worker.engine.kv_size import cache_memory, kv_blocks
+from worker.engine.pooling import Pools
 from worker.engine.prefix_cache import PrefixCache
 from worker.engine.prompt_scores import score_prompts
-from worker.engine.request import GenerationRequest, Guide, SamplingParams, refuse_too_long
+from worker.engine.request import (
+    EmbeddingRequest,
+    GenerationRequest,
+    Guide,
+    Request,
+    SamplingParams,
+    refuse_too_long,
+)
 from worker.engine.sampler import Row, Sampler, sample
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
@@ -45,7 +53,7 @@ _FAILURES: dict[Unchosen, Callable[[], PlatformError]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Generation:
-    """A request in flight: what the scheduler knows, how it goes on, and what ends it."""
+    """An answer in the making: what the scheduler knows, how it goes on, and what ends it."""
 
     sequence: Sequence
     sampler: Sampler
@@ -65,7 +73,7 @@ class _Generation:
 class Engine:
     """Owns the model, the KV cache and everything in flight. Used by one thread.
 
-    `check` and `context_tokens` may be used by any.
+    `check`, `context_tokens` and `embedding_size` may be used by any.
     """
 
     def __init__(
@@ -107,6 +115,7 @@ class Engine:
         )
         self._guides = Guides(tokenizer, vocabulary=model.vocabulary)
         self._generations: dict[str, _Generation] = {}
+        self._pools = Pools(model)
         self._cache: KVCache | None = None
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -118,6 +127,10 @@ class Engine:
     @property
     def context_tokens(self) -> int:
         return self._model.context_tokens
+
+    @property
+    def embedding_size(self) -> int:
+        return self._model.hidden_size
 
     def warm(self) -> None:
         """Reserves the KV cache: address space only, in well under a millisecond.
@@ -138,7 +151,7 @@ class Engine:
         self._cache = None
         self._guessing.close()
 
-    def check(self, request: GenerationRequest) -> None:
+    def check(self, request: Request) -> None:
         """Raises ContextLengthExceeded or Invalid for a request that can never run."""
         refuse_too_long(
             request,
@@ -166,8 +179,17 @@ class Engine:
         )
         self._scheduler.add(sequence)
 
+    def embed(self, request: EmbeddingRequest) -> None:
+        """Queues a checked request."""
+        sequence = Sequence(request, seed=0, pooling=self._settings.pooling)
+        self._pools.begin(sequence)
+        self._scheduler.add(sequence)
+
     def abort(self, request_id: str) -> None:
         """Forgets a request, if it is still in flight; its blocks are free at once."""
+        if request_id in self._pools:
+            self._scheduler.remove(self._pools.end(request_id))
+            return
         generation = self._generations.pop(request_id, None)
         if generation is not None:
             self._scheduler.remove(generation.sequence)
@@ -208,7 +230,7 @@ class Engine:
         """Asserts that no block leaks and nothing in flight is forgotten."""
         self._scheduler.check_integrity()
         in_flight = {sequence.request_id for sequence in self._scheduler.sequences()}
-        assert in_flight == set(self._generations)
+        assert in_flight == self._generations.keys() | self._pools.request_ids()
 
     def _observe(self, batch: Batch, seconds: float) -> None:
         if not batch.num_drafts:
@@ -222,23 +244,29 @@ class Engine:
         return frozenset(end for end in ends if end < self._model.vocabulary)
 
     def _compute(self, batch: Batch) -> list[Event]:
-        states = self._states(batch)
+        sampled_states, scored_states, pooled_states = self._states(batch)
         self._scheduler.computed(batch)
         self._num_steps += 1
         sampled = batch.sampled
         rows, masks = self._rows(sampled)
-        logits = self._model.head(states[: len(rows)])
+        logits = self._model.head(sampled_states)
         choices = iter(sample(self._model.kernels, logits, rows, masks))
-        events: list[Event] = list(score_prompts(self._model, batch, states[len(rows) :]))
+        events: list[Event] = list(score_prompts(self._model, batch, scored_states))
         for piece in sampled:
             events += self._go_on(piece, list(islice(choices, len(piece.sampled))))
+        for event in self._pools.read(batch, pooled_states):
+            self._end_embedding(event)
+            events.append(event)
         return events
 
-    def _states(self, batch: Batch) -> torch.Tensor:
-        """[rows, hidden]: of the sequences that get a token, then of prompts to be scored."""
+    def _states(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """[rows, hidden] where a token comes next, of prompts to be scored, and of vectors."""
         assert self._cache is not None, "warm() comes before the first step"
         token_ids: list[int] = []
-        spans, sampled, scored = [], [], []
+        spans: list[Span] = []
+        sampled: list[int] = []
+        scored: list[int] = []
+        pooled: list[int] = []
         for piece in batch.slices:
             sequence = piece.sequence
             offset = len(token_ids) - piece.first
@@ -247,7 +275,10 @@ class Engine:
             spans.append(Span(piece.first, piece.count, sequence.block_table, sequence.lane))
             scored += [offset + position for position in piece.scored]
             sampled += [offset + position for position in piece.sampled]
-        return self._model.states(token_ids, spans, sampled + scored, self._cache)
+            pooled += [offset + position for position in piece.pooled]
+        wanted = sampled + scored + pooled
+        states = self._model.states(token_ids, spans, wanted, self._cache)
+        return states.split_with_sizes((len(sampled), len(scored), len(pooled)))
 
     def _rows(self, pieces: Iterable[Slice]) -> tuple[list[Row], torch.Tensor | None]:
         """How each next token is to be chosen, also after guesses; masks of those with a guide.
@@ -312,8 +343,7 @@ class Engine:
         cached_tokens = 0
         if sequence.num_generated_tokens == 0:
             cached_tokens = sequence.num_cached_tokens or 0
-            self._num_prompt_tokens += sequence.num_prompt_tokens
-            self._num_cached_prompt_tokens += cached_tokens
+            self._count_prompt(sequence.num_prompt_tokens, cached_tokens)
         self._num_generated_tokens += 1
         sequence.token_ids.append(choice.token_id)
         generation.sampler.add(choice.token_id)
@@ -323,6 +353,16 @@ class Engine:
         if ending is not None:
             self.abort(sequence.request_id)
         return NewToken(sequence.request_id, choice, ending, cached_tokens)
+
+    def _end_embedding(self, event: Embedded | Failure) -> None:
+        sequence = self._pools.end(event.request_id)
+        self._scheduler.remove(sequence)
+        if isinstance(event, Embedded):
+            self._count_prompt(sequence.num_prompt_tokens, event.embedding.cached_tokens)
+
+    def _count_prompt(self, num_tokens: int, num_cached: int) -> None:
+        self._num_prompt_tokens += num_tokens
+        self._num_cached_prompt_tokens += num_cached
 
 
 def _guessing(

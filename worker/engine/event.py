@@ -1,10 +1,11 @@
-"""What a step of the engine did for one request, told in tokens."""
+"""What a step of the engine did for one request."""
 
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from infra.errors import PlatformError
 from worker.engine.choice import Choice
+from worker.engine.request import Embedding
 
 
 class Ending(Enum):
@@ -42,6 +43,18 @@ class PromptScores:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedded:
+    """The prompt's vector, which is all that was asked for."""
+
+    request_id: str
+    embedding: Embedding
+
+    @property
+    def is_last(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """The request ended with an error."""
 
@@ -53,4 +66,4 @@ class Failure:
         return True
 
 
-Event = NewToken | PromptScores | Failure
+Event = NewToken | PromptScores | Embedded | Failure

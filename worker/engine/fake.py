@@ -2,14 +2,18 @@
 
 import asyncio
 import math
+from array import array
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 
 from infra.errors import PlatformError, ShuttingDown
 from worker.engine.request import (
+    Embedding,
+    EmbeddingRequest,
     FinishReason,
     GenerationRequest,
     Output,
+    Request,
     TokenLogprob,
     refuse_too_long,
 )
@@ -33,12 +37,19 @@ class Script:
 
 @dataclass
 class FakeEngine:
-    """Plays `script` (a value, or a function of the request); keeps what was asked and aborted."""
+    """Plays `script` (a value, or a function of the request); keeps what was asked and aborted.
+
+    A prompt's vector comes after `embedding_delay_s` and counts its tokens, those of one id modulo
+    `embedding_size` together, scaled to a length of 1.
+    """
 
     script: Script | Callable[[GenerationRequest], Script] = field(default_factory=Script)
     context_tokens: int = 2048
+    embedding_size: int = 8
+    embedding_delay_s: float = 0.0
     on_failure: Callable[[BaseException], None] | None = None
     submitted: list[GenerationRequest] = field(default_factory=list)
+    embedded: list[EmbeddingRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     stats: EngineStats = field(default_factory=EngineStats)
@@ -59,10 +70,32 @@ class FakeEngine:
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
         """As AsyncEngine.generate."""
+        self._check(request)
+        return self._play(request)
+
+    async def embed(self, request: EmbeddingRequest) -> Embedding:
+        """As AsyncEngine.embed."""
+        self._check(request)
+        self.embedded.append(request)
+        self.running.add(request.request_id)
+        self._count(prompt_tokens=len(request.prompt_token_ids))
+        is_finished = False
+        try:
+            await asyncio.sleep(self.embedding_delay_s)
+            if self._ended is not None:
+                raise self._ended
+            is_finished = True
+        finally:
+            self._leave(request, is_finished=is_finished)
+        counts = [0] * self.embedding_size
+        for token_id in request.prompt_token_ids:
+            counts[token_id % self.embedding_size] += 1
+        return Embedding(array("f", [count / math.hypot(*counts) for count in counts]))
+
+    def _check(self, request: Request) -> None:
         if self._ended is not None:
             raise self._ended
         refuse_too_long(request, context_tokens=self.context_tokens, kv_tokens=self.context_tokens)
-        return self._play(request)
 
     async def _play(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
         self.submitted.append(request)
@@ -93,10 +126,13 @@ class FakeEngine:
                 is_finished = True
                 raise script.error
         finally:
-            self.running.discard(request.request_id)
-            self._count()
-            if not is_finished:
-                self.aborted.append(request.request_id)
+            self._leave(request, is_finished=is_finished)
+
+    def _leave(self, request: Request, *, is_finished: bool) -> None:
+        self.running.discard(request.request_id)
+        self._count()
+        if not is_finished:
+            self.aborted.append(request.request_id)
 
     def _count(self, *, prompt_tokens: int = 0, generated_tokens: int = 0) -> None:
         self.stats = replace(

@@ -157,8 +157,7 @@ class _ModelDrafts:
     ) -> None:
         self._ahead = ahead
         self._model = model
-        sampling = ahead.sequence.request.sampling
-        self._policy = policy.begin(is_drawn=sampling.temperature > 0)
+        self._policy = policy.begin(is_drawn=ahead.sampler.is_drawn)
         self._end = end
 
     def go_on(self, *, num_sequences: int) -> None:

@@ -19,7 +19,7 @@ def score_prompts(model: CausalModel, batch: Batch, states: torch.Tensor) -> Ite
         sequence, scored = piece.sequence, piece.scored
         for first in range(scored.start, scored.stop, MOST_ROWS):
             positions = range(first, min(first + MOST_ROWS, scored.stop))
-            count = sequence.request.sampling.prompt_logprobs
+            count = sequence.request.prompt_logprobs
             assert count is not None
             told = [
                 Told(row, sequence.token_ids[position + 1], count)
@@ -28,5 +28,5 @@ def score_prompts(model: CausalModel, batch: Batch, states: torch.Tensor) -> Ite
             logits = model.head(states[first_row : first_row + len(told)])
             choices = with_logprobs(model.kernels, logits, told)
             first_row += len(told)
-            sequence.num_scored_tokens = positions.stop
+            sequence.num_read_tokens = positions.stop
             yield PromptScores(sequence.request_id, tuple(choices))

@@ -1,12 +1,14 @@
 """What a caller asks of the engine and what it gets back."""
 
-from dataclasses import dataclass
+from array import array
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from infra.errors import ContextLengthExceeded
 
 FinishReason = Literal["stop", "length"]
 GuideKind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+Pooling = Literal["last", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,8 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """One prompt to continue; `request_id` is unique among those in flight.
+class Request:
+    """One prompt to compute; `request_id` is unique among those in flight.
 
     Lower `priority` goes first; `deadline` is in seconds of the engine's clock. Requests of one
     `tenant` share what was computed of their prompts, and the machine is shared among tenants.
@@ -66,10 +68,48 @@ class GenerationRequest:
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
-    sampling: SamplingParams
+    _: KW_ONLY
     priority: int = 0
     deadline: float | None = None
     tenant: str = ""
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that may come after the prompt."""
+        return 0
+
+    @property
+    def prompt_logprobs(self) -> int | None:
+        """See SamplingParams."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest(Request):
+    """One prompt to continue."""
+
+    sampling: SamplingParams
+
+    @property
+    def max_tokens(self) -> int:
+        return self.sampling.max_tokens
+
+    @property
+    def prompt_logprobs(self) -> int | None:
+        return self.sampling.prompt_logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest(Request):
+    """One prompt to make a vector of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A prompt's vector of length 1, in float32, and how many of its tokens were in the cache."""
+
+    vector: "array[float]"
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +147,9 @@ class Output:
         return self.finish_reason is not None
 
 
-def refuse_too_long(request: GenerationRequest, *, context_tokens: int, kv_tokens: int) -> None:
+def refuse_too_long(request: Request, *, context_tokens: int, kv_tokens: int) -> None:
     """Raises ContextLengthExceeded unless prompt and output fit the context and the KV cache."""
-    prompt_tokens, output_tokens = len(request.prompt_token_ids), request.sampling.max_tokens
+    prompt_tokens, output_tokens = len(request.prompt_token_ids), request.max_tokens
     limit = min(context_tokens, kv_tokens)
     if prompt_tokens + output_tokens <= limit:
         return

@@ -61,11 +61,16 @@ class Sampler:
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             min_p=sampling.min_p,
-            uniform=uniform(self._seed, index) if sampling.temperature else 0.0,
+            uniform=uniform(self._seed, index) if self.is_drawn else 0.0,
             bias=self._early_bias if is_early else self._bias,
             penalties=self._penalties(guessed),
             mask=mask,
         )
+
+    @property
+    def is_drawn(self) -> bool:
+        """By chance; else the likeliest token is taken."""
+        return self._sampling.temperature > 0
 
     def _penalties(self, guessed: Sequence[int]) -> Penalties | None:
         if self._occurred is None:

@@ -1,8 +1,8 @@
-"""The engine's state of one generation."""
+"""The engine's state of one request."""
 
 from dataclasses import dataclass, field
 
-from worker.engine.request import GenerationRequest
+from worker.engine.request import Pooling, Request
 
 
 @dataclass(slots=True, eq=False)
@@ -10,11 +10,13 @@ class Sequence:
     """Tokens known, tokens computed, and where their keys and values lie.
 
     A sequence has no phases: it runs until `num_computed_tokens` has caught up with `num_tokens`,
-    and each catching up yields one more token. Owned by the scheduler.
+    and each catching up yields one more token. One with a `pooling` yields a vector instead, made
+    of the states of its last token or of all. Owned by the scheduler.
 
-    `num_scored_tokens` are those of the prompt whose successor's log-probability is known, where
-    the request wants them. `num_cached_tokens` are those that were in the cache when it was first
-    admitted. `block_names` are the prefix cache's, of blocks that its tokens fill.
+    `num_read_tokens` are the first ones of the prompt whose states have been read, where the
+    request wants something of all of them: log-probabilities, or their mean. `num_cached_tokens`
+    are those that were in the cache when it was first admitted. `block_names` are the prefix
+    cache's, of blocks that its tokens fill.
 
     `draft_token_ids` are guesses of what follows its tokens. The scheduler makes room for the first
     of `num_drafts_wanted` in a step, which are there when the step is computed; which were right is
@@ -24,14 +26,15 @@ class Sequence:
     appended, and it keeps its lane.
     """
 
-    request: GenerationRequest
+    request: Request
     seed: int
+    pooling: Pooling | None = None
     arrival: int = 0
     token_ids: list[int] = field(init=False)
     draft_token_ids: list[int] = field(default_factory=list)
     num_drafts_wanted: int = 0
     num_computed_tokens: int = 0
-    num_scored_tokens: int = 0
+    num_read_tokens: int = 0
     num_cached_tokens: int | None = None
     block_names: list[bytes] = field(default_factory=list)
     block_table: list[int] = field(default_factory=list)
@@ -71,7 +74,7 @@ class Sequence:
     @property
     def num_tokens_to_come(self) -> int:
         """The most that may still be generated."""
-        return self.request.sampling.max_tokens - self.num_generated_tokens
+        return self.request.max_tokens - self.num_generated_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
@@ -81,10 +84,12 @@ class Sequence:
     def num_reusable_tokens(self) -> int:
         """Its first tokens that need not be computed, where their keys and values are known.
 
-        The last one gives the next token; those of a prompt give its log-probabilities.
+        The last one gives the next token or the vector; all of a prompt give its log-probabilities
+        or its mean.
         """
-        if self.wants_prompt_logits and self.num_scored_tokens < self.num_prompt_tokens - 1:
-            return self.num_scored_tokens
+        reads_all = self.wants_prompt_logits or self.pooling == "mean"
+        if reads_all and self.num_read_tokens < self.num_prompt_tokens - 1:
+            return self.num_read_tokens
         return self.num_tokens - 1
 
     def set_drafts(self, token_ids: list[int]) -> None:
@@ -93,4 +98,4 @@ class Sequence:
 
     @property
     def wants_prompt_logits(self) -> bool:
-        return self.request.sampling.prompt_logprobs is not None
+        return self.request.prompt_logprobs is not None

@@ -22,6 +22,11 @@ class CausalModel(Protocol):
         ...
 
     @property
+    def hidden_size(self) -> int:
+        """How many numbers a token's state has."""
+        ...
+
+    @property
     def context_tokens(self) -> int:
         """Positions that it can tell apart, as far as the settings allow."""
         ...
@@ -51,6 +56,10 @@ class CausalModel(Protocol):
 
     def head(self, states: torch.Tensor) -> torch.Tensor:
         """Logits [rows, vocabulary] of [rows, hidden], for any rows at a time."""
+        ...
+
+    def normed(self, states: torch.Tensor) -> torch.Tensor:
+        """The last hidden states [rows, hidden], which the head's weights multiply."""
         ...
 
     def logits(

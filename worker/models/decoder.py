@@ -123,6 +123,10 @@ class Decoder:
         cap = self._config.final_softcap
         return logits if cap is None else _softcapped(logits, cap)
 
+    @torch.inference_mode()
+    def normed(self, states: torch.Tensor) -> torch.Tensor:
+        return self._norm(states)
+
     def to_host(self) -> None:
         to_host(self)
 

@@ -23,6 +23,10 @@ class WrappedDecoder:
         return self._decoder.vocabulary
 
     @property
+    def hidden_size(self) -> int:
+        return self._decoder.hidden_size
+
+    @property
     def context_tokens(self) -> int:
         return self._decoder.context_tokens
 
@@ -46,6 +50,9 @@ class WrappedDecoder:
 
     def head(self, states: torch.Tensor) -> torch.Tensor:
         return self._decoder.head(states)
+
+    def normed(self, states: torch.Tensor) -> torch.Tensor:
+        return self._decoder.normed(states)
 
     def logits(
         self,

@@ -5,6 +5,7 @@ import asyncio
 from infra.clock import Clock
 from infra.errors import ShuttingDown
 from worker.server.defaults import SamplingDefaults
+from worker.server.embeddings import EmbeddingService
 from worker.server.in_flight import InFlight
 from worker.server.listener import Listener
 from worker.server.plan import OutputLimits
@@ -20,7 +21,7 @@ FLUSH_S = 1.0
 
 
 class ReplicaServer:
-    """OpenAI's chat and completions, and function-style invoke, over one engine.
+    """OpenAI's chat, completions and embeddings, and function-style invoke, over one engine.
 
     Every request but `GET /healthz` needs `Authorization: Bearer <token>`. `defaults` hold where a
     request does not say; `max_output_tokens` caps what it may ask for.
@@ -42,16 +43,19 @@ class ReplicaServer:
         self._in_flight = InFlight()
         self._encoder = PromptEncoder(tokenizer, context_tokens=engine.context_tokens)
         self._closed = asyncio.Event()
-        service = GenerationService(
+        identity = Identity(model, revision)
+        generation = GenerationService(
             engine,
             self._encoder,
-            identity=Identity(model, revision),
+            identity=identity,
             limits=OutputLimits(engine.context_tokens, max_output_tokens),
             defaults=defaults,
             clock=clock,
         )
+        embeddings = EmbeddingService(engine, self._encoder, identity=identity, clock=clock)
         self.routes = Routes(
-            service,
+            generation,
+            embeddings,
             engine,
             self._in_flight,
             token=token,

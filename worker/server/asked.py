@@ -33,6 +33,11 @@ class ChatPrompt:
 Prompt = TextPrompt | TokenPrompt | ChatPrompt
 
 
+def written_prompt(prompt: str | list[int]) -> Prompt:
+    """As callers may write one of several."""
+    return TextPrompt(prompt) if isinstance(prompt, str) else TokenPrompt(prompt)
+
+
 class EventWriter(Protocol):
     """Writes one streamed answer as server-sent events."""
 

@@ -9,7 +9,7 @@ from infra.generation_requests import read_object
 from worker.engine.request import Output
 from worker.server import sse
 from worker.server.answers import Choice
-from worker.server.asked import Asked, Prompt, TextPrompt, TokenPrompt
+from worker.server.asked import Asked, Prompt, TextPrompt, TokenPrompt, written_prompt
 from worker.server.envelope import Letterhead, Usage
 from worker.server.logprobs import CompletionEntries, TextOffsets, completion_object
 
@@ -45,10 +45,7 @@ def _prompts(request: CompletionRequest) -> tuple[Prompt, ...]:
         case [int(), *_] as token_ids:
             return (TokenPrompt(token_ids),)  # type: ignore[arg-type]
         case many:
-            return tuple(
-                TextPrompt(one) if isinstance(one, str) else TokenPrompt(one)  # type: ignore[arg-type]
-                for one in many
-            )
+            return tuple(map(written_prompt, many))  # type: ignore[arg-type]
 
 
 class CompletionEvents:

@@ -3,12 +3,12 @@
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from worker.engine.request import GenerationRequest, Output
+from worker.engine.request import Embedding, EmbeddingRequest, GenerationRequest, Output
 from worker.engine.stats import EngineStats
 
 
 class Engine(Protocol):
-    """Generates; belongs to the event loop. `worker.engine.fake` has an in-memory one."""
+    """Generates, embeds; belongs to the event loop. `worker.engine.fake` has an in-memory one."""
 
     @property
     def context_tokens(self) -> int:
@@ -16,10 +16,19 @@ class Engine(Protocol):
         ...
 
     @property
+    def embedding_size(self) -> int:
+        """Numbers that a vector has."""
+        ...
+
+    @property
     def stats(self) -> EngineStats: ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
         """Yields until the last output; raises PlatformError; cancelling it aborts the request."""
+        ...
+
+    async def embed(self, request: EmbeddingRequest) -> Embedding:
+        """The prompt's vector; raises PlatformError; cancelling it aborts the request."""
         ...
 
 

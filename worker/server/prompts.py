@@ -1,7 +1,9 @@
 """Prompts become token ids, off the event loop when they are long."""
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from infra.errors import ContextLengthExceeded, Invalid
 from worker.server.asked import ChatPrompt, Prompt, TextPrompt, TokenPrompt
@@ -19,6 +21,18 @@ _CHARACTERS_PER_TOKEN = 8
 _SLACK_TOKENS = 256
 
 
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What prompts are for: what callers call them, and how many tokens come after at least."""
+
+    param: str
+    least_output: int
+
+
+TO_CONTINUE = Purpose("prompt", least_output=1)
+TO_EMBED = Purpose("input", least_output=0)
+
+
 class PromptEncoder:
     """Knows how many tokens fit and refuses what cannot be shorter than that."""
 
@@ -27,18 +41,20 @@ class PromptEncoder:
         self._context_tokens = context_tokens
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenize")
 
-    async def encode(self, prompts: tuple[Prompt, ...], *, now: float) -> list[tuple[int, ...]]:
-        """Token ids of each prompt, at least one and fewer than the context holds.
+    async def encode(
+        self, prompts: Sequence[Prompt], *, now: float, purpose: Purpose = TO_CONTINUE
+    ) -> list[tuple[int, ...]]:
+        """Token ids of each prompt, at least one and with the least output as many as fit.
 
         `now`, in unix seconds, is for chat templates that tell the date.
 
         Raises ContextLengthExceeded, Invalid, or what the chat template raises.
         """
         if _is_short(prompts):
-            return [self._encode(prompt, now) for prompt in prompts]
+            return [self._encode(prompt, now, purpose) for prompt in prompts]
         loop = asyncio.get_running_loop()
         return [
-            await loop.run_in_executor(self._threads, self._encode, prompt, now)
+            await loop.run_in_executor(self._threads, self._encode, prompt, now, purpose)
             for prompt in prompts
         ]
 
@@ -57,54 +73,55 @@ class PromptEncoder:
         """Threads end with what they are doing; may be repeated."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _encode(self, prompt: Prompt, now: float) -> tuple[int, ...]:
-        token_ids = self._token_ids(prompt, now)
+    def _encode(self, prompt: Prompt, now: float, purpose: Purpose) -> tuple[int, ...]:
+        token_ids = self._token_ids(prompt, now, purpose)
         if not token_ids:
-            raise Invalid("the prompt has no tokens", param="prompt")
-        if len(token_ids) >= self._context_tokens:
-            raise self._too_long(str(len(token_ids)))
+            raise Invalid(f"the {purpose.param} has no tokens", param=purpose.param)
+        if len(token_ids) + purpose.least_output > self._context_tokens:
+            raise self._too_long(str(len(token_ids)), purpose)
         if isinstance(prompt, TokenPrompt):
-            self._refuse_unknown(token_ids)
+            self._refuse_unknown(token_ids, purpose)
         return tuple(token_ids)
 
-    def _token_ids(self, prompt: Prompt, now: float) -> list[int]:
+    def _token_ids(self, prompt: Prompt, now: float, purpose: Purpose) -> list[int]:
         match prompt:
             case TextPrompt(text):
-                return self._encode_text(text, add_special_tokens=True)
+                return self._encode_text(text, purpose, add_special_tokens=True)
             case ChatPrompt(messages):
                 conversation = self._tokenizer.render_chat(messages, now=now)
-                return self._encode_text(conversation, add_special_tokens=False)
+                return self._encode_text(conversation, purpose, add_special_tokens=False)
             case TokenPrompt(token_ids):
                 return token_ids
 
-    def _encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def _encode_text(self, text: str, purpose: Purpose, *, add_special_tokens: bool) -> list[int]:
         enough = self._context_tokens + _SLACK_TOKENS
         cut = enough * _CHARACTERS_PER_TOKEN
         while cut < len(text):
             if len(self._tokenizer.encode(text[:cut], add_special_tokens=False)) > enough:
-                raise self._too_long(f"more than {self._context_tokens}")
+                raise self._too_long(f"more than {self._context_tokens}", purpose)
             cut *= 2
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
-    def _refuse_unknown(self, token_ids: list[int]) -> None:
+    def _refuse_unknown(self, token_ids: list[int], purpose: Purpose) -> None:
         vocabulary = self._tokenizer.vocabulary
         for position, token_id in enumerate(token_ids):
             if not 0 <= token_id < vocabulary:
                 raise Invalid(
                     f"{token_id} is not a token id: there are {vocabulary}",
-                    param=f"prompt[{position}]",
+                    param=f"{purpose.param}[{position}]",
                 )
 
-    def _too_long(self, how_many: str) -> ContextLengthExceeded:
+    def _too_long(self, how_many: str, purpose: Purpose) -> ContextLengthExceeded:
+        output = "with at least one of output " if purpose.least_output else ""
         return ContextLengthExceeded(
-            f"the prompt has {how_many} tokens; with at least one of output the context holds "
+            f"the {purpose.param} has {how_many} tokens; {output}the context holds "
             f"{self._context_tokens}",
-            hint="shorten the prompt",
+            hint=f"shorten the {purpose.param}",
             limit=self._context_tokens,
         )
 
 
-def _is_short(prompts: tuple[Prompt, ...]) -> bool:
+def _is_short(prompts: Sequence[Prompt]) -> bool:
     return sum(map(_characters, prompts)) <= INLINE_CHARACTERS
 
 

@@ -4,8 +4,9 @@ import asyncio
 import hmac
 import re
 import uuid
-from collections.abc import Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
+from typing import Any, Protocol
 
 import orjson
 import structlog
@@ -17,6 +18,7 @@ from infra.generation_requests import json_object
 from worker.server import chat, completions, invoke, metrics, problems
 from worker.server.asked import Asked
 from worker.server.body import Headers, Receive, read_body
+from worker.server.embeddings import EmbeddingService
 from worker.server.in_flight import Disconnected, InFlight, Interruption
 from worker.server.plan import Caller
 from worker.server.ports import Engine
@@ -39,12 +41,27 @@ GENERATE: dict[str, Callable[[JsonObject], Asked]] = {
 }
 
 
+class Answer(Protocol):
+    """Answers a POST whose body is a JSON object; raises PlatformError before or after the head."""
+
+    def __call__(
+        self,
+        data: JsonObject,
+        request_id: str,
+        responder: Responder,
+        *,
+        arrived: float,
+        caller: Caller,
+    ) -> Awaitable[None]: ...
+
+
 class Routes:
     """The ASGI application; everything but `/healthz` wants the bearer token."""
 
     def __init__(
         self,
-        service: GenerationService,
+        generation: GenerationService,
+        embeddings: EmbeddingService,
         engine: Engine,
         in_flight: InFlight,
         *,
@@ -52,7 +69,10 @@ class Routes:
         most_body_bytes: int,
         clock: Clock,
     ) -> None:
-        self._service = service
+        self._answers: dict[str, Answer] = {
+            path: partial(_generate, generation, read) for path, read in GENERATE.items()
+        }
+        self._answers["/v1/embeddings"] = embeddings.serve
         self._engine = engine
         self._in_flight = in_flight
         self._authorization = f"Bearer {token}".encode()
@@ -76,10 +96,10 @@ class Routes:
         if path == "/metrics":
             _allow(method, "GET", "HEAD")
             return await self._metrics(responder)
-        if (read := GENERATE.get(path)) is None:
+        if (answer := self._answers.get(path)) is None:
             raise NotFound(f"there is nothing at {path[:200]}")
         _allow(method, "POST")
-        return await self._generate(read, headers, receive, responder)
+        return await self._answer(answer, headers, receive, responder)
 
     def _authorise(self, headers: Headers) -> None:
         given = headers.get(b"authorization", b"")
@@ -95,9 +115,9 @@ class Routes:
         body = metrics.exposition(self._engine.stats, in_flight=len(self._in_flight))
         await responder.whole(body, content_type=metrics.CONTENT_TYPE)
 
-    async def _generate(
+    async def _answer(
         self,
-        read: Callable[[JsonObject], Asked],
+        answer: Answer,
         headers: Headers,
         receive: Receive,
         responder: Responder,
@@ -110,10 +130,9 @@ class Routes:
                 body = await read_body(receive, headers, most_bytes=self._most_body_bytes)
                 watch = asyncio.create_task(_watch(receive, interruption))
                 try:
-                    asked = read(json_object(body))
-                    request_id = _request_id(headers)
-                    await self._service.serve(
-                        asked, request_id, responder, arrived=arrived, caller=_caller(headers)
+                    data, request_id = json_object(body), _request_id(headers)
+                    await answer(
+                        data, request_id, responder, arrived=arrived, caller=_caller(headers)
                     )
                 finally:
                     watch.cancel()
@@ -121,6 +140,19 @@ class Routes:
             await _fail(responder, error)
         finally:
             self._in_flight.leave(interruption)
+
+
+async def _generate(
+    service: GenerationService,
+    read: Callable[[JsonObject], Asked],
+    data: JsonObject,
+    request_id: str,
+    responder: Responder,
+    *,
+    arrived: float,
+    caller: Caller,
+) -> None:
+    await service.serve(read(data), request_id, responder, arrived=arrived, caller=caller)
 
 
 async def _watch(receive: Receive, interruption: Interruption) -> None:

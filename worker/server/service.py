@@ -35,6 +35,11 @@ class Identity:
         """OpenAI's `system_fingerprint`: changes when the same seed may give other tokens."""
         return f"fp_{hashlib.sha256(self.revision.encode()).hexdigest()[:10]}"
 
+    def refuse_other(self, model: str | None) -> None:
+        """Raises ModelNotFound for a request that names another model."""
+        if model not in (None, self.model, self.revision):
+            raise ModelNotFound(f"this replica serves {self.model}, not {model}", param="model")
+
 
 class GenerationService:
     """Tokenises, submits, and writes what comes; knows nothing of HTTP but the Responder."""
@@ -68,7 +73,7 @@ class GenerationService:
         caller: Caller = Caller(),  # noqa: B008 - frozen value
     ) -> None:
         """Sends the whole response. Raises PlatformError, before or after its head was sent."""
-        self._refuse_other_model(asked)
+        self._identity.refuse_other(asked.model)
         timing = ServerTiming(self._clock, arrived)
         prompts = await self._encoder.encode(asked.prompts, now=arrived)
         timing.tokenised()
@@ -93,12 +98,6 @@ class GenerationService:
         else:
             writer = asked.answer(letterhead, len(requests))
             await _collect(generation, writer, responder, timing)
-
-    def _refuse_other_model(self, asked: Asked) -> None:
-        if asked.model not in (None, self._identity.model, self._identity.revision):
-            raise ModelNotFound(
-                f"this replica serves {self._identity.model}, not {asked.model}", param="model"
-            )
 
     def _generation(
         self,

@@ -6,7 +6,7 @@ Header = tuple[bytes, bytes]
 
 
 class ServerTiming:
-    """Prefill lasts from arrival to the first token, decode from there to the last.
+    """Prefill lasts from arrival to the first token or the vectors, decode from there to the last.
 
     The first part of prefill is tokenising the prompt.
     """
