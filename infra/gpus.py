@@ -1,34 +1,45 @@
 """Which of a node's free GPUs a replica gets: pure, so that who places foresees who assigns."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from infra.contracts.base import GpuId
 from infra.contracts.node import Gpu
 
 
-def choose(free: Iterable[Gpu], count: int, kind: str | None) -> tuple[GpuId, ...] | None:
-    """`count` GPUs of one class, for one replica; None where there are not as many.
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What one replica asks for; any class for None, each GPU with so much memory at least."""
+
+    count: int = 0
+    kind: str | None = None
+    memory_bytes: int = 0
+
+
+def choose(free: Iterable[Gpu], wish: Wish) -> tuple[GpuId, ...] | None:
+    """As many GPUs as are wished, of one class; None where there are not as many.
 
     Of several classes the one with the least memory, within a class the first.
     """
     by_kind: dict[str, list[Gpu]] = {}
     for gpu in free:
-        if suits(gpu, count, kind):
+        if suits(gpu, wish):
             by_kind.setdefault(gpu.kind, []).append(gpu)
-    enough = [gpus for gpus in by_kind.values() if len(gpus) >= count]
+    enough = [gpus for gpus in by_kind.values() if len(gpus) >= wish.count]
     if not enough:
         return None
     chosen = min(enough, key=lambda gpus: (gpus[0].memory_bytes, gpus[0].kind))
-    return tuple(gpu.gpu_id for gpu in chosen[:count])
+    return tuple(gpu.gpu_id for gpu in chosen[: wish.count])
 
 
-def suits(gpu: Gpu, count: int, kind: str | None) -> bool:
-    """Whether it can be one of `count` of the class that `resources.gpu` names; None takes any.
+def suits(gpu: Gpu, wish: Wish) -> bool:
+    """Whether it can be one of those.
 
     Parts of a divided GPU (MIG) cannot exchange tensors: of several none is one.
     """
-    is_alone = count > 1 and gpu.is_part
-    return not is_alone and (kind is None or gpu.kind == kind.lower())
+    is_of_class = wish.kind is None or gpu.kind == wish.kind.lower()
+    is_too_small = gpu.memory_bytes < wish.memory_bytes
+    return is_of_class and not is_too_small and not (wish.count > 1 and gpu.is_part)
 
 
 def gpu_kind(name: str) -> str:

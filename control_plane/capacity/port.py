@@ -6,6 +6,7 @@ from typing import Protocol
 
 from infra.contracts.base import NodeId
 from infra.errors import NoCapacity
+from infra.gpus import Wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,8 +14,7 @@ class Need:
     """What one replica asks of a machine."""
 
     memory_bytes: int
-    gpus: int = 0
-    gpu: str | None = None
+    gpus: Wish = Wish()  # noqa: RUF009 - frozen value
     is_estimate: bool = False
 
 

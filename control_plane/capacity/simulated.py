@@ -134,7 +134,7 @@ class SimulatedCapacity:
         if len(self._machines) >= self._most:
             raise NoCapacity(f"all {self._most} machines run")
         if need is not None and (
-            need.memory_bytes > self._shape.memory_bytes or need.gpus > self._shape.gpus
+            need.memory_bytes > self._shape.memory_bytes or need.gpus.count > self._shape.gpus
         ):
             raise NoCapacity("no machine is large enough")
         machine = SimulatedMachine(

@@ -5,20 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from control_plane.capacity.port import Need
+from control_plane.fleet.need import need_of
 from control_plane.fleet.node import Node
 from control_plane.fleet.replica import Replica
 from infra.contracts.base import NodeId, RevisionName
 from infra.contracts.node import Gpu
-from infra.contracts.revision import Revision
-from infra.gpus import choose, suits
+from infra.gpus import Wish, choose, suits
 
 GIB = 1 << 30
-MIB = 1 << 20
-
-# Host memory of a replica where the spec says nothing: its weights, a quarter of them for the KV
-# cache, and the process (CPython with torch measured 230 MiB resident, doubled for the batch).
-_PROCESS_BYTES = 512 * MIB
-_KV_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +39,6 @@ class NoRoom:
 
     reason: str
     may_come: bool
-
-
-def need_of(revision: Revision) -> Need:
-    """What one replica of a revision occupies."""
-    resources = revision.spec.resources
-    if resources.memory_mib is not None:
-        return Need(resources.memory_mib * MIB, resources.gpus, resources.gpu)
-    draft_bytes = 0 if revision.draft_source is None else revision.draft_source.total_bytes
-    weight_bytes = revision.facts.weight_bytes + draft_bytes
-    estimate = int(weight_bytes * (1 + _KV_SHARE)) + _PROCESS_BYTES
-    return Need(estimate, resources.gpus, resources.gpu, is_estimate=True)
 
 
 def room_on(
@@ -90,8 +73,8 @@ def _free_gpus(gpus: Sequence[Gpu], replicas: Sequence[Replica]) -> tuple[Gpu, .
     free = [gpu for gpu in gpus if gpu.replica_id not in ours and gpu.trouble is None]
     for replica in replicas:
         need = need_of(replica.revision)
-        if need.gpus and replica.replica_id not in told:
-            foreseen = choose(free, need.gpus, need.gpu) or ()
+        if need.gpus.count and replica.replica_id not in told:
+            foreseen = choose(free, need.gpus) or ()
             free = [gpu for gpu in free if gpu.gpu_id not in foreseen]
     return tuple(free)
 
@@ -123,7 +106,7 @@ def _preference(room: Room) -> tuple[bool, bool, int, int, str]:
 
 
 def _misfit(need: Need, room: Room) -> str | None:
-    if need.gpus and choose(room.free_gpus, need.gpus, need.gpu) is None:
+    if need.gpus.count and choose(room.free_gpus, need.gpus) is None:
         return _missing_gpus(need, room)
     if need.memory_bytes > room.free_memory_bytes:
         return f"has {_gib(room.free_memory_bytes)} of {_gib(room.memory_bytes)} memory free"
@@ -131,10 +114,10 @@ def _misfit(need: Need, room: Room) -> str | None:
 
 
 def _missing_gpus(need: Need, room: Room) -> str:
-    suiting = [gpu for gpu in room.gpus if suits(gpu, need.gpus, need.gpu)]
+    suiting = [gpu for gpu in room.gpus if suits(gpu, need.gpus)]
     if not suiting:
         return f"has {_gpus(room.gpus)}"
-    num_free = sum(suits(gpu, need.gpus, need.gpu) for gpu in room.free_gpus)
+    num_free = sum(suits(gpu, need.gpus) for gpu in room.free_gpus)
     troubles = "".join(f", {gpu.gpu_id}: {gpu.trouble}" for gpu in suiting if gpu.trouble)
     return f"has {_gpus(suiting)}, {num_free} of them free{troubles}"
 
@@ -143,11 +126,10 @@ def _explain(need: Need, rooms: Sequence[Room]) -> NoRoom:
     may_come = any(_misfit(need, _emptied(room)) is None for room in rooms)
     best = max(rooms, key=lambda room: (_num_suiting(need, room), room.free_memory_bytes))
     asked = f"{_gib(need.memory_bytes)} of memory"
-    if need.gpus:
-        kind = f"{need.gpu} " if need.gpu else ""
-        asked = f"{need.gpus} {kind}GPU{'s' if need.gpus > 1 else ''} and {asked}"
+    if need.gpus.count:
+        asked = f"{_wished(need.gpus)} and {asked}"
     estimate = ", estimated from its weights: set resources.memory_mib" if need.is_estimate else ""
-    if need.gpus and not _num_suiting(need, best):
+    if need.gpus.count and not _num_suiting(need, best):
         every = [gpu for room in rooms for gpu in room.gpus]
         return NoRoom(f"a replica needs {asked}{estimate}; the nodes have {_gpus(every)}", may_come)
     reason = f"a replica needs {asked}{estimate}; node {best.node_id} {_misfit(need, best)}"
@@ -161,12 +143,21 @@ def _emptied(room: Room) -> Room:
 
 
 def _num_suiting(need: Need, room: Room) -> int:
-    return sum(suits(gpu, need.gpus, need.gpu) for gpu in room.gpus)
+    return sum(suits(gpu, need.gpus) for gpu in room.gpus)
+
+
+def _wished(wish: Wish) -> str:
+    """`1 h100 GPU`, or `2 GPUs with 16.0 GiB each`."""
+    kind = f"{wish.kind} " if wish.kind else ""
+    what = f"{kind}GPU" if wish.count == 1 else f"{kind}GPUs"
+    each = "" if wish.count == 1 else " each"
+    memory = f" with {_gib(wish.memory_bytes)}{each}" if wish.memory_bytes else ""
+    return f"{wish.count} {what}{memory}"
 
 
 def _gpus(gpus: Iterable[Gpu]) -> str:
-    """`4 l4, 1 t4`, or that there are none."""
-    kinds = Counter(gpu.kind for gpu in gpus)
+    """`4 l4 (24.0 GiB), 1 t4 (16.0 GiB)`, or that there are none."""
+    kinds = Counter(f"{gpu.kind} ({_gib(gpu.memory_bytes)})" for gpu in gpus)
     return ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items())) or "no GPU"
 
 

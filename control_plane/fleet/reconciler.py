@@ -10,8 +10,9 @@ import structlog
 
 from control_plane.fleet.crash_loop import CrashLoop, CrashPolicy
 from control_plane.fleet.machines import Machines
+from control_plane.fleet.need import need_of
 from control_plane.fleet.node import Node
-from control_plane.fleet.placement import NoRoom, need_of, place, room_on
+from control_plane.fleet.placement import NoRoom, place, room_on
 from control_plane.fleet.replica import Replica
 from control_plane.fleet.state import Fleet
 from control_plane.fleet.tokens import ReplicaToken

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
+from control_plane.fleet.need import need_of
 from infra.contracts.base import ModelName, NodeId, ReplicaId, RevisionName
 from infra.contracts.node import Failure, ReplicaAssignment, ReplicaReport
 from infra.contracts.revision import ReplicaState, Revision
@@ -175,6 +176,7 @@ class Replica:
             draft_source=self.revision.draft_source,
             engine=self.revision.spec.engine,
             resources=self.revision.spec.resources,
+            gpu_memory_bytes=need_of(self.revision).gpus.memory_bytes,
             max_concurrency=self.revision.spec.limits.max_concurrency,
             max_output_tokens=self.revision.spec.limits.max_output_tokens,
             sleep_s=self.revision.spec.scaling.sleep,

@@ -45,6 +45,7 @@ class ReplicaAssignment(Contract):
     draft_source: ResolvedSource | None = None
     engine: EngineSettings
     resources: Resources
+    gpu_memory_bytes: int = Field(default=0, ge=0, description="Of each of its GPUs, at least.")
     max_concurrency: int
     max_output_tokens: int | None = None
     sleep_s: float = Field(

@@ -7,6 +7,7 @@ from control_plane.capacity.simulated import MachineShape, SimulatedCapacity
 from infra.contracts.base import NodeId
 from infra.contracts.revision import ReplicaState
 from infra.errors import NoCapacity
+from infra.gpus import Wish
 from infra.supervise import TaskSet
 from infra.virtual_time import LoopClock
 from tests.fleet.makers import GIB
@@ -38,7 +39,7 @@ def test_a_machine_too_small_is_refused():
         with pytest.raises(NoCapacity):
             await World().capacity.launch(A, Need(17 * GIB))
         with pytest.raises(NoCapacity):
-            await World().capacity.launch(A, Need(GIB, gpus=1))
+            await World().capacity.launch(A, Need(GIB, Wish(1)))
 
     run(main())
 

@@ -2,12 +2,14 @@ from dataclasses import replace
 from typing import Any
 
 from control_plane.capacity.port import Need
+from control_plane.fleet.need import need_of
 from control_plane.fleet.node import Node
-from control_plane.fleet.placement import NoRoom, Room, need_of, place, room_on
+from control_plane.fleet.placement import NoRoom, Room, place, room_on
 from control_plane.fleet.standby import StandbyLimits, size_standby, within
 from infra.contracts.base import NodeId, RevisionName
 from infra.contracts.node import Gpu, SleepTerms
 from infra.contracts.revision import ReplicaState, SourceFile
+from infra.gpus import Wish
 from tests.fleet.makers import GIB, a_registration, a_revision, a_sleeper, a_source
 from tests.fleet.test_replica import a_ready_report, a_replica
 from worker.node.fake_gpus import a_gpu
@@ -30,6 +32,7 @@ def a_node(name: str = "n1", **changes: Any) -> Node:
 
 
 ONE_GIB = Need(GIB)
+TWO_RANKS = {"tensor_parallel": 2}
 
 
 def test_a_parked_worker_beats_an_emptier_node():
@@ -73,28 +76,43 @@ def test_memory_that_no_node_has_never_comes_free():
 def test_gpus_are_counted_and_their_class_heeded():
     two = (a_gpu(0), a_gpu(1))
     rooms = [a_room("a"), a_room("b", gpus=two, free_gpus=two[1:])]
-    assert place(Need(GIB, gpus=1), rooms) == "b"
-    assert place(Need(GIB, gpus=1, gpu="L4"), rooms) == "b"
-    assert place(Need(GIB, gpus=2), rooms) == NoRoom(
-        "a replica needs 2 GPUs and 1.0 GiB of memory; node b has 2 l4, 1 of them free", True
+    assert place(Need(GIB, Wish(1)), rooms) == "b"
+    assert place(Need(GIB, Wish(1, "L4")), rooms) == "b"
+    assert place(Need(GIB, Wish(2, None, 20 * GIB)), rooms) == NoRoom(
+        "a replica needs 2 GPUs with 20.0 GiB each and 1.0 GiB of memory; "
+        "node b has 2 l4 (24.0 GiB), 1 of them free",
+        True,
     )
 
 
 def test_who_asks_for_a_gpu_that_nobody_has_hears_what_there_is():
     rooms = [a_room("a", gpus=(a_gpu(0), a_gpu(1, "t4"))), a_room("b", gpus=(a_gpu(2),))]
-    assert place(Need(GIB, gpus=1, gpu="h100"), rooms) == NoRoom(
-        "a replica needs 1 h100 GPU and 1.0 GiB of memory; the nodes have 2 l4, 1 t4", False
+    assert place(Need(GIB, Wish(1, "h100")), rooms) == NoRoom(
+        "a replica needs 1 h100 GPU and 1.0 GiB of memory; "
+        "the nodes have 2 l4 (24.0 GiB), 1 t4 (24.0 GiB)",
+        False,
     )
-    assert place(Need(GIB, gpus=1), [a_room("a")]) == NoRoom(
+    assert place(Need(GIB, Wish(1)), [a_room("a")]) == NoRoom(
         "a replica needs 1 GPU and 1.0 GiB of memory; the nodes have no GPU", False
     )
 
 
+def test_a_gpu_that_cannot_hold_the_weights_is_none():
+    small = a_room("a", gpus=(a_gpu(0),), free_gpus=(a_gpu(0),))
+    large = a_gpu(1, "h100", 80 * GIB)
+    assert place(Need(GIB, Wish(1, None, 30 * GIB)), [small]) == NoRoom(
+        "a replica needs 1 GPU with 30.0 GiB and 1.0 GiB of memory; the nodes have 1 l4 (24.0 GiB)",
+        False,
+    )
+    both = [small, a_room("b", gpus=(large,), free_gpus=(large,))]
+    assert place(Need(GIB, Wish(1, None, 30 * GIB)), both) == "b"
+
+
 def test_a_gpu_in_trouble_does_not_come_free_and_says_why():
     hurt = a_gpu(0).model_copy(update={"trouble": "XID 79"})
-    assert place(Need(GIB, gpus=1), [a_room("a", gpus=(hurt,))]) == NoRoom(
-        "a replica needs 1 GPU and 1.0 GiB of memory; node a has 1 l4, 0 of them free, "
-        "GPU-0: XID 79",
+    assert place(Need(GIB, Wish(1)), [a_room("a", gpus=(hurt,))]) == NoRoom(
+        "a replica needs 1 GPU and 1.0 GiB of memory; "
+        "node a has 1 l4 (24.0 GiB), 0 of them free, GPU-0: XID 79",
         False,
     )
 
@@ -120,9 +138,8 @@ def test_without_any_node_there_is_no_room():
 
 
 def test_what_a_replica_needs_is_what_the_spec_says_or_an_estimate():
-    assert need_of(a_revision(resources={"memory_mib": 2048, "gpus": 1, "gpu": "l4"})) == Need(
-        2 * GIB, 1, "l4"
-    )
+    spoken = a_revision(resources={"memory_mib": 2048, "gpus": 2, "gpu": "l4"}, engine=TWO_RANKS)
+    assert need_of(spoken) == Need(2 * GIB, Wish(2, "l4", 128 << 20))
     estimate = need_of(a_revision())
     assert estimate.is_estimate and 0.5 * GIB < estimate.memory_bytes < GIB
     draft = a_source().model_copy(update={"files": (SourceFile(path="draft", size=GIB),)})

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
+from control_plane.fleet.need import need_of
 from control_plane.fleet.node import Node, Standby
-from control_plane.fleet.placement import need_of
 from control_plane.fleet.replica import Climb, Replica
 from control_plane.fleet.state import Fleet
 from infra.contracts.base import NodeId, ReplicaId, RevisionName

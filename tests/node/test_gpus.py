@@ -5,14 +5,13 @@ import random
 import pytest
 
 from infra.contracts.base import GpuId
-from infra.contracts.model_spec import Resources
-from infra.gpus import choose, gpu_kind
+from infra.gpus import Wish, choose, gpu_kind
 from tests.node.makers import sleeping
 from worker.node.allotment import Allotment, GpusAtHand
 from worker.node.fake_gpus import a_gpu
 from worker.node.gpu_table import GpuTable, Holder
 
-ONE, TWO = Resources(gpus=1), Resources(gpus=2)
+ONE, TWO = Wish(1), Wish(2)
 
 
 def ids(*numbers: int) -> tuple[GpuId, ...]:
@@ -44,26 +43,28 @@ def test_a_class_is_what_people_call_a_gpu(name: str, kind: str) -> None:
 
 def test_a_replica_gets_gpus_of_one_class_the_smallest_that_will_do() -> None:
     free = [a_gpu(0, "h100", 80 << 30), a_gpu(1), a_gpu(2, "h100", 80 << 30)]
-    assert choose(free, 1, None) == ids(1)
-    assert choose(free, 2, None) == ids(0, 2)
-    assert choose(free, 1, "H100") == ids(0)
-    assert choose(free, 3, None) is None
-    assert choose(free, 1, "a100") is None
+    assert choose(free, ONE) == ids(1)
+    assert choose(free, TWO) == ids(0, 2)
+    assert choose(free, Wish(1, "H100")) == ids(0)
+    assert choose(free, Wish(3)) is None
+    assert choose(free, Wish(1, "a100")) is None
+    assert choose(free, Wish(1, None, 30 << 30)) == ids(0)
+    assert choose(free, Wish(1, "l4", 30 << 30)) is None
 
 
 def test_parts_of_a_divided_gpu_serve_replicas_of_one_process_only() -> None:
     parts = [
         a_gpu(0, "a100-1g.5gb").model_copy(update={"gpu_id": GpuId(f"MIG-{n}")}) for n in range(2)
     ]
-    assert choose(parts, 1, None) == ("MIG-0",)
-    assert choose(parts, 2, None) is None
+    assert choose(parts, ONE) == ("MIG-0",)
+    assert choose(parts, TWO) is None
 
 
 def test_what_one_replica_waits_for_no_later_one_is_given() -> None:
     allotment = Allotment(GpusAtHand((a_gpu(0),), (a_gpu(1),)), ())
     assert allotment.take(TWO) is None
     assert allotment.take(ONE) is None
-    assert allotment.take(Resources()) == ()
+    assert allotment.take(Wish()) == ()
     assert allotment.giving_way == []
 
 
@@ -75,11 +76,11 @@ def test_who_fell_asleep_first_gives_way_and_nobody_whose_gpu_is_not_needed() ->
         sleeping(4, since=0),
     ]
     allotment = Allotment(GpusAtHand(), asleep)
-    assert allotment.take(Resources(gpus=1, gpu="l4")) is None
+    assert allotment.take(Wish(1, "l4")) is None
     assert [one.worker_id for one in allotment.giving_way] == [3]
 
     allotment = Allotment(GpusAtHand(leaving=(a_gpu(9),)), asleep)
-    assert allotment.take(Resources(gpus=1, gpu="l4")) is None
+    assert allotment.take(Wish(1, "l4")) is None
     assert allotment.giving_way == []  # what is about to be free will do
 
 
@@ -142,7 +143,7 @@ def test_a_gpu_has_one_owner_whatever_happens_and_none_is_lost(seed: int) -> Non
     table.heard(gpus, after=0)
     owned: dict[int, tuple[GpuId, ...]] = {}
     for worker in range(200):
-        chosen = choose(table.free(), dice.choice([1, 1, 2]), None)
+        chosen = choose(table.free(), Wish(dice.choice([1, 1, 2])))
         if chosen is not None:
             table.take(worker, chosen)
             owned[worker] = chosen

@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from infra.contracts.base import GpuId
-from infra.contracts.model_spec import Resources
 from infra.contracts.node import Gpu
-from infra.gpus import choose
+from infra.gpus import Wish, choose
 from worker.node.sleepers import Sleeping
 
 
@@ -30,7 +29,7 @@ class Allotment:
         self._leaving = list(at_hand.leaving)
         self._sleeping = sorted((one for one in sleeping if one.gpus), key=_worth_keeping)
 
-    def take(self, resources: Resources) -> tuple[GpuId, ...] | None:
+    def take(self, wish: Wish) -> tuple[GpuId, ...] | None:
         """Its GPUs; None where it has to wait for some.
 
         1. from those that are free;
@@ -38,16 +37,16 @@ class Allotment:
         3. else, for them and as few sleepers' as are needed;
         4. else, for whatever happens.
         """
-        if resources.gpus == 0:
+        if wish.count == 0:
             return ()
-        chosen = choose(self._free, resources.gpus, resources.gpu)
+        chosen = choose(self._free, wish)
         if chosen is not None:
             self._take_away(chosen)
             return chosen
         for num_ending in range(len(self._sleeping) + 1):
             theirs = [gpu for one in self._sleeping[:num_ending] for gpu in one.gpus]
             coming = (*self._free, *self._leaving, *theirs)
-            chosen = choose(coming, resources.gpus, resources.gpu)
+            chosen = choose(coming, wish)
             if chosen is not None:
                 self._wait_for(chosen)
                 break

@@ -7,6 +7,7 @@ from enum import StrEnum
 from infra.contracts.base import GpuId, ReplicaId
 from infra.contracts.node import DesiredState, ReplicaAssignment
 from infra.contracts.revision import ReplicaState
+from infra.gpus import Wish
 from worker.node.allotment import Allotment, GpusAtHand
 from worker.node.sleepers import Sleeping, to_end, wakeable
 
@@ -185,7 +186,7 @@ def plan(desired: DesiredState, node: NodeView) -> tuple[Action, ...]:
                 starting.append(assignment)
     allotment = Allotment(node.gpus, sleeping)
     for assignment in starting:
-        gpus = allotment.take(assignment.resources)
+        gpus = allotment.take(_wish(assignment))
         if gpus is None:
             actions.append(Await(assignment))
         elif unclaimed and assignment.engine.tensor_parallel == 1:
@@ -239,6 +240,11 @@ def _drain(
     if replica.state is ReplicaState.STARTING and replica.worker_id is not None:
         return [Kill(replica.worker_id)]
     return []
+
+
+def _wish(assignment: ReplicaAssignment) -> Wish:
+    resources = assignment.resources
+    return Wish(resources.gpus, resources.gpu, assignment.gpu_memory_bytes)
 
 
 def _end_sleepers(
