@@ -237,12 +237,22 @@ class SimulatedMachine:
         if is_noticed:
             self._ended(self.node_id, "killed")
 
-    async def restart_agent(self) -> None:
-        """The agent dies with its workers and a new one starts at once."""
+    async def restart_agent(self, *, is_orderly: bool = False) -> None:
+        """The agent dies with its workers and a new one starts at once; in order, it says so."""
+        if is_orderly:
+            self._say_goodbye()
         await self.close()
         self._tasks = TaskSet()
         self._parked = self._forking = 0
         self.start(boot_s=0.0)
+
+    def _say_goodbye(self) -> None:
+        stopped = {"state": ReplicaState.STOPPED, "progress": None}
+        replicas = tuple(report.model_copy(update=stopped) for report in self.replicas())
+        farewell = NodeReport(
+            node_id=self.node_id, standby_ready=0, replicas=replicas, is_leaving=True
+        )
+        self._link.report(farewell, now=self._clock.now())
 
     def partition(self) -> None:
         """Cuts the agent off: it runs on and nobody hears of it."""

@@ -95,10 +95,13 @@ class NodeSessions:
         """News from a node; renews its lease. Raises NotFound as `desired` does."""
         node_id = report.node_id
         self._known(node_id)
-        self._fleet.renew(node_id, lease_until=now + self._terms.lease_s)
-        self._fleet.observe(report)
-        for replica_report in report.replicas:
-            self._fleet.hear(node_id, replica_report, now=now)
+        with self._fleet.one_change():
+            self._fleet.renew(node_id, lease_until=now + self._terms.lease_s)
+            self._fleet.observe(report)
+            for replica_report in report.replicas:
+                self._fleet.hear(node_id, replica_report, now=now)
+            if report.is_leaving:
+                self._fleet.leave(node_id, now=now, detail=f"node {node_id} stopped")
         for line in report.logs:
             replica = self._fleet.replica(line.replica_id)
             if replica is not None and replica.node_id == node_id:

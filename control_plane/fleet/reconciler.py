@@ -358,7 +358,7 @@ class Reconciler:
         A replica that went with its node says nothing about its revision.
         """
         is_drained = before.state is ReplicaState.DRAINING
-        was_asked = is_drained or (after.state is ReplicaState.STOPPED and plan.abandon_loading)
+        was_asked = is_drained or after.state is ReplicaState.STOPPED  # by us, or its node stops
         if before.ready_at is not None:
             is_healthy = after.since - before.ready_at >= self._policy.healthy_s
             if is_healthy or is_drained:

@@ -164,6 +164,7 @@ class NodeReport(Contract):
     gpus: tuple[Gpu, ...] | None = Field(default=None, description="Unset: as they were.")
     replicas: tuple[ReplicaReport, ...] = ()
     logs: tuple[LogLine, ...] = ()
+    is_leaving: bool = False  # the last report: its agent ends, and all its replicas with it
 
 
 class NodeStatus(Contract):

@@ -277,6 +277,23 @@ def test_a_node_lost_while_loading_is_waited_for_and_the_request_served():
     run(main())
 
 
+def test_agents_that_stop_in_order_are_no_failures_of_the_model_they_ran():
+    async def main() -> None:
+        async with World(script=SLOW) as world:
+            await world.deploy()
+            request = world.request()
+            for at_s in (10, 10, 26, 10, 10):  # three while it loads, one while it serves
+                await asyncio.sleep(at_s)
+                await world.machine().restart_agent(is_orderly=True)
+                assert world.explain().state is not ModelState.FAILING
+            outcome = await request
+            assert outcome.error is None
+            assert world.reconciler.standing(RevisionName("chat@1")).crash.failures == 0
+            assert world.started() == 6, "and none was given to a node that was going"
+
+    run(main())
+
+
 def test_a_silent_node_loses_its_replicas_when_its_lease_ends_and_another_takes_over():
     async def main() -> None:
         async with World(script=SLOW, most=2) as world:

@@ -73,10 +73,10 @@ class Session:
             await asyncio.sleep(REDIAL.delay_s(failures))
 
     async def say_goodbye(self) -> None:
-        """Delivers what is left to say, if the control plane hears it soon."""
+        """Says that the node is gone, and what is left to say, if that is heard soon."""
         try:
             async with asyncio.timeout(FAREWELL_S):
-                await self._deliver(is_renewal=False)
+                await self._deliver(is_renewal=True, is_leaving=True)
         except (TimeoutError, UnknownNode, Unreachable):
             log.info("node.unheard", node=self._facts.node_id)
 
@@ -126,7 +126,7 @@ class Session:
                 delivery = deliveries.create_task(self._deliver(is_renewal=is_renewal))
                 delivery.add_done_callback(lambda _: deliveries_left.release())
 
-    async def _deliver(self, *, is_renewal: bool) -> None:
+    async def _deliver(self, *, is_renewal: bool, is_leaving: bool = False) -> None:
         changes = self._agent.reports() if is_renewal else self._agent.take_changes()
         gpus = self._agent.gpus() if is_renewal else self._agent.take_gpu_changes()
         lines = self._logs.take(MOST_LINES)
@@ -140,6 +140,7 @@ class Session:
                     gpus=gpus,
                     replicas=changes,
                     logs=lines,
+                    is_leaving=is_leaving,
                 )
             )
         except BaseException:  # cancelled too: the registration repeats replicas, not lines
