@@ -248,6 +248,21 @@ def test_bfloat16_on_the_native_kernels_is_near(
 
 
 @native
+@pytest.mark.parametrize(("name", "changes"), CASES)
+def test_layers_in_one_call_give_the_bits_of_their_operations(
+    tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    """What a model computes first is done one by one, and noted."""
+    folder = write_family(tmp_path, name, changes)
+    settings = EngineSettings(dtype="bfloat16")
+    one_by_one = logits_of(load_model(folder, settings), CONTEXT)
+
+    model = load_model(folder, settings)
+    logits_of(model, PROMPT)
+    assert torch.equal(logits_of(model, CONTEXT), one_by_one)
+
+
+@native
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

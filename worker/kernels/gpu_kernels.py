@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - everybody's name for it
 from infra.errors import Invalid, SourceInvalid, UnsupportedModel
 from worker.kernels import torch_sampling
 from worker.kernels.flex_attention import Compile, FlexKVCache
-from worker.kernels.port import CacheShape, Gate, Norm, Product, Prologue
+from worker.kernels.port import CacheShape, Gate, Layers, Norm, Product, Prologue
 from worker.kernels.recording import Capture
 from worker.kernels.sampling import Draw, LogProbability, Unchosen
 from worker.weights.quantized import QuantizedWeight
@@ -69,6 +69,9 @@ class GpuKernels:
     ) -> torch.Tensor:
         result = _normed(x, norm)
         return result if residual is None else residual + result
+
+    def compile(self, layers: Layers) -> Layers:
+        return layers
 
     def free_bytes(self) -> int | None:
         return self._read_free_bytes()

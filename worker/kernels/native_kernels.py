@@ -14,10 +14,12 @@ from infra.errors import SourceInvalid
 from worker.kernels import native_sampling
 from worker.kernels.memory import zero_pages
 from worker.kernels.native.library import NativeLibrary
+from worker.kernels.native_program import Arguments, NativeLayers, Tape
 from worker.kernels.port import (
     AttentionLayer,
     CacheShape,
     Gate,
+    Layers,
     Norm,
     Product,
     Prologue,
@@ -41,6 +43,7 @@ class NativeKernels:
         self.device = torch.device("cpu")
         self.name = f"native {library.instruction_set}"
         self.layout = library.layout
+        self._tape = Tape()
 
     def product(
         self,
@@ -55,13 +58,18 @@ class NativeKernels:
                     for part, each in zip(parts, biases, strict=True)
                 ]
             )
-        return NativeProduct(**_packed(parts), bias=bias)
+        return NativeProduct(self._tape, **_packed(parts), bias=bias)
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> Product:
         try:
             kind, outputs = state["shape"].tolist()
             return NativeProduct(
-                state["packed"], kind, outputs, scale=state.get("scale"), bias=state.get("bias")
+                self._tape,
+                state["packed"],
+                kind,
+                outputs,
+                scale=state.get("scale"),
+                bias=state.get("bias"),
             )
         except (KeyError, ValueError) as error:
             raise SourceInvalid("this is not the state of a packed weight") from error
@@ -73,10 +81,14 @@ class NativeKernels:
     def norm(
         self, x: torch.Tensor, norm: Norm, *, residual: torch.Tensor | None = None
     ) -> torch.Tensor:
-        normed: torch.Tensor = torch.ops.firstlight.rms_norm.default(
-            x, norm.weight, norm.epsilon, residual
-        )
+        arguments: Arguments = (norm.weight, norm.epsilon)
+        normed: torch.Tensor = torch.ops.firstlight.rms_norm.default(x, *arguments, residual)
+        if self._tape.recording is not None:
+            self._tape.recording.rms_norm(x, arguments, residual, normed)
         return normed
+
+    def compile(self, layers: Layers) -> Layers:
+        return NativeLayers(layers, self._tape)
 
     def free_bytes(self) -> None:
         return None
@@ -85,7 +97,7 @@ class NativeKernels:
         return shape.num_layers * shape.num_kv_heads * _head_block_bytes(shape)
 
     def allocate_cache(self, shape: CacheShape) -> "NativeKVCache":
-        return NativeKVCache(shape)
+        return NativeKVCache(shape, self._tape)
 
     def choose(
         self, logits: torch.Tensor, draws: Sequence[Draw], masks: torch.Tensor | None
@@ -103,6 +115,7 @@ class NativeProduct:
 
     def __init__(
         self,
+        tape: Tape,
         packed: torch.Tensor,
         kind: int,
         outputs: int,
@@ -111,6 +124,7 @@ class NativeProduct:
         bias: torch.Tensor | None = None,
     ) -> None:
         """`packed` uint8 [outputs / 32, inputs / 32, bytes]; `scale`, `bias` float32 [outputs]."""
+        self._tape = tape
         self._packed = packed
         self._kind = kind
         self._outputs = outputs
@@ -129,18 +143,13 @@ class NativeProduct:
             mode, weight, epsilon = _NORM_PROLOGUE, prologue.weight, prologue.epsilon
         elif prologue is not None:
             mode = _PROLOGUES[prologue]
-        product: torch.Tensor = torch.ops.firstlight.linear.default(
-            x,
-            self._packed,
-            self._kind,
-            self._outputs,
-            self._scale,
-            self._bias,
-            mode,
-            weight,
-            epsilon,
-            residual,
+        arguments: Arguments = (
+            *(self._packed, self._kind, self._outputs, self._scale, self._bias),
+            *(mode, weight, epsilon),
         )
+        product: torch.Tensor = torch.ops.firstlight.linear.default(x, *arguments, residual)
+        if self._tape.recording is not None:
+            self._tape.recording.linear(x, arguments, residual, product)
         return product
 
     def state(self) -> Mapping[str, torch.Tensor]:
@@ -182,10 +191,11 @@ class NativeKVCache:
     kept from step to step, and only what a table has grown by is written.
     """
 
-    def __init__(self, shape: CacheShape) -> None:
+    def __init__(self, shape: CacheShape, tape: Tape) -> None:
         self.shape = shape
+        self._tape = tape
         layers = (shape.num_blocks, shape.num_layers, shape.num_kv_heads, _head_block_bytes(shape))
-        self._pools = zero_pages(layers, torch.uint8, is_huge=True).unbind(1)
+        self._pools = list(zero_pages(layers, torch.uint8, is_huge=True).unbind(1))
         table = zero_pages((shape.lanes, shape.num_blocks), torch.int32)
         self._tables = table
         self._table_rows = table.numpy()
@@ -207,6 +217,7 @@ class NativeKVCache:
         count = len(spans)
         return NativeAttentionStep(
             self.shape,
+            self._tape,
             self._pools,
             self._tables,
             self._rows[:count],
@@ -230,39 +241,43 @@ class NativeAttentionStep:
     def __init__(
         self,
         shape: CacheShape,
-        pools: Sequence[torch.Tensor],
+        tape: Tape,
+        pools: list[torch.Tensor],
         tables: torch.Tensor,
         rows: torch.Tensor,
         starts: torch.Tensor,
         ends: torch.Tensor,
     ) -> None:
-        self._shape = shape
+        self._tape = tape
         self._pools = pools
         self._places = (tables, rows, starts, ends)
+        self._heads = (
+            *(shape.num_heads, shape.num_kv_heads, shape.head_dim),
+            *(shape.block_size, shape.dtype is torch.int8),
+        )
 
     def attend(
         self, layer: AttentionLayer, query_key_value: torch.Tensor, rope: torch.Tensor
     ) -> torch.Tensor:
-        shape = self._shape
         query_norm, key_norm = layer.query_norm, layer.key_norm
-        attended: torch.Tensor = torch.ops.firstlight.attend.default(
-            query_key_value,
-            self._pools[layer.index],
-            *self._places,
-            rope,
+        arguments: Arguments = (
             None if query_norm is None else query_norm.weight,
             None if key_norm is None else key_norm.weight,
             0.0 if query_norm is None else query_norm.epsilon,
-            layer.scale,
-            layer.softcap or 0.0,
-            layer.window or 0,
-            shape.num_heads,
-            shape.num_kv_heads,
-            shape.head_dim,
-            shape.block_size,
-            shape.dtype is torch.int8,
+            *(layer.scale, layer.softcap or 0.0, layer.window or 0),
         )
+        pool = self._pools[layer.index]
+        attended: torch.Tensor = torch.ops.firstlight.attend.default(
+            query_key_value, pool, *self._places, rope, *arguments, *self._heads
+        )
+        if self._tape.recording is not None:
+            self._tape.recording.attend(query_key_value, layer.index, rope, arguments, attended)
         return attended
+
+    def run(self, program: Any, x: torch.Tensor, ropes: Sequence[torch.Tensor]) -> torch.Tensor:
+        """See NativeStep."""
+        states: torch.Tensor = program.run(x, self._pools, *self._places, list(ropes), *self._heads)
+        return states
 
 
 def _head_block_bytes(shape: CacheShape) -> int:

@@ -126,6 +126,18 @@ class AttentionStep(Protocol):
         ...
 
 
+class Layers(Protocol):
+    """A model between its embedding and its last norm: nothing but operations of these kernels."""
+
+    def __call__(
+        self,
+        x: torch.Tensor,  # [tokens, hidden]
+        step: AttentionStep,
+        ropes: Sequence[torch.Tensor],
+    ) -> torch.Tensor:  # [tokens, hidden]
+        ...
+
+
 class KVCache(Protocol):
     """Keys and values of every layer, in blocks."""
 
@@ -202,6 +214,10 @@ class Kernels(Protocol):
         *,
         residual: torch.Tensor | None = None,  # [tokens, hidden], added to the normed tokens
     ) -> torch.Tensor:  # [tokens, hidden]
+        ...
+
+    def compile(self, layers: Layers) -> Layers:
+        """The same, perhaps faster, of layers that do the same operations whatever the step."""
         ...
 
     def free_bytes(self) -> int | None:

@@ -24,6 +24,7 @@ from worker.kernels import torch_sampling
 from worker.kernels.port import (
     CacheShape,
     Gate,
+    Layers,
     Norm,
     Product,
     Prologue,
@@ -94,6 +95,9 @@ class TorchKernels:
             return F.silu(gates.contiguous()).mul_(up)
         activated = _in_whole_vectors(_ACTIVATIONS[gate], gates.float().contiguous())
         return activated.to(x.dtype).mul_(up)
+
+    def compile(self, layers: Layers) -> Layers:
+        return layers
 
     def free_bytes(self) -> None:
         return None

@@ -55,6 +55,8 @@ class Decoder:
             "model.embed_tokens.weight", (config.vocabulary, config.hidden_size)
         )
         self._layers = [_Layer(parts, index) for index in range(config.num_layers)]
+        # How ranks talk between operations is not the kernels' to know.
+        self._through = self._one_by_one if group.size > 1 else kernels.compile(self._one_by_one)
         self._norm = parts.norm("model.norm")
         head = "model.embed_tokens" if config.ties_embeddings else "lm_head"
         self._head = parts.linear([Slot(head, (parts.share.vocabulary,))], parts.hidden)
@@ -113,6 +115,11 @@ class Decoder:
     ) -> torch.Tensor:
         """[tokens] to [tokens, hidden]; what is done depends on no number in the tensors."""
         x = self.kernels.embed(token_ids, self._embedding, self._embedding_scale)
+        return self._through(x, step, ropes)
+
+    def _one_by_one(
+        self, x: torch.Tensor, step: AttentionStep, ropes: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         for layer in self._layers:
             x = layer(x, step, ropes)
         return x

@@ -1,10 +1,13 @@
 // Registers the operators with torch, and chooses kernels by what the CPU can do.
 #include "operators.h"
 
+#include <torch/custom_class.h>
 #include <torch/library.h>
 
 #include <array>
 #include <atomic>
+
+#include "program.h"
 
 namespace firstlight {
 
@@ -132,6 +135,12 @@ TORCH_LIBRARY(firstlight, library) {
       "Tensor ends, Tensor rope, Tensor? query_norm, Tensor? key_norm, float epsilon, "
       "float scale, float softcap, int window, int heads, int kv_heads, int head_dim, "
       "int block_size, bool int8) -> Tensor");
+  library.class_<firstlight::Program>("Program")
+      .def(torch::init<>())
+      .def("linear", &firstlight::Program::linear)
+      .def("rms_norm", &firstlight::Program::rms_norm)
+      .def("attend", &firstlight::Program::attend)
+      .def("run", &firstlight::Program::run);
   library.def(
       "choose(Tensor logits, Tensor numbers, Tensor bias_starts, Tensor bias_tokens, "
       "Tensor bias_values, Tensor occurred_starts, Tensor occurred_tokens, "
