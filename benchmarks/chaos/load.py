@@ -160,6 +160,8 @@ async def look(client: Client, job: JobSeen, records: Records) -> None:
     if shown.status_code == 200:
         status = shown.json()
         job.states.append(JobState(status["state"]))
-        job.webhook = (status["webhook"] or {}).get("state", "")
+        webhook = status["webhook"] or {}
+        job.webhook = webhook.get("state", "")
+        job.webhook_calls = len(webhook.get("calls", ()))
     elif shown.status_code != 503:
         records.wrongs.append(f"{job.job_id} is lost: {shown.status_code} {shown.text[:200]}")

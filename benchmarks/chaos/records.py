@@ -5,6 +5,8 @@ from enum import StrEnum
 
 from infra.contracts.job import JobState
 
+MOST_AWAITED_CALLS = 5  # the sixth comes 80 s after the fifth
+
 
 class Ending(StrEnum):
     """How a request ended for its client."""
@@ -53,6 +55,16 @@ class JobSeen:
     tokens: int = 0  # of its answer
     is_told: bool = False  # its end is to be told to a webhook
     webhook: str = ""  # what became of that
+    webhook_calls: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        """It is over, and whom it concerns was told, or failed to hear it so often that the next
+        call is minutes away."""
+        if not (self.states and self.states[-1].is_over):
+            return False
+        was_tried = self.webhook_calls >= MOST_AWAITED_CALLS
+        return not self.is_told or self.webhook in {"delivered", "given-up"} or was_tried
 
 
 @dataclass

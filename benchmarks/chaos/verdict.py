@@ -104,7 +104,7 @@ def _of_webhooks(records: Records) -> Iterator[str]:
                 yield f"{job.job_id} asked for no webhook"
         elif job.webhook == "delivered" and not its:
             yield f"{job.job_id} is said to be told, and nobody was"
-        elif job.webhook not in {"delivered", "given-up"} or its - {last}:
+        elif not job.is_done or its - {last}:
             yield f"{job.job_id} is {last}; webhook {job.webhook}, told {sorted(its)}"
 
 

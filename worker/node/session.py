@@ -76,7 +76,7 @@ class Session:
         """Says that the node is gone, and what is left to say, if that is heard soon."""
         try:
             async with asyncio.timeout(FAREWELL_S):
-                await self._deliver(is_renewal=True, is_leaving=True)
+                await self._deliver(is_renewal=False, is_leaving=True)
         except (TimeoutError, UnknownNode, Unreachable):
             log.info("node.unheard", node=self._facts.node_id)
 
