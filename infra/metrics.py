@@ -34,6 +34,15 @@ class Counter:
     def value(self, *labels: str) -> float:
         return self._counts.get(labels, 0)
 
+    def matching(self, *first: str) -> dict[Labels, float]:
+        """The counts whose labels begin so."""
+        return {it: count for it, count in self._counts.items() if it[: len(first)] == first}
+
+    def forget(self, *first: str) -> None:
+        """Drops the counts whose labels begin so: what they count is gone."""
+        for labels in self.matching(*first):
+            del self._counts[labels]
+
     def collect(self) -> Metric:
         family = CounterMetricFamily(self._name, self._description, labels=self._labels)
         for labels, count in sorted(self._counts.items()):

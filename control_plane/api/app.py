@@ -38,6 +38,7 @@ from infra.errors import (
     PlatformError,
 )
 from infra.generation_requests import invalid
+from infra.metrics import Counter
 
 Scope = dict[str, Any]
 Message = MutableMapping[str, Any]
@@ -73,6 +74,7 @@ class Edge:
 def create_edge(services: Services) -> Edge:
     """Everything it needs comes with `services`; its lifespan does nothing."""
     register_gauges(services)
+    requests = requests_counter(services)
     hot = HotPath(
         services.deployments,
         services.activator,
@@ -80,10 +82,12 @@ def create_edge(services: Services) -> Edge:
             services.keys, services.quotas, services.usage, services.clock, services.check_lead
         ),
         JobDesk(services.jobs, services.check_webhook),
-        requests_counter(services),
+        requests,
         services.clock,
     )
-    app = Gate(management_app(services), services.keys, services.node_keys, services.check_lead)
+    app = Gate(
+        management_app(services, requests), services.keys, services.node_keys, services.check_lead
+    )
     return Edge(hot, app, DateLine())
 
 
@@ -126,7 +130,7 @@ class Gate:
             raise _too_large()
 
 
-def management_app(services: Services) -> FastAPI:
+def management_app(services: Services, requests: Counter) -> FastAPI:
     """Everything that is not hot."""
     app = FastAPI(
         title="Firstlight",
@@ -135,7 +139,7 @@ def management_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(models_router(services))
-    app.include_router(releases_router(services))
+    app.include_router(releases_router(services, requests))
     app.include_router(jobs_router(services))
     app.include_router(operations_router(services))
     app.include_router(nodes_router(services))

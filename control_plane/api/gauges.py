@@ -5,15 +5,32 @@ from collections.abc import Iterator
 
 from control_plane.api.services import Services
 from control_plane.autoscaler.tracked import DecisionRecord
+from control_plane.deployments.store import Change
+from infra.contracts.base import RevisionName
 from infra.contracts.node import Gpu
 from infra.metrics import Counter, Labels
 
 
 def requests_counter(services: Services) -> Counter:
-    """Generation requests by how they ended; 499: the client left."""
-    return services.metrics.counter(
-        "requests_total", "Generation requests by model and status code.", ("model", "code")
+    """Generation requests by revision and how they ended; 499: the client left.
+
+    Counts of a revision that left traffic go with the next change of its model, so that they are
+    read once more and do not pile up.
+    """
+    counter = services.metrics.counter(
+        "requests_total",
+        "Generation requests by model, revision and status code.",
+        ("model", "revision", "code"),
     )
+
+    def forget_who_left(change: Change) -> None:
+        left = {revision.name for revision in change.left}
+        for model, revision, _ in counter.matching(change.model):
+            if revision not in left and services.deployments.live(RevisionName(revision)) is None:
+                counter.forget(model, revision)
+
+    services.deployments.subscribe(forget_who_left)
+    return counter
 
 
 def register_gauges(services: Services) -> None:

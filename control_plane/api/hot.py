@@ -102,6 +102,7 @@ class HotPath:
         asked: Any = read_request(target.contract, content)
         revision = self._pick(request, asked.model if target.model is None else target.model, visit)
         request.model = visit.model = revision.model
+        request.revision = revision.name
         refuse_what_cannot_fit(asked, len(content), revision)
         request.is_streaming = asked.is_streaming
         tenant = visit.identity.tenant
@@ -159,7 +160,7 @@ class HotPath:
         visit, request.visit = request.visit, None
         if visit is not None:
             self._callers.leave(visit)
-        self._requests.add(request.model or "", str(outcome))
+        self._requests.add(request.model or "", request.revision or "", str(outcome))
 
     # -- models --------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from control_plane.activator.exchange import Exchange
 from control_plane.api.callers import Visit
 from control_plane.api.intake import Body, length_of
 from control_plane.api.targets import Target
-from infra.contracts.base import ModelName, RequestId
+from infra.contracts.base import ModelName, RequestId, RevisionName
 
 LINGER_S = 2.0
 SMALL_BYTES = 64 << 10
@@ -100,6 +100,7 @@ class HotRequest:
         "path",
         "request_id",
         "response_complete",
+        "revision",
         "status",
         "target",
         "visit",
@@ -142,6 +143,7 @@ class HotRequest:
         self.visit: Visit | None = None
         self.exchange: Exchange | None = None
         self.model: ModelName | None = None
+        self.revision: RevisionName | None = None
         self.is_streaming = False
 
     # -- what its client does ------------------------------------------------------------------

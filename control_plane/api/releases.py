@@ -20,6 +20,7 @@ from infra.contracts.release import (
 )
 from infra.contracts.revision import Revision
 from infra.errors import ModelNotFound
+from infra.metrics import Counter
 
 
 class RevisionList(BaseModel):
@@ -29,7 +30,7 @@ class RevisionList(BaseModel):
     data: list[RevisionStatus]
 
 
-def releases_router(services: Services) -> APIRouter:
+def releases_router(services: Services, requests: Counter) -> APIRouter:
     """The routes that say which revision answers."""
     router = APIRouter(prefix="/v1/models/{name}", tags=["releases"])
     deployments = services.deployments
@@ -40,7 +41,7 @@ def releases_router(services: Services) -> APIRouter:
         owned(services, name, caller)
         record, revisions = await deployments.history(name)
         mine = filter(caller.owns, revisions)
-        return RevisionList(data=[_revision_status(services, record, it) for it in mine])
+        return RevisionList(data=[_revision_status(services, requests, record, it) for it in mine])
 
     @router.get("/traffic")
     async def show_traffic(name: Name, caller: Caller) -> TrafficStatus:
@@ -88,8 +89,12 @@ def _traffic_status(name: ModelName, release: Release) -> TrafficStatus:
     return TrafficStatus(name=name, generation=release.generation, traffic=shares_of(release))
 
 
-def _revision_status(services: Services, record: Record, revision: Revision) -> RevisionStatus:
+def _revision_status(
+    services: Services, requests: Counter, record: Record, revision: Revision
+) -> RevisionStatus:
     demand = services.lines.demand(revision.name)
+    ended = requests.matching(revision.model, revision.name)
+    failed = {labels: count for labels, count in ended.items() if int(labels[-1]) >= 500}
     return RevisionStatus(
         revision=revision.name,
         percent=record.percents.get(revision.number, 0),
@@ -100,4 +105,6 @@ def _revision_status(services: Services, record: Record, revision: Revision) -> 
         replicas=services.fleet.counts(revision.name).ready,
         in_flight=demand.in_flight,
         waiting=demand.waiting,
+        requests=int(sum(ended.values())),
+        failed=int(sum(failed.values())),
     )

@@ -12,11 +12,11 @@ from control_plane.cli.units import duration
 from infra.contracts.release import RevisionStatus, TrafficShare, TrafficStatus
 
 REVISION_HEADINGS = (
-    *("REVISION", "TRAFFIC", "REPLICAS", "RUNNING", "WAITING", "AGE"),
+    *("REVISION", "TRAFFIC", "REPLICAS", "RUNNING", "WAITING", "ENDED", "FAILED", "AGE"),
     *("ROLLBACK", "SOURCE"),
 )
 TRAFFIC_HEADINGS = ("REVISION", "TRAFFIC")
-NUMBERS = frozenset(REVISION_HEADINGS[1:6])
+NUMBERS = frozenset(REVISION_HEADINGS[1:8])
 
 Name = Annotated[str, typer.Argument(help="The model's name.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -111,6 +111,8 @@ def _revision_row(status: RevisionStatus, unix_now: float) -> list[Text]:
         Text(str(status.replicas)),
         Text(str(status.in_flight)),
         Text(str(status.waiting)),
+        Text(str(status.requests)),
+        Text(str(status.failed), style="red" if status.failed else ""),
         Text(duration(unix_now - status.created_at)),
         Text("goes here" if status.is_previous else ""),
         Text(printable(status.source)),

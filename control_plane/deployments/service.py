@@ -38,6 +38,7 @@ class Deployments:
         self._store = store
         self._resolver = resolver
         self._routes: dict[ModelName, Route] = {}
+        self._live: dict[RevisionName, Revision] = {}
         self._listeners: list[ChangeListener] = []
         # Guards the order of changes: listeners hear them in the order the store made them.
         self._changing = asyncio.Lock()
@@ -171,9 +172,7 @@ class Deployments:
 
     def live(self, name: RevisionName) -> Revision | None:
         """The revision of that name, if it is in traffic."""
-        release = self.release(ModelName(name.rpartition("@")[0]))
-        found = () if release is None else release.revisions
-        return next((revision for revision in found if revision.name == name), None)
+        return self._live.get(name)
 
     def all(self) -> tuple[Revision, ...]:
         """The leading revision of every model, by name."""
@@ -281,5 +280,9 @@ class Deployments:
         elif after != change.before:
             self._routes[model] = Route(after)
         if change.is_change:
+            for revision in change.left:
+                del self._live[revision.name]
+            for revision in () if after is None else after.revisions:
+                self._live[revision.name] = revision
             for listener in self._listeners:
                 listener(change)

@@ -61,3 +61,5 @@ class RevisionStatus(Contract):
     replicas: int = Field(description="Ready ones.")
     in_flight: int
     waiting: int
+    requests: int = Field(description="That ended since it is in traffic, in this process.")
+    failed: int = Field(description="Of those, answered with a status from 500 on.")

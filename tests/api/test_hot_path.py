@@ -121,7 +121,9 @@ async def test_a_client_that_leaves_while_held_is_forgotten(edge: EdgeWorld) -> 
     await asyncio.sleep(5)
     assert edge.replicas.sent == []
     metrics = await edge.call("GET", "/metrics")
-    assert 'firstlight_requests_total{code="499",model="chat"} 1.0' in metrics.text
+    assert (
+        'firstlight_requests_total{code="499",model="chat",revision="chat@1"} 1.0' in metrics.text
+    )
 
 
 @scenario
@@ -157,7 +159,9 @@ async def test_a_stream_that_breaks_off_ends_with_a_typed_event(edge: EdgeWorld)
     assert problem["type"] == "/problems/replica-lost"
     assert problem["error"]["code"] == "replica_lost"
     metrics = await edge.call("GET", "/metrics")
-    assert 'firstlight_requests_total{code="502",model="chat"} 1.0' in metrics.text
+    assert (
+        'firstlight_requests_total{code="502",model="chat",revision="chat@1"} 1.0' in metrics.text
+    )
 
 
 @scenario

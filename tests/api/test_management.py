@@ -237,10 +237,10 @@ async def test_metrics_count_requests_and_read_the_rest_from_the_state(edge: Edg
 
     assert 'firstlight_waiting{model="chat"} 1.0' in during
     assert 'firstlight_desired_replicas{model="chat"} 1.0' in during
-    assert 'firstlight_requests_total{code="404",model=""} 1.0' in during
+    assert 'firstlight_requests_total{code="404",model="",revision=""} 1.0' in during
     assert 'firstlight_waiting{model="chat"} 0.0' in after
     assert 'firstlight_in_flight{model="chat"} 0.0' in after
-    assert 'firstlight_requests_total{code="200",model="chat"} 1.0' in after
+    assert 'firstlight_requests_total{code="200",model="chat",revision="chat@1"} 1.0' in after
     assert 'firstlight_replicas{model="chat",state="ready"} 1.0' in after
     assert 'firstlight_cold_start_seconds_count{model="chat",stage="weights"} 1.0' in after
     assert 'firstlight_cold_start_seconds_count{model="chat",stage="total"} 1.0' in after

@@ -28,6 +28,17 @@ def test_a_counter_counts_each_set_of_labels() -> None:
     }
 
 
+def test_counts_are_found_and_dropped_by_how_their_labels_begin() -> None:
+    counter = Metrics("x").counter("requests_total", "Requests.", ("model", "revision", "code"))
+    counter.add("a", "a@1", "200", by=3)
+    counter.add("a", "a@1", "500")
+    counter.add("a", "a@11", "200")
+
+    assert counter.matching("a", "a@1") == {("a", "a@1", "200"): 3, ("a", "a@1", "500"): 1}
+    counter.forget("a", "a@1")
+    assert counter.matching("a") == {("a", "a@11", "200"): 1}
+
+
 def test_a_histogram_counts_up_to_each_bound() -> None:
     metrics = Metrics("x")
     histogram = metrics.histogram("wait_seconds", "Wait.", ("stage",), buckets=(0.1, 1))

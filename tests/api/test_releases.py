@@ -12,7 +12,7 @@ from infra.contracts.job import JobState
 from infra.contracts.revision import ReplicaState
 from infra.virtual_time import run_virtual
 from tests.activator.world import says
-from tests.api.test_jobs import accepted, until_over, until_running, work
+from tests.api.test_jobs import accepted, fails, until_over, until_running, work
 from tests.api.test_tenants import Headers, deploy, with_keys
 from tests.api.world import CHAT, EdgeWorld, Exchange, scenario
 from tests.fleet.makers import SOURCE
@@ -192,6 +192,7 @@ async def test_a_canary_is_deployed_dark_given_a_share_and_rolled_back(edge: Edg
         (one["revision"], one["percent"], one["is_previous"], one["replicas"]) for one in listed
     ]
     assert shown == [("chat@2", 20, False, 1), ("chat@1", 80, True, 1)]
+    assert [(one["requests"], one["failed"]) for one in listed] == [(2, 0), (8, 0)]
     explained = await get(edge, "/explain")
     assert {one["revision"] for one in explained["decisions"]} == {"chat@1", "chat@2"}
     assert "chat@1 (80 %): 1 replica ready" in explained["reason"]
@@ -204,6 +205,31 @@ async def test_a_canary_is_deployed_dark_given_a_share_and_rolled_back(edge: Edg
         "80 % of requests go to chat@1; 20 % of requests go to chat@2",
         "requests go to chat@1",
     ]
+
+
+@scenario
+async def test_what_a_revision_answered_is_counted_until_it_is_long_gone(edge: EdgeWorld) -> None:
+    async def counted() -> set[str]:
+        metrics = (await edge.call("GET", "/metrics")).text.splitlines()
+        return {line for line in metrics if line.startswith("firstlight_requests_total{")}
+
+    def line(code: int, number: int, count: int) -> str:
+        labels = f'code="{code}",model="chat",revision="chat@{number}"'
+        return f"firstlight_requests_total{{{labels}}} {count}.0"
+
+    await edge.chat()
+    edge.script = fails(500, "internal")
+    await put(edge, 40)
+    for _ in range(2):
+        assert (await edge.chat()).status == 500
+    assert await counted() == {line(200, 1, 1), line(500, 2, 2)}
+    shown = (await get(edge, "/revisions"))["data"]
+    assert [(one["requests"], one["failed"]) for one in shown] == [(2, 2), (1, 0)]
+
+    await edge.call("POST", "/v1/models/chat/rollback")
+    assert await counted() == {line(200, 1, 1), line(500, 2, 2)}
+    await put(edge, 50)
+    assert await counted() == {line(200, 1, 1)}
 
 
 @scenario

@@ -23,6 +23,8 @@ REVISION = {
     "replicas": 1,
     "in_flight": 3,
     "waiting": 0,
+    "requests": 23,
+    "failed": 1,
 }
 SHOWN = "REVISION  TRAFFIC\nchat@1        90%\nchat@2        10%\n"
 
@@ -94,9 +96,9 @@ def test_revisions_are_listed_with_their_share_and_where_a_rollback_goes(
     lines = run("revisions", "chat").out.splitlines()
     assert lines[0].split() == [
         *("REVISION", "TRAFFIC", "REPLICAS", "RUNNING"),
-        *("WAITING", "AGE", "ROLLBACK", "SOURCE"),
+        *("WAITING", "ENDED", "FAILED", "AGE", "ROLLBACK", "SOURCE"),
     ]
-    assert lines[1].split()[:5] == ["chat@2", "10%", "1", "3", "0"]
+    assert lines[1].split()[:7] == ["chat@2", "10%", "1", "3", "0", "23", "1"]
     assert lines[2].split()[:2] == ["chat@1", "-"] and "goes here" in lines[2]
     assert "\x1b" not in lines[1]
     assert '"is_previous":true' in run("revisions", "chat", "--json").out.replace(" ", "")
