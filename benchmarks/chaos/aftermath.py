@@ -36,7 +36,7 @@ class Aftermath:
     async def settle(self, state_dir: Path, *, tenant: str) -> list[str]:
         """Waits until everything has settled; returns what did not, and what is left, in words."""
         await self._until(lambda: is_calm(self.client), "requests are answered again")
-        await self._until(self._all_over, "every job is over")
+        await self._until_all_over()
         for job in self.records.jobs.values():
             if job.states and job.states[-1] in {JobState.SUCCEEDED, JobState.FAILED}:
                 await self._fetch(job)
@@ -49,11 +49,21 @@ class Aftermath:
         await self._check_store(state_dir, tenant)
         return self.broken
 
-    async def _all_over(self) -> bool:
-        going_on = [it for it in self.records.jobs.values() if not it.is_done]
-        for job in going_on:
-            await look(self.jobs, job, self.records)
-        return all(job.is_done for job in going_on)
+    async def _until_all_over(self) -> None:
+        """However long it takes, as long as they go on to end."""
+        left = list(self.records.jobs.values())
+
+        async def has_one_ended() -> bool:
+            for job in left:
+                await look(self.jobs, job, self.records)
+            ended = [job for job in left if job.is_done]
+            left[:] = [job for job in left if not job.is_done]
+            return bool(ended)
+
+        while left:
+            if not await self._wait(has_one_ended, f"one of {len(left)} jobs is over"):
+                return
+        self.tell("every job is over")
 
     async def _fetch(self, job: JobSeen) -> None:
         found = await self.jobs.send("GET", f"/v1/jobs/{job.job_id}/result")
@@ -107,14 +117,18 @@ class Aftermath:
             await function.close()
             await redis.aclose()
 
-    async def _until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    async def _wait(self, condition: Callable[[], Awaitable[bool]], what: str) -> bool:
         deadline = time.monotonic() + SETTLE_S
         while not await condition():
             if time.monotonic() > deadline:
                 self.broken.append(f"after {SETTLE_S:.0f} s still not: {what}")
-                return
+                return False
             await asyncio.sleep(0.3)
-        self.tell(what)
+        return True
+
+    async def _until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
+        if await self._wait(condition, what):
+            self.tell(what)
 
 
 async def _all_jobs(store: RedisJobStore, tenant: TenantName) -> list[Job]:

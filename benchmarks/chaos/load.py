@@ -13,6 +13,7 @@ from infra.contracts.job import JobState
 
 PATIENT = 4  # clients, each with one request after the other
 JOB_LEAVERS = 3
+MOST_JOBS = 80  # left and not known to be over: a slow machine is not to be judged by its speed
 _FLOOD_S, _EBB_S = (8.0, 20.0), (3.0, 7.0)  # in an ebb the model goes back to zero
 _AGAIN_S = 0.1
 
@@ -91,6 +92,9 @@ class Crowd:
 
     async def _one_job(self, dice: random.Random) -> None:
         """Leaves a job under a key, at times twice; at times it is cancelled."""
+        if sum(not job.is_done for job in self._records.jobs.values()) > MOST_JOBS:
+            await pause(self._over, 1)
+            return
         question, key = dice.choice(QUESTIONS), f"key-{dice.getrandbits(48):x}"
         headers = {"prefer": "respond-async", "idempotency-key": key}
         if is_told := dice.random() < 0.3:
@@ -146,6 +150,8 @@ class Crowd:
     async def _look_at_jobs(self, dice: random.Random) -> None:
         """Looks at a few jobs, also at some that are over: an end is an end."""
         known = list(self._records.jobs.values())
+        for job in [job for job in known if not job.is_done][:10]:
+            await look(self._jobs, job, self._records)
         for job in dice.sample(known, min(6, len(known))):
             await look(self._jobs, job, self._records)
         await asyncio.sleep(1)
