@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -105,12 +105,12 @@ class Client:
         """A request whose client goes away, wherever it stands then."""
 
         async def run(outcome: Outcome) -> None:
-            outcome.ending = Ending.LEFT
+            path, body = asked(question)
             try:
                 async with asyncio.timeout(after_s):
-                    path, body = asked(question)
                     response = await self.send("POST", path, json=body)
             except TimeoutError:
+                outcome.ending = Ending.LEFT
                 return
             outcome.ending, outcome.code, outcome.detail = self._judge(question, response)
 
@@ -138,7 +138,7 @@ class Client:
 
         return await self._recorded("slow", run)
 
-    async def _recorded(self, kind: str, run: "Callable[[Outcome], Any]") -> Outcome:
+    async def _recorded(self, kind: str, run: Callable[[Outcome], Awaitable[None]]) -> Outcome:
         outcome, began_at = Outcome(), time.monotonic()
         try:
             async with asyncio.timeout(LONGEST_S):
@@ -193,7 +193,7 @@ def answer_in(body: Any) -> str:
     return str(body["output"] if "output" in body else body["choices"][0]["message"]["content"])
 
 
-async def _events(response: httpx.Response) -> Any:
+async def _events(response: httpx.Response) -> AsyncIterator[tuple[str, str]]:
     """Kind and data of each server-sent event; comments are left out."""
     kind = ""
     async for line in response.aiter_lines():

@@ -139,7 +139,7 @@ Traceback (most recent call last):
 
 
 @pytest.mark.real
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_minute_of_chaos_breaks_no_promise(
     environment: dict[str, str], smollm2_dir: Path, tmp_path: Path
 ) -> None:
