@@ -53,6 +53,7 @@ OUR_FAULTS = {
     "fleet.listener-failed",
     "task.failed",
     "autoscaler.tick-failed",
+    "autoscaler.look-failed",
     "demand.unreadable",
     "machine.launch-failed",
 }
