@@ -182,6 +182,7 @@ def node_status(services: Services, node: Node) -> NodeStatus:
         gpus=node.gpus,
         started_at=node.started_at,
         standby=node.standby.workers,
+        standby_reason=node.standby.reason,
         standby_ready=node.standby_ready,
         sleepers=node.sleepers,
         replicas=tuple(it.replica_id for it in services.fleet.on_node(node.node_id)),

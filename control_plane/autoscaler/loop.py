@@ -17,6 +17,7 @@ from control_plane.autoscaler.experience_store import MemoryExperienceStore
 from control_plane.autoscaler.explain import Explanation, Situation, explain, of_all
 from control_plane.autoscaler.horizon import band_of, stands_until
 from control_plane.autoscaler.memory import Memory
+from control_plane.autoscaler.standby_keeper import StandbyKeeper
 from control_plane.autoscaler.tracked import DecisionRecord, Tracked
 from control_plane.deployments.release import Release
 from control_plane.deployments.service import Deployments
@@ -24,7 +25,7 @@ from control_plane.deployments.store import Change
 from control_plane.fleet.node import Node
 from control_plane.fleet.reconciler import Reconciler
 from control_plane.fleet.replica import Replica
-from control_plane.fleet.standby import StandbyLimits, size_standby
+from control_plane.fleet.standby import StandbyLimits
 from control_plane.fleet.state import Fleet
 from infra.clock import Clock
 from infra.contracts.base import ModelName, RevisionName
@@ -61,10 +62,9 @@ class Autoscaler:
         self._is_leading = is_leading
         self._tuning = tuning
         self._tick_s = tick_s
-        self._standby = standby
+        self._standby = StandbyKeeper(deployments, fleet, limits=standby)
         self._memory = memory or Memory(MemoryExperienceStore(), clock=clock)
         self._zone = zone
-        self._is_standby_stale = False
         self._demand: DemandSource | None = None
         self._revisions: dict[RevisionName, Tracked] = {}
         self._agenda = Agenda()
@@ -164,10 +164,13 @@ class Autoscaler:
                 tracked.changed_at = now
         due = (self._revisions.get(name) for name in self._agenda.take(now=now))
         for tracked in sorted(filter(None, due), key=attrgetter("place")):
-            self._look(tracked, now=now)
+            try:
+                self._look(tracked, now=now)
+            except Exception:  # the others must not wait for it, and it is not to be forgotten
+                log.exception("autoscaler.look-failed", revision=tracked.name)
+                self._agenda.add(tracked.name)
         self._ticked_at = now
-        if self._is_standby_stale:
-            self._size_standby()
+        self._standby.tick(now)
 
     def _look_everywhere(self) -> None:
         self._agenda.add_all(self._revisions)
@@ -307,12 +310,12 @@ class Autoscaler:
             tracked.is_superseded = tracked.is_deleted = False
             concerned.append(tracked)
         if not self._is_leading():
-            self._is_standby_stale = True
+            self._standby.put_off()
             return  # the first tick in the lead looks at all
         now = self._clock.now()
         for tracked in concerned:
             self._settle(tracked, now=now)
-        self._size_standby()
+        self._standby.size(now)
 
     def _track(self, revision: Revision, before: Release | None) -> Tracked:
         """A new revision begins with what was learnt of the one that most requests went to."""
@@ -379,14 +382,4 @@ class Autoscaler:
 
     def _node_changed(self, before: Node | None, after: Node | None) -> None:
         if before is None:
-            self._size_standby()
-
-    def _size_standby(self) -> None:
-        self._is_standby_stale = False
-        if not self._fleet.nodes():
-            return
-        sizes = size_standby(
-            self._deployments.in_traffic(), self._fleet.nodes(), limits=self._standby
-        )
-        for node_id, standby in sizes.items():
-            self._fleet.set_standby(node_id, standby)
+            self._standby.size(self._clock.now())

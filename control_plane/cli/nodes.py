@@ -32,12 +32,17 @@ def nodes(context: typer.Context, json: Json = False) -> None:
 
 
 def listing(found: Sequence[NodeStatus], *, unix_now: float) -> list[Text]:
-    """One line a node, then one line a GPU where there are any."""
+    """One line a node, one line a GPU where there are any, and why nodes keep workers parked."""
     lines = table(HEADINGS, (_row(node, unix_now) for node in found), numbers=NUMBERS)
     gpus = [_gpu_row(node.node_id, gpu) for node in found for gpu in node.gpus]
     if gpus:
         lines += [Text(), *table(GPU_HEADINGS, gpus, numbers=NUMBERS)]
-    return lines
+    parking = [node for node in found if node.standby_reason]
+    return [*lines, Text(), *map(_why_parked, parking)] if parking else lines
+
+
+def _why_parked(node: NodeStatus) -> Text:
+    return Text(f"{node.node_id} keeps {node.standby} parked: {printable(node.standby_reason)}")
 
 
 def _row(node: NodeStatus, unix_now: float) -> list[Text]:

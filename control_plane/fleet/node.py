@@ -1,6 +1,6 @@
 """One machine as the fleet knows it: a frozen value."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from infra.contracts.base import NodeId
 from infra.contracts.node import Gpu, NodeRegistration, Sleeper, SleepTerms
@@ -9,11 +9,15 @@ from infra.contracts.revision import ResolvedSource
 
 @dataclass(frozen=True, slots=True)
 class Standby:
-    """Workers to keep on the runtime rung, the sources of which they read ahead, who may sleep."""
+    """Workers to keep on the runtime rung, the sources of which they read ahead, who may sleep.
+
+    `reason` says why so many; a node is not told.
+    """
 
     workers: int = 0
     prepare: tuple[ResolvedSource, ...] = ()
     sleep: SleepTerms = SleepTerms()  # noqa: RUF009 - frozen value
+    reason: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,7 +188,10 @@ class Fleet:
     def set_standby(self, node_id: NodeId, standby: Standby) -> None:
         """Which standby workers a node should keep; nothing for a node that is gone."""
         before = self._nodes.get(node_id)
-        if before is None or before.standby == standby:
+        if before is None:
+            return
+        if before.standby == standby:  # as nodes see it
+            self._nodes[node_id] = replace(before, standby=standby)
             return
         self._put_node(before, replace(before, standby=standby, version=before.version + 1))
         self._say_desired(node_id)

@@ -176,6 +176,7 @@ class NodeStatus(Contract):
     gpus: tuple[Gpu, ...]
     started_at: float
     standby: int = Field(description="Standby workers it should keep.")
+    standby_reason: str = Field(default="", description="Why so many.")
     standby_ready: int = Field(description="Standby workers that wait on the runtime rung.")
     sleepers: tuple[Sleeper, ...] = Field(description="Workers that wait on the weights rung.")
     replicas: tuple[ReplicaId, ...]

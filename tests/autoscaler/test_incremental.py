@@ -4,6 +4,7 @@ import asyncio
 import random
 import secrets
 from itertools import count
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from control_plane.autoscaler.decider import (
 from control_plane.autoscaler.demand import Demand
 from control_plane.autoscaler.horizon import band_of
 from control_plane.autoscaler.loop import Autoscaler
+from control_plane.autoscaler.tracked import Tracked
 from control_plane.capacity.simulated import Climbing, MachineShape, Script
 from infra.contracts.base import ModelName, RevisionName
 from infra.contracts.model_spec import Scaling
@@ -125,6 +127,33 @@ def test_a_tick_decides_as_a_full_scan_would(seed: int, monkeypatch: pytest.Monk
     full, many = history_of(seed, is_full=True, patch=monkeypatch)
     assert incremental == full
     assert few < 0.9 * many
+
+
+def test_a_revision_that_cannot_be_decided_for_delays_no_other_and_is_not_forgotten():
+    async def main() -> None:
+        async with World() as world:
+            for name in ("a", "b", "c"):
+                await world.deploy(name, scaling={"grace": 20, "min": 0})
+                await world.request(name)
+            failures = []
+            decide_on = world.autoscaler._decide_on
+
+            def fickle(tracked: Tracked, *arguments: Any, **options: Any) -> None:
+                if tracked.name == "b@1" and len(failures) < 40:
+                    failures.append(world.now())
+                    raise ZeroDivisionError
+                decide_on(tracked, *arguments, **options)
+
+            world.autoscaler._decide_on = fickle  # type: ignore[method-assign]
+            await asyncio.sleep(30)
+            assert [world.alive(name) for name in ("a", "c")] == [[], []]
+            assert world.alive("b") != []
+            await asyncio.sleep(40)
+            assert len(failures) == 40 and world.alive("b") == []
+            assert sum(it["event"] == "autoscaler.look-failed" for it in world.logs) == 40
+            world.logs.clear()
+
+    run(main())
 
 
 def test_within_its_band_a_decision_is_made_again():
