@@ -5,33 +5,29 @@ from control_plane.autoscaler.window import Load
 
 
 def wanted_concurrency(
-    load: Load | None, demand: Demand, service_s: float | None, cold_start_s: float
+    load: Load | None, demand: Demand, service_s: float, cold_start_s: float
 ) -> float:
     """The concurrency to size for, from the means of a window and what waits now.
 
     Requests that wait because replicas still climb are a stock, not a stream: a climb of a minute
     piles up sixty seconds of arrivals, and as many replicas as would serve them all at once would
-    be ready when most of the work is done. So, once it is known how long a request takes:
+    be ready when most of the work is done. So:
 
     1. the stream needs arrivals/s x service_s at once (Little's law);
     2. the stock is to be gone within one more cold start, the soonest that a further replica
        could help: waiting x service_s / cold_start_s at once, and never more than all of it;
     3. never more than there were at once: where requests take longer than the window is, the
        law would count those of a burst many times.
-
-    Before the first request was ever finished every waiting one counts as one in flight.
     """
     at_once = float(demand.concurrency) if load is None else load.concurrency
-    if service_s is None:
-        return at_once
     wanted = demand.in_flight if load is None else load.arrivals_per_s * service_s
     if demand.waiting and cold_start_s > 0:
         wanted += demand.waiting * min(1.0, service_s / cold_start_s)
     return min(at_once, wanted)
 
 
-def service_time_s(load: Load | None, demand: Demand, *, known_s: float | None) -> float | None:
-    """How long a request is in flight, as the window has it; None before one was ever finished.
+def service_time_s(load: Load | None, demand: Demand, *, known_s: float) -> float:
+    """How long a request is in flight, as the window has it.
 
     While none is finished it takes as long as those in flight already took, if not longer.
     """
@@ -39,6 +35,6 @@ def service_time_s(load: Load | None, demand: Demand, *, known_s: float | None) 
         return known_s
     if load.executed >= 1:  # a part of one says nothing
         return load.executing_s / load.executed
-    if known_s is None or demand.in_flight == 0:
+    if demand.in_flight == 0:
         return known_s
     return max(known_s, load.executing_s / demand.in_flight)

@@ -8,13 +8,23 @@ from control_plane.autoscaler.demand import SHORTEST_IDLE_S, IdleTime
 from control_plane.autoscaler.keep_alive import KeepAlive
 
 ASSUMED_COLD_START_S = 10.0  # before the first one was measured
+# Before any model's requests were measured: 211 tokens, as in the Azure conversations, at 20 ms.
+ASSUMED_SERVICE_S = 4.0
 REMEMBERED = 5  # cold starts; of so many the median follows a change after three
 
 
 class Experience:
     """Learns from what happens to one revision; its successor begins with a copy."""
 
-    __slots__ = ("_climbs", "_settled", "_waits", "cold_start_s", "keep_alive", "service_s")
+    __slots__ = (
+        "_climbs",
+        "_settled",
+        "_waits",
+        "assumed_service_s",
+        "cold_start_s",
+        "keep_alive",
+        "service_s",
+    )
 
     def __init__(
         self,
@@ -23,9 +33,11 @@ class Experience:
         climbs: Iterable[float] = (),
         waits: Iterable[float] = (),
         service_s: float | None = None,
+        assumed_service_s: float = ASSUMED_SERVICE_S,
     ) -> None:
         self.keep_alive = KeepAlive() if keep_alive is None else keep_alive
-        self.service_s = service_s
+        self.service_s = service_s  # how long a request takes; None before one was ever finished
+        self.assumed_service_s = assumed_service_s
         self._climbs = deque(climbs, maxlen=REMEMBERED)
         self._waits = deque(waits, maxlen=REMEMBERED)
         # machine time of a typical cold start: a place on a node is taken and serves nobody
@@ -51,8 +63,17 @@ class Experience:
         """What a new revision of the same model may expect."""
         keep_alive = KeepAlive(self.keep_alive.idle_times, saved_s=self.keep_alive.saved_s)
         return Experience(
-            keep_alive, climbs=self._climbs, waits=self._waits, service_s=self.service_s
+            keep_alive,
+            climbs=self._climbs,
+            waits=self._waits,
+            service_s=self.service_s,
+            assumed_service_s=self.assumed_service_s,
         )
+
+    @property
+    def likely_service_s(self) -> float:
+        """How long a request takes, as measured, or as others do that were."""
+        return self.assumed_service_s if self.service_s is None else self.service_s
 
     def learn_climb(self, climb_s: float, *, wait_s: float) -> None:
         """A replica got ready: `climb_s` after its node was told, `wait_s` after it was wanted."""

@@ -2,11 +2,13 @@
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Collection
+from statistics import median
 
 import structlog
 
-from control_plane.autoscaler.experience import Experience
+from control_plane.autoscaler.experience import ASSUMED_SERVICE_S, Experience
 from control_plane.autoscaler.experience_store import ExperienceStore, Learnt
 from control_plane.autoscaler.keep_alive import KeepAlive
 from infra.clock import Clock
@@ -18,6 +20,7 @@ log = structlog.get_logger()
 WRITE_EVERY_S = 2.0
 OLDEST_S = 30 * 24 * 3600.0  # what was learnt longer ago says nothing of now
 _MOST_AHEAD_S = 3600.0  # of our clock; beyond that it is no time
+_TYPICAL_OF = 32  # notes, of whichever models
 _MOST_WRITTEN = 500  # models at once: some hundred KiB
 
 
@@ -33,6 +36,7 @@ class Memory:
         self._kept: dict[ModelName, Learnt] = {}
         self._unwritten: dict[ModelName, Experience] = {}
         self._forgotten: set[ModelName] = set()
+        self._service_times: deque[float] = deque(maxlen=_TYPICAL_OF)
         self._writing = asyncio.Lock()  # guards the order of writes
 
     async def load(self) -> None:
@@ -41,24 +45,36 @@ class Memory:
             self._kept = dict(await self._store.read())
         except StoreUnavailable as error:
             log.warning("experience.unread", error=error.detail)
+        times = (it.service_s for it in self._kept.values())
+        self._service_times.extend(it for it in times if it is not None)
 
     def recall(self, model: ModelName) -> Experience:
-        """What was learnt of a model before this process; nothing of one that is new."""
+        """What was learnt of a model before this process; of one that is new, that its requests may
+        take as long as those of others."""
         learnt = self._kept.get(model)
         age_s = math.inf if learnt is None else self._clock.now() - learnt.at
         if learnt is None or not -_MOST_AHEAD_S <= age_s <= OLDEST_S:
-            return Experience()
+            return Experience(assumed_service_s=self._typical_service_s())
         keep_alive = KeepAlive(
             learnt.idle_times, saved_s=math.inf if learnt.saved_s is None else learnt.saved_s
         )
         return Experience(
-            keep_alive, climbs=learnt.climbs, waits=learnt.waits, service_s=learnt.service_s
+            keep_alive,
+            climbs=learnt.climbs,
+            waits=learnt.waits,
+            service_s=learnt.service_s,
+            assumed_service_s=self._typical_service_s(),
         )
+
+    def _typical_service_s(self) -> float:
+        return median(self._service_times) if self._service_times else ASSUMED_SERVICE_S
 
     def note(self, model: ModelName, experience: Experience) -> None:
         """Something was learnt of a model."""
         self._forgotten.discard(model)
         self._unwritten[model] = experience
+        if experience.service_s is not None:
+            self._service_times.append(experience.service_s)
 
     def forget(self, model: ModelName) -> None:
         """The model is gone."""

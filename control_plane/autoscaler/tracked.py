@@ -35,6 +35,7 @@ class Tracked:
     """Owned by the autoscaler."""
 
     __slots__ = (
+        "_executed",
         "_floor",
         "_learnt",
         "band",
@@ -79,6 +80,7 @@ class Tracked:
         self.is_looked_after = False  # ticks decide for it, though they may have no need to look
         self.is_superseded = False
         self.is_deleted = False
+        self._executed = 0  # requests that had left at the last look
         self._floor = _UNKNOWN
 
     def heed(self, demand: Demand, *, now: float, quiet_until: float | None = None) -> None:
@@ -102,13 +104,20 @@ class Tracked:
     def stable_mean(self, demand: Demand, *, now: float) -> float:
         """Requests at once to size for, over the stable window; learns how long they take."""
         experience, load = self.experience, self.windows.long(now=now)
-        service_s = service_time_s(load, demand, known_s=experience.service_s)
-        experience.service_s = service_s
+        likely_s = experience.likely_service_s
+        service_s = service_time_s(load, demand, known_s=likely_s)
+        if demand.executed != self._executed:  # one has left, and all of it is in the window
+            self._executed = demand.executed
+            experience.service_s = service_s
+        elif load is None or load.executed >= 1:  # what of it is in the window tells nothing new
+            service_s = likely_s
+        elif service_s > likely_s:
+            experience.service_s = service_s
         return wanted_concurrency(load, demand, service_s, experience.cold_start_s)
 
     def panic_mean(self, demand: Demand, *, now: float) -> float:
         """The same over the panic window; how long a request takes is as the stable one has it."""
-        load, service_s = self.windows.short(now=now), self.experience.service_s
+        load, service_s = self.windows.short(now=now), self.experience.likely_service_s
         return wanted_concurrency(load, demand, service_s, self.experience.cold_start_s)
 
     def stays(self, demand: Demand, *, now: float) -> bool:
@@ -120,7 +129,7 @@ class Tracked:
             return False
         # no more is wanted than there is at once, which is the quicker to know
         return (
-            self.windows.short_concurrency(now=now) / target <= band.burst
+            self.windows.is_short_within(band.burst * target, now=now)
             or self.panic_mean(demand, now=now) / target - NOISE <= band.burst
         )
 

@@ -35,12 +35,22 @@ class Windows:
     objects of their own, all over the memory, a tick would wait for them longer than it computes.
     """
 
-    __slots__ = ("_at_once", "_in_flight", "_long", "_long_s", "_rows", "_short", "_short_s")
+    __slots__ = (
+        "_at_once",
+        "_in_flight",
+        "_long",
+        "_long_s",
+        "_rows",
+        "_short",
+        "_short_from",
+        "_short_s",
+    )
 
     def __init__(self, long_s: float, short_s: float) -> None:
         self._long_s, self._short_s = long_s, short_s
         self._rows = array("d")
         self._long = self._short = 0  # where the newest reading at or before the span's begin is
+        self._short_from = -math.inf  # request-seconds at some begin of the short span
         self._at_once = self._in_flight = 0  # at the last reading
 
     def __len__(self) -> int:
@@ -60,8 +70,15 @@ class Windows:
                 self._clear()
             elif quiet_until is not None and quiet_until > rows[-5]:
                 self._carry(quiet_until)
-        self._put((now, request_seconds, executing_seconds, arrivals, executed))
+            # A reading close to the one before the last replaces the last: pokes fill no memory.
+            if len(rows) > _WIDTH and now - rows[-2 * _WIDTH] < _RESOLUTION_S:
+                del rows[-_WIDTH:]
+        rows.extend((now, request_seconds, executing_seconds, arrivals, executed))
         self._at_once, self._in_flight = in_flight + waiting, in_flight
+        if self._long > _MOST_STALE:
+            del rows[: self._long]
+            self._short = max(0, self._short - self._long)
+            self._long = 0
 
     def restart(self, demand: Demand, *, now: float) -> None:
         """Forgets what was: a revision that wakes is not judged by its sleep."""
@@ -80,18 +97,25 @@ class Windows:
         self._short = place = _begin(self._rows, self._short, begin_at)
         return _load(self._rows, place, begin_at)
 
-    def short_concurrency(self, *, now: float) -> float:
-        """Requests at once over the short span; infinite before there are two readings."""
-        rows, begin_at = self._rows, now - self._short_s
-        self._short = place = _begin(rows, self._short, begin_at)
+    def is_short_within(self, most: float, *, now: float) -> bool:
+        """Whether requests at once over the short span are `most` at most, for certain.
+
+        Totals never fall, so what came since an earlier begin is at least what came since this
+        one: that mostly is enough, and spares the look at what was then.
+        """
+        rows, span_s = self._rows, self._short_s
+        if rows[-4] - self._short_from <= most * span_s:
+            return True
         if len(rows) <= _WIDTH:
-            return math.inf
-        at, requests, next_at = rows[place], rows[place + 1], rows[place + _WIDTH]
-        if at < begin_at < next_at:
-            requests += (begin_at - at) / (next_at - at) * (rows[place + 6] - requests)
-            at = begin_at
-        elapsed_s = rows[-5] - at
-        return (rows[-4] - requests) / elapsed_s if elapsed_s > 0 else math.inf
+            return False
+        begin_at = now - span_s
+        self._short = place = _begin(rows, self._short, begin_at)
+        at, next_at = rows[place], rows[place + _WIDTH]
+        if not at <= begin_at < next_at:
+            return False
+        before, after = rows[place + 1], rows[place + _WIDTH + 1]
+        self._short_from = before + (begin_at - at) / (next_at - at) * (after - before)
+        return rows[-4] - self._short_from <= most * span_s
 
     def _carry(self, at: float) -> None:
         """Puts the reading at an instant until which nothing arrived or left."""
@@ -99,22 +123,12 @@ class Windows:
         elapsed_s = at - began_at
         requests += self._at_once * elapsed_s
         executing += self._in_flight * elapsed_s
-        self._put((at, requests, executing, arrivals, executed))
-
-    def _put(self, reading: tuple[float, float, float, float, float]) -> None:
-        rows = self._rows
-        # A reading close to the one before the last replaces the last: pokes do not fill memory.
-        if len(rows) > _WIDTH and reading[0] - rows[-2 * _WIDTH] < _RESOLUTION_S:
-            del rows[-_WIDTH:]
-        rows.extend(reading)
-        if self._long > _MOST_STALE:
-            del rows[: self._long]
-            self._short = max(0, self._short - self._long)
-            self._long = 0
+        self._rows.extend((at, requests, executing, arrivals, executed))
 
     def _clear(self) -> None:
         del self._rows[:]
         self._long = self._short = 0
+        self._short_from = -math.inf
 
 
 def _begin(rows: "array[float]", place: int, begin_at: float) -> int:

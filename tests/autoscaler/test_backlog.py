@@ -18,12 +18,6 @@ def a_load(
     return Load(concurrency, arrivals_per_s, executing_s, executed)
 
 
-def test_before_any_request_was_finished_who_waits_counts_as_in_flight():
-    load = a_load(25.0, arrivals_per_s=1.0)
-    assert wanted_concurrency(load, present(50), service_s=None, cold_start_s=60) == 25
-    assert wanted_concurrency(None, present(3, 2), service_s=None, cold_start_s=60) == 5
-
-
 def test_what_piled_up_during_a_climb_is_worth_what_one_more_climb_can_serve():
     load = a_load(30.0, arrivals_per_s=1.0)  # a minute of one a second, half a second each
     assert wanted_concurrency(load, present(60), service_s=0.5, cold_start_s=60) == 0.5 + 0.5
@@ -57,10 +51,9 @@ def test_without_a_cold_start_nothing_piles_up():
         (a_load(executing_s=0.0), 0, 2.0, 2.0),
         (a_load(executing_s=100.0), 10, 2.0, 10.0),  # none is finished yet
         (a_load(executing_s=10.0), 10, 2.0, 2.0),
-        (a_load(executing_s=100.0), 10, None, None),
     ],
 )
 def test_how_long_a_request_takes(
-    load: Load | None, in_flight: int, known_s: float | None, expected_s: float | None
+    load: Load | None, in_flight: int, known_s: float, expected_s: float
 ):
     assert service_time_s(load, present(0, in_flight), known_s=known_s) == expected_s

@@ -182,6 +182,44 @@ def test_replicas_that_ran_before_the_control_plane_are_kept_until_it_knows_the_
     run(main())
 
 
+def test_a_model_that_nobody_ever_called_is_taken_to_be_like_others():
+    async def main() -> None:
+        async with World(script=SLOW, most=8) as world:
+            scaling = {"max": 20, "target_concurrency": 2, "grace": 300}
+            resources = {"memory_mib": 1024}
+            await world.deploy("other", scaling=scaling, resources=resources)
+            for _ in range(3):  # its requests take half a second, its climbs 25
+                await world.request("other", seconds=0.5)
+                await asyncio.sleep(400)
+            await world.deploy("new", scaling=scaling, resources=resources)
+            assert experience(world, "new@1").likely_service_s == pytest.approx(0.5, rel=0.01)
+            started, requests = world.started(), []
+            for _ in range(30):  # one a second while the first replica climbs
+                requests.append(world.request("new", seconds=0.5))
+                await asyncio.sleep(1)
+            assert world.started() == started + 1
+            assert all(it.error is None for it in await asyncio.gather(*requests))
+            assert experience(world, "new@1").service_s == pytest.approx(0.5, rel=0.1)
+
+    run(main())
+
+
+def test_where_others_were_no_example_more_are_started_once_requests_take_longer():
+    async def main() -> None:
+        async with World(most=8) as world:
+            scaling = {"max": 20, "target_concurrency": 2, "grace": 300}
+            await world.deploy(scaling=scaling, resources={"memory_mib": 1024})
+            experience(world).assumed_service_s = 0.1
+            requests = []
+            for _ in range(60):
+                requests.append(world.request(seconds=20))
+                await asyncio.sleep(1)
+            assert len(world.alive()) >= 8  # one a second, twenty seconds each, two a replica
+            assert all(it.error is None for it in await asyncio.gather(*requests))
+
+    run(main())
+
+
 # -- at certain times ------------------------------------------------------------------------------
 
 SCHEDULED = {

@@ -1,4 +1,5 @@
 import math
+import random
 
 import pytest
 
@@ -164,3 +165,19 @@ def test_a_table_reads_every_meter_at_the_clocks_time():
         assert table.demand(chat) == Demand(0, 0, None, 0)
 
     run_virtual(main())
+
+
+def test_what_is_certainly_within_a_bound_is_within_it_and_what_is_at_it_is_known_to_be():
+    window, dice, total, sure, within = Windows(60, 6), random.Random(3), 0.0, 0, 0
+    for second in range(2000):
+        total += dice.choice([0, 1, 2, 9]) if second % 200 < 100 else 1
+        window.record(a_reading(total), now=second)
+        load = window.short(now=second)
+        if load is None or second < 6:
+            continue
+        most = dice.choice([load.concurrency, load.concurrency + 1, load.concurrency - 0.1, 3.0])
+        is_within = load.concurrency <= most
+        is_sure = window.is_short_within(most + 1e-9, now=second)
+        assert not is_sure or is_within
+        sure, within = sure + is_sure, within + is_within
+    assert sure > 0.9 * within > 500

@@ -1,6 +1,10 @@
 """What the autoscaler's benchmark replays, and that it finds what it looks for."""
 
-from benchmarks.autoscaler import learnt_cost_s, measure_ticks
+import re
+
+import pytest
+
+from benchmarks.autoscaler import learnt_cost_s, measure_ticks, show_verdicts
 from benchmarks.measure.arrivals import Request, generated, idle_times, split
 
 
@@ -30,3 +34,18 @@ def test_what_is_learnt_costs_at_most_twice_the_clairvoyant() -> None:
 
 async def test_ticks_over_a_fleet_that_serves_change_nothing() -> None:
     assert len(await measure_ticks(10, 100, busy=0.5, ticks=12)) == 10
+
+
+@pytest.mark.parametrize(
+    ("tick_s", "worst", "words"),
+    [
+        (0.05, 2.0, ["met", "met"]),
+        (0.051, 1.9, ["NOT MET", "met"]),
+        (0.01, 2.1, ["met", "NOT MET"]),
+    ],
+)
+def test_each_target_has_its_verdict(
+    tick_s: float, worst: float, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert show_verdicts({"busy": [0.9, tick_s, 0.001]}, worst) == (words == ["met", "met"])
+    assert re.findall(r"NOT MET|met", capsys.readouterr().out) == words
