@@ -125,7 +125,8 @@ async def measure_ticks(models: int, replicas: int, *, busy: float, ticks: int =
         _serve(fleet, revision, each, f"n{number * each // 1000}", clock.now())
     is_set_up = True
     at_once = each * 8 - 4
-    gc.freeze()  # as a process that has settled does
+    gc.freeze()  # as control_plane.process does when it has started
+    gc.set_threshold(20_000, 20, 100)
     seconds = []
     for tick in range(ticks):
         for number in range(asked):

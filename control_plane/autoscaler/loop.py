@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import tzinfo
 from functools import partial
 from itertools import count
@@ -34,6 +34,8 @@ from infra.contracts.revision import Revision
 from infra.errors import PlatformError
 
 log = structlog.get_logger()
+
+_SLICE = 250  # revisions: about 2 ms
 
 DecisionListener = Callable[[DecisionRecord], None]
 
@@ -142,7 +144,8 @@ class Autoscaler:
         while True:
             await asyncio.sleep(self._tick_s)
             try:
-                self.tick(self._clock.now())
+                for _ in self._ticking(self._clock.now()):
+                    await asyncio.sleep(0)  # requests do not wait for all of it
             except Exception:
                 log.exception("autoscaler.tick-failed")
 
@@ -152,6 +155,11 @@ class Autoscaler:
         That is one whose demand or replicas changed since the last tick, or whose windows still
         see that they did, or whose time has come: see `horizon`.
         """
+        for _ in self._ticking(now):
+            pass
+
+    def _ticking(self, now: float) -> Iterator[None]:
+        """A tick that can be left to do something else, every so many revisions."""
         if not self._is_leading():
             self._ticked_at = None
             return
@@ -163,12 +171,14 @@ class Autoscaler:
             if (tracked := self._revisions.get(name)) is not None:
                 tracked.changed_at = now
         due = (self._revisions.get(name) for name in self._agenda.take(now=now))
-        for tracked in sorted(filter(None, due), key=attrgetter("place")):
+        for number, tracked in enumerate(sorted(filter(None, due), key=attrgetter("place")), 1):
             try:
                 self._look(tracked, now=now)
             except Exception:  # the others must not wait for it, and it is not to be forgotten
                 log.exception("autoscaler.look-failed", revision=tracked.name)
                 self._agenda.add(tracked.name)
+            if number % _SLICE == 0:
+                yield
         self._ticked_at = now
         self._standby.tick(now)
 

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import secrets
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -32,13 +33,13 @@ History = list[tuple[object, ...]]
 
 def scan_everything(autoscaler: Autoscaler) -> None:
     """Makes every tick look at every revision, and decide."""
-    tick = autoscaler.tick
+    ticking = autoscaler._ticking
 
-    def full_tick(now: float) -> None:
+    def full_ticking(now: float) -> Iterator[None]:
         autoscaler._look_everywhere()
-        tick(now)
+        yield from ticking(now)
 
-    autoscaler.tick = full_tick  # type: ignore[method-assign]
+    autoscaler._ticking = full_ticking  # type: ignore[method-assign]
 
 
 class Looks:
@@ -152,6 +153,32 @@ def test_a_revision_that_cannot_be_decided_for_delays_no_other_and_is_not_forgot
             assert len(failures) == 40 and world.alive("b") == []
             assert sum(it["event"] == "autoscaler.look-failed" for it in world.logs) == 40
             world.logs.clear()
+
+    run(main())
+
+
+def test_a_long_tick_lets_others_run_and_leaves_nobody_out():
+    async def main() -> None:
+        async with World(shape=MachineShape(memory_bytes=1 << 50)) as world:
+            names = [f"m{number}" for number in range(300)]
+            for name in names:
+                await world.deploy(name, scaling={"grace": 20, "sleep": 0})
+            await asyncio.gather(*(world.request(name) for name in names))
+            ticks = Looks(world.autoscaler)
+            turns = []
+
+            async def other() -> None:
+                while True:
+                    turns.append(ticks.decisions)
+                    await asyncio.sleep(0)
+
+            busy = asyncio.create_task(other())
+            for _ in world.autoscaler._ticking(world.now() + 1):
+                await asyncio.sleep(0)
+            busy.cancel()
+            assert 250 in turns and ticks.decisions == 300
+            await asyncio.sleep(40)
+            assert world.fleet.replicas() == ()
 
     run(main())
 
