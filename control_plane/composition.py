@@ -240,7 +240,7 @@ class ControlPlane:
         self.succession = Succession(
             self.leader, self.deployments, lines, self.autoscaler, self.tasks
         )
-        self.activator = Activator(lines, self.fleet, replicas, relay, meters)
+        self.activator = Activator(lines, self.fleet, replicas, relay, meters, self.clock)
 
     def _wire_jobs(self) -> None:
         settings = self.settings

@@ -1,12 +1,12 @@
-"""The console script `platform`: the command line, and `up`, which is the platform itself."""
+"""The console script `platform`: the command line, and `up`, which becomes the platform itself."""
 
+import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from control_plane.cli.app import app
-from infra.errors import PlatformError
 
 
 def run() -> None:
@@ -20,34 +20,11 @@ def up(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
 ) -> None:
     """Run the platform here: control plane, embedded Redis and one local node."""
-    # Imported here: the other verbs are clients and should not wait for a server's imports.
-    import uvloop
-    from pydantic import ValidationError
-
-    from control_plane.process import serve
-    from control_plane.settings import Settings
-    from infra import logs
-
-    chosen: dict[str, Any] = {"host": host, "port": port}
-    try:
-        settings = Settings(**{name: it for name, it in chosen.items() if it is not None})
-    except ValidationError as error:
-        for problem in error.errors():
-            name = "PLATFORM_" + "_".join(str(part) for part in problem["loc"]).upper()
-            _complain(f"{name}: {problem['msg']}", "see docs/settings.md")
-        raise typer.Exit(2) from None
-    logs.configure(level=settings.log_level, as_json=settings.log_format == "json")
-    try:
-        uvloop.run(serve(settings))
-    except PlatformError as error:
-        _complain(error.detail, error.hint)
-        raise typer.Exit(1) from None
-
-
-def _complain(error: str, hint: str | None) -> None:
-    sys.stderr.write(f"error: {error}\n")
-    if hint:
-        sys.stderr.write(f"hint: {hint}\n")
+    # In this process's place, so that the platform does not carry the command line along.
+    command = [sys.executable, "-P", "-m", "control_plane.up"]
+    command += [] if host is None else ["--host", host]
+    command += [] if port is None else ["--port", str(port)]
+    os.execv(command[0], command)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
+import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -92,7 +93,13 @@ class BoundedHttp(HttpToolsProtocol):
         if self._is_answering():
             self._keep_for_later(data)
             return
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        except httptools.HttpParserUpgrade:
+            pass  # to nothing that we speak: it is answered as it is
         if self._is_in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MOST_HEAD_BYTES:
@@ -127,7 +134,9 @@ class BoundedHttp(HttpToolsProtocol):
         self._is_in_head, self._head_bytes = True, 0
         if not self._is_arriving:
             self._is_arriving = True
-            self._expect(self.loop.time() + REQUEST_S)
+            self._due = due = self.loop.time() + REQUEST_S
+            if due < self._watch_at:
+                self._arm(due)
 
     def _end_message(self) -> None:
         """The last byte of a request is in."""
@@ -140,10 +149,13 @@ class BoundedHttp(HttpToolsProtocol):
     def _expect(self, due: float) -> None:
         self._due = due
         if due < self._watch_at:
-            if self._watch is not None:
-                self._watch.cancel()
-            self._watch_at = due
-            self._watch = self.loop.call_at(due, self._look)
+            self._arm(due)
+
+    def _arm(self, due: float) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch_at = due
+        self._watch = self.loop.call_at(due, self._look)
 
     def _look(self) -> None:
         """Nothing is due, or not yet, or the client is too late."""
@@ -183,21 +195,26 @@ class BoundedHttp(HttpToolsProtocol):
         if self.transport.is_closing():
             self._watch_for_stall()  # closing waits for what is still to be written
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             self.loop.call_soon(self._begin_next)  # now, thousands of them would nest
             return
         if not self._is_arriving:
-            self._expect(self.loop.time() + self.timeout_keep_alive)
-        self._take_early()
+            self._due = due = self.loop.time() + self.timeout_keep_alive
+            if due < self._watch_at:
+                self._arm(due)
+        if self._early:
+            self._take_early()
 
     def _begin_next(self) -> None:
         if self.pipeline and not self.transport.is_closing():
             self._start_asgi_task(*self.pipeline.pop())
-            self._take_early()
+            if self._early:
+                self._take_early()
 
     def _take_early(self) -> None:
-        if self._early and not self._is_answering():
+        if not self._is_answering():
             early, self._early = self._early, b""
             self.data_received(early)
 

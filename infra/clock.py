@@ -40,7 +40,8 @@ class SystemClock:
         )
 
     def now(self) -> float:
-        return self.at(time.monotonic())
+        anchor = self.anchor
+        return anchor.wall + (time.monotonic() - anchor.monotonic)
 
     def at(self, monotonic: float) -> float:
         """Unix seconds of an instant of CLOCK_MONOTONIC."""

@@ -43,6 +43,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (None,),
 }
 
+_UNSUPPORTED = frozenset(_NEUTRAL)
+
 
 def read_request(contract: type[Body], body: bytes) -> Body:
     """The request in a body; raises MalformedJson or Invalid.
@@ -93,7 +95,7 @@ def validated(contract: type[Model], data: Any) -> Model:
     if isinstance(data, dict) and len(data) > _MOST_MEMBERS:
         raise Invalid(f"the body has {len(data)} members", limit=_MOST_MEMBERS)
     try:
-        return contract.model_validate(data)
+        return contract.__pydantic_validator__.validate_python(data)  # type: ignore[no-any-return]
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
         raise invalid(details, data) from None
@@ -102,6 +104,8 @@ def validated(contract: type[Model], data: Any) -> Model:
 def refuse_unsupported(data: JsonObject) -> None:
     """Raises Invalid for parameters of the OpenAI API that would change the answer's meaning and
     that we do not have, rather than answer something else than what was asked."""
+    if _UNSUPPORTED.isdisjoint(data):
+        return
     for name, neutral in _NEUTRAL.items():
         if data.get(name) not in neutral:
             raise Invalid(f"{name} is not supported", param=name, hint=f"leave {name} out")
@@ -109,18 +113,25 @@ def refuse_unsupported(data: JsonObject) -> None:
 
 def refuse_contradictions(request: GenerationBody) -> None:
     """Raises Invalid for values that are each fine and do not go together."""
-    _refuse_guides(request)
+    if request.response_format is not None or request.structured_outputs is not None:
+        _refuse_guides(request)
     if (request.min_tokens or 0) > (request.output_limit or request.min_tokens or 0):
         raise Invalid("min_tokens is more than max_tokens", param="min_tokens")
-    match request:
-        case ChatCompletionRequest(top_logprobs=int(), logprobs=None | False):
+    if isinstance(request, ChatCompletionRequest):
+        if request.top_logprobs is not None and not request.logprobs:
             raise Invalid("top_logprobs needs logprobs to be true", param="top_logprobs")
-        case CompletionRequest(max_tokens=0, echo=None | False):
-            raise Invalid("max_tokens is 0, which needs echo", param="max_tokens")
-        case CompletionRequest(prompt=list() as prompts, n=n) if not isinstance(prompts[0], int):
-            _refuse_too_many_choices(len(prompts), n or 1)
-        case InvokeRequest() if (request.prompt is None) == (request.messages is None):
-            raise Invalid("give either prompt or messages", param="prompt")
+    elif isinstance(request, CompletionRequest):
+        _refuse_contradictory_completion(request)
+    elif (request.prompt is None) == (request.messages is None):
+        raise Invalid("give either prompt or messages", param="prompt")
+
+
+def _refuse_contradictory_completion(request: CompletionRequest) -> None:
+    if request.max_tokens == 0 and not request.echo:
+        raise Invalid("max_tokens is 0, which needs echo", param="max_tokens")
+    prompts = request.prompt
+    if isinstance(prompts, list) and not isinstance(prompts[0], int):
+        _refuse_too_many_choices(len(prompts), request.n or 1)
 
 
 def _refuse_guides(request: GenerationBody) -> None:

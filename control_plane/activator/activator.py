@@ -11,6 +11,7 @@ from control_plane.activator.replica_client import ReplicaClient
 from control_plane.activator.ticket import Ticket
 from control_plane.fleet.replica import Replica
 from control_plane.fleet.state import Fleet
+from infra.clock import Clock
 from infra.contracts.revision import Revision
 
 
@@ -28,10 +29,11 @@ class Activator:
         replicas: ReplicaClient,
         relay: Relaying,
         meters: ActivatorMeters,
+        clock: Clock,
     ) -> None:
         self._lines = lines
         self._replicas = replicas
-        self._flights = Flights()
+        self._flights = Flights(clock)
         self._around = Surroundings(lines, fleet, self._flights, relay, meters)
         self._arrivals = count()
         fleet.subscribe(self._replica_changed)

@@ -27,7 +27,7 @@ _LENGTH = b"content-length"
 _OK = 200
 
 # Draws up the account of a cold request at its first token: the `Server-Timing` of the answer.
-Account = Callable[[], bytes | None]
+Account = Callable[[], bytes]
 
 
 class Answer(Protocol):
@@ -80,7 +80,7 @@ class StreamAnswer:
         self.is_passed_on = True
         exchange = self._exchange
         exchange.call.tokens.begin(dict(self._headers))
-        timing = self._account()
+        timing = self._account() if exchange.ticket.was_cold else None
         if not exchange.client.has_started:
             exchange.client.start(_OK, _passed_on(exchange, self._headers, timing))
         elif timing is not None:
@@ -127,7 +127,7 @@ class WholeAnswer:
         exchange, timing = self._exchange, None
         if self._status == _OK:
             exchange.call.tokens.begin(dict(self._headers))
-            timing = self._account()
+            timing = self._account() if exchange.ticket.was_cold else None
         headers = _passed_on(exchange, self._headers, timing)
         if length is not None:
             headers.append((_LENGTH, length))

@@ -6,7 +6,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from control_plane.activator.replica_client import Headers
+from control_plane.activator.replica_client import Headers, Reader
 
 MAX_HEAD_BYTES = 64 << 10
 
@@ -17,6 +17,10 @@ class _Phase(Enum):
     BODY = auto()  # the head is in, the body is not whole
     WHOLE = auto()  # the body is whole, its reader is not told yet
     CLOSED = auto()  # of no more use
+
+
+# A member that is looked up in its class takes eight times as long, and ten are a request.
+_IDLE, _HEAD, _BODY, _WHOLE, _CLOSED = _Phase
 
 
 class Pool(Protocol):
@@ -31,14 +35,8 @@ class Pool(Protocol):
         ...
 
 
-class Exchanging(Protocol):
-    """Whose exchange it is: a Reader that is told how far a connection came which breaks."""
-
-    def head(self, status: int, headers: Headers) -> None: ...
-
-    def body(self, data: bytes) -> None: ...
-
-    def end(self) -> None: ...
+class Sender(Protocol):
+    """Whose request it carries."""
 
     def lost(self, why: str, *, has_answered: bool) -> None:
         """The connection broke; `has_answered`: after some byte of an answer."""
@@ -54,7 +52,6 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_chunks",
-        "_exchange",
         "_fields",
         "_framing_bytes",
         "_has_answered",
@@ -66,6 +63,8 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_phase",
         "_pool",
+        "_reader",
+        "_sender",
         "_status",
         "_transport",
         "_why",
@@ -75,8 +74,9 @@ class Connection(asyncio.Protocol):
         self._pool = pool
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
-        self._exchange: Exchanging | None = None
-        self._phase = _Phase.IDLE
+        self._sender: Sender | None = None
+        self._reader: Reader | None = None
+        self._phase = _IDLE
         self._status = 0
         self._headers: Headers | None = None  # of a head whose reader is not told yet
         self._why = ""
@@ -91,50 +91,56 @@ class Connection(asyncio.Protocol):
 
     # The caller's side
 
-    @property
-    def is_idle(self) -> bool:
-        return self._phase is _Phase.IDLE and self._transport is not None
+    def begin(self, sender: Sender, request: tuple[bytes, ...], reader: Reader) -> bool:
+        """Sends the request's bytes; the reader is told of the answer, the sender if it breaks.
 
-    def begin(self, exchange: Exchanging, request: tuple[bytes, ...]) -> None:
-        """Sends the request's bytes."""
-        assert self.is_idle, "one exchange at a time"
-        assert self._transport is not None
-        self._exchange = exchange
-        self._phase = _Phase.HEAD
+        False if it was closed meanwhile.
+        """
+        if self._transport is None or self._phase is not _IDLE:
+            return False
+        self._sender = sender
+        self._reader = reader
+        self._phase = _HEAD
         self._has_answered = False
         self._fields = []
         self._framing_bytes = 0
         self._transport.writelines(request)
+        return True
 
-    def pause(self) -> None:
-        """Holds the replica back."""
-        if self._transport is not None and not self._is_paused:
+    def pause(self, sender: Sender) -> None:
+        """Holds the replica back, while it answers the sender."""
+        if self._sender is sender and self._transport is not None and not self._is_paused:
             self._is_paused = True
             self._transport.pause_reading()
 
-    def resume(self) -> None:
+    def resume(self, sender: Sender) -> None:
         """Lets it go on."""
+        if self._sender is sender:
+            self._read_on()
+
+    def _read_on(self) -> None:
         if self._is_paused:
             self._is_paused = False
             if self._transport is not None:
                 self._transport.resume_reading()
 
-    def abandon(self) -> None:
-        """The caller left: closes at once, without a word to anybody."""
-        self._exchange = None
-        self.abort("the exchange was given up")
+    def abandon(self, sender: Sender) -> None:
+        """The sender gives up: closes at once without a word, unless it carries others' by now."""
+        if self._sender is sender:
+            self._sender = self._reader = None
+            self.abort("the exchange was given up")
 
     def abort(self, why: str) -> None:
         """Closes at once, without waiting for what is still to be written."""
-        if self._phase is _Phase.CLOSED:
+        if self._phase is _CLOSED:
             return
-        self._phase = _Phase.CLOSED
+        self._phase = _CLOSED
         self._why = why
         if self._transport is not None:
             self._transport.abort()
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.lost(why, has_answered=self._has_answered)
+        sender, self._sender, self._reader = self._sender, None, None
+        if sender is not None:
+            sender.lost(why, has_answered=self._has_answered)
 
     # The transport's side
 
@@ -142,19 +148,9 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._phase is _Phase.HEAD or self._phase is _Phase.BODY:
-            self._parse(data)
-        elif self._phase is _Phase.IDLE:
+        if self._phase is not _HEAD and self._phase is not _BODY:
             self.abort("it spoke without being asked")
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-        self.abort(
-            f"it closed the connection {_WHEN_ANSWERING if self._has_answered else _WHEN_ASKED}"
-        )
-        self._pool.closed(self)
-
-    def _parse(self, data: bytes) -> None:
+            return
         self._has_answered = True
         self._framing_bytes += len(data)
         failure = ""
@@ -166,28 +162,36 @@ class Connection(asyncio.Protocol):
         if self._framing_bytes > MAX_HEAD_BYTES:
             failure = failure or f"its head exceeds {MAX_HEAD_BYTES} bytes"
         self._tell()
-        if failure and self._phase in (_Phase.HEAD, _Phase.BODY):
+        if failure and self._phase in (_HEAD, _BODY):
             self.abort(failure)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self.abort(
+            f"it closed the connection {_WHEN_ANSWERING if self._has_answered else _WHEN_ASKED}"
+        )
+        self._pool.closed(self)
 
     def _tell(self) -> None:
         """Hands on what one read brought; after each word the reader may have left."""
-        if self._headers is not None and self._exchange is not None:
+        if self._headers is not None and self._reader is not None:
             headers, self._headers = self._headers, None
-            self._exchange.head(self._status, headers)
+            self._reader.head(self._status, headers)
         if self._chunks:
             chunks, self._chunks = self._chunks, []
-            if self._exchange is not None:
-                self._exchange.body(chunks[0] if len(chunks) == 1 else b"".join(chunks))
-        if self._phase is _Phase.WHOLE:
-            exchange, self._exchange = self._exchange, None
+            if self._reader is not None:
+                self._reader.body(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if self._phase is _WHOLE:
+            reader, self._sender, self._reader = self._reader, None, None
             self._be_free()
-            if exchange is not None:
-                exchange.end()
+            if reader is not None:
+                reader.end()
 
     def _be_free(self) -> None:
         if self._is_reusable and self._transport is not None:
-            self._phase = _Phase.IDLE
-            self.resume()
+            self._phase = _IDLE
+            if self._is_paused:
+                self._read_on()
             self._pool.freed(self)
         else:
             self.abort("it is not kept open")
@@ -195,10 +199,10 @@ class Connection(asyncio.Protocol):
     # The parser's side
 
     def on_message_begin(self) -> None:
-        self._has_excess = self._phase is not _Phase.HEAD
+        self._has_excess = self._phase is not _HEAD
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._phase is _Phase.HEAD:
+        if self._phase is _HEAD:
             self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -211,7 +215,7 @@ class Connection(asyncio.Protocol):
             return
         self._status = status
         self._headers = tuple(self._fields)
-        self._phase = _Phase.BODY
+        self._phase = _BODY
 
     def on_body(self, body: bytes) -> None:
         if self._has_excess:
@@ -223,7 +227,7 @@ class Connection(asyncio.Protocol):
         if self._is_interim and not self._has_excess:
             return
         self._is_reusable = self._parser.should_keep_alive() and not self._has_excess
-        self._phase = _Phase.WHOLE
+        self._phase = _WHOLE
 
 
 _WHEN_ASKED = "without an answer"

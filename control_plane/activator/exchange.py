@@ -80,11 +80,15 @@ class Exchange:
     def begin(self, revision: Revision) -> None:
         """Admits it; raises QueueFull."""
         self.ticket.holder = self
-        self._around.lines.enter(self.ticket, revision)
-        if self.ticket.place is Place.IN_FLIGHT:
-            self._send(revision)
-        else:
-            self._wait()
+        try:
+            self._around.lines.enter(self.ticket, revision)
+            if self.ticket.place is Place.IN_FLIGHT:
+                self._send(revision)
+            else:
+                self._wait()
+        except BaseException:
+            self._end()
+            raise
 
     def identity(self) -> list[Header]:
         """The headers that every answer to it carries."""
@@ -122,7 +126,10 @@ class Exchange:
         if self._is_over:
             return
         self._stop_waiting()
-        self._send(self._around.lines.revision_of(self.ticket))
+        try:
+            self._send(self._around.lines.revision_of(self.ticket))
+        except Exception as error:  # nobody else would end it
+            self.failed(error)
 
     def sent_away(self, error: PlatformError) -> None:
         """See Holder."""
@@ -151,7 +158,11 @@ class Exchange:
 
     def answered(self, rest: bytes = b"") -> None:
         """The whole answer is there; `rest` of it was not sent yet."""
-        self._end()
+        self._is_over = True
+        self._sending = None
+        self._around.flights.end(self)
+        self._around.lines.leave(self.ticket)
+        self.ticket.holder = None
         recording = self.recording
         if recording is None or recording.done():
             self.client.finish(rest)
@@ -217,7 +228,7 @@ class Exchange:
         left_s = self._limit_s
         if self.tries:
             left_s -= sum(one.ended_at - one.dispatched_at for one in self.tries)
-        around.flights.begin(self, until=asyncio.get_running_loop().time() + left_s)
+        around.flights.begin(self, until=self.ticket.permitted_at + left_s)
         self._sending = around.relay.begin(self, revision, timeout_s=left_s)
         if self._is_paused:
             self._sending.pause()
@@ -228,13 +239,14 @@ class Exchange:
         self._stop_waiting()
         self._abort()
         self._around.lines.leave(self.ticket)
+        self.ticket.holder = None
 
     def _abort(self) -> None:
         """Gives up its replica, if it is at one."""
         sending, self._sending = self._sending, None
         if sending is not None:
             sending.abort()
-            self._around.flights.end(self)
+        self._around.flights.end(self)
 
 
 def shutting_down() -> ShuttingDown:

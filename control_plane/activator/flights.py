@@ -4,6 +4,8 @@ import asyncio
 import math
 from typing import Protocol
 
+from infra.clock import Clock
+
 _SOON_S = 0.005  # one look serves all that expire within it
 
 
@@ -21,9 +23,10 @@ class Flights:
     `is_closing` says that nothing may begin any more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.is_closing = False
-        self._until: dict[Flight, float] = {}  # in the event loop's time
+        self._clock = clock
+        self._until: dict[Flight, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._nobody: asyncio.Future[None] | None = None
@@ -43,23 +46,23 @@ class Flights:
     async def close(self, *, within_s: float) -> None:
         """Returns when nothing is under way; what still is after `within_s` expires."""
         self.is_closing = True
-        loop = asyncio.get_running_loop()
-        last = loop.time() + within_s
+        last = self._clock.now() + within_s
         self._until = {flight: min(until, last) for flight, until in self._until.items()}
         if self._until:
             self._arm(min(self._until.values()))
-            self._nobody = loop.create_future()
+            self._nobody = asyncio.get_running_loop().create_future()
             await self._nobody
 
     def _arm(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
-        self._timer = asyncio.get_running_loop().call_at(at, self._look)
+        delay_s = max(0.0, at - self._clock.now())
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._look)
 
     def _look(self) -> None:
         self._timer, self._timer_at = None, math.inf
-        now = asyncio.get_running_loop().time() + _SOON_S
+        now = self._clock.now() + _SOON_S
         expired = [flight for flight, until in self._until.items() if until <= now]
         for flight in expired:
             del self._until[flight]

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from control_plane.activator.connection import Connection
 from control_plane.activator.replica_client import (
-    Headers,
     Reader,
     ReplicaGone,
     ReplicaRequest,
@@ -88,14 +87,6 @@ class _Peer:
     prefixes: dict[str, bytes] = field(default_factory=dict)
     is_forgotten: bool = False
 
-    def kept(self) -> Connection | None:
-        """The idle connection that was used last."""
-        while self.idle:
-            connection, _ = self.idle.popitem()
-            if connection.is_idle:
-                return connection
-        return None
-
     def head(self, request: ReplicaRequest) -> bytes:
         prefix = self.prefixes.get(request.path)
         if prefix is None:
@@ -163,13 +154,15 @@ class _HttpSending:
 
     def begin(self) -> None:
         """Takes a kept connection, or a new one."""
-        kept = self._peer.kept()
-        if kept is None:
-            self._client.connect(self, self._peer)
-            return
-        self._was_kept = True
-        self._connection = kept
-        kept.begin(self, self._request)
+        assert self._reader is not None, "it was not aborted"
+        idle = self._peer.idle
+        while idle:
+            kept, _ = idle.popitem()  # the one that was used last
+            if kept.begin(self, self._request, self._reader):
+                self._was_kept = True
+                self._connection = kept
+                return
+        self._client.connect(self, self._peer)
 
     def connected(self, connection: Connection) -> None:
         """There is a new connection."""
@@ -177,10 +170,12 @@ class _HttpSending:
             self._peer.freed(connection)
             return
         self._was_kept = False
+        if not connection.begin(self, self._request, self._reader):
+            self.fail("its connection was closed at once")
+            return
         self._connection = connection
-        connection.begin(self, self._request)
         if self._is_paused:
-            connection.pause()
+            connection.pause(self)
 
     def fail(self, why: str) -> None:
         """There is no connection."""
@@ -193,34 +188,20 @@ class _HttpSending:
     def pause(self) -> None:
         self._is_paused = True
         if self._connection is not None:
-            self._connection.pause()
+            self._connection.pause(self)
 
     def resume(self) -> None:
         self._is_paused = False
         if self._connection is not None:
-            self._connection.resume()
+            self._connection.resume(self)
 
     def abort(self) -> None:
         self._reader = None
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.abandon()
+            connection.abandon(self)
 
     # What the connection tells
-
-    def head(self, status: int, headers: Headers) -> None:
-        if self._reader is not None:
-            self._reader.head(status, headers)
-
-    def body(self, data: bytes) -> None:
-        if self._reader is not None:
-            self._reader.body(data)
-
-    def end(self) -> None:
-        self._connection = None
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.end()
 
     def lost(self, why: str, *, has_answered: bool) -> None:
         self._connection = None

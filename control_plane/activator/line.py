@@ -6,7 +6,7 @@ from copy import copy
 
 from control_plane.activator.admission import Backlog, admit
 from control_plane.activator.permits import Permits
-from control_plane.activator.ticket import Place, Slot, Ticket
+from control_plane.activator.ticket import Place, Ticket
 from control_plane.activator.waiting_room import WaitingRoom
 from control_plane.autoscaler.demand import Demand, DemandMeter
 from control_plane.fleet.replica import Endpoint
@@ -34,6 +34,7 @@ class Line:
         changed: Callable[[], object] = lambda: None,
     ) -> None:
         self.revision = revision
+        self.is_retired = False  # out of traffic: nothing new comes
         self._clock = clock
         self._wake = wake
         self._meter = DemandMeter(changed)
@@ -67,11 +68,12 @@ class Line:
         if slot is None:
             admit(self.backlog(), ticket.size, self.revision.spec.limits)
         now = self._clock.now()
-        self._meter.arrive(now=now)
-        if slot is not None:
-            self._grant(ticket, slot, now)
-        else:
+        if slot is None:
+            self._meter.arrive(now=now)
             self._wait(ticket, now)
+        else:
+            self._meter.arrive_at_replica(now=now)
+            ticket.permit(slot, now=now)
 
     def again(self, ticket: Ticket) -> None:
         """The replica failed the ticket: it waits again, at the place its arrival gives it."""
@@ -135,13 +137,6 @@ class Line:
         assert self._room.is_cold == (not self._permits.is_usable)
         assert not self._room or self._permits.free() is None, "nobody waits beside a free permit"
 
-    def _grant(self, ticket: Ticket, slot: Slot, now: float) -> None:
-        slot.in_flight += 1
-        ticket.slot = slot
-        ticket.place = Place.IN_FLIGHT
-        ticket.permitted_at = now
-        self._meter.dispatch(now=now)
-
     def _take_back(self, ticket: Ticket, now: float) -> None:
         slot = ticket.slot
         assert slot is not None
@@ -169,7 +164,8 @@ class Line:
         was_cold = room.is_cold
         while room and (emptiest := permits.free()) is not None:
             ticket = room.pop(now=now)
-            self._grant(ticket, permits.free(ticket.affinity) or emptiest, now)
+            ticket.permit(permits.free(ticket.affinity) or emptiest, now=now)
+            self._meter.dispatch(now=now)
             assert ticket.holder is not None
             asyncio.get_running_loop().call_soon(ticket.holder.granted)
         room.settle(is_cold=not permits.is_usable, now=now)

@@ -44,7 +44,8 @@ class Lines:
 
     def enter(self, ticket: Ticket, revision: Revision) -> None:
         """See Line.enter."""
-        self._line(revision).enter(ticket)
+        line = self._lines.get(revision.name) or self._open(revision)
+        line.enter(ticket)
 
     def again(self, ticket: Ticket) -> None:
         """See Line.again; raises ModelNotFound when the ticket's revision was deleted."""
@@ -62,7 +63,8 @@ class Lines:
         line = self._lines.get(ticket.revision)
         if line is not None:
             line.leave(ticket)
-            self._drop_if_done(line)
+            if line.is_retired:
+                self._drop_if_empty(line)
 
     def revision_of(self, ticket: Ticket) -> Revision:
         """The revision in whose line the ticket stands."""
@@ -124,18 +126,17 @@ class Lines:
 
     # -- keeping in step -----------------------------------------------------------------------
 
-    def _line(self, revision: Revision) -> Line:
-        line = self._lines.get(revision.name)
-        if line is None:
-            line = Line(
-                revision,
-                clock=self._clock,
-                wake=self._wake,
-                changed=partial(self._changed.add, revision.name),
-            )
-            line.set_ready(self._fleet.ready(revision.name))
-            self._lines[revision.name] = line
-            self._by_model.setdefault(revision.model, {})[revision.name] = line
+    def _open(self, revision: Revision) -> Line:
+        name = revision.name
+        line = self._lines[name] = Line(
+            revision,
+            clock=self._clock,
+            wake=self._wake,
+            changed=partial(self._changed.add, name),
+        )
+        line.is_retired = self._deployments.live(name) is None
+        line.set_ready(self._fleet.ready(name))
+        self._by_model.setdefault(revision.model, {})[name] = line
         return line
 
     def _replica_changed(self, before: Replica | None, after: Replica) -> None:
@@ -153,15 +154,15 @@ class Lines:
             if change.after is None:
                 self._deleted.add(line.revision.name)
                 line.dismiss(_deleted(change.model))
-            self._drop_if_done(line)
+            line.is_retired = self._deployments.live(line.revision.name) is None
+            if line.is_retired:
+                self._drop_if_empty(line)
 
-    def _drop_if_done(self, line: Line) -> None:
+    def _drop_if_empty(self, line: Line) -> None:
         """A line whose revision is out of traffic goes with its last request."""
         if not line.is_empty:
             return
         name, model = line.revision.name, line.revision.model
-        if self._deployments.live(name) is not None:
-            return
         self._bulletins.pop(name, None)
         self._deleted.discard(name)
         if self._lines.pop(name, None) is None:

@@ -49,10 +49,13 @@ class Permits:
 
     def free(self, affinity: int | None = None) -> Slot | None:
         """The replica that the next request should go to; None while all permits are taken."""
-        return choose(self._usable, affinity)
+        usable = self._usable
+        if len(usable) == 1:
+            return usable[0] if usable[0].in_flight < usable[0].max_concurrency else None
+        return choose(usable, affinity)
 
     def give_back(self, slot: Slot, *, held_s: float) -> None:
-        """A permit that was taken by `slot.in_flight += 1` is free again."""
+        """A permit that was taken by a ticket is free again."""
         slot.in_flight -= 1
         self.mean_hold_s += _HOLD_WEIGHT * (held_s - self.mean_hold_s)
         if not slot.is_open and slot.in_flight == 0:

@@ -55,7 +55,7 @@ class _Attempt:
         self._relay = relay
         self._exchange = exchange
         self._endpoint = exchange.ticket.endpoint
-        self._dispatched_at = relay.clock.now()
+        self._dispatched_at = exchange.ticket.permitted_at
         self._headers: Headers = ()
         self._answer: Answer | None = None
 
@@ -66,7 +66,9 @@ class _Attempt:
             return
         exchange = self._exchange
         self._headers = headers
-        self._relay.lines.answered(exchange.ticket)
+        slot = exchange.ticket.slot
+        if slot is not None and slot.failures:
+            self._relay.lines.answered(exchange.ticket)
         if exchange.call.is_streaming and status == _OK:
             self._answer = StreamAnswer(exchange, headers, self._account)
         elif exchange.client.has_started:
@@ -81,12 +83,14 @@ class _Attempt:
 
     def end(self) -> None:
         """See Reader."""
-        if self._answer is not None:
-            self._answer.end()
+        answer, self._answer = self._answer, None  # they know each other: not a case for the GC
+        if answer is not None:
+            answer.end()
 
     def gone(self, why: ReplicaGone) -> None:
         """See Reader."""
-        if self._answer is not None and self._answer.is_passed_on:
+        answer, self._answer = self._answer, None
+        if answer is not None and answer.is_passed_on:
             self._exchange.failed(self._broken_off(why))
         else:
             self._lose(why)
@@ -104,15 +108,13 @@ class _Attempt:
         error.__cause__ = why
         return error
 
-    def _account(self) -> bytes | None:
-        """Notes when the first token came; the `Server-Timing` of a cold request.
+    def _account(self) -> bytes:
+        """Notes when a cold request's first token came; its `Server-Timing`.
 
         For an answer that does not stream the first byte comes with the last token, and the
         replica says how long it decoded.
         """
         exchange = self._exchange
-        if not exchange.ticket.was_cold:
-            return None
         theirs = ReplicaTiming.read(dict(self._headers).get(b"server-timing", b""))
         at = self._relay.clock.now()
         if not exchange.call.is_streaming:

@@ -87,6 +87,13 @@ class Ticket:
     cold_joined: float = field(default=0.0, repr=False)  # the line's clocks when it joined
     queue_joined: float = field(default=0.0, repr=False)
 
+    def permit(self, slot: Slot, *, now: float) -> None:
+        """It takes one of the slot's permits."""
+        slot.in_flight += 1
+        self.slot = slot
+        self.place = Place.IN_FLIGHT
+        self.permitted_at = now
+
     @property
     def endpoint(self) -> Endpoint:
         """The replica it may use."""

@@ -26,15 +26,11 @@ def session_of(headers: Mapping[bytes, bytes], tenant: TenantName) -> int | None
     return hash_of(b"session", tenant.encode(), session)
 
 
-def affinity_of(headers: Mapping[bytes, bytes], body: bytes, tenant: TenantName) -> int | None:
-    """The key of the session that the headers name, else of how a long prompt begins.
+def prompt_of(body: bytes, tenant: TenantName) -> int | None:
+    """The key of how a long prompt begins: PREFIX_BYTES of the JSON after its key, as it was sent.
 
-    The prompt is the JSON after its key, as it was sent: PREFIX_BYTES of it. None where neither is
-    there. Raises Invalid.
+    None where there is no such prompt.
     """
-    session = session_of(headers, tenant)
-    if session is not None:
-        return session
     if len(body) < PREFIX_BYTES:
         return None
     start = body.find(b'"messages"')

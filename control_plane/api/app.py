@@ -78,9 +78,7 @@ def create_edge(services: Services) -> Edge:
     hot = HotPath(
         services.deployments,
         services.activator,
-        Callers(
-            services.keys, services.quotas, services.usage, services.clock, services.check_lead
-        ),
+        Callers(services.keys, services.quotas, services.usage, services.check_lead),
         JobDesk(services.jobs, services.check_webhook),
         requests,
         services.clock,

@@ -1,15 +1,16 @@
 """The hot path: what is done with a generation request from its head to the activator."""
 
 import os
+from itertools import count
 from typing import Any
 
 import structlog
 
 from control_plane.activator.activator import Activator
-from control_plane.activator.call import Call, ReplicaRefused
+from control_plane.activator.call import Call, ReplicaRefused, TokenCount
 from control_plane.api import problems
-from control_plane.api.affinity import affinity_of, session_of
-from control_plane.api.callers import Callers, Visit
+from control_plane.api.affinity import prompt_of, session_of
+from control_plane.api.callers import Callers
 from control_plane.api.generation import model_not_found, refuse_what_cannot_fit
 from control_plane.api.hot_request import HotRequest
 from control_plane.api.intake import Body, Intake
@@ -17,6 +18,7 @@ from control_plane.api.job_desk import JobDesk
 from control_plane.api.patience import patience_of
 from control_plane.deployments.service import Deployments
 from control_plane.deployments.store import Change
+from control_plane.tenancy.identity import Identity
 from infra.clock import Clock
 from infra.contracts.base import ModelName, RequestId
 from infra.contracts.model_spec import Limits
@@ -52,6 +54,8 @@ class HotPath:
         self._requests = requests
         self._clock = clock
         self._accepting = TaskSet()
+        self._prefix = os.urandom(7).hex()  # of the ids of this process's requests
+        self._numbers = count()
         self.intake = Intake()
         self._most_body_bytes = Limits().max_body_bytes
         deployments.subscribe(self._deployment_changed)
@@ -61,23 +65,27 @@ class HotPath:
 
     def open(self, request: HotRequest) -> None:
         """See Desk."""
-        request.arrived_at = self._clock.now()
-        request.request_id = RequestId(f"req_{os.urandom(12).hex()}")
+        now = request.arrived_at = self._clock.now()
+        request.request_id = RequestId(f"req_{self._prefix}{next(self._numbers):010x}")
         body = request.body = Body(self.intake, request.headers.get(b"content-length"))
         try:
             if request.method != b"POST":
                 raise MethodNotAllowed("only POST is possible here", allowed=["POST"])
-            visit = request.visit = self._callers.enter(request.headers.get(b"authorization"))
-            body.expect(most_bytes=self._most_bytes(request, visit))
+            caller = request.caller = self._callers.enter(
+                request.headers.get(b"authorization"), now=now
+            )
+            request.most_bytes = self._most_body_bytes
+            if (model := request.target.model) is not None:  # then it sets the bound
+                request.most_bytes = self._revision(model, caller).spec.limits.max_body_bytes
+            body.expect(most_bytes=request.most_bytes)
         except Exception as error:
             self.fail(request, error)
 
     def take(self, request: HotRequest, part: bytes) -> None:
         """See Desk."""
-        assert request.body is not None and request.visit is not None, "it was opened"
+        assert request.body is not None, "it was opened"
         try:
-            most_bytes = self._most_bytes(request, request.visit)
-            request.body.add(part, most_bytes=most_bytes)
+            request.body.add(part, most_bytes=request.most_bytes)
         except Exception as error:
             self.fail(request, error)
 
@@ -85,7 +93,7 @@ class HotPath:
         """See Desk."""
         try:
             call, revision = self._accept(request)
-            if self._jobs.wants_job(request.headers):
+            if b"prefer" in request.headers and self._jobs.wants_job(request.headers):
                 job = self._accept_job(request, call, revision)
                 self._accepting.start(job, name="accept job")
                 return
@@ -96,28 +104,32 @@ class HotPath:
 
     def _accept(self, request: HotRequest) -> tuple[Call, Revision]:
         """The body as a call; what it was parsed into is gone when this returns."""
-        assert request.body is not None and request.visit is not None, "it was opened"
-        target, headers, visit = request.target, request.headers, request.visit
+        caller, target, headers = request.caller, request.target, request.headers
+        assert request.body is not None and caller is not None, "it was opened"
         content = request.body.whole()
         asked: Any = read_request(target.contract, content)
-        revision = self._pick(request, asked.model if target.model is None else target.model, visit)
-        request.model = visit.model = revision.model
+        tenant = caller.tenant
+        session = session_of(headers, tenant)
+        leading = self._revision(asked.model if target.model is None else target.model, caller)
+        revision = self._deployments.pick(leading.model, session)
+        assert revision is not None, "the model is deployed"
+        request.model = revision.model
         request.revision = revision.name
         refuse_what_cannot_fit(asked, len(content), revision)
-        request.is_streaming = asked.is_streaming
-        tenant = visit.identity.tenant
+        tokens = request.tokens = TokenCount()
+        is_streaming = request.is_streaming = asked.is_streaming
         call = Call(
             request.request_id,
             target.replica_path,
             content,
-            request.is_streaming,
-            headers.get(b"firstlight-progress", b"").lower() == b"true",
+            is_streaming,
+            is_streaming and headers.get(b"firstlight-progress", b"").lower() == b"true",
             request.arrived_at,
             tenant,
-            visit.tokens,
+            tokens,
             asked.priority or 0,
             patience_of(headers),
-            affinity_of(headers, content, tenant),
+            prompt_of(content, tenant) if session is None else session,
         )
         return call, revision
 
@@ -157,30 +169,18 @@ class HotPath:
         if body is None:
             return
         body.let_go()
-        visit, request.visit = request.visit, None
-        if visit is not None:
-            self._callers.leave(visit)
+        caller, request.caller = request.caller, None
+        if caller is not None:
+            self._callers.leave(caller, request.model, request.tokens)
         self._requests.add(request.model or "", request.revision or "", str(outcome))
 
     # -- models --------------------------------------------------------------------------------
 
-    def _most_bytes(self, request: HotRequest, visit: Visit) -> int:
-        """A body whose model is named by the path is bounded by it before it is read."""
-        if request.target.model is None:
-            return self._most_body_bytes
-        return self._revision(request.target.model, visit).spec.limits.max_body_bytes
-
-    def _pick(self, request: HotRequest, name: str, visit: Visit) -> Revision:
-        """The revision that serves this request, of those that the model's traffic is split to."""
-        model = self._revision(name, visit).model
-        revision = self._deployments.pick(model, session_of(request.headers, visit.identity.tenant))
-        assert revision is not None, "the model is deployed"
-        return revision
-
-    def _revision(self, name: str, visit: Visit) -> Revision:
+    def _revision(self, name: str, caller: Identity) -> Revision:
+        """The one that speaks for the model."""
         revision = self._deployments.get(ModelName(name))
-        if revision is None or not visit.identity.may_call(revision):
-            known = filter(visit.identity.may_call, self._deployments.all())
+        if revision is None or not caller.may_call(revision):
+            known = filter(caller.may_call, self._deployments.all())
             raise model_not_found(name, (one.model for one in known))
         return revision
 

@@ -1,6 +1,6 @@
 """One client connection: hot requests are answered here, before there is an ASGI app."""
 
-from typing import Any, cast
+from typing import Any
 
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
@@ -16,14 +16,12 @@ class DateLine:
     """The server's own header lines, built once for each list of them: every second."""
 
     def __init__(self) -> None:
-        self._headers: list[tuple[bytes, bytes]] | None = None
-        self._lines = b""
+        self.headers: list[tuple[bytes, bytes]] | None = None
+        self.lines = b""
 
-    def of(self, headers: list[tuple[bytes, bytes]]) -> bytes:
-        if headers is not self._headers:
-            self._headers = headers
-            self._lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        return self._lines
+    def build(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self.headers = headers
+        self.lines = b"".join(b"%b: %b\r\n" % header for header in headers)
 
 
 class HotHttp(BoundedHttp):
@@ -48,7 +46,10 @@ class HotHttp(BoundedHttp):
     @property
     def date(self) -> bytes:
         """See Connection."""
-        return self._dated.of(self.server_state.default_headers)
+        dated, headers = self._dated, self.server_state.default_headers
+        if dated.headers is not headers:
+            dated.build(headers)
+        return dated.lines
 
     @property
     def is_stalled(self) -> bool:
@@ -62,7 +63,8 @@ class HotHttp(BoundedHttp):
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        if self._is_in_head:  # not a trailer, of which there is no end
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         found = target_of(self.url)
@@ -83,10 +85,11 @@ class HotHttp(BoundedHttp):
             keep_alive=is_http_1_1 and self.parser.should_keep_alive(),
         )
         self.headers = []
-        before = cast(RequestResponseCycle | None, self.cycle)
-        self.cycle = cast(RequestResponseCycle, request)
+        before: RequestResponseCycle | None = self.cycle
+        self.cycle = request  # type: ignore[assignment]  # it does what uvicorn asks of one
         if before is None or before.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
+            self._answering = self.cycle
+            request.begin()
         else:
             self.pipeline.appendleft((self.cycle, self.app))
 

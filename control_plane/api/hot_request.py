@@ -6,11 +6,11 @@ from typing import Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from control_plane.activator.call import Header
+from control_plane.activator.call import Header, TokenCount
 from control_plane.activator.exchange import Exchange
-from control_plane.api.callers import Visit
 from control_plane.api.intake import Body, length_of
 from control_plane.api.targets import Target
+from control_plane.tenancy.identity import Identity
 from infra.contracts.base import ModelName, RequestId, RevisionName
 
 LINGER_S = 2.0
@@ -88,6 +88,7 @@ class HotRequest:
         "_linger",
         "arrived_at",
         "body",
+        "caller",
         "disconnected",
         "exchange",
         "headers",
@@ -97,13 +98,14 @@ class HotRequest:
         "method",
         "model",
         "more_body",
+        "most_bytes",
         "path",
         "request_id",
         "response_complete",
         "revision",
         "status",
         "target",
-        "visit",
+        "tokens",
     )
 
     message_event = _Nobody()
@@ -139,8 +141,10 @@ class HotRequest:
         self.status = 0
         self.request_id = RequestId("")
         self.arrived_at = 0.0
+        self.most_bytes = 0
         self.body: Body | None = None
-        self.visit: Visit | None = None
+        self.caller: Identity | None = None  # while its visit lasts
+        self.tokens: TokenCount | None = None
         self.exchange: Exchange | None = None
         self.model: ModelName | None = None
         self.revision: RevisionName | None = None
@@ -260,7 +264,8 @@ class HotRequest:
     @property
     def _waits_for_us(self) -> bool:
         """It sends its body once it is told to go on (RFC 9110, section 10.1.1)."""
-        return self.is_http_1_1 and self.headers.get(b"expect", b"").lower() == b"100-continue"
+        expects = self.headers.get(b"expect")
+        return expects is not None and self.is_http_1_1 and expects.lower() == b"100-continue"
 
     def cut(self) -> None:
         """Breaks off an answer whose length was promised."""

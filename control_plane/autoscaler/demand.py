@@ -101,6 +101,16 @@ class DemandMeter:
         self._arrivals += 1
         self._last_active_at = now
 
+    def arrive_at_replica(self, *, now: float) -> None:
+        """A request goes to a replica without a wait."""
+        self._changed()
+        self._integrate(now)
+        if self._last_active_at is not None and not self.in_flight and not self.waiting:
+            self._end_idle_time(self._last_active_at, now)
+        self.in_flight += 1
+        self._arrivals += 1
+        self._last_active_at = now
+
     def dispatch(self, *, now: float) -> None:
         """A waiting request goes to a replica."""
         self._changed()

@@ -8,6 +8,8 @@ Keys (all in one hash slot):
 * `{firstlight}:leader:last`         owner of the last reign, never deleted
 """
 
+from collections.abc import Sequence
+
 import structlog
 from pydantic import ValidationError
 
@@ -22,10 +24,10 @@ _LEADER = "{firstlight}:leader"
 _FENCE = "{firstlight}:leader:fence"
 _LAST = "{firstlight}:leader:last"
 
-# KEYS: list · ARGV: report, cap
+# KEYS: list · ARGV: cap, at most so many reports
 _APPEND = """
-redis.call('LPUSH', KEYS[1], ARGV[1])
-redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
+redis.call('LPUSH', KEYS[1], unpack(ARGV, 2))
+redis.call('LTRIM', KEYS[1], 0, ARGV[1] - 1)
 """
 
 # KEYS: leader, fence, last · ARGV: owner, ttl in ms → fence, or false while another owner has it
@@ -56,11 +58,12 @@ class RedisTimelineStore:
         self._cap = cap
         self._append = redis.register_script(_APPEND)
 
-    async def append(self, report: ColdStartReport) -> None:
+    async def append(self, model: ModelName, reports: Sequence[ColdStartReport]) -> None:
+        if not reports:
+            return
+        records = [report.model_dump_json() for report in reports[-self._cap :]]
         with store_errors():
-            await self._append(
-                keys=[_reports_key(report.model)], args=[report.model_dump_json(), self._cap]
-            )
+            await self._append(keys=[_reports_key(model)], args=[self._cap, *records])
 
     async def last(self, model: ModelName, count: int) -> tuple[ColdStartReport, ...]:
         if count <= 0:

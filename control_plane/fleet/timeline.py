@@ -111,8 +111,9 @@ def _take(
 class TimelineStore(Protocol):
     """Keeps the newest reports of every model; raises StoreUnavailable where it cannot be asked."""
 
-    async def append(self, report: ColdStartReport) -> None:
-        """Adds a report and forgets the oldest beyond the cap; a repeat adds it again."""
+    async def append(self, model: ModelName, reports: Sequence[ColdStartReport]) -> None:
+        """Adds reports, the oldest first, and forgets those beyond the cap; a repeat adds them
+        again."""
         ...
 
     async def last(self, model: ModelName, count: int) -> tuple[ColdStartReport, ...]:
@@ -135,9 +136,9 @@ class MemoryTimelineStore:
         self._cap = cap
         self._reports: dict[ModelName, deque[ColdStartReport]] = {}
 
-    async def append(self, report: ColdStartReport) -> None:
-        reports = self._reports.setdefault(report.model, deque(maxlen=self._cap))
-        reports.appendleft(report)
+    async def append(self, model: ModelName, reports: Sequence[ColdStartReport]) -> None:
+        kept = self._reports.setdefault(model, deque(maxlen=self._cap))
+        kept.extendleft(reports)
 
     async def last(self, model: ModelName, count: int) -> tuple[ColdStartReport, ...]:
         return tuple(self._reports.get(model, ()))[: max(0, count)]

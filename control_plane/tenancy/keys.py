@@ -30,6 +30,7 @@ _MARK = "fl_"
 _ID_BYTES = 5
 _SECRET_BYTES = 32
 _NO_DIGEST = "-" * 64  # of no key
+_NO_LIMITS = TenantLimits()
 
 
 class Keys:
@@ -70,7 +71,7 @@ class Keys:
         )
 
     def limits_of(self, tenant: TenantName) -> TenantLimits:
-        return self._limits.get(tenant) or TenantLimits()
+        return self._limits.get(tenant, _NO_LIMITS)
 
     def listed(self) -> list[KeyStatus]:
         """Every key, the oldest first."""

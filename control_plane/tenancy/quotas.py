@@ -40,8 +40,6 @@ class Quotas:
     def admit(self, tenant: TenantName, limits: TenantLimits, *, now: float) -> None:
         """Takes a place and one of the minute's requests; raises RateLimited and takes nothing."""
         account = self._accounts.get(tenant) or self._open(tenant)
-        requests = _refilled(account.requests, limits.requests_per_minute, now)
-        tokens = _refilled(account.tokens, limits.tokens_per_minute, now)
         if limits.concurrency is not None and account.running >= limits.concurrency:
             raise RateLimited(
                 f"tenant {tenant} has {account.running} requests running",
@@ -49,11 +47,10 @@ class Quotas:
                 limit=limits.concurrency,
                 retry_after_s=1,
             )
-        _require(requests, limits.requests_per_minute, f"{tenant}'s requests a minute")
-        _require(tokens, limits.tokens_per_minute, f"{tenant}'s tokens a minute")
-        account.requests, account.tokens = requests, tokens
-        if requests is not None:
-            requests.level -= 1
+        if limits.requests_per_minute is not None or limits.tokens_per_minute is not None:
+            _admit_at_its_rate(account, tenant, limits, now)
+        else:
+            account.requests = account.tokens = None
         account.running += 1
 
     def let_go(self, tenant: TenantName, *, tokens: int) -> None:
@@ -79,6 +76,18 @@ class Quotas:
         if len(self._accounts) >= _MOST_IDLE_TENANTS:
             self._accounts = {name: it for name, it in self._accounts.items() if it.running}
         return self._accounts.setdefault(tenant, _Account())
+
+
+def _admit_at_its_rate(
+    account: _Account, tenant: TenantName, limits: TenantLimits, now: float
+) -> None:
+    requests = _refilled(account.requests, limits.requests_per_minute, now)
+    tokens = _refilled(account.tokens, limits.tokens_per_minute, now)
+    _require(requests, limits.requests_per_minute, f"{tenant}'s requests a minute")
+    _require(tokens, limits.tokens_per_minute, f"{tenant}'s tokens a minute")
+    account.requests, account.tokens = requests, tokens
+    if requests is not None:
+        requests.level -= 1
 
 
 def _refilled(budget: _Budget | None, per_minute: int | None, now: float) -> _Budget | None:

@@ -86,7 +86,7 @@ class RedisUsageStore:
             for field, amount in fields.items():
                 tenant, model, what = _text(field).split("/")
                 row = (day, TenantName(tenant), ModelName(model))
-                found[row] = found.get(row, Used()) + Used(**{what: int(amount)})
+                found[row] = found.get(row, Used()).plus(Used(**{what: int(amount)}))
         return [used.row(*row) for row, used in sorted(found.items())]
 
 

@@ -3,9 +3,8 @@
 import asyncio
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime, timedelta
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -18,21 +17,22 @@ log = structlog.get_logger()
 
 WRITE_EVERY_S = 1.0
 MOST_DAYS = 400
+_DAY_S = 86_400
 
 
-@dataclass(frozen=True, slots=True)
-class Used:
+class Used(NamedTuple):
     """Requests that were answered, and their tokens."""
 
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
-    def __add__(self, other: "Used") -> "Used":
+    def plus(self, other: "Used") -> "Used":
+        requests, prompt_tokens, completion_tokens = other
         return Used(
-            self.requests + other.requests,
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
+            self.requests + requests,
+            self.prompt_tokens + prompt_tokens,
+            self.completion_tokens + completion_tokens,
         )
 
     @property
@@ -41,9 +41,9 @@ class Used:
 
     def counts(self) -> Iterator[tuple[str, int]]:
         """What is not zero, by name."""
-        for field in fields(self):
-            if amount := getattr(self, field.name):
-                yield field.name, amount
+        for name, amount in zip(self._fields, self, strict=True):
+            if amount:
+                yield name, amount
 
     def row(self, day: date, tenant: TenantName, model: ModelName) -> UsageRow:
         return UsageRow(
@@ -83,7 +83,7 @@ class MemoryUsageStore:
             return
         self._batches.add(batch_id)
         for row, used in usages.items():
-            self._usages[row] = self._usages.get(row, Used()) + used
+            self._usages[row] = self._usages.get(row, Used()).plus(used)
 
     async def read(self, days: list[date]) -> list[UsageRow]:
         return [used.row(*row) for row, used in sorted(self._usages.items()) if row[0] in days]
@@ -96,13 +96,15 @@ class UsageLedger:
         self._store = store
         self._clock = clock
         self._counted: dict[tuple[date, TenantName, ModelName], Used] = {}
+        self._day_number, self._day = 0.0, date(1970, 1, 1)  # what was reckoned last
         self._batch: tuple[str, Usages] | None = None  # told to the store, which has not said yes
         self._writing = asyncio.Lock()  # guards the order of batches
 
     def count(self, tenant: TenantName, model: ModelName, used: Used) -> None:
         """Notes what a request that ends now has used."""
         row = (self._today(), tenant, model)
-        self._counted[row] = self._counted.get(row, Used()) + used
+        before = self._counted.get(row)
+        self._counted[row] = used if before is None else before.plus(used)
 
     async def rows(self, *, since: date, until: date) -> list[UsageRow]:
         """All that was used on those days, both included; raises StoreUnavailable."""
@@ -129,4 +131,8 @@ class UsageLedger:
                 self._batch = None
 
     def _today(self) -> date:
-        return datetime.fromtimestamp(self._clock.now(), UTC).date()
+        number = self._clock.now() // _DAY_S
+        if number != self._day_number:
+            self._day_number = number
+            self._day = datetime.fromtimestamp(number * _DAY_S, UTC).date()
+        return self._day

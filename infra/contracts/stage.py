@@ -96,8 +96,6 @@ class ColdStartReport(Contract):
     def stage_seconds(self) -> dict[Stage, float]:
         """Seconds a stage, in the order of the climb; stages that took no part are left out."""
         totals: dict[Stage, float] = {}
-        for stage in Stage:
-            seconds = sum(share.seconds for share in self.shares if share.stage is stage)
-            if any(share.stage is stage for share in self.shares):
-                totals[stage] = seconds
-        return totals
+        for share in self.shares:
+            totals[share.stage] = totals.get(share.stage, 0.0) + share.seconds
+        return {stage: totals[stage] for stage in Stage if stage in totals}

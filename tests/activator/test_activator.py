@@ -1,11 +1,13 @@
 """A request and its replica, in every order in which things may happen to them."""
 
 import asyncio
+import gc
 import re
 
 import pytest
 
 from control_plane.activator.call import Patience, ReplicaRefused
+from control_plane.activator.exchange import Exchange
 from control_plane.activator.memory_client import Wire
 from control_plane.activator.replica_client import ReplicaRequest
 from infra.contracts.model_spec import Limits
@@ -56,6 +58,24 @@ async def test_a_stream_arrives_part_by_part_and_untouched(world: World) -> None
 
     assert client.parts == [b"data: 0\n\n", b"data: 1\n\n", b"data: 2\n\n", b""]
     assert client.headers[b"content-type"] == b"text/event-stream"
+
+
+@pytest.mark.parametrize("is_streaming", [True, False])
+def test_an_answered_request_is_freed_without_the_garbage_collector(is_streaming: bool) -> None:
+    @scenario
+    async def check(world: World) -> None:
+        revision = await world.deploy()
+        world.ready(revision, streams(2) if is_streaming else says("hello"))
+        gc.collect()
+        gc.disable()
+        try:
+            await world.start(world.call(stream=is_streaming), revision).result()
+            await world.settled()
+            assert not [one for one in gc.get_objects() if isinstance(one, Exchange)]
+        finally:
+            gc.enable()
+
+    check()
 
 
 @scenario
@@ -471,6 +491,27 @@ async def test_a_retried_request_keeps_its_place_before_later_ones(world: World)
     assert [sent.request.request_id for sent in world.replicas.sent] == [
         f"req_{n}" for n in range(5)
     ]
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_a_defect_of_ours_ends_the_request_and_keeps_nothing(is_ready: bool) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    @scenario
+    async def check(world: World) -> None:
+        revision = await world.deploy()
+        world.replicas.send = breaks  # type: ignore[method-assign,assignment]
+        if is_ready:
+            world.ready(revision)
+            with pytest.raises(RuntimeError):
+                world.start(world.call(), revision)
+            return
+        running = world.start(world.call(), revision)
+        world.ready(revision)
+        assert isinstance(await running.error(), RuntimeError)
+
+    check()
 
 
 @scenario

@@ -76,7 +76,9 @@ class World:
         self.lines = Lines(self.deployments, self.fleet, clock=self.clock, wake=self.wakes.append)
         ledger = Ledger(self.fleet, self.timelines, self.meters, self.tasks)
         relay = Relay(self.replicas, self.lines, ledger, self.clock)
-        self.activator = Activator(self.lines, self.fleet, self.replicas, relay, self.meters)
+        self.activator = Activator(
+            self.lines, self.fleet, self.replicas, relay, self.meters, self.clock
+        )
         self._numbers = itertools.count(1)
 
     # -- deployments and fleet -----------------------------------------------------------------

@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from control_plane.api.affinity import PREFIX_BYTES, affinity_of
+from control_plane.api.affinity import PREFIX_BYTES, prompt_of, session_of
 from infra.contracts.tenancy import TenantName
 from infra.errors import Invalid
 from tests.api.world import CHAT, EdgeWorld, scenario
@@ -18,19 +18,19 @@ def chat(*turns: str, **more: object) -> bytes:
 
 
 def test_conversations_that_begin_alike_meet_whatever_else_is_asked() -> None:
-    key = affinity_of({}, chat("one"), OURS)
+    key = prompt_of(chat("one"), OURS)
 
     assert key is not None
-    assert affinity_of({}, chat("one", "two", temperature=0, max_tokens=7), OURS) == key
+    assert prompt_of(chat("one", "two", temperature=0, max_tokens=7), OURS) == key
 
 
 def test_other_beginnings_and_other_tenants_have_other_keys() -> None:
     other = chat("one").replace(b"terse", b"witty")
 
     keys = {
-        affinity_of({}, chat("one"), OURS),
-        affinity_of({}, chat("one"), THEIRS),
-        affinity_of({}, other, OURS),
+        prompt_of(chat("one"), OURS),
+        prompt_of(chat("one"), THEIRS),
+        prompt_of(other, OURS),
     }
 
     assert len(keys) == 3
@@ -39,7 +39,7 @@ def test_other_beginnings_and_other_tenants_have_other_keys() -> None:
 def test_long_prompts_have_a_key_as_conversations_do() -> None:
     body = orjson.dumps({"model": "chat", "prompt": "Once upon a time " * 100})
 
-    assert affinity_of({}, body, OURS) is not None
+    assert prompt_of(body, OURS) is not None
 
 
 @pytest.mark.parametrize(
@@ -52,24 +52,24 @@ def test_long_prompts_have_a_key_as_conversations_do() -> None:
     ],
 )
 def test_a_short_prompt_goes_anywhere(body: bytes) -> None:
-    assert affinity_of({}, body, OURS) is None
+    assert prompt_of(body, OURS) is None
 
 
-def test_a_session_counts_more_than_the_prompt() -> None:
+def test_a_session_has_a_key_of_its_own() -> None:
     session = {b"firstlight-session": b"s-1"}
 
-    key = affinity_of(session, chat("one"), OURS)
+    key = session_of(session, OURS)
 
     assert key is not None
-    assert affinity_of(session, orjson.dumps(CHAT), OURS) == key
-    assert affinity_of({b"firstlight-session": b"s-2"}, chat("one"), OURS) != key
-    assert affinity_of(session, chat("one"), THEIRS) != key
+    assert session_of({b"firstlight-session": b"s-2"}, OURS) != key
+    assert session_of(session, THEIRS) != key
+    assert session_of({}, OURS) is None
 
 
 @pytest.mark.parametrize("name", [b"", b"a b", b"\xff", b"x" * 257])
 def test_a_session_without_a_plain_name_is_refused(name: bytes) -> None:
     with pytest.raises(Invalid, match="Firstlight-Session"):
-        affinity_of({b"firstlight-session": name}, b"{}", OURS)
+        session_of({b"firstlight-session": name}, OURS)
 
 
 @scenario

@@ -71,7 +71,9 @@ class EdgeWorld:
             Ledger(world.fleet, self.timelines, meters, world.tasks),
             world.clock,
         )
-        self.activator = Activator(self.lines, world.fleet, self.replicas, relay, meters)
+        self.activator = Activator(
+            self.lines, world.fleet, self.replicas, relay, meters, world.clock
+        )
         self._wire_jobs()
         self.services = Services(
             deployments=world.deployments,

@@ -59,8 +59,9 @@ def a_report(number: int, model: str = "chat") -> ColdStartReport:
 
 async def test_the_newest_reports_are_kept_newest_first(timelines: TimelineStore):
     for number in range(8):
-        await timelines.append(a_report(number))
-    await timelines.append(a_report(99, "other"))
+        report = a_report(number)
+        await timelines.append(report.model, [report])
+    await timelines.append(ModelName("other"), [a_report(99, "other")])
     assert await timelines.last(CHAT, 2) == (a_report(7), a_report(6))
     assert len(await timelines.last(CHAT, 100)) == CAP
     assert await timelines.last(CHAT, 0) == await timelines.last(CHAT, -1) == ()
@@ -68,7 +69,8 @@ async def test_the_newest_reports_are_kept_newest_first(timelines: TimelineStore
 
 async def test_a_report_is_found_by_its_request_while_kept(timelines: TimelineStore):
     for number in range(8):
-        await timelines.append(a_report(number))
+        report = a_report(number)
+        await timelines.append(report.model, [report])
     assert await timelines.find(CHAT, RequestId("r4")) == a_report(4)
     assert await timelines.find(CHAT, RequestId("r0")) is None
     await timelines.forget(CHAT)
