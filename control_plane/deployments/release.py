@@ -42,10 +42,10 @@ class Release:
 class Route:
     """Chooses a revision for each request; owns whose turn it is.
 
-    Requests of one key stay together as long as the shares let them: weighted rendezvous hashing
-    (Schindelhauer and Schomaker, 2005) moves only keys of revisions whose share shrinks, and those
-    to revisions whose share grows. The others take turns in rounds that hold exactly the shares, in
-    an order drawn anew each time, so that no rhythm of the requests can favour a revision.
+    Requests of one key stay together as long as the shares let them: by weighted rendezvous hashing
+    (Schindelhauer and Schomaker, 2005) a key moves only to a revision whose share has grown against
+    that of its own. The others take turns in rounds that hold exactly the shares, in an order drawn
+    anew each time, so that no rhythm of the requests can favour a revision.
     """
 
     def __init__(self, release: Release, *, shuffle: Shuffle = random.shuffle) -> None:

@@ -91,8 +91,9 @@ class Deployments:
             record = await self._change(spec.name, published, draft)
             number = record.number_of(draft.digest)
             assert number is not None, "it was published"
-            [revision] = await self._revisions(record, (number,))
-        return revision
+            for revision in await self._revisions(record, (number,)):
+                return revision
+        raise overtaken(spec.name)  # another control plane has dropped it already
 
     async def split(
         self,

@@ -2,6 +2,8 @@ import random
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from control_plane.deployments.release import Release, Route, Share
 from tests.fleet.makers import a_revision
@@ -50,7 +52,16 @@ def test_a_key_stays_and_keys_are_split_as_the_shares_say():
         assert counts[number] / 200 == pytest.approx(percent, abs=1.5)
 
 
-def test_a_share_that_grows_takes_keys_and_gives_none():
+@given(st.lists(st.integers(1, 60), min_size=6, max_size=6))
+def test_a_key_moves_only_to_a_share_that_has_grown_against_its_own(weights: list[int]):
+    before, after = dict(enumerate(weights[:3], 1)), dict(enumerate(weights[3:], 1))
+    routes = [Route(a_release(**{f"r{it}": some[it] for it in some})) for some in (before, after)]
+    for key in range(200):
+        old, new = (route.pick(key).number for route in routes)
+        assert old == new or after[new] * before[old] > before[new] * after[old]
+
+
+def test_of_two_shares_the_one_that_grows_takes_keys_and_gives_none():
     before, after = Route(a_release(r1=90, r2=10)), Route(a_release(r1=60, r2=40))
     moved = Counter((before.pick(key).number, after.pick(key).number) for key in range(10_000))
     assert moved[2, 1] == 0
