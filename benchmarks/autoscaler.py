@@ -92,7 +92,7 @@ class _Clock:
         return self.at
 
 
-async def measure_ticks(models: int, replicas: int, *, busy: float, ticks: int = 70) -> list[float]:
+async def measure_ticks(models: int, replicas: int, *, busy: float, ticks: int = 75) -> list[float]:
     """Seconds of each tick over a fleet that serves; the windows are full at the last ones.
 
     `busy` models are asked for at every tick, about as much as their replicas carry; the others
