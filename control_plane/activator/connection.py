@@ -9,6 +9,7 @@ import httptools
 from control_plane.activator.replica_client import Headers, Reader
 
 MAX_HEAD_BYTES = 64 << 10
+_COPIED_BYTES = 16 << 10  # to copy so much costs less than to hand over two buffers
 
 
 class _Phase(Enum):
@@ -91,8 +92,8 @@ class Connection(asyncio.Protocol):
 
     # The caller's side
 
-    def begin(self, sender: Sender, request: tuple[bytes, ...], reader: Reader) -> bool:
-        """Sends the request's bytes; the reader is told of the answer, the sender if it breaks.
+    def begin(self, sender: Sender, request: tuple[bytes, bytes], reader: Reader) -> bool:
+        """Sends head and body; the reader is told of the answer, the sender if it breaks.
 
         False if it was closed meanwhile.
         """
@@ -104,7 +105,11 @@ class Connection(asyncio.Protocol):
         self._has_answered = False
         self._fields = []
         self._framing_bytes = 0
-        self._transport.writelines(request)
+        head, body = request
+        if len(body) <= _COPIED_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines(request)
         return True
 
     def pause(self, sender: Sender) -> None:

@@ -95,7 +95,7 @@ class UsageLedger:
     def __init__(self, store: UsageStore, *, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._counted: dict[tuple[date, TenantName, ModelName], Used] = {}
+        self._counted: dict[tuple[date, TenantName, ModelName], list[int]] = {}  # Used's
         self._day_number, self._day = 0.0, date(1970, 1, 1)  # what was reckoned last
         self._batch: tuple[str, Usages] | None = None  # told to the store, which has not said yes
         self._writing = asyncio.Lock()  # guards the order of batches
@@ -103,8 +103,13 @@ class UsageLedger:
     def count(self, tenant: TenantName, model: ModelName, used: Used) -> None:
         """Notes what a request that ends now has used."""
         row = (self._today(), tenant, model)
-        before = self._counted.get(row)
-        self._counted[row] = used if before is None else before.plus(used)
+        counts = self._counted.get(row)
+        if counts is None:
+            self._counted[row] = [*used]
+            return
+        counts[0] += used.requests
+        counts[1] += used.prompt_tokens
+        counts[2] += used.completion_tokens
 
     async def rows(self, *, since: date, until: date) -> list[UsageRow]:
         """All that was used on those days, both included; raises StoreUnavailable."""
@@ -126,7 +131,8 @@ class UsageLedger:
         async with self._writing:
             while self._batch is not None or self._counted:
                 if self._batch is None:
-                    self._batch, self._counted = (secrets.token_hex(8), self._counted), {}
+                    usages = {row: Used(*counts) for row, counts in self._counted.items()}
+                    self._batch, self._counted = (secrets.token_hex(8), usages), {}
                 await self._store.add(*self._batch)
                 self._batch = None
 
