@@ -81,7 +81,7 @@ class Line:
         assert slot is not None and ticket.place is Place.IN_FLIGHT
         now = self._clock.now()
         self._permits.suspect(slot, now=now)
-        self._take_back(ticket, now)
+        self._permits.take_back(ticket, now=now)
         self._meter.retry(now=now)
         self._wait(ticket, now)
         self._settle(now)
@@ -90,7 +90,7 @@ class Line:
         """The request is over, wherever it stands; may be repeated."""
         if ticket.place is Place.IN_FLIGHT:
             now = self._clock.now()
-            self._take_back(ticket, now)
+            self._permits.take_back(ticket, now=now)
             self._end(ticket, was_in_flight=True, now=now)
             if self._room:
                 self._settle(now)
@@ -136,12 +136,6 @@ class Line:
         assert self._meter.in_flight == self._permits.taken
         assert self._room.is_cold == (not self._permits.is_usable)
         assert not self._room or self._permits.free() is None, "nobody waits beside a free permit"
-
-    def _take_back(self, ticket: Ticket, now: float) -> None:
-        slot = ticket.slot
-        assert slot is not None
-        ticket.slot = None
-        self._permits.give_back(slot, held_s=now - ticket.permitted_at)
 
     def _wait(self, ticket: Ticket, now: float) -> None:
         self._room.push(ticket, now=now)

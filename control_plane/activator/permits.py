@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 from control_plane.activator.balancer import choose
 from control_plane.activator.ejection import FIRST_REST_S, rest_s
-from control_plane.activator.ticket import Slot
+from control_plane.activator.ticket import Slot, Ticket
 from control_plane.fleet.replica import Endpoint
 from infra.clock import Clock
 from infra.contracts.base import ReplicaId
@@ -54,9 +54,12 @@ class Permits:
             return usable[0] if usable[0].in_flight < usable[0].max_concurrency else None
         return choose(usable, affinity)
 
-    def give_back(self, slot: Slot, *, held_s: float) -> None:
-        """A permit that was taken by a ticket is free again."""
+    def take_back(self, ticket: Ticket, *, now: float) -> None:
+        """The permit of a ticket is free again."""
+        slot, ticket.slot = ticket.slot, None
+        assert slot is not None, "it has a permit"
         slot.in_flight -= 1
+        held_s = now - ticket.permitted_at
         self.mean_hold_s += _HOLD_WEIGHT * (held_s - self.mean_hold_s)
         if not slot.is_open and slot.in_flight == 0:
             self._slots.pop(slot.endpoint.replica_id, None)

@@ -81,14 +81,6 @@ class HotPath:
         except Exception as error:
             self.fail(request, error)
 
-    def take(self, request: HotRequest, part: bytes) -> None:
-        """See Desk."""
-        assert request.body is not None, "it was opened"
-        try:
-            request.body.add(part, most_bytes=request.most_bytes)
-        except Exception as error:
-            self.fail(request, error)
-
     def answer(self, request: HotRequest) -> None:
         """See Desk."""
         try:

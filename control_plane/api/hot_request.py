@@ -12,6 +12,7 @@ from control_plane.api.intake import Body, length_of
 from control_plane.api.targets import Target
 from control_plane.tenancy.identity import Identity
 from infra.contracts.base import ModelName, RequestId, RevisionName
+from infra.errors import PlatformError
 
 LINGER_S = 2.0
 SMALL_BYTES = 64 << 10
@@ -39,14 +40,10 @@ class Connection(Protocol):
 
 
 class Desk(Protocol):
-    """Who answers hot requests: told of each one's head, of its parts, of its end."""
+    """Who answers hot requests: told of each one's head, of its body, of its end."""
 
     def open(self, request: "HotRequest") -> None:
         """Its turn has come; refuses what its head is enough to refuse."""
-        ...
-
-    def take(self, request: "HotRequest", part: bytes) -> None:
-        """A part of the body is here."""
         ...
 
     def answer(self, request: "HotRequest") -> None:
@@ -169,8 +166,11 @@ class HotRequest:
         """A part of the body."""
         if self._early is not None:
             self._early.append(part)
-        elif not self._is_refused:
-            self._desk.take(self, part)
+        elif self.body is not None and not self._is_refused:
+            try:
+                self.body.add(part, most_bytes=self.most_bytes)
+            except PlatformError as error:
+                self._desk.fail(self, error)
 
     def end(self) -> None:
         """The body is whole."""
@@ -273,7 +273,7 @@ class HotRequest:
         self._complete()
 
     def _write(self, data: bytes) -> None:
-        if self.is_over:
+        if self.response_complete or self.disconnected:
             return
         if self._head:
             data, self._head = self._head + data, b""
