@@ -240,7 +240,10 @@ class ControlPlane:
         self.succession = Succession(
             self.leader, self.deployments, lines, self.autoscaler, self.tasks
         )
-        self.activator = Activator(lines, self.fleet, replicas, relay, meters, self.clock)
+        self.activator = Activator(
+            *(lines, self.fleet, replicas, relay, meters, self.clock),
+            weight_of=self.keys.weight_of,
+        )
 
     def _wire_jobs(self) -> None:
         settings = self.settings

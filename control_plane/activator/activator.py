@@ -1,5 +1,6 @@
 """Takes requests, whatever the number of replicas, and lets them end when the platform stops."""
 
+from collections.abc import Callable
 from itertools import count
 
 from control_plane.activator.call import Call, Downstream
@@ -13,6 +14,7 @@ from control_plane.fleet.replica import Replica
 from control_plane.fleet.state import Fleet
 from infra.clock import Clock
 from infra.contracts.revision import Revision
+from infra.contracts.tenancy import TenantName
 
 
 class Activator:
@@ -30,7 +32,10 @@ class Activator:
         relay: Relaying,
         meters: ActivatorMeters,
         clock: Clock,
+        weight_of: Callable[[TenantName], int] = lambda tenant: 1,
     ) -> None:
+        """`weight_of` a tenant is its share of turns beside that of other tenants."""
+        self._weight_of = weight_of
         self._lines = lines
         self._replicas = replicas
         self._flights = Flights(clock)
@@ -59,6 +64,8 @@ class Activator:
             call.tenant,
             call.priority,
             call.patience.cold_start_s,
+            call.patience.held_s,
+            self._weight_of(call.tenant),
             call.affinity,
         )
         exchange = Exchange(self._around, call, client, ticket)

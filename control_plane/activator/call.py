@@ -45,8 +45,13 @@ class TokenCount:
 
 
 class Patience(NamedTuple):
-    """Seconds a client waits at most; what the model's own timeouts say holds beside it."""
+    """Seconds a client waits at most; what the model's own timeouts say holds beside it.
 
+    `held_s` counts while the request is held, for whatever reason; `cold_start_s` only while no
+    replica is ready; `execution_s` only while it is at replicas.
+    """
+
+    held_s: float = math.inf
     cold_start_s: float = math.inf
     execution_s: float = math.inf
 
@@ -55,8 +60,8 @@ class Call(NamedTuple):
     """A valid request; `path` and `body` are what a replica gets to see of it.
 
     `arrived_at` is unix seconds; `wants_progress` asks a held stream to begin at once;
-    of one tenant's held calls those with lower `priority` go first; calls of one `affinity` should
-    meet at one replica.
+    of one tenant's held calls those with lower `priority` go first, then those that are held for
+    the shortest time; calls of one `affinity` should meet at one replica.
     """
 
     request_id: RequestId

@@ -156,6 +156,7 @@ class Line:
         """Gives away what is free, in order; notices when the line turns cold or warm."""
         room, permits = self._room, self._permits
         was_cold = room.is_cold
+        room.expire_due(now=now)
         while room and (emptiest := permits.free()) is not None:
             ticket = room.pop(now=now)
             ticket.permit(permits.free(ticket.affinity) or emptiest, now=now)

@@ -63,11 +63,13 @@ class Holder(Protocol):
 @dataclass(eq=False, slots=True)
 class Ticket:
     """One request in line; `arrival` numbers requests in the order they came, and of one tenant's
-    requests lower `priority` goes first. `most_cold_s` is how long its client lets it wait while no
-    replica is ready; those with one `affinity` meet at one replica.
+    requests lower `priority` goes first; `weight` is its tenant's share of turns. `most_cold_s` is
+    how long its client lets it wait while no replica is ready, `most_held_s` how long in all; those
+    with one `affinity` meet at one replica.
 
     Seconds waited are kept apart: `cold_s` while no replica was ready, `queue_s` while replicas
-    were ready and their permits taken. `revision` is the one it was admitted to.
+    were ready and their permits taken. `held_until` is set while it waits. `revision` is the one it
+    was admitted to.
     """
 
     arrival: int
@@ -76,6 +78,8 @@ class Ticket:
     tenant: TenantName
     priority: int = 0
     most_cold_s: float = math.inf
+    most_held_s: float = math.inf
+    weight: int = 1
     affinity: int | None = None
     place: Place = Place.OUTSIDE
     slot: Slot | None = None
@@ -84,6 +88,7 @@ class Ticket:
     was_cold: bool = False
     cold_s: float = 0.0
     queue_s: float = 0.0
+    held_until: float = math.inf
     cold_joined: float = field(default=0.0, repr=False)  # the line's clocks when it joined
     queue_joined: float = field(default=0.0, repr=False)
 

@@ -1,4 +1,4 @@
-"""The order of waiting tickets: turns between tenants, priority and arrival within one."""
+"""The order of waiting tickets: turns between tenants; priority, deadline, arrival within one."""
 
 import heapq
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from control_plane.activator.ticket import Ticket
 from infra.contracts.tenancy import TenantName
 
-_Order = tuple[int, int]  # priority, arrival
+_Order = tuple[int, float, int]  # priority, deadline, arrival
 
 
 @dataclass(eq=False, slots=True)
@@ -23,10 +23,14 @@ class TicketQueue:
     """Waiting tickets, fair between tenants; leaving costs no search.
 
     Start-time fair queueing (Goyal, Vin and Cheng, 1996) with every ticket at cost 1: the tenant
-    with the earliest start goes next, and then starts one later; who comes to wait starts no
-    earlier than the turn that was served last. So between two turns of a tenant that waits, no
-    other gets more than one. A tenant's own tickets go by priority, lower first, then by arrival,
-    also when one comes back: alone and with equal priorities that is first come, first served.
+    with the earliest start goes next, and then starts later by 1 / its weight; who comes to wait
+    starts no earlier than the turn that was served last. So while two tenants wait, their turns
+    divided by their weights differ by no more than 1 / one's weight + 1 / the other's; and of
+    another tenant no more than 1 + its weight / mine x (n - 1) turns come before my n-th.
+
+    A tenant's own tickets go by priority, lower first, then by the time until which they may be
+    held, earliest first and those without one last, then by arrival, also when one comes back:
+    alone and with equal priorities and no deadlines that is first come, first served.
     """
 
     def __init__(self) -> None:
@@ -52,7 +56,8 @@ class TicketQueue:
             flow = self._flows[ticket.tenant] = _Flow(self._now)
             self._queue_up(ticket.tenant, flow)
         flow.waiting += 1
-        heapq.heappush(flow.heap, ((ticket.priority, ticket.arrival), ticket))
+        order = (ticket.priority, ticket.held_until, ticket.arrival)
+        heapq.heappush(flow.heap, (order, ticket))
 
     def pop(self) -> Ticket:
         """The ticket whose turn it is; raises IndexError when none waits."""
@@ -64,7 +69,7 @@ class TicketQueue:
                 continue
             self._now = start
             ticket = self._first(flow)
-            flow.start = start + 1
+            flow.start = start + 1 / ticket.weight
             self._queue_up(tenant, flow)
             self._forget_if_empty()
             return ticket
@@ -75,7 +80,7 @@ class TicketQueue:
         flow = self._flows[ticket.tenant]
         flow.waiting -= 1
         if len(flow.heap) > 2 * flow.waiting + 64:
-            flow.heap = [entry for entry in flow.heap if entry[0][1] in self._waiting]
+            flow.heap = [entry for entry in flow.heap if entry[1].arrival in self._waiting]
             heapq.heapify(flow.heap)
         self._forget_if_empty()
 
@@ -92,9 +97,9 @@ class TicketQueue:
 
     def _first(self, flow: _Flow) -> Ticket:
         while True:
-            (_, arrival), ticket = heapq.heappop(flow.heap)
-            if self._waiting.get(arrival) is ticket:
-                del self._waiting[arrival]
+            _, ticket = heapq.heappop(flow.heap)
+            if self._waiting.get(ticket.arrival) is ticket:
+                del self._waiting[ticket.arrival]
                 flow.waiting -= 1
                 return ticket
 

@@ -9,13 +9,17 @@ from infra.clock import Clock
 from infra.contracts.revision import Revision
 from infra.errors import ColdStartTimeout, PlatformError, QueueTimeout
 
+# The loop's timer may fire that much before the clock has come so far.
+_EARLY_S = 1e-6
+
 
 class WaitingRoom:
     """Who waits, in the queue's order.
 
     One clock runs while no replica is usable (cold), another while some are (queue), so that each
-    request's patience for the one is not used up by the other. `expire` is called for each ticket
-    whose patience is over, after it was taken out, with the reason.
+    request's patience for the one is not used up by the other; how long a client lets it be held in
+    all runs on both. `expire` is called for each ticket whose patience is over, after it was taken
+    out, with the reason.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class WaitingRoom:
         ticket.was_cold = ticket.was_cold or self.is_cold
         ticket.cold_joined = self._cold_clock
         ticket.queue_joined = self._queue_clock
+        ticket.held_until = now + ticket.most_held_s - ticket.cold_s - ticket.queue_s
         self.waiting_bytes += ticket.size
         self._queue.push(ticket)
         if self._timer is None or self._deadline(ticket) < self._timer_clock:
@@ -57,6 +62,13 @@ class WaitingRoom:
         ticket = self._queue.pop()
         self._stop_waiting(ticket, now)
         return ticket
+
+    def expire_due(self, *, now: float) -> None:
+        """Sends away whose patience is over now, also where the timer is late."""
+        self._tick(now)
+        if self._timer is not None and self._timer_clock <= self._clock_reading():
+            self._disarm()
+            self._expire()
 
     def discard(self, ticket: Ticket, *, now: float) -> None:
         """Takes a waiting ticket out."""
@@ -108,8 +120,10 @@ class WaitingRoom:
     def _deadline(self, ticket: Ticket) -> float:
         """Reading of the clock that runs now at which the ticket's patience is over."""
         if self.is_cold:
-            return ticket.cold_joined + self._most_cold_s(ticket) - ticket.cold_s
-        return ticket.queue_joined + self._revision.spec.timeouts.queue - ticket.queue_s
+            ends = ticket.cold_joined + self._most_cold_s(ticket) - ticket.cold_s
+        else:
+            ends = ticket.queue_joined + self._revision.spec.timeouts.queue - ticket.queue_s
+        return min(ends, self._clock_reading() + ticket.held_until - self._ticked_at)
 
     def _most_cold_s(self, ticket: Ticket) -> float:
         return min(self._revision.spec.timeouts.cold_start, ticket.most_cold_s)
@@ -136,8 +150,7 @@ class WaitingRoom:
         self._timer = None
         now = self._clock.now()
         self._tick(now)
-        # a microsecond: the loop's timer may fire that much before the clock has come so far
-        reached = self._clock_reading() + 1e-6
+        reached = self._clock_reading() + _EARLY_S
         for ticket in [it for it in self._queue if self._deadline(it) <= reached]:
             self._queue.discard(ticket)
             self._stop_waiting(ticket, now)
@@ -146,6 +159,13 @@ class WaitingRoom:
 
     def _timeout_error(self, ticket: Ticket) -> PlatformError:
         revision = self._revision
+        if ticket.held_until <= self._ticked_at + _EARLY_S:
+            kind = ColdStartTimeout if self.is_cold else QueueTimeout
+            return kind(
+                f"no replica of {revision.name} took the request within {ticket.most_held_s:g} s",
+                hint="the header Firstlight-Wait-Timeout set the limit",
+                limit_s=ticket.most_held_s,
+            )
         if self.is_cold:
             limit_s = self._most_cold_s(ticket)
             return ColdStartTimeout(

@@ -48,6 +48,12 @@ _ASKED_HEADERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         {"type": "string", "maxLength": 256},
     ),
     (
+        "Firstlight-Wait-Timeout",
+        "Seconds to be held at most, whether no replica is ready or all are busy; a job waits by "
+        "its own deadline.",
+        {"type": "number", "exclusiveMinimum": 0},
+    ),
+    (
         "Firstlight-Cold-Start-Timeout",
         "Seconds to wait at most while no replica is ready, if fewer than the model's "
         "`timeouts.cold_start`; a job waits by its own deadline.",

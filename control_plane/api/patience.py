@@ -8,16 +8,20 @@ from infra.errors import Invalid
 
 _SECONDS = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,6})?")
 _FOR_EVER = Patience()
-_COLD_START, _EXECUTION = "Firstlight-Cold-Start-Timeout", "Firstlight-Timeout"
+_HELD = "Firstlight-Wait-Timeout"
+_COLD_START = "Firstlight-Cold-Start-Timeout"
+_EXECUTION = "Firstlight-Timeout"
 
 
 def patience_of(headers: Mapping[bytes, bytes]) -> Patience:
     """What the headers ask for; raises Invalid."""
+    held = headers.get(b"firstlight-wait-timeout")
     cold_start = headers.get(b"firstlight-cold-start-timeout")
     execution = headers.get(b"firstlight-timeout")
-    if cold_start is None and execution is None:
+    if held is None and cold_start is None and execution is None:
         return _FOR_EVER
     return Patience(
+        held_s=_seconds(_HELD, held, _FOR_EVER.held_s),
         cold_start_s=_seconds(_COLD_START, cold_start, _FOR_EVER.cold_start_s),
         execution_s=_seconds(_EXECUTION, execution, _FOR_EVER.execution_s),
     )

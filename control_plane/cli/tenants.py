@@ -20,7 +20,7 @@ from infra.contracts.tenancy import (
 )
 
 KEY_HEADINGS = ("KEY", "TENANT", "NAME", "ROLE", "STATE", "AGE")
-TENANT_HEADINGS = ("TENANT", "KEYS", "REQUESTS/MIN", "TOKENS/MIN", "CONCURRENCY")
+TENANT_HEADINGS = ("TENANT", "KEYS", "REQUESTS/MIN", "TOKENS/MIN", "CONCURRENCY", "WEIGHT")
 USAGE_HEADINGS = ("DAY", "TENANT", "MODEL", "REQUESTS", "PROMPT TOKENS", "COMPLETION TOKENS")
 NUMBERS = frozenset({"AGE", *TENANT_HEADINGS[1:], *USAGE_HEADINGS[3:]})
 
@@ -101,6 +101,7 @@ def _set(
     requests_per_minute: Limit = None,
     tokens_per_minute: Limit = None,
     concurrency: Limit = None,
+    weight: Annotated[int, typer.Option(min=1, max=1000)] = 1,
 ) -> None:
     """Set all limits of a tenant; what is left out is unlimited."""
     session = session_of(context)
@@ -108,6 +109,7 @@ def _set(
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
         concurrency=concurrency,
+        weight=weight,
     )
     status = session.platform.limit_tenant(tenant, limits)
     _print(session, TENANT_HEADINGS, [_tenant_row(status)])
@@ -150,6 +152,7 @@ def _tenant_row(tenant: TenantStatus) -> list[Text]:
         Text(tenant.tenant),
         Text(str(tenant.keys)),
         *(Text("-" if amount is None else f"{amount:,}") for amount in amounts),
+        Text(str(limits.weight)),
     ]
 
 

@@ -73,6 +73,10 @@ class Keys:
     def limits_of(self, tenant: TenantName) -> TenantLimits:
         return self._limits.get(tenant, _NO_LIMITS)
 
+    def weight_of(self, tenant: TenantName) -> int:
+        """The tenant's share of turns."""
+        return self.limits_of(tenant).weight
+
     def listed(self) -> list[KeyStatus]:
         """Every key, the oldest first."""
         found = (record.status for record in self._records.values())

@@ -43,7 +43,10 @@ class CreatedKey(Contract):
 
 
 class TenantLimits(Contract):
-    """What all requests of one tenant together may do; unset is unlimited."""
+    """What all requests of one tenant together may do; unset is unlimited.
+
+    `weight` limits nothing: it is the tenant's share where requests of several are held.
+    """
 
     requests_per_minute: int | None = Field(
         default=None, ge=1, le=10_000_000, description="Requests a minute."
@@ -53,6 +56,9 @@ class TenantLimits(Contract):
     )
     concurrency: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Requests held or running at a time."
+    )
+    weight: int = Field(
+        default=1, ge=1, le=1000, description="Turns of held requests, to one of others' weight 1."
     )
 
 

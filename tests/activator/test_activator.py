@@ -26,6 +26,7 @@ from infra.errors import (
     ReplicaLost,
     ShuttingDown,
 )
+from infra.virtual_time import VirtualTimeLoop
 from tests.activator.world import World, says, scenario, spec, streams
 
 # -- warm ------------------------------------------------------------------------------------------
@@ -398,6 +399,101 @@ async def test_a_client_waits_for_a_cold_start_no_longer_than_it_says(world: Wor
     assert isinstance(await greedy.refused(), ColdStartTimeout)
     assert isinstance(await patient.refused(), ColdStartTimeout)
     assert world.clock.now() - began_at == pytest.approx(30)
+
+
+@scenario
+async def test_a_client_is_held_no_longer_than_it_says_cold_and_busy_together(
+    world: World,
+) -> None:
+    revision = await world.deploy(
+        spec(cold_start=60, queue=60, limits=Limits(max_concurrency=1, max_queue=9))
+    )
+    first = world.start(world.call(1), revision)
+    held = world.start(world.call(2, patience=Patience(held_s=10)), revision)
+    patient = world.start(world.call(3), revision)
+    began_at = world.clock.now()
+    await asyncio.sleep(7)
+    world.ready(revision, says("x", seconds=20))
+    await world.settled()
+    # Its deadline puts it before the first, which has none: that one is in flight, so it is not.
+    assert [one.request.request_id for one in world.replicas.sent] == ["req_2"]
+    await held.result()
+
+    late = world.start(world.call(4, patience=Patience(held_s=4)), revision)
+    error = await late.refused()
+
+    assert isinstance(error, QueueTimeout)
+    assert error.problem().model_dump()["limit_s"] == 4
+    assert world.clock.now() - began_at == pytest.approx(27 + 4)
+    await first.result()
+    await patient.result()
+
+
+@scenario
+async def test_a_wait_that_ends_while_no_replica_is_ready_is_a_cold_start_timeout(
+    world: World,
+) -> None:
+    revision = await world.deploy(spec(cold_start=30))
+    began_at = world.clock.now()
+    patience = Patience(held_s=3, cold_start_s=20)
+
+    error = await world.start(world.call(patience=patience), revision).refused()
+
+    assert isinstance(error, ColdStartTimeout)
+    assert "Firstlight-Wait-Timeout" in (error.hint or "")
+    assert world.clock.now() - began_at == pytest.approx(3)
+
+
+@scenario
+async def test_what_waited_cold_counts_when_it_waits_for_a_permit(world: World) -> None:
+    revision = await world.deploy(spec(queue=60, limits=Limits(max_concurrency=1)))
+    urgent = world.start(world.call(1, priority=-1), revision)
+    held = world.start(world.call(2, patience=Patience(held_s=10)), revision)
+    began_at = world.clock.now()
+    await asyncio.sleep(7)
+    world.ready(revision, says("x", seconds=20))
+
+    error = await held.refused()
+
+    assert isinstance(error, QueueTimeout)
+    assert world.clock.now() - began_at == pytest.approx(10)
+    await urgent.result()
+
+
+@scenario
+async def test_who_is_past_its_time_is_not_sent_to_a_replica_though_the_timer_is_late(
+    world: World,
+) -> None:
+    revision = await world.deploy(spec(cold_start=60))
+    held = world.start(world.call(patience=Patience(held_s=3)), revision)
+    await world.settled()
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.leap(5)  # we were stalled, and the replica is what we hear of first
+    world.ready(revision, says("x"))
+
+    error = await held.refused()
+
+    assert isinstance(error, ColdStartTimeout)
+    assert world.replicas.sent == []
+
+
+@scenario
+async def test_held_requests_of_tenants_go_by_weight(world: World) -> None:
+    world.weights[TenantName("heavy")] = 3
+    revision = await world.deploy(spec(limits=Limits(max_concurrency=1)))
+    heavy = [world.start(world.call(n, tenant=TenantName("heavy")), revision) for n in range(12)]
+    light = [
+        world.start(world.call(100 + n, tenant=TenantName("light")), revision) for n in range(4)
+    ]
+
+    world.ready(revision, says("x", seconds=1))
+    for one in (*heavy, *light):
+        await one.result()
+
+    order = [int(one.request.request_id.removeprefix("req_")) for one in world.replicas.sent]
+    for turns in range(4, 17, 4):
+        assert sum(number >= 100 for number in order[:turns]) in (turns // 4, turns // 4 + 1)
 
 
 @scenario

@@ -1,5 +1,7 @@
 """Whose turn it is among those who wait."""
 
+import math
+from collections import Counter
 from itertools import count
 
 import pytest
@@ -14,8 +16,17 @@ from infra.contracts.tenancy import TenantName
 REVISION = RevisionName("chat@1")
 
 
-def ticket(arrival: int, tenant: str = "a", priority: int = 0) -> Ticket:
-    return Ticket(arrival, 1, REVISION, TenantName(tenant), priority)
+def ticket(
+    arrival: int,
+    tenant: str = "a",
+    priority: int = 0,
+    *,
+    held_until: float = math.inf,
+    weight: int = 1,
+) -> Ticket:
+    return Ticket(
+        *(arrival, 1, REVISION, TenantName(tenant), priority), held_until=held_until, weight=weight
+    )
 
 
 def queue_of(*tickets: Ticket) -> TicketQueue:
@@ -48,6 +59,52 @@ def test_lower_priorities_go_first_within_a_tenant_only() -> None:
     )
 
     assert order(queue) == [1, 4, 3, 2, 0]
+
+
+def test_of_one_priority_the_earliest_deadline_goes_first_and_those_without_one_last() -> None:
+    queue = queue_of(
+        ticket(0),
+        ticket(1, held_until=30.0),
+        ticket(2, held_until=10.0),
+        ticket(3, priority=-1),
+        ticket(4, held_until=10.0),
+        ticket(5, priority=1, held_until=1.0),
+        ticket(6),
+    )
+
+    assert order(queue) == [3, 2, 4, 1, 0, 6, 5]
+
+
+def test_a_deadline_takes_no_turn_from_another_tenant() -> None:
+    queue = queue_of(
+        *(ticket(n, "calm") for n in range(3)),
+        *(ticket(n, "hasty", held_until=float(n)) for n in range(10, 13)),
+    )
+
+    assert [queue.pop().tenant for _ in range(6)] == ["calm", "hasty"] * 3
+
+
+def test_turns_go_by_weight() -> None:
+    queue = queue_of(
+        *(ticket(n, "heavy", weight=3) for n in range(100)),
+        *(ticket(n, "light") for n in range(100, 200)),
+    )
+
+    served = Counter(queue.pop().tenant for _ in range(80))
+
+    assert served == {"heavy": 60, "light": 20}
+
+
+def test_a_heavy_tenant_that_was_away_has_saved_no_turns() -> None:
+    queue = queue_of(*(ticket(n, "light") for n in range(100)))
+    for _ in range(50):
+        queue.pop()
+    for n in range(200, 300):
+        queue.push(ticket(n, "heavy", weight=3))
+
+    served = Counter(queue.pop().tenant for _ in range(20))
+
+    assert served["light"] >= 5
 
 
 def test_who_comes_to_a_long_line_of_another_tenant_waits_for_one_turn() -> None:
@@ -84,8 +141,15 @@ def test_an_empty_queue_has_nobodys_turn() -> None:
 
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("push"), st.sampled_from("abc"), st.integers(-1, 1)),
-        st.tuples(st.sampled_from(["pop", "discard"]), st.integers(0, 50), st.just(0)),
+        st.tuples(
+            st.just("push"),
+            st.sampled_from("abc"),
+            st.integers(-1, 1),
+            st.sampled_from([1.0, 2.0, math.inf]),
+        ),
+        st.tuples(
+            st.sampled_from(["pop", "discard"]), st.integers(0, 50), st.just(0), st.just(0.0)
+        ),
     ),
     max_size=120,
 )
@@ -93,17 +157,17 @@ STEPS = st.lists(
 
 @given(steps=STEPS)
 def test_whatever_happens_the_queue_has_who_waits_and_pops_a_tenants_first(
-    steps: list[tuple[str, str | int, int]],
+    steps: list[tuple[str, str | int, int, float]],
 ) -> None:
     queue, waiting = TicketQueue(), dict[int, Ticket]()
-    for arrival, (step, which, priority) in enumerate(steps):
+    for arrival, (step, which, priority, until) in enumerate(steps):
         if step == "push":
-            waiting[arrival] = ticket(arrival, str(which), priority)
+            waiting[arrival] = ticket(arrival, str(which), priority, held_until=until)
             queue.push(waiting[arrival])
         elif waiting and step == "pop":
             popped = queue.pop()
             mine = [it for it in waiting.values() if it.tenant == popped.tenant]
-            assert popped is min(mine, key=lambda it: (it.priority, it.arrival))
+            assert popped is min(mine, key=lambda it: (it.priority, it.held_until, it.arrival))
             del waiting[popped.arrival]
         elif waiting:
             left = sorted(waiting)[int(which) % len(waiting)]
@@ -127,3 +191,64 @@ def test_while_a_tenant_waits_nobody_gets_more_than_one_turn_more(
         left[tenant] -= 1
         for waiting in (one for one, count_left in left.items() if count_left):
             assert max(got.values()) <= got[waiting] + 1
+
+
+WEIGHTS = {"a": 1, "b": 1, "c": 2, "d": 5}
+CROWD = st.lists(st.sampled_from("abcd"), min_size=40, max_size=80)
+COMINGS = st.lists(
+    st.sampled_from(["a", "b", "c", "d", "pop", "pop", "leave"]), min_size=20, max_size=150
+)
+
+
+@given(crowd=CROWD, steps=COMINGS)
+def test_turns_by_weight_of_two_that_wait_never_drift_apart(
+    crowd: list[str], steps: list[str]
+) -> None:
+    """Whoever comes, is served and leaves meanwhile: the bound of start-time fair queueing, over
+    every stretch in which both wait."""
+    queue = TicketQueue()
+    since: dict[tuple[str, str], Counter[str]] = {}  # turns while both of a pair have waited
+    for arrival, step in enumerate([*crowd, *steps]):
+        if step == "leave" and queue:
+            queue.discard(min(queue, key=lambda one: one.arrival))
+        elif step == "pop" and queue:
+            served = str(queue.pop().tenant)
+            for pair, turns in since.items():
+                if served in pair:
+                    turns[served] += 1
+        elif step in WEIGHTS:
+            queue.push(ticket(arrival, step, weight=WEIGHTS[step]))
+        waiting = Counter(str(one.tenant) for one in queue)
+        pairs = [(one, other) for one in waiting for other in waiting if one < other]
+        since = {pair: since.get(pair, Counter()) for pair in pairs}
+        for (one, other), turns in since.items():
+            drift = abs(turns[one] / WEIGHTS[one] - turns[other] / WEIGHTS[other])
+            assert drift <= 1 / WEIGHTS[one] + 1 / WEIGHTS[other] + 1e-9
+
+
+@given(steps=COMINGS, mine=st.sampled_from("abcd"), position=st.integers(1, 6))
+def test_no_tenant_delays_another_beyond_its_share(
+    steps: list[str], mine: str, position: int
+) -> None:
+    """Whatever happened before and whatever comes behind it, of each other tenant no more turns
+    than its share come before the n-th of one that has just come."""
+    queue = TicketQueue()
+    for arrival, step in enumerate(steps):
+        if step == "pop" and queue:
+            queue.pop()
+        elif step in WEIGHTS and step != mine:
+            queue.push(ticket(arrival, step, weight=WEIGHTS[step]))
+    arrivals = count(1000)
+    own = [ticket(next(arrivals), mine, weight=WEIGHTS[mine]) for _ in range(position)]
+    for one in own:
+        queue.push(one)
+    before: Counter[str] = Counter()
+    while own[-1] in list(queue):
+        for tenant, weight in WEIGHTS.items():  # everybody else always has more
+            if tenant != mine:
+                queue.push(ticket(next(arrivals), tenant, weight=weight))
+        before[str(queue.pop().tenant)] += 1
+    for tenant, turns in before.items():
+        if tenant != mine:
+            share = WEIGHTS[tenant] / WEIGHTS[mine]
+            assert turns <= 1 + share * (position - 1) + 1e-9

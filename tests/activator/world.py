@@ -76,8 +76,10 @@ class World:
         self.lines = Lines(self.deployments, self.fleet, clock=self.clock, wake=self.wakes.append)
         ledger = Ledger(self.fleet, self.timelines, self.meters, self.tasks)
         relay = Relay(self.replicas, self.lines, ledger, self.clock)
+        self.weights: dict[TenantName, int] = {}
         self.activator = Activator(
-            self.lines, self.fleet, self.replicas, relay, self.meters, self.clock
+            *(self.lines, self.fleet, self.replicas, relay, self.meters, self.clock),
+            weight_of=lambda tenant: self.weights.get(tenant, 1),
         )
         self._numbers = itertools.count(1)
 

@@ -202,6 +202,25 @@ async def test_a_place_is_free_again_however_a_request_ended(
 
 
 @with_keys
+async def test_held_requests_take_turns_by_the_weights_of_their_tenants(
+    edge: EdgeWorld, acme: Headers, beta: Headers
+):
+    await deploy(edge, acme, "chat", shared=True, limits={"max_concurrency": 1})
+    weighed = await edge.call("PUT", "/v1/tenants/acme", {"weight": 2}, headers=ROOT)
+    assert weighed.json()["limits"]["weight"] == 2
+    held = [
+        edge.start("POST", "/v1/models/chat/invoke", b'{"prompt":"x"}', headers=headers)
+        for headers in [acme] * 8 + [beta] * 4
+    ]
+
+    for exchange in held:
+        await exchange.done()
+
+    tenants = [sent.request.tenant for sent in edge.replicas.sent]
+    assert [tenants[first : first + 6].count("acme") for first in (0, 3, 6)] == [4, 4, 4]
+
+
+@with_keys
 async def test_the_replica_learns_for_whom_and_how_long_it_computes(
     edge: EdgeWorld, acme: Headers, beta: Headers
 ):

@@ -72,7 +72,8 @@ class EdgeWorld:
             world.clock,
         )
         self.activator = Activator(
-            self.lines, world.fleet, self.replicas, relay, meters, world.clock
+            *(self.lines, world.fleet, self.replicas, relay, meters, world.clock),
+            weight_of=self.keys.weight_of,
         )
         self._wire_jobs()
         self.services = Services(

@@ -19,7 +19,12 @@ KEY = {
 ADMIN = KEY | {"key_id": "cd34", "name": "ops", "tenant": "default", "is_admin": True}
 TENANT = {
     "tenant": "acme",
-    "limits": {"requests_per_minute": 60, "tokens_per_minute": 100_000, "concurrency": None},
+    "limits": {
+        "requests_per_minute": 60,
+        "tokens_per_minute": 100_000,
+        "concurrency": None,
+        "weight": 5,
+    },
     "keys": 1,
 }
 USAGE = {
@@ -67,11 +72,12 @@ def test_limits_are_set_all_at_once(run: Run, platform: FakePlatform) -> None:
     platform.answer("PUT /v1/tenants/acme", as_json(TENANT))
 
     outcome = run(
-        *("tenants", "set", "acme", "--requests-per-minute", "60", "--tokens-per-minute", "100000")
+        *("tenants", "set", "acme", "--requests-per-minute", "60"),
+        *("--tokens-per-minute", "100000", "--weight", "5"),
     )
 
     assert platform.asked() == TENANT["limits"]
-    assert outcome.out.splitlines()[1].split() == ["acme", "1", "60", "100,000", "-"]
+    assert outcome.out.splitlines()[1].split() == ["acme", "1", "60", "100,000", "-", "5"]
 
 
 def test_usage_is_asked_for_by_day(run: Run, platform: FakePlatform) -> None:

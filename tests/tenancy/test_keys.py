@@ -109,14 +109,20 @@ async def test_tenants_are_those_with_keys_or_limits(stores: Stores):
     keys = Keys(stores[0])
     await keys.create(ADMIN, now=1)
     await keys.create(CALLER, now=2)
-    limited = await keys.limit(TenantName("beta"), TenantLimits(concurrency=3))
+    limited = await keys.limit(TenantName("beta"), TenantLimits(concurrency=3, weight=4))
 
     assert [(it.tenant, it.keys) for it in keys.tenants()] == [
         ("acme", 1),
         ("beta", 0),
         ("default", 1),
     ]
-    assert keys.limits_of(TenantName("beta")) == limited.limits == TenantLimits(concurrency=3)
+    assert (
+        keys.limits_of(TenantName("beta"))
+        == limited.limits
+        == TenantLimits(concurrency=3, weight=4)
+    )
+    assert keys.weight_of(TenantName("beta")) == 4
+    assert keys.weight_of(ACME) == 1
     assert keys.limits_of(ACME) == TenantLimits()
 
 
