@@ -70,6 +70,7 @@ def sections(chance: random.Random) -> dict[str, dict[str, object]]:
 
 async def traffic(world: World, chance: random.Random) -> None:
     """Calm, bursts and long silences; now and then a crash, or another revision."""
+    machines = world.capacity.machines  # one, or none after a long silence
     for _ in range(60):
         model, kind = chance.choice(MODELS), chance.random()
         if kind < 0.1:
@@ -83,8 +84,8 @@ async def traffic(world: World, chance: random.Random) -> None:
             await asyncio.sleep(chance.choice([20, 100, 400]) + chance.randrange(8) / 8)
         elif kind < 0.65:
             await world.deploy(model, **sections(chance))
-        elif kind < 0.7 and (replicas := world.machine().replicas()):
-            world.machine().crash(replicas[0].replica_id)
+        elif kind < 0.7 and (replicas := [it for one in machines() for it in one.replicas()]):
+            machines()[0].crash(replicas[0].replica_id)
         elif kind < 0.72 and world.deployments.get(ModelName(model)) is not None:
             await world.deployments.delete(ModelName(model), now=world.now())
             await asyncio.sleep(1)
