@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -122,6 +123,23 @@ def test_a_rank_that_dies_instead_of_falling_asleep_is_named(folder: Path, tmp_p
         rank.kill()
         with pytest.raises(ReplicaFailed, match="rank 1 of 2 was ended by SIGKILL"):
             followers.until_asleep()
+
+
+def test_two_threads_may_ask_at_once_how_a_rank_ended(folder: Path, tmp_path: Path) -> None:
+    """The engine's, whose step broke off, and the event loop, which watches."""
+    with led(folder, tmp_path) as (_, followers, rank), ThreadPoolExecutor(2) as threads:
+        [process] = followers._processes
+        both_ask = threading.Barrier(3)
+
+        def ask() -> str:
+            both_ask.wait()
+            return str(process.end_of_life())
+
+        told = [threads.submit(ask) for _ in range(2)]
+        both_ask.wait()
+        rank.kill()
+
+        assert [each.result() for each in told] == ["rank 1 of 2 was ended by SIGKILL"] * 2
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

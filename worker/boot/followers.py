@@ -139,7 +139,6 @@ class _Follower:
         self.link = rank.link
         self.pidfd = os.pidfd_open(rank.pid)
         self._part = part
-        self._how: str | None = None
         self._received = b""
 
     def begin(self) -> None:
@@ -180,21 +179,20 @@ class _Follower:
         loop.add_reader(self.pidfd, ended)
 
     def end(self) -> None:
-        if self._how is None:
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        self.end_of_life()
+        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         self.link.close()
         os.close(self.pidfd)
 
     def end_of_life(self) -> ReplicaFailed:
         """How a process ended that has, or is about to."""
-        if self._how is None:
-            end = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-            assert end is not None, "it waits for the end"
-            has_exited = end.si_code == os.CLD_EXITED
-            how = f"ended with status {end.si_status}"
-            self._how = how if has_exited else f"was ended by {signal.Signals(end.si_status).name}"
-        return ReplicaFailed(f"{self.name} {self._how}")
+        # Not reaped: the engine's thread and the event loop may both ask.
+        end = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+        assert end is not None, "it waits for the end"
+        how = f"ended with status {end.si_status}"
+        if end.si_code != os.CLD_EXITED:
+            how = f"was ended by {signal.Signals(end.si_status).name}"
+        return ReplicaFailed(f"{self.name} {how}")
 
 
 def _error(failure: Failure, name: str) -> PlatformError:
