@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from worker.kernels.port import AttentionStep, Layers
 
@@ -18,8 +19,9 @@ class Recording:
     def __init__(self, x: torch.Tensor, ropes: Sequence[torch.Tensor]) -> None:
         self.program: Any = torch.classes.firstlight.Program()
         self._ropes = [id(rope) for rope in ropes]
-        self._results = [x]
-        self._numbers = {id(x): 0}
+        # Weak: a long prompt's states would take gigabytes if all were kept to the end.
+        self._numbers = WeakTensorKeyDictionary({x: 0})
+        self._last = 0
 
     def linear(
         self,
@@ -52,16 +54,14 @@ class Recording:
         self._add(self.program.attend(self._number(x), layer, rope_number, *arguments), result)
 
     def ends_with(self, result: torch.Tensor) -> bool:
-        return self._results[-1] is result
+        return self._number(result) == self._last
 
     def _add(self, number: int, result: torch.Tensor) -> None:
-        # Kept, so that no later one has its id.
-        self._results.append(result)
-        self._numbers[id(result)] = number
+        self._numbers[result] = self._last = number
 
     def _number(self, tensor: torch.Tensor | None) -> int:
         """Raises KeyError for what no noted operation made."""
-        return _NOTHING if tensor is None else self._numbers[id(tensor)]
+        return _NOTHING if tensor is None else int(self._numbers[tensor])
 
 
 class Tape:
