@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 
 from infra.contracts.base import GpuId
 from infra.contracts.node import Gpu
@@ -50,8 +51,10 @@ def gpu_kind(name: str) -> str:
     whole, _, part = name.lower().partition(" mig ")
     words = [word for word in whole.replace("-", " ").split() if word not in _BRANDS]
     match words:
+        case ["rtx", "pro", number, *_]:
+            kind = f"rtxpro{number}"
         case [("rtx" | "gtx" | "titan") as family, number, *rest] if number[0].isdigit():
-            kind = family + number + "".join(rest[:1] if rest and rest[0] in _GRADES else ())
+            kind = family + number + "".join(takewhile(_GRADES.__contains__, rest))
         case ["rtx" | "gtx", model, *_]:
             kind = model
         case [model, *_]:
@@ -62,4 +65,4 @@ def gpu_kind(name: str) -> str:
 
 
 _BRANDS = frozenset({"nvidia", "tesla", "geforce", "quadro"})
-_GRADES = frozenset({"ti", "super"})
+_GRADES = frozenset({"ti", "super", "sff", "ada"})
