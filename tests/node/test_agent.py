@@ -282,6 +282,31 @@ def test_a_worker_that_does_not_drain_in_time_is_killed(simulate) -> None:
     simulate(story)
 
 
+def test_a_killed_process_may_outlive_its_replica_and_the_drain(simulate) -> None:
+    """A driver may hold it up; by then the control plane has forgotten the replica."""
+
+    async def story(node: Node) -> None:
+        wrong: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: wrong.append(what))
+        node.control_plane.want(desired(assignment()))
+        await asyncio.sleep(5)
+        node.climb()
+        node.control_plane.want(desired(assignment(desired="drain"), version=2))
+        await asyncio.sleep(0.1)
+        failure = Failure(code="replica-lost", detail="the engine died", is_permanent=False)
+        node.launcher.say(node.started(), Failed(failure=failure))
+        node.launcher.alive.clear()  # nothing is heard of its end
+
+        node.control_plane.want(desired(version=3))
+        await asyncio.sleep(60)
+
+        assert node.launcher.killed == [node.started()]
+        assert node.agent.reports() == ()
+        assert wrong == []
+
+    simulate(story)
+
+
 def test_a_replica_that_crashes_while_it_drains_is_lost(simulate) -> None:
     async def story(node: Node) -> None:
         node.control_plane.want(desired(assignment(), version=1))

@@ -164,7 +164,7 @@ class Hands:
             self._launcher.kill(worker_id)
 
     def _kill_undrained(self, worker_id: WorkerId, replica_id: ReplicaId) -> None:
-        """Unless the worker has left the replica behind: it sleeps, or is another one already."""
+        """Unless the worker was killed, or has left the replica behind: asleep, or another one."""
         worker = self._tables.workers.get(worker_id)
-        if worker is not None and worker.replica_id == replica_id:
+        if worker is not None and worker.replica_id == replica_id and not worker.is_dying:
             self.kill(worker_id)
