@@ -1,23 +1,20 @@
 """Continuous batching: every step schedules, runs, samples, and says what came of it."""
 
-import secrets
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+from collections.abc import Callable
 
 import torch
 
 from infra.contracts.model_spec import EngineSettings
-from infra.errors import ExecutionTimeout, Invalid, PlatformError
+from infra.errors import ExecutionTimeout
+from worker.engine.answers import Answers
 from worker.engine.batch import Batch, Slice
 from worker.engine.block_pool import BlockPool
 from worker.engine.checks import check_request
 from worker.engine.choice import Choice
-from worker.engine.event import Embedded, Ending, Event, Failure, NewToken
+from worker.engine.event import Embedded, Event, Failure, NewToken
 from worker.engine.guess_cost import GuessCost
-from worker.engine.guessing import DraftGuessing, Drafting, Guessing, TextGuessing
+from worker.engine.guessing import DraftGuessing, Guessing, TextGuessing
 from worker.engine.guided import Guides, GuideTokenizer, Matcher
 from worker.engine.kv_size import cache_memory, kv_blocks
 from worker.engine.pooling import Pools
@@ -28,10 +25,8 @@ from worker.engine.request import (
     GenerationRequest,
     Guide,
     Request,
-    SamplingParams,
     refuse_too_long,
 )
-from worker.engine.sampler import Row, Sampler, sample
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.stats import EngineStats
@@ -39,35 +34,6 @@ from worker.engine.step_cost import StepCost
 from worker.kernels.port import KVCache, Span
 from worker.kernels.sampling import Unchosen
 from worker.models.causal_model import CausalModel
-
-_FAILURES: dict[Unchosen, Callable[[], PlatformError]] = {
-    Unchosen.NOT_FINITE: partial(
-        PlatformError, "the model computed numbers that are not finite for this prompt"
-    ),
-    Unchosen.NOTHING_ALLOWED: partial(
-        Invalid,
-        "no token may come next: what guides the answer, its logit_bias and min_tokens forbid all",
-    ),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Generation:
-    """An answer in the making: what the scheduler knows, how it goes on, and what ends it."""
-
-    sequence: Sequence
-    sampler: Sampler
-    end_token_ids: frozenset[int]
-    matcher: Matcher | None
-    drafting: Drafting
-
-    def ending(self) -> Ending | None:
-        """Whether its last token was the last of all, and why."""
-        if self.sequence.token_ids[-1] in self.end_token_ids:
-            return Ending.END_TOKEN
-        if self.matcher is not None and self.matcher.is_finished:
-            return Ending.GUIDE_COMPLETE
-        return None if self.sequence.num_tokens_to_come else Ending.LENGTH
 
 
 class Engine:
@@ -91,7 +57,6 @@ class Engine:
         There is a draft model where the settings say that it makes the guesses.
         """
         self._model = model
-        self._eos_token_ids = tokenizer.eos_token_ids
         self._settings = settings
         self._clock = clock
         self._step_cost = StepCost()
@@ -114,7 +79,7 @@ class Engine:
             token_budget=settings.token_budget,
         )
         self._guides = Guides(tokenizer, vocabulary=model.vocabulary)
-        self._generations: dict[str, _Generation] = {}
+        self._answers = Answers(model, self._guessing, eos_token_ids=tokenizer.eos_token_ids)
         self._pools = Pools(model)
         self._cache: KVCache | None = None
         self._num_steps = 0
@@ -166,18 +131,7 @@ class Engine:
 
     def submit(self, request: GenerationRequest, matcher: Matcher | None = None) -> None:
         """Queues a checked request; one with a guide comes with its matcher."""
-        sampling = request.sampling
-        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
-        sequence = Sequence(request, seed)
-        ends = self._end_token_ids(sampling)
-        sampler = Sampler(
-            sampling, seed=seed, prompt_token_ids=request.prompt_token_ids, end_token_ids=ends
-        )
-        drafting = self._guessing.begin(sequence, sampler, matcher)
-        self._generations[request.request_id] = _Generation(
-            sequence, sampler, ends, matcher, drafting
-        )
-        self._scheduler.add(sequence)
+        self._scheduler.add(self._answers.begin(request, matcher))
 
     def embed(self, request: EmbeddingRequest) -> None:
         """Queues a checked request."""
@@ -187,13 +141,10 @@ class Engine:
 
     def abort(self, request_id: str) -> None:
         """Forgets a request, if it is still in flight; its blocks are free at once."""
-        if request_id in self._pools:
+        if request_id in self._answers:
+            self._scheduler.remove(self._answers.end(request_id))
+        elif request_id in self._pools:
             self._scheduler.remove(self._pools.end(request_id))
-            return
-        generation = self._generations.pop(request_id, None)
-        if generation is not None:
-            self._scheduler.remove(generation.sequence)
-            generation.drafting.end()
 
     def has_work(self) -> bool:
         return self._scheduler.has_work()
@@ -230,30 +181,22 @@ class Engine:
         """Asserts that no block leaks and nothing in flight is forgotten."""
         self._scheduler.check_integrity()
         in_flight = {sequence.request_id for sequence in self._scheduler.sequences()}
-        assert in_flight == self._generations.keys() | self._pools.request_ids()
+        assert in_flight == self._answers.request_ids() | self._pools.request_ids()
 
     def _observe(self, batch: Batch, seconds: float) -> None:
         if not batch.num_drafts:
             self._step_cost.observe(batch.num_tokens, len(batch.slices), seconds)
         self._guessing.observe(batch, seconds)
 
-    def _end_token_ids(self, sampling: SamplingParams) -> frozenset[int]:
-        """Tokens that end the answer."""
-        own = frozenset[int]() if sampling.ignore_eos else self._eos_token_ids
-        ends = own | sampling.stop_token_ids
-        return frozenset(end for end in ends if end < self._model.vocabulary)
-
     def _compute(self, batch: Batch) -> list[Event]:
         sampled_states, scored_states, pooled_states = self._states(batch)
         self._scheduler.computed(batch)
         self._num_steps += 1
         sampled = batch.sampled
-        rows, masks = self._rows(sampled)
-        logits = self._model.head(sampled_states)
-        choices = iter(sample(self._model.kernels, logits, rows, masks))
+        choices = self._answers.choose(sampled, sampled_states)
         events: list[Event] = list(score_prompts(self._model, batch, scored_states))
-        for piece in sampled:
-            events += self._go_on(piece, list(islice(choices, len(piece.sampled))))
+        for piece, chosen in zip(sampled, choices, strict=True):
+            events += self._go_on(piece, chosen)
         for event in self._pools.read(batch, pooled_states):
             self._end_embedding(event)
             events.append(event)
@@ -280,34 +223,6 @@ class Engine:
         states = self._model.states(token_ids, spans, wanted, self._cache)
         return states.split_with_sizes((len(sampled), len(scored), len(pooled)))
 
-    def _rows(self, pieces: Iterable[Slice]) -> tuple[list[Row], torch.Tensor | None]:
-        """How each next token is to be chosen, also after guesses; masks of those with a guide.
-
-        int32 [guided rows, vocabulary / 32]
-        """
-        rows: list[Row] = []
-        masks: list[torch.Tensor] = []
-        for piece in pieces:
-            generation = self._generations[piece.sequence.request_id]
-            sampler, matcher, guesses = generation.sampler, generation.matcher, piece.drafts
-            first_mask = None if matcher is None else len(masks)
-            for count in range(len(guesses) + 1):
-                mask = None if first_mask is None else first_mask + count
-                rows.append(Row(sampler.draw(guesses[:count], mask=mask), sampler.num_logprobs))
-            if matcher is not None:
-                masks += self._masks(matcher, guesses)
-        return rows, torch.stack(masks) if masks else None
-
-    def _masks(self, matcher: Matcher, guesses: list[int]) -> torch.Tensor:
-        """What may come next, and after each of the guesses; int32 [1 + guesses, words]."""
-        words = -(-self._model.vocabulary // 32)
-        masks = torch.zeros((len(guesses) + 1, words), dtype=torch.int32)
-        for count, mask in enumerate(masks):
-            matcher.fill(mask.data_ptr(), mask.nbytes)
-            matcher.accept(guesses[count : count + 1])
-        matcher.take_back(len(guesses))
-        return masks
-
     def _expire(self, sequence: Sequence) -> Failure:
         self.abort(sequence.request_id)
         error = ExecutionTimeout(
@@ -318,10 +233,9 @@ class Engine:
     def _go_on(self, piece: Slice, choices: list[Choice | Unchosen]) -> list[NewToken | Failure]:
         """Takes a sequence on by the guesses that were right, and by the token after them."""
         sequence, guesses = piece.sequence, piece.drafts
-        generation = self._generations[sequence.request_id]
         events: list[NewToken | Failure] = []
         for choice, guess in zip(choices, [*guesses, None], strict=True):
-            events.append(self._append(generation, choice))
+            events.append(self._append(sequence, choice))
             if events[-1].is_last or sequence.token_ids[-1] != guess:
                 break
         num_right = len(events) - 1
@@ -329,30 +243,19 @@ class Engine:
         self._num_right_guesses += num_right
         if not events[-1].is_last:
             self._scheduler.accepted(sequence, num_right)
-            generation.drafting.go_on(num_sequences=self._scheduler.num_running)
+            self._answers.guess(sequence.request_id, num_sequences=self._scheduler.num_running)
         return events
 
-    def _append(self, generation: _Generation, choice: Choice | Unchosen) -> NewToken | Failure:
+    def _append(self, sequence: Sequence, choice: Choice | Unchosen) -> NewToken | Failure:
         """Takes a sequence one token on; it leaves when that was its last."""
-        sequence = generation.sequence
-        if isinstance(choice, Unchosen):
+        event = self._answers.append(sequence.request_id, choice)
+        if isinstance(event, NewToken):
+            self._num_generated_tokens += 1
+            if sequence.num_generated_tokens == 1:
+                self._count_prompt(sequence.num_prompt_tokens, event.cached_tokens)
+        if event.is_last:
             self.abort(sequence.request_id)
-            matcher = generation.matcher
-            error = None if matcher is None or matcher.error is None else Invalid(matcher.error)
-            return Failure(sequence.request_id, error or _FAILURES[choice]())
-        cached_tokens = 0
-        if sequence.num_generated_tokens == 0:
-            cached_tokens = sequence.num_cached_tokens or 0
-            self._count_prompt(sequence.num_prompt_tokens, cached_tokens)
-        self._num_generated_tokens += 1
-        sequence.token_ids.append(choice.token_id)
-        generation.sampler.add(choice.token_id)
-        if generation.matcher is not None:
-            generation.matcher.accept([choice.token_id])
-        ending = generation.ending()
-        if ending is not None:
-            self.abort(sequence.request_id)
-        return NewToken(sequence.request_id, choice, ending, cached_tokens)
+        return event
 
     def _end_embedding(self, event: Embedded | Failure) -> None:
         sequence = self._pools.end(event.request_id)
