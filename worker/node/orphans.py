@@ -20,12 +20,15 @@ class Orphans:
         self._known: dict[int, Child] = {}
 
     def adopt(self) -> set[int]:
-        """All there are now, killed; whose they were is not known."""
-        for pid in children(RANKS):
-            if pid not in self._known:
-                self._known[pid] = Child(pid, partial(self._ended, pid))
-                self._known[pid].kill()
-        return set(self._known)
+        """Those that have come since, killed: of a replica that ended now, or of several.
+
+        Not those that came before, which a driver may hold up for ever.
+        """
+        came = {pid for pid in children(RANKS) if pid not in self._known}
+        for pid in came:
+            self._known[pid] = Child(pid, partial(self._ended, pid))
+            self._known[pid].kill()
+        return came
 
     def _ended(self, pid: int, end: Exit) -> None:
         del self._known[pid]
