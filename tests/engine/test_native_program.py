@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from infra.contracts.model_spec import EngineSettings
 from tests.engine.tiny import load_model, write_model
 from tests.support.native import native
 from worker.kernels.native_program import Recording
@@ -15,6 +16,7 @@ from worker.models.causal_model import CausalModel
 
 pytestmark = native
 
+FEWEST_BITS = {"quantization": "int4", "kv_cache_dtype": "int8"}
 TOKENS = [5, 9, 3, 77, 21, 8, 140, 2, 6]
 
 
@@ -34,11 +36,19 @@ def program() -> Any:
     return torch.classes.firstlight.Program()
 
 
-def test_it_has_the_bits_of_its_operations_in_any_step_and_any_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"dtype": "bfloat16"}, {"kv_cache_dtype": "int8"}, {"quantization": "int8"}, FEWEST_BITS],
+    ids=str,
+)
+def test_it_has_the_bits_of_its_operations_in_any_step_and_any_cache(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
     folder = write_model(tmp_path, attention_bias=True)
-    one_by_one = logits(load_model(folder), len(TOKENS))  # a model's first step is
+    asked = EngineSettings(**settings)
+    one_by_one = logits(load_model(folder, asked), len(TOKENS))  # a model's first step is
 
-    model = load_model(folder)
+    model = load_model(folder, asked)
     logits(model, 2)
     assert torch.equal(logits(model, len(TOKENS)), one_by_one)
     assert torch.equal(logits(model, 4, 1, 1, 3), one_by_one)

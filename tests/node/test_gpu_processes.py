@@ -152,7 +152,7 @@ async def test_gpus_come_free_when_a_drained_replicas_last_process_is_gone(
     node.fake.want(desired(replica, version=1))
     await node.until_state(ReplicaState.READY)
     nvml.say(FakeGpu("GPU-a", used=20 * GIB), FakeGpu("GPU-b", used=20 * GIB))
-    await node.until(lambda: gpus(node)["GPU-b"].used_bytes, "it is told", seconds=30)
+    await node.until(lambda: gpus(node)["GPU-b"].used_bytes, "it is told")
     nvml.say(A, B)
 
     node.fake.want(desired(replica.model_copy(update={"desired": "drain"}), version=2))
@@ -166,7 +166,7 @@ async def test_a_gpu_that_others_use_is_shown_and_given_to_nobody_until_they_are
     node: RealNode, tmp_path: Path, nvml: FakeNvml
 ) -> None:
     nvml.say(FakeGpu("GPU-a", used=3 * GIB), B)
-    await node.until(lambda: gpus(node)["GPU-a"].trouble, "it is told", seconds=8)
+    await node.until(lambda: gpus(node)["GPU-a"].trouble, "it is told")
     assert gpus(node)["GPU-a"].trouble == "others use 3.0 GiB of it"
 
     node.fake.want(desired(scripted(tmp_path, "r1"), scripted(tmp_path, "r2"), version=1))
@@ -183,7 +183,7 @@ async def test_a_lost_gpu_takes_neither_the_agent_nor_the_others_with_it(
     node: RealNode, tmp_path: Path, nvml: FakeNvml
 ) -> None:
     nvml.say(FakeGpu("GPU-a", error=LOST), B)
-    await node.until(lambda: gpus(node)["GPU-a"].trouble, "it is told", seconds=8)
+    await node.until(lambda: gpus(node)["GPU-a"].trouble, "it is told")
     assert gpus(node)["GPU-a"].trouble == "NVML: GPU is lost"
 
     node.fake.want(desired(scripted(tmp_path), version=1))
@@ -199,7 +199,7 @@ async def test_a_gpu_that_is_lost_under_a_replica_ends_it_and_other_faults_do_no
     assert holders(node) == {"GPU-a": "r1", "GPU-b": None}
 
     nvml.say(A, B, xids=((1, 79), (0, 31)))  # the other one, and a fault of the program's
-    await node.until(lambda: gpus(node)["GPU-b"].trouble, "it is told", seconds=8)
+    await node.until(lambda: gpus(node)["GPU-b"].trouble, "it is told")
     assert node.report().state is ReplicaState.READY  # type: ignore[union-attr]
     nvml.say(FakeGpu("GPU-a", error=LOST), B)
 
@@ -216,7 +216,7 @@ async def test_a_replica_that_waits_in_vain_fails_and_says_for_what(
     await node.until_state(ReplicaState.READY)
     node.fake.want(desired(scripted(tmp_path, gpus=2), scripted(tmp_path, "r2"), version=2))
 
-    await node.until(lambda: _is_in(node, "r2", ReplicaState.FAILED), "it fails", seconds=30)
+    await node.until(lambda: _is_in(node, "r2", ReplicaState.FAILED), "it fails", seconds=60)
 
     failure = node.report("r2").failure  # type: ignore[union-attr]
     assert failure is not None and failure.code == "no-capacity" and not failure.is_permanent
