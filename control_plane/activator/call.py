@@ -1,6 +1,7 @@
 """One accepted request, the client that made it, and the answers that are not errors of ours."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -13,6 +14,7 @@ Header = tuple[bytes, bytes]
 
 
 _USAGE = b": firstlight-usage "
+_USAGE_EVENT = re.compile(rb"^: firstlight-usage ([0-9]{1,9}) ([0-9]{1,9})\n\n", re.MULTILINE)
 
 
 @dataclass(eq=False, slots=True)
@@ -34,14 +36,15 @@ class TokenCount:
         self.completion = int(headers.get(b"firstlight-completion-tokens", b"0"))
 
     def see(self, events: bytes) -> bytes:
-        """Some events of a stream have come; returns them without what is said to us only."""
-        self.completion += events.count(b"data: ")
-        if (at := events.find(_USAGE)) < 0:
+        """Some events of a stream have come; returns them without what is said to us only.
+
+        What a model writes may look like it, but never begins a line: it is JSON.
+        """
+        self.completion += events.count(b"\ndata: ") + events.startswith(b"data: ")
+        if _USAGE not in events or (said := _USAGE_EVENT.search(events)) is None:
             return events
-        comment, _, rest = events[at:].partition(b"\n\n")
-        prompt, completion = comment.removeprefix(_USAGE).split()
-        self.prompt, self.completion = int(prompt), int(completion)
-        return events[:at] + rest
+        self.prompt, self.completion = int(said[1]), int(said[2])
+        return events[: said.start()] + events[said.end() :]
 
 
 class Patience(NamedTuple):
