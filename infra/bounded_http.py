@@ -15,7 +15,7 @@ DEPARTURE = "firstlight.departure"
 PROBLEM_TYPE = "application/problem+json"
 REQUEST_S = 60.0
 STALL_S = 60.0
-MOST_HEAD_BYTES = 64 << 10
+MOST_FRAMING_BYTES = 64 << 10
 MOST_EARLY_BYTES = 64 << 10
 
 
@@ -52,10 +52,11 @@ class Departure:
 class BoundedHttp(HttpToolsProtocol):
     """One connection.
 
-    Beyond uvicorn: what is not HTTP is answered with a problem; a head has at most 64 KiB; a
-    request arrives within a minute; a client that takes no byte for a minute is cut off; and
-    requests sent ahead while one is answered are kept up to 64 KiB, without a pause in reading, so
-    that a client that leaves is noticed whatever it sent before.
+    Beyond uvicorn: what is not HTTP is answered with a problem; a head, and what is between two
+    bytes of a body or after the last one, has at most 64 KiB; a request arrives within a minute; a
+    client that takes no byte for a minute is cut off; what follows a request that closes the
+    connection is not answered; and requests sent ahead while one is answered are kept up to 64 KiB,
+    without a pause in reading, so that a client that leaves is noticed whatever it sent before.
     """
 
     _watch: asyncio.TimerHandle | None = None
@@ -65,8 +66,8 @@ class BoundedHttp(HttpToolsProtocol):
     _stall: asyncio.TimerHandle | None = None
     _answering: RequestResponseCycle | None = None
     _departure: Departure
-    _head_bytes = 0
     _is_in_head = True
+    _framing_bytes = 0  # received since the last body byte or request: heads, sizes, trailers
     _early = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -93,6 +94,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._is_answering():
             self._keep_for_later(data)
             return
+        self._framing_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -100,10 +102,8 @@ class BoundedHttp(HttpToolsProtocol):
             return
         except httptools.HttpParserUpgrade:
             pass  # to nothing that we speak: it is answered as it is
-        if self._is_in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MOST_HEAD_BYTES:
-                self.send_400_response(f"the head has more than {MOST_HEAD_BYTES} bytes")
+        if self._framing_bytes > MOST_FRAMING_BYTES:
+            self.send_400_response(f"a head or trailer has more than {MOST_FRAMING_BYTES} bytes")
         if self.pipeline:
             self.flow.resume_reading()
 
@@ -131,7 +131,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _begin_message(self) -> None:
         """The first byte of a request is in; from here it has REQUEST_S."""
-        self._is_in_head, self._head_bytes = True, 0
+        self._is_in_head = True
         if not self._is_arriving:
             self._is_arriving = True
             self._due = due = self.loop.time() + REQUEST_S
@@ -140,6 +140,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _end_message(self) -> None:
         """The last byte of a request is in."""
+        self._framing_bytes = 0
         self._is_arriving = False
         if self._answering is not None and self._answering.response_complete:
             self._expect(self.loop.time() + self.timeout_keep_alive)  # it was refused unread
@@ -163,6 +164,8 @@ class BoundedHttp(HttpToolsProtocol):
         if self._due > self.loop.time():
             if self._due < math.inf:
                 self._expect(self._due)
+        elif self._is_arriving and self._is_answering():
+            self._expect(self.loop.time() + REQUEST_S)  # it is kept unread meanwhile
         elif self._is_arriving:
             self.transport.abort()
         else:
@@ -178,6 +181,10 @@ class BoundedHttp(HttpToolsProtocol):
         self._is_in_head = False
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._framing_bytes = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         self._end_message()
         super().on_message_complete()
@@ -185,6 +192,8 @@ class BoundedHttp(HttpToolsProtocol):
     # -- the answer ----------------------------------------------------------------------------
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if self.transport.is_closing():
+            return  # the one before it was the last one (RFC 9112, section 9.6)
         self._answering, self._departure = cycle, Departure()
         cast(dict[str, Any], cycle.scope)["extensions"] = {DEPARTURE: self._departure}
         super()._start_asgi_task(cycle, app)

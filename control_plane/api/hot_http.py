@@ -63,7 +63,7 @@ class HotHttp(BoundedHttp):
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._is_in_head:  # not a trailer, of which there is no end
+        if self._is_in_head:  # a trailer is no header
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -87,15 +87,16 @@ class HotHttp(BoundedHttp):
         self.headers = []
         before: RequestResponseCycle | None = self.cycle
         self.cycle = request  # type: ignore[assignment]  # it does what uvicorn asks of one
-        if before is None or before.response_complete:
+        if before is not None and not before.response_complete:
+            self.pipeline.appendleft((self.cycle, self.app))
+        elif not self.transport.is_closing():  # else the one before it was the last one
             self._answering = self.cycle
             request.begin()
-        else:
-            self.pipeline.appendleft((self.cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
         request: object = self.cycle
         if isinstance(request, HotRequest):
+            self._framing_bytes = 0
             request.receive(body)
         else:
             super().on_body(body)

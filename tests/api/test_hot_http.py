@@ -7,6 +7,7 @@ import pytest
 
 from control_plane.activator.memory_client import Wire
 from control_plane.activator.replica_client import ReplicaRequest
+from control_plane.api.hot_request import SMALL_BYTES
 from infra import bounded_http
 from tests.activator.world import says, streams
 from tests.api.connection import Client
@@ -265,4 +266,72 @@ async def test_a_document_is_one_write(edge: EdgeWorld) -> None:
     await answered(client)
 
     assert client.writes == 1
+    client.hang_up()
+
+
+@pytest.mark.parametrize("drop", [b"x-trailer: y\r\n", b"x"], ids=["many", "one that never ends"])
+def test_trailers_without_end_are_refused(drop: bytes) -> None:
+    @scenario
+    async def check(edge: EdgeWorld) -> None:
+        client = edge.server.connect()
+        body = b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY)
+        await client.send(chat(body, "1.1", "transfer-encoding: chunked"))
+
+        sent_bytes = 0
+        while client.is_open and sent_bytes < 1 << 20:
+            await client.send(drop * 1000)
+            sent_bytes += len(drop) * 1000
+
+        assert client.statuses == [400]
+        assert sent_bytes <= bounded_http.MOST_FRAMING_BYTES + len(drop) * 1000
+        assert edge.is_asleep()
+
+    check()
+
+
+@scenario
+async def test_a_head_behind_a_large_body_is_not_taken_for_a_large_head(edge: EdgeWorld) -> None:
+    client = edge.server.connect()
+    large = orjson.dumps(CHAT | {"pad": " " * bounded_http.MOST_FRAMING_BYTES})
+
+    await client.send(chat(large) + chat(b"{")[:20])
+    await client.send(chat(b"{")[20:])
+    await answered(client, 2)
+
+    assert client.statuses == [200, 400]
+    assert client.is_open
+    client.hang_up()
+
+
+@pytest.mark.parametrize("behind", [chat(), HEALTH], ids=["hot", "ordinary"])
+def test_nothing_behind_a_request_that_ends_the_connection_is_begun(behind: bytes) -> None:
+    @scenario
+    async def check(edge: EdgeWorld) -> None:
+        client = edge.server.connect()
+        body = b"x" * (2 * SMALL_BYTES)  # refused unread, and the connection closed
+        refused = chat(body).replace(b"POST", b"PUT")
+
+        await client.send(refused[: -len(body)])
+        await client.send(body + behind)
+        await edge.settled()
+
+        assert client.statuses == [405]
+        assert not client.is_open
+        assert edge.is_asleep()
+
+    check()
+
+
+@scenario
+async def test_half_a_request_ahead_of_time_does_not_end_the_one_that_is_answered(
+    edge: EdgeWorld,
+) -> None:
+    edge.script = says("late", seconds=2 * bounded_http.REQUEST_S)
+    client = edge.server.connect()
+    await client.send(chat() + chat(b"{")[:20])
+    await client.send(chat(b"{")[20:])
+
+    await answered(client, 2)
+
+    assert client.statuses == [200, 400]
     client.hang_up()
