@@ -1,12 +1,10 @@
 """Long-running tasks that are never left dangling."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import structlog
-
-from infra.backoff import Backoff
 
 log = structlog.get_logger()
 
@@ -35,21 +33,3 @@ class TaskSet:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task.failed", task=task.get_name(), exc_info=error)
-
-
-async def forever(
-    step: Callable[[], Awaitable[None]],
-    *,
-    name: str,
-    backoff: Backoff = Backoff(),  # noqa: B008 - frozen value
-) -> None:
-    """Repeats `step`; an error is logged and waited out, never ends the loop."""
-    failures = 0
-    while True:
-        try:
-            await step()
-            failures = 0
-        except Exception:
-            failures += 1
-            log.exception("loop.failed", loop=name, failures=failures)
-            await asyncio.sleep(backoff.delay_s(failures))
