@@ -68,7 +68,6 @@ class Connection(asyncio.Protocol):
         "_sender",
         "_status",
         "_transport",
-        "_why",
     )
 
     def __init__(self, pool: Pool) -> None:
@@ -80,7 +79,6 @@ class Connection(asyncio.Protocol):
         self._phase = _IDLE
         self._status = 0
         self._headers: Headers | None = None  # of a head whose reader is not told yet
-        self._why = ""
         self._has_answered = False
         self._is_reusable = False
         self._is_interim = False
@@ -140,7 +138,6 @@ class Connection(asyncio.Protocol):
         if self._phase is _CLOSED:
             return
         self._phase = _CLOSED
-        self._why = why
         if self._transport is not None:
             self._transport.abort()
         sender, self._sender, self._reader = self._sender, None, None

@@ -74,6 +74,8 @@ class HttpReplicaClient:
             sending.fail(f"no connection: {error.strerror or error}")
             return
         peer.connections.add(connection)
+        if peer.is_forgotten:
+            connection.abort("the replica is gone")
         sending.connected(connection)
 
 
@@ -171,6 +173,7 @@ class _HttpSending:
             return
         self._was_kept = False
         if not connection.begin(self, self._request, self._reader):
+            self._peer.closed(connection)  # which may have been before it was the peer's
             self.fail("its connection was closed at once")
             return
         self._connection = connection
@@ -205,7 +208,7 @@ class _HttpSending:
 
     def lost(self, why: str, *, has_answered: bool) -> None:
         self._connection = None
-        if self._was_kept and not has_answered:
+        if self._was_kept and not has_answered and not self._peer.is_forgotten:
             self.begin()
         else:
             self.fail(why)

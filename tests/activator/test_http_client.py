@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -559,3 +560,54 @@ async def test_forgetting_breaks_what_never_ends(
     with pytest.raises(ReplicaGone, match="the replica is gone"):
         await asyncio.wait_for(response.read(), 3)
     response.close()
+
+
+async def test_a_replica_that_is_forgotten_is_not_asked_again(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    """A kept connection that breaks is replaced, but not when we broke it."""
+
+    async def answers_once(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(OK)
+        await peer.request()
+        await peer.request()
+
+    replica.handler = answers_once
+    await everything(client, endpoint)
+    response = Response()
+    response.sending = client.send(endpoint, REQUEST, response)
+    client.forget(endpoint.replica_id)
+
+    with pytest.raises(ReplicaGone):
+        await asyncio.wait_for(response.until_head(), 3)
+
+    assert replica.connections == 1
+
+
+async def test_who_is_still_connecting_to_a_replica_that_is_forgotten_hears_of_it(
+    replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
+) -> None:
+    response = Response()
+    response.sending = client.send(endpoint, REQUEST, response)
+    client.forget(endpoint.replica_id)
+
+    with pytest.raises(ReplicaGone):
+        await asyncio.wait_for(response.until_head(), 3)
+
+
+async def test_a_connection_that_is_over_before_it_is_used_is_gone(
+    endpoint: Endpoint, client: HttpReplicaClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+
+    async def speaks_at_once(*arguments: Any) -> tuple[Any, Any]:
+        transport, connection = await connect(*arguments)
+        connection.data_received(b"220 ready\r\n")
+        return transport, connection
+
+    monkeypatch.setattr(loop, "create_connection", speaks_at_once)
+
+    with pytest.raises(ReplicaGone, match="at once"):
+        await asyncio.wait_for(everything(client, endpoint), 3)
