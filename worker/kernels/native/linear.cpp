@@ -92,9 +92,14 @@ void encode(Kind kind, const Tokens& tokens, int64_t first, int64_t last) {
 // tokens are arithmetic, which wants to be divided evenly.
 int64_t pieces_per_thread(int64_t count) { return count < 32 ? 2 : 4; }
 
+// Blocks of weights that a thread takes at a time.
+int64_t blocks_of_piece(int64_t blocks, int64_t count) {
+  return whole(blocks, at::get_num_threads() * pieces_per_thread(count));
+}
+
 // Encodes the tokens, then multiplies them with all blocks.
 void multiply(Kind kind, const uint8_t* packed, const Tokens& tokens, int64_t count,
-              int64_t blocks, const Outputs& outputs) {
+              int64_t blocks, const Outputs& outputs, const at::Tensor* next_weights) {
   const LinearKernels& kernels = linear_kernels();
   if (count < kFewTokens) {
     encode(kind, tokens, 0, count);
@@ -109,7 +114,11 @@ void multiply(Kind kind, const uint8_t* packed, const Tokens& tokens, int64_t co
     return;
   }
   const int64_t threads = at::get_num_threads();
-  const int64_t few = whole(blocks, threads * pieces_per_thread(count));
+  const int64_t few = blocks_of_piece(blocks, count);
+  if (next_weights != nullptr) {
+    expect({next_weights->const_data_ptr<uint8_t>(),
+            blocks_of_piece(next_weights->size(0), count) * next_weights->stride(0)});
+  }
   in_parallel(whole(blocks, few), [&](int64_t piece) {
     const int64_t first = piece * few, last = std::min(blocks, first + few);
     // While threads keep pace, a thread takes every `threads`th piece.
@@ -183,6 +192,16 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, int64_t kind_nu
                   const std::optional<at::Tensor>& bias, int64_t prologue_number,
                   const std::optional<at::Tensor>& norm, double epsilon,
                   const std::optional<at::Tensor>& residual) {
+  return linear_before(nullptr, x, packed, kind_number, outputs, scale, bias, prologue_number, norm,
+                       epsilon, residual);
+}
+
+at::Tensor linear_before(const at::Tensor* next_weights, const at::Tensor& x,
+                         const at::Tensor& packed, int64_t kind_number, int64_t outputs,
+                         const std::optional<at::Tensor>& scale,
+                         const std::optional<at::Tensor>& bias, int64_t prologue_number,
+                         const std::optional<at::Tensor>& norm, double epsilon,
+                         const std::optional<at::Tensor>& residual) {
   TORCH_CHECK(kind_number == 16 || kind_number == 8 || kind_number == 4, "unknown kind");
   TORCH_CHECK(prologue_number >= 0 && prologue_number <= 3, "unknown prologue");
   const Kind kind = static_cast<Kind>(kind_number);
@@ -210,7 +229,8 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, int64_t kind_nu
                        checked(bias, "bias", {outputs}),
                        checked(residual, "residual", {count, outputs})};
   if (count > 0) {
-    multiply(kind, packed.const_data_ptr<uint8_t>(), tokens, count, packed.size(0), out);
+    multiply(kind, packed.const_data_ptr<uint8_t>(), tokens, count, packed.size(0), out,
+             next_weights);
   }
   return y;
 }

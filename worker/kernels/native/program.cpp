@@ -15,9 +15,12 @@ int64_t Program::linear(int64_t x, at::Tensor packed, int64_t kind, int64_t outp
                         std::optional<at::Tensor> scale, std::optional<at::Tensor> bias,
                         int64_t prologue, std::optional<at::Tensor> norm, double epsilon,
                         int64_t residual) {
-  return add({x, residual}, [=](Run& run) {
-    return firstlight::linear(run.results[x], packed, kind, outputs, scale, bias, prologue, norm,
-                              epsilon, run.result(residual));
+  products_.push_back(packed);
+  const size_t next = products_.size();
+  return add({x, residual}, [=, this](Run& run) {
+    const at::Tensor* next_weights = next < products_.size() ? &products_[next] : nullptr;
+    return linear_before(next_weights, run.results[x], packed, kind, outputs, scale, bias,
+                         prologue, norm, epsilon, run.result(residual));
   });
 }
 

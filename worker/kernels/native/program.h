@@ -52,6 +52,7 @@ class Program : public torch::CustomClassHolder {
   int64_t add(std::vector<int64_t> uses, std::function<at::Tensor(Run&)> compute);
 
   std::vector<Operation> operations_;
+  std::vector<at::Tensor> products_;      // weights, in order
   std::vector<int64_t> last_use_ = {-1};  // of each result: the operation's number
 };
 

@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <thread>
@@ -17,6 +18,10 @@ namespace {
 // How long a helper looks for work before it sleeps: longer than what lies between two operators of
 // a step, shorter than what others on this core would miss. A pause is about 40 cycles.
 constexpr int kPausesAwake = 3000;
+
+// Of what is coming, a helper fetches no more than leaves room in its second-level cache.
+constexpr int64_t kMostFetched = 256 << 10;
+constexpr int64_t kLine = 64;
 
 // One team a process, used by one caller at a time. A job is open while `turn` is odd. Who wants to
 // help says so in `helping` first and then looks whether the job is still open; the caller closes it
@@ -42,7 +47,31 @@ class Team {
     while (helping_.load() > 0) _mm_pause();
   }
 
+  void expect(const Coming& coming) {
+    coming_bytes_.store(coming.bytes, std::memory_order_relaxed);
+    coming_.store(coming.from, std::memory_order_relaxed);
+  }
+
  private:
+  // How far a helper has fetched of what is coming.
+  struct Fetched {
+    const uint8_t* from = nullptr;
+    int64_t bytes = 0;
+  };
+
+  // Asks for the next line; false when nothing more is to be fetched. What two threads see of one
+  // another here may be half of the truth: no harm is done by asking for any memory.
+  bool fetch_next(int number, Fetched& fetched) {
+    const uint8_t* from = coming_.load(std::memory_order_relaxed);
+    const int64_t bytes = coming_bytes_.load(std::memory_order_relaxed);
+    if (from != fetched.from) fetched = {from, 0};
+    if (from == nullptr || fetched.bytes >= std::min(bytes, kMostFetched)) return false;
+    // The caller takes the first piece.
+    _mm_prefetch(from + (number + 1) * bytes + fetched.bytes, _MM_HINT_T1);
+    fetched.bytes += kLine;
+    return true;
+  }
+
   void take_pieces() {
     for (int64_t piece; (piece = next_.fetch_add(1, std::memory_order_relaxed)) < pieces_;) {
       work_(context_, piece);
@@ -57,8 +86,9 @@ class Team {
   [[noreturn]] void help(int number) {
     pthread_setname_np(pthread_self(), "fl-kernels");
     uint32_t seen = 0;
+    Fetched fetched;
     for (;;) {
-      seen = wait_for_turn(seen);
+      seen = wait_for_turn(seen, number, fetched);
       helping_.fetch_add(1);
       if (turn_.load() == seen && number < wanted_) take_pieces();
       helping_.fetch_sub(1);
@@ -66,10 +96,11 @@ class Team {
   }
 
   // The number of an open job that is not `seen`.
-  uint32_t wait_for_turn(uint32_t seen) {
+  uint32_t wait_for_turn(uint32_t seen, int number, Fetched& fetched) {
     for (int pauses = 0;; ++pauses) {
       const uint32_t turn = turn_.load(std::memory_order_acquire);
       if (turn % 2 == 1 && turn != seen) return turn;
+      if (fetch_next(number, fetched)) continue;
       if (pauses < kPausesAwake) {
         _mm_pause();
         continue;
@@ -94,15 +125,23 @@ class Team {
   alignas(64) std::atomic<uint32_t> turn_{0};
   alignas(64) std::atomic<int> helping_{0};
   std::atomic<int> asleep_{0};
+  std::atomic<const uint8_t*> coming_{nullptr};
+  std::atomic<int64_t> coming_bytes_{0};
 };
 
 static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t), "a futex is 32 bits");
 
+Team& team() {
+  static Team* team = new Team;  // outlives its helpers
+  return *team;
+}
+
 }  // namespace
 
 void run_pieces(int64_t pieces, void (*work)(void*, int64_t), void* context) {
-  static Team* team = new Team;  // outlives its helpers
-  team->run(pieces, work, context, at::get_num_threads());
+  team().run(pieces, work, context, at::get_num_threads());
 }
+
+void expect(const Coming& coming) { team().expect(coming); }
 
 }  // namespace firstlight

@@ -24,4 +24,14 @@ void in_parallel(int64_t pieces, Work&& work) {
       const_cast<void*>(static_cast<const void*>(&work)));
 }
 
+// Memory that the next pieces will probably read: piece i from `from` + i * `bytes`, that far.
+struct Coming {
+  const uint8_t* from;
+  int64_t bytes;
+};
+
+// Helpers that wait for work ask for this memory meanwhile, each for that of the piece it will
+// probably take, until the next call.
+void expect(const Coming& coming);
+
 }  // namespace firstlight
