@@ -12,11 +12,15 @@ def configure(*, level: str = "info", as_json: bool, stream: TextIO | None = Non
     """Sets the process's one log format; call once, in main.
 
     What cannot be written, because the disk is full or the reader gone, is lost and breaks nothing.
+    A traceback shows no values: those of locals are prompts and keys.
     """
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if as_json
-        else structlog.dev.ConsoleRenderer(colors=(stream or sys.stderr).isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=(stream or sys.stderr).isatty(),
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     )
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

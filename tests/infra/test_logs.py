@@ -1,4 +1,4 @@
-"""A log that cannot be written breaks nobody who writes it."""
+"""A log that cannot be written breaks nobody who writes it; a log says nothing it should not."""
 
 import errno
 import io
@@ -52,3 +52,22 @@ def test_a_reader_that_is_gone_is_no_error_of_who_writes() -> None:
     logs.configure(as_json=False, stream=closed)
     closed.close()
     structlog.get_logger().info("nobody hears it")
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_traceback_shows_where_and_no_values(as_json: bool) -> None:
+    stream = io.StringIO()
+    logs.configure(as_json=as_json, stream=stream)
+    key = "".join(["fl_", "secret"])
+
+    try:
+        _fails(key)
+    except ValueError:
+        structlog.get_logger().exception("request.failed")
+
+    assert "_fails" in stream.getvalue()
+    assert key not in stream.getvalue()
+
+
+def _fails(authorization: str) -> None:
+    raise ValueError(len(authorization))
