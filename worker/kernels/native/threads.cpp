@@ -97,11 +97,11 @@ class Team {
 
   // The number of an open job that is not `seen`.
   uint32_t wait_for_turn(uint32_t seen, int number, Fetched& fetched) {
-    for (int pauses = 0;; ++pauses) {
+    for (int pauses = 0;;) {
       const uint32_t turn = turn_.load(std::memory_order_acquire);
       if (turn % 2 == 1 && turn != seen) return turn;
       if (fetch_next(number, fetched)) continue;
-      if (pauses < kPausesAwake) {
+      if (pauses++ < kPausesAwake) {
         _mm_pause();
         continue;
       }
