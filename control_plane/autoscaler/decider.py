@@ -138,7 +138,9 @@ def _under_load(
     stable_mean = _or_now(observed.stable_mean, demand)
     panic_mean = _or_now(observed.panic_mean, demand)
     most = math.ceil(tuning.most_growth * started)
-    fewest = fewest_under_load(observed.ready, tuning)
+    # What is in flight may take longer than is known of requests: nothing that serves is spared.
+    serving = min(observed.ready, _replicas_for(demand.in_flight, scaling.target_concurrency))
+    fewest = max(fewest_under_load(observed.ready, tuning), serving)
     stable = _clamp(_replicas_for(stable_mean, scaling.target_concurrency), fewest, most)
     burst = _clamp(_replicas_for(panic_mean, scaling.target_concurrency), fewest, most)
     is_burst = burst / started >= tuning.panic_threshold
@@ -151,6 +153,8 @@ def _under_load(
     reason = f"{stable_mean:.1f} at once{_target(scaling)}"
     if replicas > stable:
         reason += f", and {replicas} were needed a moment ago"
+    elif replicas == serving > _replicas_for(stable_mean, scaling.target_concurrency):
+        reason += f", and {demand.in_flight} in flight"
     return Decision(replicas, reason, panic)
 
 

@@ -91,6 +91,15 @@ def test_the_stable_window_sizes_a_steady_load():
     assert decision == Decision(3, "17.0 at once, 8 a replica")
 
 
+def test_no_replica_is_spared_that_serves():
+    """However little the windows make of requests that take longer than any did before."""
+    few = {"desired": 3, "ready": 3, "stable_mean": 1.2, "panic_mean": 0.5}
+    scaling = Scaling(max=3, target_concurrency=1)
+    kept = decide(scaling, observed(demand=a_load(in_flight=3), **few), now=0)
+    assert (kept.replicas, kept.reason) == (3, "1.2 at once, 1 a replica, and 3 in flight")
+    assert decide(scaling, observed(demand=a_load(in_flight=1), **few), now=0).replicas == 2
+
+
 def test_a_burst_is_panic_and_panic_never_shrinks():
     scaling = Scaling(max=20, target_concurrency=1)
     burst = observed(

@@ -1,6 +1,7 @@
 """A tick that looks only where something may have changed decides as one that looks everywhere."""
 
 import asyncio
+import math
 import random
 import secrets
 from collections.abc import Iterator
@@ -214,7 +215,9 @@ def test_within_its_band_a_decision_is_made_again():
         is_within = (
             band.low < stable / target - NOISE <= band.high and panic / target - NOISE <= band.burst
         )
-        assert is_within == is_same
+        # What the one request in flight keeps is no part of a band: it may end.
+        is_kept = is_same and ready <= math.ceil(1 / target)
+        assert is_within == is_same or is_kept
         held += is_same
     assert 500 < held < 4_500
 
