@@ -74,7 +74,7 @@ def test_an_answered_request_is_freed_without_the_garbage_collector(is_streaming
         try:
             await world.start(world.call(stream=is_streaming), revision).result()
             await world.settled()
-            assert not [one for one in gc.get_objects() if isinstance(one, Exchange)]
+            assert not [one for one in gc.get_objects() if type(one) is Exchange]
         finally:
             gc.enable()
 
