@@ -166,13 +166,14 @@ def test_a_body_over_the_limit_is_refused_whether_announced_or_not() -> None:
 )
 def test_hostile_bodies_cost_little(data: Any) -> None:
     body = orjson.dumps(data)
-    started = time.perf_counter()
+    started = time.process_time()
 
     reply = ask(body, path=COMPLETIONS if "prompt" in data else CHAT)
 
     assert reply.status == 400
     assert len(reply.body) < 10_000
-    assert time.perf_counter() - started < 0.5
+    # No more than it takes to read them: what grows with their square takes minutes.
+    assert time.process_time() - started < 5
 
 
 def test_a_prompt_over_the_context_is_refused_with_openai_s_code() -> None:
