@@ -1,10 +1,12 @@
 """Long-running tasks that are never left dangling."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Never
 
 import structlog
+
+from infra.errors import StoreUnavailable
 
 log = structlog.get_logger()
 
@@ -33,3 +35,17 @@ class TaskSet:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task.failed", task=task.get_name(), exc_info=error)
+
+
+async def write_behind(
+    write: Callable[[], Awaitable[None]], *, every_s: float, on_failure: str
+) -> Never:
+    """Writes for ever, however often that fails: it is logged by that name and tried again."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await write()
+        except StoreUnavailable as error:
+            log.warning(on_failure, error=error.detail)
+        except Exception:
+            log.exception(on_failure)

@@ -14,6 +14,7 @@ from control_plane.autoscaler.keep_alive import KeepAlive
 from infra.clock import Clock
 from infra.contracts.base import ModelName
 from infra.errors import StoreUnavailable
+from infra.supervise import write_behind
 
 log = structlog.get_logger()
 
@@ -89,12 +90,7 @@ class Memory:
 
     async def run(self) -> None:
         """Writes for ever; while the store is away it keeps what there is to write."""
-        while True:
-            await asyncio.sleep(WRITE_EVERY_S)
-            try:
-                await self.write()
-            except StoreUnavailable as error:
-                log.warning("experience.unwritten", error=error.detail)
+        await write_behind(self.write, every_s=WRITE_EVERY_S, on_failure="experience.unwritten")
 
     async def write(self) -> None:
         """Writes what was noted and not yet written; raises StoreUnavailable."""

@@ -6,14 +6,10 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple, Protocol
 
-import structlog
-
 from infra.clock import Clock
 from infra.contracts.base import ModelName
 from infra.contracts.tenancy import TenantName, UsageRow
-from infra.errors import StoreUnavailable
-
-log = structlog.get_logger()
+from infra.supervise import write_behind
 
 WRITE_EVERY_S = 1.0
 MOST_DAYS = 400
@@ -119,12 +115,7 @@ class UsageLedger:
 
     async def run(self) -> None:
         """Writes for ever; while the store is away it keeps counting."""
-        while True:
-            await asyncio.sleep(WRITE_EVERY_S)
-            try:
-                await self.write()
-            except StoreUnavailable as error:
-                log.warning("usage.unwritten", error=error.detail)
+        await write_behind(self.write, every_s=WRITE_EVERY_S, on_failure="usage.unwritten")
 
     async def write(self) -> None:
         """Writes what was counted; raises StoreUnavailable, and then it is written later."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from infra.contracts.generation import MAX_PRIORITY, TokenIds, Wire
+from infra.contracts.generation import Priority, TokenIds, Wire
 
 MAX_INPUTS = 2048
 MAX_DIMENSIONS = 1 << 16
@@ -31,12 +31,7 @@ class EmbeddingsRequest(Wire):
         le=MAX_DIMENSIONS,
         description="First numbers of each vector that are kept, scaled to length 1 again.",
     )
-    priority: int | None = Field(
-        default=None,
-        ge=-MAX_PRIORITY,
-        le=MAX_PRIORITY,
-        description="Lower goes first: among your tenant's held requests, and on a busy replica.",
-    )
+    priority: Priority = None
 
     @property
     def is_streaming(self) -> bool:

@@ -19,6 +19,14 @@ MAX_PRIORITY = 1000
 
 GuideKind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Priority = Annotated[
+    int | None,
+    Field(
+        ge=-MAX_PRIORITY,
+        le=MAX_PRIORITY,
+        description="Lower goes first: among your tenant's held requests, and on a busy replica.",
+    ),
+]
 
 
 class Wire(BaseModel):
@@ -144,12 +152,7 @@ class _Sampling(Wire):
         default=None,
         description="One of `json`, `regex`, `choice`, `grammar`, `json_object`, as at vLLM.",
     )
-    priority: int | None = Field(
-        default=None,
-        ge=-MAX_PRIORITY,
-        le=MAX_PRIORITY,
-        description="Lower goes first: among your tenant's held requests, and on a busy replica.",
-    )
+    priority: Priority = None
 
     @property
     def guides(self) -> list[tuple[GuideKind, str]]:
