@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.containerd import RunningContainerd, running_containerd
 from tests.support.platform import RunningPlatform, running_platform
+from tests.support.registry import RunningRegistry, running_registry
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,4 +45,18 @@ def platform(environment: dict[str, str], smollm2_dir: Path) -> Iterator[Running
     """A running platform with SmolLM2 deployed as `chat`, at zero replicas."""
     with running_platform(environment) as running:
         running.deploy("chat", smollm2_dir, scaling={"grace": 1})
+        yield running
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
+    """A docker-registry of our own; who stops it starts it again."""
+    with running_registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def containerd() -> Iterator[RunningContainerd]:
+    """A containerd of our own; who kills it starts it again."""
+    with running_containerd() as running:
         yield running
