@@ -2,7 +2,7 @@
 
 * PlatformError
   - Invalid: MalformedJson, SpecInvalid, ContextLengthExceeded, BodyTooLarge, UnsupportedModel,
-    SourceInvalid
+    SourceInvalid, ImageInvalid
   - Unauthorized
   - NotFound: ModelNotFound, RevisionNotFound, JobNotFound
   - Conflict: IdempotencyKeyReused, JobNotOver, JobOver
@@ -107,6 +107,13 @@ class SourceInvalid(Invalid):
     """The model's source exists and its files are missing, malformed or unsafe."""
 
     slug = "source-invalid"
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+
+
+class ImageInvalid(Invalid):
+    """The image, its index or a chunk table is malformed or unsafe."""
+
+    slug = "image-invalid"
     status = HTTPStatus.UNPROCESSABLE_ENTITY
 
 

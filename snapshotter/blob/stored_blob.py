@@ -1,0 +1,141 @@
+"""One blob on this node's disk: a sparse file of verified chunks, and which of them are there."""
+
+import mmap
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+from hashlib import sha256
+from pathlib import Path
+from struct import Struct
+from threading import Lock
+from typing import Final
+
+from infra.errors import ImageInvalid
+from snapshotter.index.chunk_table import Chunk, ChunkTable
+
+_HEADER: Final = Struct("<8s32s40s")  # magic, sha256 of the table, boot id
+_MAGIC: Final = b"FLCHUNK1"
+_STATES_AT: Final = 4096
+_HEX: Final = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True)
+class BlobRef:
+    """What a store must know of a blob: its name (`sha256:…` of its source) and its chunks."""
+
+    digest: str
+    table: ChunkTable
+
+    @property
+    def hex(self) -> str:
+        return hex_of(self.digest)
+
+
+def hex_of(digest: str) -> str:
+    """The 64 digits of `sha256:…`; raises ImageInvalid for anything else."""
+    name = digest.removeprefix("sha256:")
+    if len(name) != 64 or not set(name) <= _HEX or name == digest:
+        raise ImageInvalid(f"the digest is {digest[:100]!a}")
+    return name
+
+
+class ChunkState(IntEnum):
+    """A byte of the state file."""
+
+    ABSENT = 0
+    VERIFIED = 1
+    DOUBTED = 2  # verified before the machine went down: the disk may have lost it
+
+
+class StoredBlob:
+    """Verified chunks of one blob; any thread may use it.
+
+    A chunk's byte in the state file is set after its data was written. Both live in the page
+    cache, so a process that is killed loses nothing; what was there when the *machine* went down
+    is hashed again before it is believed.
+    """
+
+    def __init__(self, folder: Path, ref: BlobRef, *, boot_id: str) -> None:
+        """Opens or makes `folder`; forgets what it holds if that was cut by another table."""
+        self.ref = ref
+        self.digest = ref.digest
+        self.table = ref.table
+        self._lock = Lock()  # guards kept_bytes and the states that it sums up
+        folder.mkdir(parents=True, exist_ok=True)
+        packed = ref.table.packed()
+        identity = _HEADER.pack(_MAGIC, sha256(packed).digest(), boot_id.encode()[:40])
+        self.descriptor = os.open(folder / "data", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._states = self._open_states(folder / "state", identity)
+            os.ftruncate(self.descriptor, ref.table.size)
+            if not (folder / "table").exists():
+                partial = folder / "table.partial"
+                partial.write_bytes(packed)
+                partial.rename(folder / "table")
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+        self.kept_bytes = sum(chunk.length for chunk in self.table if self._state(chunk.index))
+
+    def _open_states(self, path: Path, identity: bytes) -> mmap.mmap:
+        states = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            known = os.pread(states, _HEADER.size, 0)
+            if known[:40] != identity[:40]:
+                os.ftruncate(states, 0)
+                os.ftruncate(self.descriptor, 0)
+                (path.parent / "table").unlink(missing_ok=True)
+            # bytes are reserved: a full disk must not become a SIGBUS of the mapping
+            os.posix_fallocate(states, 0, _STATES_AT + len(self.table))
+            mapping = mmap.mmap(states, _STATES_AT + len(self.table))
+        finally:
+            os.close(states)
+        if known[:40] == identity[:40] and known != identity:
+            doubted = bytes(ChunkState.DOUBTED if state else 0 for state in mapping[_STATES_AT:])
+            mapping[_STATES_AT:] = doubted
+        mapping[: len(identity)] = identity
+        return mapping
+
+    def has(self, index: int) -> bool:
+        """Whether the chunk is here and verified; one that is doubted is hashed now."""
+        match self._state(index):
+            case ChunkState.VERIFIED:
+                return True
+            case ChunkState.DOUBTED:
+                chunk = self.table[index]
+                is_genuine = chunk.is_genuine(self.pread(chunk.offset, chunk.length))
+                self._set(index, ChunkState.VERIFIED if is_genuine else ChunkState.ABSENT)
+                return is_genuine
+            case _:
+                return False
+
+    def write(self, chunk: Chunk, data: bytes) -> None:
+        """Keeps a chunk. Raises ValueError for wrong bytes, OSError where the disk refuses."""
+        if not chunk.is_genuine(data):
+            raise ValueError(f"chunk {chunk.index} of {self.digest} is not what the index says")
+        view = memoryview(data)
+        written = 0
+        while written < len(view):
+            written += os.pwrite(self.descriptor, view[written:], chunk.offset + written)
+        self._set(chunk.index, ChunkState.VERIFIED)
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Bytes of the file; meaningful only where every chunk is verified."""
+        return os.pread(self.descriptor, length, offset)
+
+    def num_verified(self) -> int:
+        return self._states[_STATES_AT:].count(ChunkState.VERIFIED)
+
+    def close(self) -> None:
+        self._states.close()
+        os.close(self.descriptor)
+
+    def _state(self, index: int) -> int:
+        return self._states[_STATES_AT + index]
+
+    def _set(self, index: int, state: ChunkState) -> None:
+        with self._lock:
+            if bool(self._state(index)) != bool(state):
+                length = self.table[index].length
+                self.kept_bytes += length if state else -length
+            self._states[_STATES_AT + index] = state

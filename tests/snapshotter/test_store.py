@@ -1,0 +1,165 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from snapshotter.blob.store import ChunkStore
+from snapshotter.blob.stored_blob import BlobRef, StoredBlob
+from tests.snapshotter.makers import raw_blob
+
+PARTS = [b"a" * 5000, b"b" * 3000, b"c" * 7000]
+
+
+def store_in(folder: Path, *, capacity: int = 1 << 30, boot: str = "boot-1") -> ChunkStore:
+    return ChunkStore(folder, capacity_bytes=capacity, boot_id=boot)
+
+
+def fill(store: ChunkStore, ref: BlobRef, data: bytes) -> None:
+    with store.opened(ref):
+        for chunk in ref.table:
+            assert store.put(ref, chunk, data[chunk.offset : chunk.end])
+
+
+def test_a_chunk_is_here_once_it_was_put_and_not_before(tmp_path):
+    store = store_in(tmp_path)
+    ref, _ = raw_blob(PARTS)
+    stored = store.open(ref)
+
+    assert not store.has(ref.digest, 1)
+    store.put(ref, ref.table[1], PARTS[1])
+
+    assert [store.has(ref.digest, index) for index in range(3)] == [False, True, False]
+    assert stored.pread(5000, 3000) == PARTS[1]
+
+
+def test_wrong_bytes_are_never_kept(tmp_path):
+    store = store_in(tmp_path)
+    ref, _ = raw_blob(PARTS)
+    store.open(ref)
+
+    for wrong in (b"x" * 3000, PARTS[1][:-1], PARTS[1] + b"b", b""):
+        with pytest.raises(ValueError, match="not what the index says"):
+            store.put(ref, ref.table[1], wrong)
+
+    assert not store.has(ref.digest, 1)
+
+
+def test_what_was_verified_is_there_after_a_restart_of_the_process(tmp_path):
+    ref, data = raw_blob(PARTS)
+    first = store_in(tmp_path)
+    fill(first, ref, data)
+    first.close()
+
+    second = store_in(tmp_path)
+
+    assert all(second.has(ref.digest, index) for index in range(3))
+
+
+def test_what_a_crash_of_the_machine_damaged_is_not_believed(tmp_path):
+    ref, data = raw_blob(PARTS)
+    first = store_in(tmp_path)
+    fill(first, ref, data)
+    first.close()
+    with (tmp_path / ref.hex / "data").open("r+b") as file:
+        file.seek(5100)
+        file.write(b"\0" * 512)
+
+    second = store_in(tmp_path, boot="boot-2")
+
+    assert [second.has(ref.digest, index) for index in range(3)] == [True, False, True]
+
+
+def test_another_cut_of_the_same_blob_begins_anew(tmp_path):
+    ref, data = raw_blob(PARTS)
+    store = store_in(tmp_path)
+    fill(store, ref, data)
+    other = BlobRef(ref.digest, raw_blob([PARTS[0] + PARTS[1], PARTS[2]])[0].table)
+
+    store.open(other)
+
+    assert not store.has(ref.digest, 0)
+    with pytest.raises(Exception, match="in use with another index"):
+        store.open(ref)
+
+
+def test_one_process_owns_the_folder(tmp_path):
+    store = store_in(tmp_path)
+    with pytest.raises(BlockingIOError):
+        store_in(tmp_path)
+    store.close()
+    store_in(tmp_path).close()
+
+
+def test_the_least_recently_used_goes_first_and_never_what_is_open(tmp_path):
+    store = store_in(tmp_path, capacity=45_000)
+    blobs = [raw_blob([bytes([number]) * 20_000]) for number in range(4)]
+    fill(store, *blobs[0])
+    fill(store, *blobs[1])
+    store.open(blobs[0][0])
+
+    fill(store, *blobs[2])
+    fill(store, *blobs[3])
+
+    here = [store.has(ref.digest, 0) for ref, _ in blobs]
+    assert here == [True, False, False, True]
+    assert store.used_bytes == 40_000
+
+
+def test_a_store_full_of_open_blobs_keeps_nothing_more(tmp_path):
+    store = store_in(tmp_path, capacity=25_000)
+    first, data = raw_blob([b"1" * 20_000])
+    second, more = raw_blob([b"2" * 20_000])
+    store.open(first)
+    store.open(second)
+
+    assert store.put(first, first.table[0], data)
+    assert not store.put(second, second.table[0], more)
+
+    assert not store.has(second.digest, 0)
+
+
+def test_a_full_disk_costs_what_nobody_uses_first(tmp_path, monkeypatch):
+    store = store_in(tmp_path)
+    idle, idle_data = raw_blob([b"1" * 20_000])
+    fill(store, idle, idle_data)
+    wanted, data = raw_blob([b"2" * 20_000])
+    store.open(wanted)
+    write = StoredBlob.write
+
+    def write_if_room(self: StoredBlob, chunk, data):
+        if (tmp_path / idle.hex).exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, chunk, data)
+
+    monkeypatch.setattr(StoredBlob, "write", write_if_room)
+
+    assert store.put(wanted, wanted.table[0], data)
+    assert not (tmp_path / idle.hex).exists()
+
+
+def test_equal_chunks_are_found_in_whatever_blob_has_them(tmp_path):
+    store = store_in(tmp_path)
+    first, data = raw_blob([b"libtorch" * 1000, b"one" * 1000])
+    second, _ = raw_blob([b"two" * 1000, b"libtorch" * 1000])
+    fill(store, first, data)
+    store.open(second)
+
+    chunk = second.table[1]
+
+    assert not store.has(second.digest, 1)
+    location = store.find(chunk.digest)
+    assert location is not None
+    assert location.blob == first.digest
+    assert store.read_chunk(chunk.digest) == b"libtorch" * 1000
+    assert store.find(second.table[0].digest) is None
+
+
+def test_a_folder_that_is_no_blob_is_discarded_at_the_start(tmp_path):
+    (tmp_path / ("0" * 64)).mkdir()
+    (tmp_path / ("0" * 64) / "table").write_bytes(b"not a table")
+
+    store = store_in(tmp_path)
+
+    assert store.blobs() == {}
+    assert not (tmp_path / ("0" * 64)).exists()
