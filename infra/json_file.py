@@ -30,7 +30,7 @@ def read_json_object(path: Path, *, most_bytes: int) -> dict[str, Any]:
 def parse_json_object(text: bytes, *, name: str) -> dict[str, Any]:
     """The object in `text`; raises SourceInvalid that speaks of `name`."""
     try:
-        value = json.loads(text, object_pairs_hook=_refuse_duplicates)
+        value = json.loads(text.decode(), object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError) as error:
         raise SourceInvalid(f"{name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):

@@ -126,8 +126,11 @@ def _view(entry: TensorEntry, file: torch.Tensor, stored: torch.dtype) -> torch.
 
 def _map(shard: Shard, advance: Callable[[int], None] | None) -> torch.Tensor:
     """The whole file as bytes, private to this process; read now where `advance` is given."""
-    with shard.path.open("rb") as file:
-        view = mmap.mmap(file.fileno(), shard.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    try:
+        with shard.path.open("rb") as file:
+            view = mmap.mmap(file.fileno(), shard.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    except (OSError, ValueError) as error:  # ValueError: it became shorter since it was checked
+        raise SourceInvalid(f"{shard.path.name} cannot be mapped: {error}") from error
     if advance is not None:
         for start in range(0, shard.size, _MAP_STEP_BYTES):
             size = min(_MAP_STEP_BYTES, shard.size - start)
