@@ -17,6 +17,7 @@ from control_plane.activator.meters import ActivatorMeters
 from control_plane.activator.relay import Relay
 from control_plane.activator.succession import Succession
 from control_plane.api.auth import KeyRing
+from control_plane.api.gauges import drop_counts_of_the_deleted
 from control_plane.api.services import Services
 from control_plane.autoscaler.loop import Autoscaler
 from control_plane.autoscaler.memory import Memory
@@ -105,6 +106,7 @@ class ControlPlane:
             ("keys", self.keys.run()),
             ("memory", self.memory.run()),
             ("usage", self.usage.run()),
+            ("metrics", drop_counts_of_the_deleted(self.metrics, self.deployments)),
             *self.jobs.loops(),
         ):
             self.tasks.start(loop, name=name)

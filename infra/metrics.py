@@ -43,6 +43,11 @@ class Counter:
         for labels in self.matching(*first):
             del self._counts[labels]
 
+    def retain(self, label: str, keeps: Callable[[str], bool]) -> None:
+        """See Metrics.retain."""
+        for labels in _gone(self._counts, self._labels, label, keeps):
+            del self._counts[labels]
+
     def collect(self) -> Metric:
         family = CounterMetricFamily(self._name, self._description, labels=self._labels)
         for labels, count in sorted(self._counts.items()):
@@ -74,6 +79,11 @@ class Histogram:
     def count(self, *labels: str) -> int:
         return sum(self._counts.get(labels, ()))
 
+    def retain(self, label: str, keeps: Callable[[str], bool]) -> None:
+        """See Metrics.retain."""
+        for labels in _gone(self._counts, self._labels, label, keeps):
+            del self._counts[labels], self._sums[labels]
+
     def collect(self) -> Metric:
         family = HistogramMetricFamily(self._name, self._description, labels=self._labels)
         for labels, counts in sorted(self._counts.items()):
@@ -85,6 +95,15 @@ class Histogram:
         for bound, count in zip((*self._bounds, float("inf")), counts, strict=True):
             total += count
             yield "+Inf" if bound == float("inf") else str(float(bound)), total
+
+
+def _gone(
+    series: Iterable[Labels], names: Sequence[str], label: str, keeps: Callable[[str], bool]
+) -> list[Labels]:
+    if label not in names:
+        return []
+    place = tuple(names).index(label)
+    return [labels for labels in series if not keeps(labels[place])]
 
 
 class _Gauge:
@@ -129,6 +148,12 @@ class Metrics:
     def gauge(self, name: str, description: str, labels: Sequence[str], read: GaugeReader) -> None:
         """A gauge whose values `read` gives, each with its label values, at every scrape."""
         self._add(_Gauge(self._full(name), description, labels, read))
+
+    def retain(self, label: str, keeps: Callable[[str], bool]) -> None:
+        """Drops whatever was counted of values of a label that are not to be kept."""
+        for instrument in self._instruments:
+            if not isinstance(instrument, _Gauge):
+                instrument.retain(label, keeps)
 
     def collect(self) -> Iterator[Metric]:
         """Every instrument's values; the registry calls it."""

@@ -37,14 +37,15 @@ class TaskSet:
             log.error("task.failed", task=task.get_name(), exc_info=error)
 
 
-async def write_behind(
-    write: Callable[[], Awaitable[None]], *, every_s: float, on_failure: str
+async def repeat(
+    work: Callable[[], Awaitable[None] | None], *, every_s: float, on_failure: str
 ) -> Never:
-    """Writes for ever, however often that fails: it is logged by that name and tried again."""
+    """Works for ever, however often that fails: it is logged by that name and tried again."""
     while True:
         await asyncio.sleep(every_s)
         try:
-            await write()
+            if (rest := work()) is not None:
+                await rest
         except StoreUnavailable as error:
             log.warning(on_failure, error=error.detail)
         except Exception:

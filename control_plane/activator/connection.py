@@ -160,7 +160,7 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._is_reusable = False
-            failure = f"its answer is not HTTP: {error}"
+            failure = f"its answer is not HTTP: {error.__context__ or error}"
         if self._framing_bytes > MAX_HEAD_BYTES:
             failure = failure or f"its head exceeds {MAX_HEAD_BYTES} bytes"
         self._tell()
@@ -211,6 +211,8 @@ class Connection(asyncio.Protocol):
         if self._has_excess:
             return
         status = self._parser.get_status_code()
+        if not 100 <= status <= 599:
+            raise ValueError(f"its status is {status}")
         self._is_interim = status < 200
         if self._is_interim:
             self._fields = []

@@ -18,7 +18,8 @@ _RETRY_AFTER_S = 2
 
 
 class Succession:
-    """Requests are taken while we lead, with what is deployed read anew when that begins.
+    """Requests are taken while we lead, with what is deployed, and what the one before us learnt,
+    read anew when that begins.
 
     Who begins to follow sends its waiting requests away and ends its replicas when their requests
     have ended; the one that leads has machines of its own. While the store does not say who leads,
@@ -73,10 +74,14 @@ class Succession:
         while reign is not None and reign == self._leader.fence != self._reign:
             try:
                 await self._deployments.load()
+                await self._autoscaler.recall()
                 self._reign = reign
                 log.info("leader.took-over", models=len(self._deployments.all()))
             except StoreUnavailable as error:
                 log.warning("leader.not-taken-over", detail=error.detail)
+            except Exception:
+                log.exception("leader.not-taken-over")
+            if reign != self._reign:
                 await asyncio.sleep(_AGAIN_S)
 
 

@@ -5,10 +5,14 @@ from collections.abc import Iterator
 
 from control_plane.api.services import Services
 from control_plane.autoscaler.tracked import DecisionRecord
+from control_plane.deployments.service import Deployments
 from control_plane.deployments.store import Change
-from infra.contracts.base import RevisionName
+from infra.contracts.base import ModelName, RevisionName
 from infra.contracts.node import Gpu
-from infra.metrics import Counter, Labels
+from infra.metrics import Counter, Labels, Metrics
+from infra.supervise import repeat
+
+KEPT_AFTER_DELETION_S = 60.0  # at most
 
 
 def requests_counter(services: Services) -> Counter:
@@ -96,6 +100,20 @@ def register_gauges(services: Services) -> None:
         decisions.add(record.revision.rpartition("@")[0])
 
     services.autoscaler.subscribe(decided)
+
+
+async def drop_counts_of_the_deleted(metrics: Metrics, deployments: Deployments) -> None:
+    """Until cancelled; not at once, for what is held or runs when its model is deleted is still
+    to be counted, and read once more."""
+
+    def is_kept(model: str) -> bool:
+        return not model or deployments.get(ModelName(model)) is not None
+
+    await repeat(
+        lambda: metrics.retain("model", is_kept),
+        every_s=KEPT_AFTER_DELETION_S,
+        on_failure="metrics.not-dropped",
+    )
 
 
 def _state_of(gpu: Gpu) -> str:

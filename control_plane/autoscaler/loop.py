@@ -105,6 +105,12 @@ class Autoscaler:
         for tracked in tuple(self._revisions.values()):
             self._reconciler.set_desired(tracked.revision, 0, reason, abandon_loading=True)
 
+    async def recall(self) -> None:
+        """Another decided until now: what it learnt and wrote is what we go on with."""
+        await self._memory.load()
+        for tracked in self._revisions.values():
+            tracked.experience = self._memory.recall(tracked.revision.model)
+
     def explain(self, model: ModelName) -> Explanation | None:
         """What `platform ls` says of a model; None when it is not deployed."""
         release = self._deployments.release(model)

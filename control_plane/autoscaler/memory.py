@@ -14,7 +14,7 @@ from control_plane.autoscaler.keep_alive import KeepAlive
 from infra.clock import Clock
 from infra.contracts.base import ModelName
 from infra.errors import StoreUnavailable
-from infra.supervise import write_behind
+from infra.supervise import repeat
 
 log = structlog.get_logger()
 
@@ -51,7 +51,9 @@ class Memory:
 
     def recall(self, model: ModelName) -> Experience:
         """What was learnt of a model before this process; of one that is new, that its requests may
-        take as long as those of others."""
+        take as long as those of others. What is not written yet is newer than what is kept."""
+        if (noted := self._unwritten.get(model)) is not None:
+            return noted.copy()
         learnt = self._kept.get(model)
         age_s = math.inf if learnt is None else self._clock.now() - learnt.at
         if learnt is None or not -_MOST_AHEAD_S <= age_s <= OLDEST_S:
@@ -90,7 +92,7 @@ class Memory:
 
     async def run(self) -> None:
         """Writes for ever; while the store is away it keeps what there is to write."""
-        await write_behind(self.write, every_s=WRITE_EVERY_S, on_failure="experience.unwritten")
+        await repeat(self.write, every_s=WRITE_EVERY_S, on_failure="experience.unwritten")
 
     async def write(self) -> None:
         """Writes what was noted and not yet written; raises StoreUnavailable."""

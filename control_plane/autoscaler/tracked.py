@@ -95,7 +95,7 @@ class Tracked:
             ready_at=self.ready_at,
             cold_penalty_s=self.revision.spec.scaling.cold_penalty,
         ):
-            self._learnt(self.experience)
+            self._note()
 
     def restart(self, demand: Demand, *, now: float) -> None:
         """A revision that wakes is not judged by its sleep."""
@@ -190,8 +190,13 @@ class Tracked:
             self.experience.learn_climb(
                 after.since - after.created_at, wait_s=after.since - after.wanted_at
             )
-            self._learnt(self.experience)
+            self._note()
             self._floor = _UNKNOWN  # what is scheduled may begin earlier now
+
+    def _note(self) -> None:
+        """What a deleted model's last requests teach is of no use: nothing of it is kept."""
+        if not self.is_deleted:
+            self._learnt(self.experience)
 
     def remember(self, record: DecisionRecord) -> bool:
         """Keeps a decision; whether it changed the number of replicas."""

@@ -5,6 +5,10 @@ Keys (all in one hash slot):
 * `{firstlight}:releases`           hash, model name → `<generation> <Record as JSON>`; it outlives
                                     the model
 * `{firstlight}:revisions:<name>`   hash, number → RevisionDraft as JSON
+* `{firstlight}:layout`             the number of this layout of keys
+
+The first layout, before models had releases, had no number: its models were in
+`{firstlight}:current`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,12 +20,15 @@ from control_plane.deployments.record import Record
 from control_plane.deployments.store import Kept, RevisionDraft, overtaken
 from infra.contracts.base import ModelName
 from infra.contracts.revision import Revision
-from infra.errors import StoreUnavailable
+from infra.errors import Conflict, StoreUnavailable
 from infra.redis import Connection, store_errors
 
 log = structlog.get_logger()
 
 _RELEASES = "{firstlight}:releases"
+_LAYOUT = "{firstlight}:layout"
+_OF_LAYOUT_1 = "{firstlight}:current"
+_OUR_LAYOUT = 2
 _MODELS_A_TRIP = 100
 
 # KEYS: releases, revisions · ARGV: name, generation before, record, numbers kept, number added,
@@ -52,6 +59,7 @@ class RedisDeploymentStore:
 
     async def load(self) -> tuple[Kept, ...]:
         with store_errors():
+            await self._check_layout()
             stored = await self._redis.hgetall(_RELEASES)
             records = [_record_or_none(it) for _, it in sorted(stored.items())]  # by name
             deployed = [it for it in records if it is not None and it.is_deployed]
@@ -93,6 +101,27 @@ class RedisDeploymentStore:
             )
         if not is_written:
             raise overtaken(record.model)
+
+    async def _check_layout(self) -> None:
+        """What another version has put there must not look like nothing at all."""
+        pipeline = self._redis.pipeline(transaction=True)
+        pipeline.exists(_OF_LAYOUT_1)
+        pipeline.set(_LAYOUT, _OUR_LAYOUT, nx=True)
+        pipeline.get(_LAYOUT)
+        has_first, _, layout = await pipeline.execute()
+        if has_first:
+            raise Conflict(
+                "the models in this store were deployed by an earlier version, which kept them in "
+                f"{_OF_LAYOUT_1}; this one cannot read them",
+                hint=f"delete {_OF_LAYOUT_1} in Redis, or choose another state folder, and deploy "
+                "the models again",
+            )
+        if int(layout) != _OUR_LAYOUT:
+            raise Conflict(
+                f"the models in this store have layout {int(layout)}, this version reads layout "
+                f"{_OUR_LAYOUT}",
+                hint="run the version of the platform that deployed them",
+            )
 
     async def _drafts(
         self, wanted: Mapping[ModelName, tuple[int, ...]]

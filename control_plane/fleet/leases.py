@@ -122,6 +122,8 @@ class Leader:
             self._until = sent_at + self._ttl_s
         except StoreUnavailable as error:
             log.warning("lease.unavailable", detail=error.detail)
+        except Exception:  # what it is does not matter: whoever stops trying never leads again
+            log.exception("lease.unavailable")
         self._tell()
         return self.is_leading()
 
@@ -144,4 +146,7 @@ class Leader:
         self._told = (standing, self.fence)
         log.info("leader.changed", owner=self._owner, standing=standing.value)
         for listener in self._listeners:
-            listener(standing)
+            try:
+                listener(standing)
+            except Exception:
+                log.exception("leader.listener-failed", listener=repr(listener))

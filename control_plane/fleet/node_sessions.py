@@ -23,6 +23,7 @@ from infra.contracts.node import (
 )
 from infra.contracts.revision import ReplicaState, Revision
 from infra.errors import NotFound
+from infra.supervise import repeat
 
 log = structlog.get_logger()
 
@@ -136,9 +137,11 @@ class NodeSessions:
 
     async def watch_leases(self) -> None:
         """Expires leases until cancelled."""
-        while True:
-            await asyncio.sleep(self._terms.look_s)
+
+        def look() -> None:
             self.expire(self._clock.now())
+
+        await repeat(look, every_s=self._terms.look_s, on_failure="leases.not-expired")
 
     @property
     def _longest_gap_s(self) -> float:

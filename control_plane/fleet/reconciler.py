@@ -22,6 +22,7 @@ from infra.contracts.node import Failure
 from infra.contracts.revision import ReplicaState, Revision
 from infra.contracts.stage import StageTiming
 from infra.errors import NoCapacity, PlatformError, ReplicaFailed
+from infra.supervise import repeat
 
 log = structlog.get_logger()
 
@@ -158,9 +159,11 @@ class Reconciler:
 
     async def run(self) -> None:
         """Sweeps until cancelled."""
-        while True:
-            await asyncio.sleep(self._patience.sweep_s)
-            self.sweep(self._clock.now())
+        await repeat(
+            lambda: self.sweep(self._clock.now()),
+            every_s=self._patience.sweep_s,
+            on_failure="reconciler.sweep-failed",
+        )
 
     def sweep(self, now: float) -> None:
         """Ends what hangs: drains past their deadline, climbs without progress, lost launches."""

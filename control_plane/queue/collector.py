@@ -1,12 +1,11 @@
 """Takes away, slowly, what executions that died have left in the object store."""
 
-import asyncio
 from collections.abc import Callable
 
 import structlog
 
 from control_plane.queue.answers import Answers
-from infra.errors import StoreUnavailable
+from infra.supervise import repeat
 
 log = structlog.get_logger()
 
@@ -24,16 +23,11 @@ class Collector:
 
     async def run(self) -> None:
         """Works until cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_S)
-            if not self._is_leading():
-                continue
-            try:
-                await self._look()
-            except StoreUnavailable as error:
-                log.warning("answers.not-collected", detail=error.detail)
+        await repeat(self._look, every_s=LOOK_S, on_failure="answers.not-collected")
 
     async def _look(self) -> None:
+        if not self._is_leading():
+            return
         self._after, dropped = await self._answers.collect(after=self._after, count=MOST_AT_ONCE)
         if dropped:
             log.info("answers.collected", dropped=dropped)

@@ -74,6 +74,10 @@ class Courier:
                 except StoreUnavailable as error:
                     failures += 1
                     log.warning("webhooks.store-unavailable", detail=error.detail)
+                except Exception:
+                    failures += 1
+                    log.exception("webhooks.not-called")
+                if failures:
                     await asyncio.sleep(_STORE.delay_s(failures, jitter=random.random()))
                 await self._until_poked()
         finally:

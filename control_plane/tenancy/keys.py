@@ -19,7 +19,8 @@ from infra.contracts.tenancy import (
     TenantName,
     TenantStatus,
 )
-from infra.errors import Conflict, NotFound, StoreUnavailable, Unauthorized
+from infra.errors import Conflict, NotFound, Unauthorized
+from infra.supervise import repeat
 
 log = structlog.get_logger()
 
@@ -148,14 +149,7 @@ class Keys:
 
     async def run(self) -> None:
         """Refreshes for ever."""
-        while True:
-            await asyncio.sleep(REFRESH_EVERY_S)
-            try:
-                await self.refresh()
-            except StoreUnavailable as error:
-                log.warning("keys.stale", error=error.detail)
-            except Exception:  # a record of another version: revocations must still be heard
-                log.exception("keys.unreadable")
+        await repeat(self.refresh, every_s=REFRESH_EVERY_S, on_failure="keys.stale")
 
     def _leaves_an_admin(self, key_id: KeyId) -> bool:
         others = [it.status for it in self._records.values() if it.status.key_id != key_id]

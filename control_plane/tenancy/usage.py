@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from infra.clock import Clock
 from infra.contracts.base import ModelName
 from infra.contracts.tenancy import TenantName, UsageRow
-from infra.supervise import write_behind
+from infra.supervise import repeat
 
 WRITE_EVERY_S = 1.0
 MOST_DAYS = 400
@@ -115,7 +115,7 @@ class UsageLedger:
 
     async def run(self) -> None:
         """Writes for ever; while the store is away it keeps counting."""
-        await write_behind(self.write, every_s=WRITE_EVERY_S, on_failure="usage.unwritten")
+        await repeat(self.write, every_s=WRITE_EVERY_S, on_failure="usage.unwritten")
 
     async def write(self) -> None:
         """Writes what was counted; raises StoreUnavailable, and then it is written later."""

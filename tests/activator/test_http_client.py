@@ -369,6 +369,10 @@ async def test_a_body_that_breaks_off_is_never_taken_for_a_whole_one(
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok",
         b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 600 Very Bad\r\ncontent-length: 2\r\n\r\nok",
+        b"HTTP/1.1 999 Unheard Of\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 099 Too Little\r\ncontent-length: 2\r\n\r\nok",
+        b"HTTP/1.1 000 Nothing\r\ncontent-length: 2\r\n\r\nok",
     ],
 )
 async def test_garbage_is_gone(

@@ -7,9 +7,13 @@ from contextlib import asynccontextmanager
 import orjson
 
 from control_plane.activator.succession import Succession
+from control_plane.autoscaler.experience_store import ExperienceStore, MemoryExperienceStore
+from control_plane.autoscaler.memory import WRITE_EVERY_S
 from control_plane.capacity.simulated import Script
+from control_plane.deployments.memory_store import MemoryDeploymentStore
+from control_plane.deployments.store import Kept
 from control_plane.fleet.leases import Leader, Leadership, MemoryLeaderLease
-from infra.contracts.base import ModelName
+from infra.contracts.base import ModelName, RevisionName
 from infra.contracts.revision import ReplicaState
 from infra.errors import StoreUnavailable
 from infra.virtual_time import LoopClock, run_virtual
@@ -18,6 +22,7 @@ from tests.api.world import CHAT, EdgeWorld, Exchange
 from tests.fleet.world import World
 
 INVOKE = "/v1/chat/completions"
+CHAT_1 = RevisionName("chat@1")
 LEASE_S = 10.0  # well within the 20 s that `until_leading` waits
 
 
@@ -25,16 +30,36 @@ class Lease(MemoryLeaderLease):
     """Shared by all; it can be out of reach for one of them."""
 
     out_of_reach_for: str | None = None
+    defects = 0
 
     async def acquire(self, owner: str, *, ttl_s: float) -> Leadership | None:
         if owner == self.out_of_reach_for:
             raise StoreUnavailable("it does not answer")
+        if self.defects:
+            self.defects -= 1
+            raise KeyError("a defect")
         return await super().acquire(owner, ttl_s=ttl_s)
 
 
+class Defective(MemoryDeploymentStore):
+    """The store of another one; it fails once, in a way that nobody foresaw."""
+
+    def __init__(self, other: MemoryDeploymentStore) -> None:
+        self.__dict__ = other.__dict__
+        self._has_failed = False
+
+    async def load(self) -> tuple[Kept, ...]:
+        if not self._has_failed:
+            self._has_failed = True
+            raise KeyError("a defect")
+        return await super().load()
+
+
 @asynccontextmanager
-async def control_plane(name: str, lease: Lease, like: World | None) -> AsyncIterator[EdgeWorld]:
-    world = World()
+async def control_plane(
+    name: str, lease: Lease, like: World | None, experience: ExperienceStore | None = None
+) -> AsyncIterator[EdgeWorld]:
+    world = World(experience=experience)
     if like is not None:
         world.deployments._store = like.store
     async with world:
@@ -100,6 +125,50 @@ def test_who_takes_over_knows_what_was_deployed_and_deleted_meanwhile() -> None:
 
                 assert (await two.chat()).status == 200
                 assert [it.model for it in two.world.deployments.all()] == ["chat"]
+
+    run_virtual(main())
+
+
+def test_who_takes_over_goes_on_with_what_the_other_one_learnt() -> None:
+    async def main() -> None:
+        lease, experience = Lease(LoopClock()), MemoryExperienceStore()
+        async with control_plane("one", lease, None, experience) as one:
+            await one.world.deploy("chat")
+            async with control_plane("two", lease, one.world, experience) as two:
+                for pause_s in (30, 40, 1):
+                    await one.chat()
+                    await asyncio.sleep(pause_s)
+                await asyncio.sleep(2 * WRITE_EVERY_S)
+                learnt = one.world.autoscaler.keep_alive(CHAT_1)
+                known = two.world.autoscaler.keep_alive(CHAT_1)
+                assert learnt is not None and known is not None
+                assert (learnt.idle_times, known.idle_times) == (2, 0)
+                lease.out_of_reach_for = "one"
+
+                await until_leading(two)
+
+                known = two.world.autoscaler.keep_alive(CHAT_1)
+                assert known is not None
+                assert known.idle_times == learnt.idle_times
+                assert known.cold_start_s == learnt.cold_start_s
+
+    run_virtual(main())
+
+
+def test_a_defect_while_taking_over_ends_neither_that_nor_the_attempts_to_lead() -> None:
+    async def main() -> None:
+        lease = Lease(LoopClock())
+        async with control_plane("one", lease, None) as one:
+            await one.world.deploy("chat")
+            async with control_plane("two", lease, one.world) as two:
+                two.world.deployments._store = Defective(one.world.store)
+                lease.defects = 2
+                lease.out_of_reach_for = "one"
+
+                await until_leading(two)
+
+                assert lease.defects == 0
+                assert (await two.chat()).status == 200
 
     run_virtual(main())
 

@@ -39,6 +39,22 @@ def test_counts_are_found_and_dropped_by_how_their_labels_begin() -> None:
     assert counter.matching("a") == {("a", "a@11", "200"): 1}
 
 
+def test_what_was_counted_of_something_that_is_gone_is_dropped() -> None:
+    metrics = Metrics("x")
+    requests = metrics.counter("requests_total", "Requests.", ("code", "model"))
+    webhooks = metrics.counter("webhooks_total", "Calls.", ("outcome",))
+    waits = metrics.histogram("wait_seconds", "Wait.", ("model",), buckets=(1,))
+    for model in ("kept", "gone"):
+        requests.add("200", model)
+        waits.observe(model, value=1)
+    webhooks.add("delivered")
+
+    metrics.retain("model", lambda model: model == "kept")
+
+    assert {labels for _, labels in samples(metrics) if ("model", "gone") in labels} == set()
+    assert requests.value("200", "kept") == waits.count("kept") == webhooks.value("delivered") == 1
+
+
 def test_a_histogram_counts_up_to_each_bound() -> None:
     metrics = Metrics("x")
     histogram = metrics.histogram("wait_seconds", "Wait.", ("stage",), buckets=(0.1, 1))

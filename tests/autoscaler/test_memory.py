@@ -90,6 +90,26 @@ def test_what_was_learnt_is_known_after_a_restart():
     assert grace_after == pytest.approx(grace_before, abs=0.01)
 
 
+def test_nothing_is_kept_of_a_deleted_model_whatever_its_last_request_teaches():
+    store = MemoryExperienceStore()
+
+    async def main() -> None:
+        async with World(experience=store, tick_s=5) as world:
+            await world.deploy(scaling={"grace": 3600})
+            await world.request(seconds=0.5)
+            await asyncio.sleep(30)
+            assert CHAT in store.kept
+            request = world.request(seconds=20)  # ends an idle time, which no tick has seen yet
+            await asyncio.sleep(0.01)
+            await world.deployments.delete(CHAT, now=world.now())
+            await request
+            await world.until(lambda: not world.autoscaler._revisions)
+            await asyncio.sleep(2 * WRITE_EVERY_S)
+            assert store.kept == {}
+
+    run(main())
+
+
 @pytest.mark.parametrize("at", [EPOCH - OLDEST_S - 1, EPOCH + 7200.0])
 def test_what_is_too_old_or_of_the_future_is_not_used(at: float):
     async def main() -> None:

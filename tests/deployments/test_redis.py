@@ -59,6 +59,27 @@ async def test_a_record_that_cannot_be_read_does_not_hide_the_others(tmp_path: P
         await redis.aclose()
 
 
+async def test_models_of_another_layout_are_refused_by_name_and_not_taken_for_none(tmp_path: Path):
+    async with EmbeddedRedis(tmp_path) as server:
+        redis = connect(server.url)
+        store = RedisDeploymentStore(redis)
+        await publish(store, a_draft())
+        assert await names(store) == ["chat@1"]
+
+        await redis.set("{firstlight}:layout", "3")
+        with pytest.raises(Conflict, match="layout 3, this version reads layout 2"):
+            await store.load()
+
+        await redis.delete("{firstlight}:layout")
+        await redis.hset("{firstlight}:current", "old", "1 {}")
+        with pytest.raises(Conflict, match="deployed by an earlier version"):
+            await store.load()
+
+        await redis.delete("{firstlight}:current")
+        assert await names(store) == ["chat@1"]
+        await redis.aclose()
+
+
 async def test_the_server_is_private_and_ends_with_its_owner(tmp_path: Path):
     folder = tmp_path / "redis"
     async with EmbeddedRedis(folder) as server:

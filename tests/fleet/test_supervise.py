@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from infra.errors import StoreUnavailable
-from infra.supervise import write_behind
+from infra.supervise import repeat
 from infra.virtual_time import run_virtual
 
 
@@ -23,7 +23,7 @@ def test_whatever_goes_wrong_writing_behind_goes_on():
     async def main() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(9):
-                await write_behind(write, every_s=2, on_failure="usage.unwritten")
+                await repeat(write, every_s=2, on_failure="usage.unwritten")
 
     with capture_logs() as logs:
         run_virtual(main())

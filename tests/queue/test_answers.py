@@ -53,6 +53,33 @@ async def test_only_what_is_nobodys_answer_is_collected() -> None:
     assert await answers.body(await found(store, won.job_id)) == LARGE.body
 
 
+class Defective(MemoryObjects):
+    """Fails once, in a way that nobody foresaw."""
+
+    has_failed = False
+
+    async def keys(self, folder: str, *, after: str, count: int) -> tuple[str, ...]:
+        if not self.has_failed:
+            self.has_failed = True
+            raise KeyError("a defect")
+        return await super().keys(folder, after=after, count=count)
+
+
+def test_a_defect_does_not_end_the_collecting() -> None:
+    async def main() -> None:
+        objects, tasks = Defective(), TaskSet()
+        await objects.put("jobs/job_0123456789abcdef.1", b"of a job that was forgotten")
+        collector = Collector(Answers(MemoryJobStore(), objects), is_leading=lambda: True)
+        tasks.start(collector.run(), name="answers")
+        await asyncio.sleep(1.5 * LOOK_S)
+        assert objects.has_failed and objects.values
+        await asyncio.sleep(LOOK_S)
+        assert not objects.values
+        await tasks.close()
+
+    run_virtual(main())
+
+
 async def test_it_is_collected_a_few_at_a_time() -> None:
     objects = MemoryObjects()
     answers = Answers(MemoryJobStore(), objects)
