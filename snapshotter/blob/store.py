@@ -107,7 +107,7 @@ class ChunkStore:
             return stored is not None and stored.has(index)
 
     def put(self, ref: BlobRef, chunk: Chunk, data: bytes) -> bool:
-        """Keeps a chunk of an open blob; False if there is no room for it.
+        """Keeps a chunk of a blob that is open; False if there is no room for it.
 
         Raises ValueError when `data` is not what the table says.
         """

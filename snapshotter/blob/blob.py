@@ -1,0 +1,151 @@
+"""A blob as a file that is all there: what is missing is fetched while the reader waits."""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from threading import Lock
+from typing import Final
+
+import structlog
+
+from infra.backoff import Backoff
+from infra.errors import PlatformError
+from snapshotter.blob.fetcher import Fetcher
+from snapshotter.blob.flight import Flight, Priority, Target
+from snapshotter.blob.source import ChunkSource
+from snapshotter.blob.stored_blob import BlobRef
+from snapshotter.index.chunk_table import Chunk
+
+log = structlog.get_logger()
+
+OnTouch = Callable[[str, int], None]
+
+_BACKOFF: Final = Backoff(first_s=0.05, most_s=2.0)
+_READ_AHEAD_BYTES: Final = 4 << 20
+
+
+def ignore_touch(digest: str, index: int) -> None:
+    """Nobody records."""
+
+
+class Blob:
+    """Bytes of one blob, every one of them verified; any thread may read. Pinned until closed."""
+
+    def __init__(
+        self,
+        ref: BlobRef,
+        sources: Sequence[ChunkSource],
+        fetcher: Fetcher,
+        *,
+        deadline_s: float = 30.0,
+        on_touch: OnTouch = ignore_touch,
+    ) -> None:
+        self.ref = ref
+        self.size = ref.table.size
+        self._stored = fetcher.store.open(ref)
+        self._target = Target(ref, sources)
+        self._fetcher = fetcher
+        self._deadline_s = deadline_s
+        self._on_touch = on_touch
+        self._lock = Lock()  # guards the next two
+        self._next_index = -1  # where a reader that goes on would continue
+        self._ahead = 1
+
+    def read(self, offset: int, length: int, priority: Priority = Priority.DEMAND) -> bytes:
+        """Up to `length` bytes, fewer only at the end.
+
+        Raises OSError(EIO) when no source has given right bytes within the deadline. The next
+        read tries anew.
+        """
+        chunks = self._stored.table.covering(offset, length)
+        for chunk in chunks:
+            self._on_touch(self.ref.digest, chunk.index)
+        if all(self._stored.has(chunk.index) for chunk in chunks):
+            return self._stored.pread(offset, min(length, self.size - offset)) if chunks else b""
+        flights = self._fetcher.request(self._target, chunks, priority)
+        self._read_ahead(chunks)
+        unkept = self._await(flights, priority)
+        end = min(offset + length, self.size)
+        return b"".join(self._part(chunk, unkept, offset, end) for chunk in chunks)
+
+    def prefetch(self, indices: Iterable[int], priority: Priority) -> list[Flight]:
+        """Asks for chunks and does not wait; who wants to know looks at the flights."""
+        table = self.ref.table
+        wanted = [table[index] for index in indices if 0 <= index < len(table)]
+        return self._fetcher.request(self._target, wanted, priority)
+
+    @property
+    def missing(self) -> list[int]:
+        """Indices of the chunks that are not here."""
+        return [chunk.index for chunk in self.ref.table if not self._stored.has(chunk.index)]
+
+    def close(self) -> None:
+        self._fetcher.store.release(self.ref.digest)
+
+    def _read_ahead(self, chunks: Sequence[Chunk]) -> None:
+        """A reader that misses the chunk after its last miss is given twice as much the next time,
+        up to _READ_AHEAD_BYTES: a file read from its begin costs few round trips, and a read
+        here and there nothing.
+        """
+        with self._lock:
+            goes_on = chunks[0].index == self._next_index
+            self._ahead = self._ahead * 2 if goes_on else 1
+            end = chunks[-1].index + 1
+            ahead: list[Chunk] = []
+            num_bytes = 0
+            while goes_on and len(ahead) < self._ahead and end < len(self.ref.table):
+                num_bytes += self.ref.table[end].length
+                if num_bytes > _READ_AHEAD_BYTES:
+                    break
+                ahead.append(self.ref.table[end])
+                end += 1
+            self._next_index = end
+        if ahead:
+            self._fetcher.request(self._target, ahead, Priority.TRACE)
+
+    def _await(self, flights: Sequence[Flight], priority: Priority) -> dict[int, bytes]:
+        """Chunks that the store had no room for; every other one is in the store."""
+        give_up_at = time.monotonic() + self._deadline_s
+        unkept: dict[int, bytes] = {}
+        failures = 0
+        while True:
+            for flight in flights:
+                self._await_landing(flight, give_up_at)
+                if flight.data is not None:
+                    unkept[flight.chunk.index] = flight.data
+            failed = [flight for flight in flights if flight.error is not None]
+            if not failed:
+                return unkept
+            failures += 1
+            delay_s = _BACKOFF.delay_s(failures)
+            if time.monotonic() + delay_s >= give_up_at:
+                raise self._io_error(failed[0].error)
+            _pause(delay_s)
+            again = [flight.chunk for flight in failed]
+            flights = self._fetcher.request(self._target, again, priority)
+
+    def _await_landing(self, flight: Flight, give_up_at: float) -> None:
+        left_s = give_up_at - time.monotonic()
+        hedge_after_s = min(self._fetcher.hedge_after_s, max(left_s, 0))
+        if flight.landed.wait(hedge_after_s):
+            return
+        self._fetcher.hedge(flight)
+        if not flight.landed.wait(max(left_s - hedge_after_s, 0)):
+            raise self._io_error(TimeoutError("no source answered in time"))
+
+    def _io_error(self, cause: Exception | None) -> OSError:
+        detail = cause.detail if isinstance(cause, PlatformError) else str(cause)
+        log.warning("blob.read_failed", blob=self.ref.digest, error=detail)
+        return OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def _part(self, chunk: Chunk, unkept: dict[int, bytes], offset: int, end: int) -> bytes:
+        begin, until = max(chunk.offset, offset), min(chunk.end, end)
+        data = unkept.get(chunk.index)
+        if data is not None:
+            return data[begin - chunk.offset : until - chunk.offset]
+        return self._stored.pread(begin, until - begin)
+
+
+def _pause(seconds: float) -> None:
+    time.sleep(seconds)  # noqa: TID251 - a thread that serves the kernel has nothing else to do

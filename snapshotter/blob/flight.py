@@ -1,0 +1,118 @@
+"""What is to be fetched, and in which order: wanted chunks, grouped into requests. Pure."""
+
+import heapq
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from itertools import count
+from threading import Event
+from typing import Final
+
+from snapshotter.blob.source import ChunkSource
+from snapshotter.blob.stored_blob import BlobRef
+from snapshotter.index.chunk_table import Chunk
+
+MOST_RUN_BYTES: Final = 4 << 20  # of the source, per request
+
+
+class Priority(IntEnum):
+    """Smaller goes first."""
+
+    DEMAND = 0  # somebody waits in a read
+    TRACE = 1  # somebody will: a recorded start, or a read that goes on
+    BACKGROUND = 2  # nobody may ever
+
+
+class Target:
+    """A blob that can be fetched: its chunks and where they are, best source first."""
+
+    def __init__(self, ref: BlobRef, sources: Sequence[ChunkSource]) -> None:
+        self.ref = ref
+        self.sources = tuple(sources)
+
+
+class Flight:
+    """One chunk on its way, shared by everybody who wants it."""
+
+    def __init__(self, target: Target, chunk: Chunk, priority: Priority) -> None:
+        self.target = target
+        self.chunk = chunk
+        self.priority = priority
+        self.num_trips = 1  # queued or under way; a hedge is the second
+        self.has_left = False
+        self.landed = Event()
+        self.data: bytes | None = None  # only where the store had no room
+        self.error: Exception | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.target.ref.digest, self.chunk.index
+
+
+class Agenda:
+    """Flights that have not left, by priority and then by age. One owner; not thread-safe."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Flight]] = []
+        self._waiting: dict[tuple[str, int], Flight] = {}
+        self._age = count()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, flight: Flight) -> None:
+        self._waiting[flight.key] = flight
+        self._push(flight)
+
+    def urge(self, flight: Flight, priority: Priority) -> None:
+        """Somebody with a better priority wants it, too."""
+        if priority < flight.priority:
+            flight.priority = priority
+            if flight.key in self._waiting:
+                self._push(flight)
+
+    def take(self, allows: Callable[[Priority], bool]) -> list[Flight]:
+        """The next request: the most urgent flight and its waiting neighbours of that priority.
+
+        Empty when nothing that is allowed waits. The flights are of one target and follow one
+        another; together they are at most MOST_RUN_BYTES of the source, or one chunk.
+        """
+        self._drop_stale()
+        if not self._heap or not allows(Priority(self._heap[0][0])):
+            return []
+        _, _, first = heapq.heappop(self._heap)
+        run = [self._leave(first)]
+        num_bytes = first.chunk.source_length
+        for step in (1, -1):
+            index = first.chunk.index
+            while True:
+                index += step
+                neighbour = self._waiting.get((first.target.ref.digest, index))
+                if neighbour is None or neighbour.priority != first.priority:
+                    break
+                num_bytes += neighbour.chunk.source_length
+                if num_bytes > MOST_RUN_BYTES:
+                    return run
+                run.insert(len(run) if step > 0 else 0, self._leave(neighbour))
+        return run
+
+    def clear(self) -> list[Flight]:
+        """Takes everything."""
+        waiting = list(self._waiting.values())
+        self._waiting.clear()
+        self._heap.clear()
+        return waiting
+
+    def _push(self, flight: Flight) -> None:
+        heapq.heappush(self._heap, (flight.priority, next(self._age), flight))
+
+    def _leave(self, flight: Flight) -> Flight:
+        del self._waiting[flight.key]
+        flight.has_left = True
+        return flight
+
+    def _drop_stale(self) -> None:
+        while self._heap:
+            priority, _, flight = self._heap[0]
+            if self._waiting.get(flight.key) is flight and flight.priority == priority:
+                return
+            heapq.heappop(self._heap)
