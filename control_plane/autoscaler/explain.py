@@ -6,7 +6,7 @@ from datetime import UTC, datetime, tzinfo
 
 from control_plane.autoscaler.demand import Demand
 from control_plane.deployments.release import Share
-from control_plane.fleet.reconciler import Standing
+from control_plane.fleet.plan import Standing
 from control_plane.fleet.replica import Climb, Replica
 from infra.contracts.revision import ModelState, ReplicaState
 from infra.contracts.stage import StageProgress

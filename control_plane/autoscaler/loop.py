@@ -10,7 +10,6 @@ from operator import attrgetter
 
 import structlog
 
-from control_plane.autoscaler.agenda import Agenda
 from control_plane.autoscaler.decider import Observed, Tuning, decide, least_replicas
 from control_plane.autoscaler.demand import Demand, DemandSource
 from control_plane.autoscaler.experience_store import MemoryExperienceStore
@@ -27,6 +26,7 @@ from control_plane.fleet.reconciler import Reconciler
 from control_plane.fleet.replica import Replica
 from control_plane.fleet.standby import StandbyLimits
 from control_plane.fleet.state import Fleet
+from infra.agenda import Agenda
 from infra.clock import Clock
 from infra.contracts.base import ModelName, RevisionName
 from infra.contracts.explanation import KeepAliveStatus
@@ -69,7 +69,7 @@ class Autoscaler:
         self._zone = zone
         self._demand: DemandSource | None = None
         self._revisions: dict[RevisionName, Tracked] = {}
-        self._agenda = Agenda()
+        self._agenda = Agenda[RevisionName]()
         self._ticked_at: float | None = None  # None: every revision is to be looked at
         self._places = count()
         self._listeners: list[DecisionListener] = []

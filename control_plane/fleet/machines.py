@@ -118,7 +118,7 @@ class Machines:
         if self._fleet.node(node_id) is None:
             if self._absent_s(machine, now) >= machine.boot_s:
                 self._end(node_id, f"is no node after {machine.boot_s:g} s")
-        elif self._fleet.on_node(node_id):
+        elif not self._fleet.is_empty(node_id):
             self._empty_since.pop(node_id, None)
         elif now - self._empty_since.setdefault(node_id, now) >= self._idle_s:
             self._fleet.leave(node_id, now=now, detail="idle")

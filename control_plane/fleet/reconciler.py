@@ -1,57 +1,35 @@
 """Makes the fleet have as many replicas of each revision as somebody decided."""
 
 import asyncio
-import math
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 
-from control_plane.fleet.crash_loop import CrashLoop, CrashPolicy
+from control_plane.fleet.crash_loop import CrashPolicy
 from control_plane.fleet.machines import Machines
 from control_plane.fleet.need import need_of
 from control_plane.fleet.node import Node
+from control_plane.fleet.patience import Patience
 from control_plane.fleet.placement import NoRoom, place, room_on
+from control_plane.fleet.plan import Plan, Standing
 from control_plane.fleet.replica import Replica
 from control_plane.fleet.state import Fleet
 from control_plane.fleet.tokens import ReplicaToken
+from control_plane.fleet.waiters import FailedListener, Waiters
+from infra.agenda import Agenda
 from infra.clock import Clock
 from infra.contracts.base import NodeId, ReplicaId, RevisionName
 from infra.contracts.node import Failure
 from infra.contracts.revision import ReplicaState, Revision
 from infra.contracts.stage import StageTiming
-from infra.errors import NoCapacity, PlatformError, ReplicaFailed
 from infra.supervise import repeat
 
 log = structlog.get_logger()
 
 _LONGEST_HISTORY = 64
 
-FailedListener = Callable[[RevisionName, PlatformError], None]
 NoRoomListener = Callable[[RevisionName], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long the reconciler puts up with what."""
-
-    drain_margin_s: float = 5.0  # after its deadline a node ends a draining replica and says so
-    accept_s: float = 30.0  # a node that reports takes what it is given
-    stall_s: float = 600.0  # a loading replica without any progress is given up
-    node_wait_s: float = 15.0  # without any node, waiters are told that there is none
-    sweep_s: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How a revision stands with its reconciler."""
-
-    desired: int
-    reason: str
-    crash: CrashLoop
-    blocked: str | None  # waits for room
-    refused: str | None  # there was none to be had, and its waiters were told
 
 
 class Reconciler:
@@ -73,7 +51,7 @@ class Reconciler:
         *,
         clock: Clock,
         token: ReplicaToken,
-        patience: Patience = Patience(),
+        patience: Patience = Patience(),  # noqa: B008 - frozen value
         policy: CrashPolicy = CrashPolicy(),  # noqa: B008 - frozen value
         new_id: Callable[[], str] = lambda: secrets.token_hex(4),
     ) -> None:
@@ -84,10 +62,12 @@ class Reconciler:
         self._patience = patience
         self._policy = policy
         self._new_id = new_id
-        self._plans: dict[RevisionName, _Plan] = {}
-        self._blocked: dict[RevisionName, NoRoom] = {}  # in the order they began to wait
-        self._failed_listeners: list[FailedListener] = []
+        self._plans: dict[RevisionName, Plan] = {}
+        self._blocked: dict[RevisionName, Plan] = {}  # in the order they began to wait
+        self._agenda = Agenda[ReplicaId]()  # when each may have begun to hang, or proved healthy
+        self._waiters = Waiters(fleet, machines, clock=clock, patience=patience)
         self._no_room_listeners: list[NoRoomListener] = []
+        fleet.subscribe(self._watch)
         fleet.subscribe(self._replica_changed)
         fleet.subscribe_nodes(self._node_changed)
         machines.subscribe_refused(self._machine_refused)
@@ -98,7 +78,7 @@ class Reconciler:
         The error is a ReplicaFailed or a NoCapacity with `retry_after_s`. It comes from a
         callback of its own, never from inside `set_desired`.
         """
-        self._failed_listeners.append(listener)
+        self._waiters.subscribe(listener)
 
     def subscribe_no_room(self, listener: NoRoomListener) -> None:
         """Tells that a revision waits for room which others occupy."""
@@ -115,7 +95,7 @@ class Reconciler:
         if plan is None:
             if replicas == 0 and not self._fleet.of_revision(revision.name):
                 return
-            plan = self._plans[revision.name] = _Plan(revision, wanted_at=self._clock.now())
+            plan = self._plans[revision.name] = Plan(revision, wanted_at=self._clock.now())
         if replicas > plan.desired:
             plan.wanted_at = self._clock.now()
         was_desired, plan.desired = plan.desired, replicas
@@ -125,9 +105,8 @@ class Reconciler:
 
     def tell_if_hopeless(self, revision: RevisionName) -> None:
         """Tells the failed-listeners again, for a request that came after they were told."""
-        plan = self._plans.get(revision)
-        if plan is not None and (error := self._hopeless(plan)) is not None:
-            self._tell_failed(plan, error)
+        if (plan := self._plans.get(revision)) is not None:
+            self._waiters.tell_if_hopeless(plan)
 
     def desired(self, revision: RevisionName) -> int:
         """How many replicas a revision should have."""
@@ -137,16 +116,7 @@ class Reconciler:
     def standing(self, revision: RevisionName) -> Standing:
         """Where a revision stands; one never heard of wants nothing."""
         plan = self._plans.get(revision)
-        if plan is None:
-            return Standing(0, "", CrashLoop(), None, None)
-        blocked = self._blocked.get(revision)
-        return Standing(
-            plan.desired,
-            plan.reason,
-            plan.crash,
-            None if blocked is None else blocked.reason,
-            plan.refused,
-        )
+        return Standing() if plan is None else plan.standing()
 
     def forget(self, revision: RevisionName) -> None:
         """Drops the plan of a revision that is gone for good and has no replica left."""
@@ -154,8 +124,8 @@ class Reconciler:
         plan = self._plans.pop(revision, None)
         self._blocked.pop(revision, None)
         self._machines.forget(revision)
-        if plan is not None and plan.retry is not None:
-            plan.retry.cancel()
+        if plan is not None:
+            plan.cancel_retry()
 
     async def run(self) -> None:
         """Sweeps until cancelled."""
@@ -167,43 +137,52 @@ class Reconciler:
 
     def sweep(self, now: float) -> None:
         """Ends what hangs: drains past their deadline, climbs without progress, lost launches."""
-        for replica in self._fleet.replicas():
-            if replica.state is ReplicaState.DRAINING:
-                deadline = replica.since + replica.drain_deadline_s + self._patience.drain_margin_s
-                if now > deadline:
-                    self._end(replica, ReplicaState.STOPPED, "was killed at its drain deadline")
-            elif replica.is_loading and now - replica.progressed_at > self._stall_s(replica):
-                self._end(
-                    replica,
-                    ReplicaState.FAILED,
-                    f"made no progress for {self._stall_s(replica):g} s",
-                )
-            elif replica.ready_at is not None and now - replica.ready_at >= self._policy.healthy_s:
-                self._forgive(replica.revision.name, replica.ready_at)
+        for replica_id in sorted(self._agenda.take(now=now)):
+            replica = self._fleet.replica(replica_id)
+            if replica is not None and not replica.is_over:
+                self._look_at(replica, now)
         self._machines.sweep(now)
         self._retry_blocked()
-        for revision in tuple(self._blocked):
-            self.tell_if_hopeless(revision)
+        for plan in tuple(self._blocked.values()):
+            self._waiters.tell_if_hopeless(plan)
 
-    def _stall_s(self, replica: Replica) -> float:
-        is_taken = replica.state is not ReplicaState.ASSIGNED
-        return self._patience.stall_s if is_taken else self._patience.accept_s
+    def _look_at(self, replica: Replica, now: float) -> None:
+        """Its time has come, or had come if it had not got further since."""
+        plan = self._plans.get(replica.revision.name)
+        due_at = self._due_at(replica)
+        if due_at is None:
+            return
+        if now < due_at:
+            self._agenda.add_by(replica.replica_id, due_at)
+        elif replica.ready_at is None or replica.state is not ReplicaState.READY:
+            state, why = self._patience.end_of(replica)
+            self._end(replica, state, why)
+        elif plan is not None:
+            plan.crash = plan.crash.after_health_since(replica.ready_at)
 
-    def _forgive(self, revision: RevisionName, ready_at: float) -> None:
-        plan = self._plans.get(revision)
-        if plan is not None:
-            plan.crash = plan.crash.after_health_since(ready_at)
+    def _watch(self, before: Replica | None, after: Replica) -> None:
+        if after.is_over:
+            self._agenda.forget(after.replica_id)
+        elif (due_at := self._due_at(after)) is not None:
+            self._agenda.add_by(after.replica_id, due_at)
+
+    def _due_at(self, replica: Replica) -> float | None:
+        """When something is to be done about a replica if nothing is heard of it: one that serves
+        has, in time, settled what failed before it."""
+        if replica.state is not ReplicaState.READY or replica.ready_at is None:
+            return self._patience.hangs_at(replica)
+        plan = self._plans.get(replica.revision.name)
+        has_failed = plan is not None and plan.crash.failures > 0
+        return replica.ready_at + self._policy.healthy_s if has_failed else None
 
     def close(self) -> None:
         """Cancels pending retries."""
         for plan in self._plans.values():
-            if plan.retry is not None:
-                plan.retry.cancel()
-                plan.retry = None
+            plan.cancel_retry()
 
     # -- converging ----------------------------------------------------------------------------
 
-    def _converge(self, plan: "_Plan") -> None:
+    def _converge(self, plan: Plan) -> None:
         """Converges until nothing is left to do, also when listeners of ours change the plan."""
         plan.is_stale = True
         if plan.is_converging:
@@ -216,24 +195,24 @@ class Reconciler:
         finally:
             plan.is_converging = False
 
-    def _converge_once(self, plan: "_Plan") -> None:
+    def _converge_once(self, plan: Plan) -> None:
         kept = self._kept(plan.name)
         surplus = len(kept) - plan.desired
         if surplus >= 0:
-            self._blocked.pop(plan.name, None)
+            self._unblock(plan)
         if surplus > 0:
             self._shrink(plan, kept, surplus)
         elif surplus < 0:
             self._grow(plan, -surplus, is_probing=any(it.is_loading for it in kept))
 
-    def _is_met(self, plan: "_Plan") -> bool:
+    def _is_met(self, plan: Plan) -> bool:
         counts = self._fleet.counts(plan.name)
         return counts.ready + counts.loading == plan.desired and plan.name not in self._blocked
 
     def _kept(self, revision: RevisionName) -> list[Replica]:
         return [it for it in self._fleet.of_revision(revision) if it.is_serving_or_loading]
 
-    def _shrink(self, plan: "_Plan", kept: list[Replica], surplus: int) -> None:
+    def _shrink(self, plan: Plan, kept: list[Replica], surplus: int) -> None:
         if plan.abandon_loading:
             loading = [replica for replica in kept if replica.is_loading]
             for replica in loading[:surplus]:
@@ -247,8 +226,8 @@ class Reconciler:
                 detail=plan.reason,
             )
 
-    def _grow(self, plan: "_Plan", missing: int, *, is_probing: bool) -> None:
-        if self._is_backing_off(plan):
+    def _grow(self, plan: Plan, missing: int, *, is_probing: bool) -> None:
+        if plan.is_backing_off(now=self._clock.now()):
             self._retry_later(plan)
             return
         if plan.crash.is_open:  # half-open: one try, and no second one beside it
@@ -265,9 +244,9 @@ class Reconciler:
                 self._wait_for_room(plan, choice, missing - placed)
                 return
             self._start(plan, choice)
-        self._blocked.pop(plan.name, None)
+        self._unblock(plan)
 
-    def _start(self, plan: "_Plan", node_id: NodeId) -> None:
+    def _start(self, plan: Plan, node_id: NodeId) -> None:
         now = self._clock.now()
         replica_id = ReplicaId(f"{plan.revision.model}-{plan.revision.number}-{self._new_id()}")
         plan.refused = None
@@ -287,16 +266,21 @@ class Reconciler:
             )
         )
 
-    def _wait_for_room(self, plan: "_Plan", no_room: NoRoom, missing: int) -> None:
-        self._blocked[plan.name] = no_room
+    def _wait_for_room(self, plan: Plan, no_room: NoRoom, missing: int) -> None:
+        plan.no_room = no_room
+        self._blocked.setdefault(plan.name, plan)
         self._machines.want(plan.name, need_of(plan.revision), missing)
         if no_room.may_come:
             self._ask_for_room(plan)
 
-    def _ask_for_room(self, plan: "_Plan") -> None:
+    def _unblock(self, plan: Plan) -> None:
+        plan.no_room = None
+        self._blocked.pop(plan.name, None)
+
+    def _ask_for_room(self, plan: Plan) -> None:
         """Not again before the next sweep: whoever makes room may be waiting for some itself."""
         now = self._clock.now()
-        is_coming = any(it.state is ReplicaState.DRAINING for it in self._fleet.replicas())
+        is_coming = self._fleet.total().draining > 0
         if is_coming or now < plan.asked_for_room_at + self._patience.sweep_s:
             return
         plan.asked_for_room_at = now
@@ -305,25 +289,6 @@ class Reconciler:
 
     def _machine_refused(self, revision: RevisionName) -> None:
         self.tell_if_hopeless(revision)
-
-    def _hopeless(self, plan: "_Plan") -> PlatformError | None:
-        """Why requests for a revision wait in vain now; None while there is hope."""
-        if plan.crash.is_open and self._is_backing_off(plan):
-            return self._crash_error(plan)
-        no_room, refusal = self._blocked.get(plan.name), self._machines.refusal(plan.name)
-        if plan.desired == 0 or no_room is None or refusal is None:
-            return None
-        if no_room.may_come or self._machines.are_coming():
-            return None
-        waited_s = self._clock.now() - plan.wanted_at
-        if not self._fleet.nodes() and waited_s < self._patience.node_wait_s:
-            return None
-        plan.refused = f"{no_room.reason}; {refusal.error.detail}"
-        return NoCapacity(
-            plan.refused,
-            revision=plan.name,
-            retry_after_s=max(1.0, refusal.retry_at - self._clock.now()),
-        )
 
     # -- failures ------------------------------------------------------------------------------
 
@@ -349,13 +314,13 @@ class Reconciler:
         """What ran before the control plane is kept until somebody decides."""
         plan = self._plans.get(replica.revision.name)
         if plan is None:
-            plan = self._plans[replica.revision.name] = _Plan(
+            plan = self._plans[replica.revision.name] = Plan(
                 replica.revision, wanted_at=replica.wanted_at
             )
             plan.reason = "was running before the control plane"
         plan.desired = max(plan.desired, len(self._kept(plan.name)))
 
-    def _account(self, plan: "_Plan", before: Replica, after: Replica) -> None:
+    def _account(self, plan: Plan, before: Replica, after: Replica) -> None:
         """Judges a replica's end: health resets the account, an end nobody asked for adds to it.
 
         A replica that went with its node says nothing about its revision.
@@ -369,7 +334,7 @@ class Reconciler:
         if not was_asked and self._fleet.node(after.node_id) is not None:
             self._count_failure(plan, after)
 
-    def _count_failure(self, plan: "_Plan", replica: Replica) -> None:
+    def _count_failure(self, plan: Plan, replica: Replica) -> None:
         failure = replica.failure or Failure(
             code="replica-lost", detail=replica.detail or "it exited", is_permanent=False
         )
@@ -381,43 +346,17 @@ class Reconciler:
             detail=failure.detail,
         )
         if plan.crash.is_open:
-            self._tell_failed(plan, self._crash_error(plan))
+            self._waiters.tell_of_crashes(plan)
 
-    def _is_backing_off(self, plan: "_Plan") -> bool:
-        return plan.crash.wait_s(self._clock.now()) > 0
-
-    def _retry_later(self, plan: "_Plan") -> None:
-        if plan.retry is not None:
-            plan.retry.cancel()
+    def _retry_later(self, plan: Plan) -> None:
+        plan.cancel_retry()
         wait_s = plan.crash.wait_s(self._clock.now())
         plan.retry = asyncio.get_running_loop().call_later(wait_s, self._retry, plan)
 
-    def _retry(self, plan: "_Plan") -> None:
+    def _retry(self, plan: Plan) -> None:
         plan.retry = None
         if self._plans.get(plan.name) is plan:
             self._converge(plan)
-
-    def _crash_error(self, plan: "_Plan") -> PlatformError:
-        crash = plan.crash
-        return ReplicaFailed(
-            f"replicas of {plan.name} cannot start: {crash.detail}",
-            revision=plan.name,
-            cause=crash.code,
-            failures=crash.failures,
-            is_permanent=crash.is_permanent,
-            retry_after_s=crash.wait_s(self._clock.now()),
-        )
-
-    def _tell_failed(self, plan: "_Plan", error: PlatformError) -> None:
-        asyncio.get_running_loop().call_soon(self._call_failed_listeners, plan.name, error)
-
-    def _call_failed_listeners(self, revision: RevisionName, error: PlatformError) -> None:
-        """Requests do not wait in vain while a replica serves them or may yet."""
-        is_loading = self._fleet.climb(revision) is not None
-        if self._fleet.ready(revision) or (is_loading and not error.facts.get("is_permanent")):
-            return
-        for listener in self._failed_listeners:
-            listener(revision, error)
 
     # -- the rest of the fleet -----------------------------------------------------------------
 
@@ -426,8 +365,8 @@ class Reconciler:
             self._retry_blocked()
 
     def _retry_blocked(self) -> None:
-        for revision in tuple(self._blocked):
-            if (plan := self._plans.get(revision)) is not None:
+        for plan in tuple(self._blocked.values()):
+            if plan.name in self._blocked:
                 self._converge(plan)
 
     def _end(self, replica: Replica, state: ReplicaState, detail: str) -> None:
@@ -440,25 +379,3 @@ def _legacy(before: Replica, after: Replica) -> tuple[StageTiming, ...]:
         return ()
     timings = after.legacy() if before.is_loading else after.timings()
     return timings[-_LONGEST_HISTORY:]
-
-
-class _Plan:
-    """What a revision should have and how that went so far; owned by the reconciler."""
-
-    def __init__(self, revision: Revision, *, wanted_at: float) -> None:
-        self.revision = revision
-        self.desired = 0
-        self.reason = ""
-        self.refused: str | None = None
-        self.abandon_loading = False
-        self.is_converging = False
-        self.is_stale = False
-        self.wanted_at = wanted_at
-        self.asked_for_room_at = -math.inf
-        self.crash = CrashLoop()
-        self.legacy: tuple[StageTiming, ...] = ()
-        self.retry: asyncio.TimerHandle | None = None
-
-    @property
-    def name(self) -> RevisionName:
-        return self.revision.name

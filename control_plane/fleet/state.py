@@ -53,6 +53,7 @@ class Fleet:
         self._by_revision: dict[RevisionName, dict[ReplicaId, None]] = {}
         self._by_node: dict[NodeId, dict[ReplicaId, None]] = {}
         self._counts: dict[RevisionName, Counts] = {}
+        self._total = _NONE
         self._ready: dict[RevisionName, tuple[Endpoint, ...]] = {}
         self._ended: dict[ReplicaId, Replica] = {}
         self._remembered = remembered
@@ -87,9 +88,17 @@ class Fleet:
         """How many replicas the revision has."""
         return self._counts.get(revision, _NONE)
 
+    def total(self) -> Counts:
+        """How many replicas all revisions have."""
+        return self._total
+
     def on_node(self, node_id: NodeId) -> tuple[Replica, ...]:
         """The node's replicas that have not ended, oldest first."""
         return tuple(self._replicas[it] for it in self._by_node.get(node_id, ()))
+
+    def is_empty(self, node_id: NodeId) -> bool:
+        """Whether the node has no replica."""
+        return node_id not in self._by_node
 
     def ready(self, revision: RevisionName) -> tuple[Endpoint, ...]:
         """Where the revision's READY replicas answer, oldest first."""
@@ -243,10 +252,8 @@ class Fleet:
         for revision in {*self._ready, *self._by_revision}:
             assert self.ready(revision) == _endpoints(self.of_revision(revision))
         for revision in {*self._counts, *self._by_revision}:
-            counted = _NONE
-            for replica in self.of_revision(revision):
-                counted = _counted(counted, replica, 1)
-            assert self.counts(revision) == counted
+            assert self.counts(revision) == _count(self.of_revision(revision))
+        assert self.total() == _count(self.replicas())
 
     def _put(self, before: Replica | None, after: Replica) -> None:
         revision, node_id = after.revision.name, after.node_id
@@ -268,6 +275,7 @@ class Fleet:
 
     def _count(self, revision: RevisionName, before: Replica | None, after: Replica) -> None:
         counts = _counted(_counted(self.counts(revision), before, -1), after, 1)
+        self._total = _counted(_counted(self._total, before, -1), after, 1)
         if counts == _NONE:
             self._counts.pop(revision, None)
         else:
@@ -334,6 +342,13 @@ def _counted(counts: Counts, replica: Replica | None, more: int) -> Counts:
     if replica.state is ReplicaState.READY:
         return counts._replace(ready=counts.ready + more)
     return counts._replace(draining=counts.draining + more)
+
+
+def _count(replicas: Iterable[Replica]) -> Counts:
+    counted = _NONE
+    for replica in replicas:
+        counted = _counted(counted, replica, 1)
+    return counted
 
 
 def _told(replica: Replica | None) -> str | None:

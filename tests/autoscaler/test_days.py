@@ -15,7 +15,7 @@ import pytest
 from benchmarks.measure.arrivals import Request, read_traces, split
 from control_plane.capacity.simulated import Climbing, MachineShape, Script
 from control_plane.fleet.node_sessions import LeaseTerms
-from control_plane.fleet.reconciler import Patience
+from control_plane.fleet.patience import Patience
 from control_plane.fleet.replica import Replica
 from infra.contracts.base import ModelName, RevisionName
 from infra.contracts.revision import ReplicaState

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from control_plane.autoscaler.agenda import Agenda
 from control_plane.autoscaler.decider import (
     NOISE,
     Observed,
@@ -23,6 +22,7 @@ from control_plane.autoscaler.horizon import band_of
 from control_plane.autoscaler.loop import Autoscaler
 from control_plane.autoscaler.tracked import Tracked
 from control_plane.capacity.simulated import Climbing, MachineShape, Script
+from infra.agenda import Agenda
 from infra.contracts.base import ModelName, RevisionName
 from infra.contracts.model_spec import Scaling
 from infra.contracts.stage import Stage
@@ -234,7 +234,7 @@ def observed(ready: int, *, stable: float, panic: float) -> Observed:
 
 
 def test_a_revision_is_on_the_agenda_once_at_the_last_time_that_was_named():
-    agenda, chat, other = Agenda(), RevisionName("chat@1"), RevisionName("other@1")
+    agenda, chat, other = Agenda[RevisionName](), RevisionName("chat@1"), RevisionName("other@1")
     agenda.add_at(chat, 10)
     agenda.add_at(chat, 20)
     agenda.add_at(other, 15)
@@ -247,3 +247,8 @@ def test_a_revision_is_on_the_agenda_once_at_the_last_time_that_was_named():
     agenda.forget(chat)
     agenda.forget(other)
     assert agenda.take(now=40) == set()
+    agenda.add_by(chat, 60)
+    agenda.add_by(chat, 50)
+    agenda.add_by(chat, 70)
+    assert agenda.take(now=55) == {chat}
+    assert agenda.take(now=99) == set()

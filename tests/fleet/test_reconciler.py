@@ -2,6 +2,7 @@ import asyncio
 from dataclasses import replace
 
 from control_plane.capacity.simulated import MachineShape, Script
+from control_plane.fleet.patience import Patience
 from infra.contracts.base import RevisionName
 from infra.contracts.revision import ReplicaState
 from infra.errors import NoCapacity, PlatformError
@@ -171,5 +172,60 @@ def test_who_waits_for_a_class_of_gpu_that_no_machine_has_is_told_what_there_is(
             [(name, error), *_] = world.told
             assert name == revision.name and isinstance(error, NoCapacity)
             assert "needs 1 h100 GPU" in error.detail and "the nodes have 2 l4" in error.detail
+
+    run(main())
+
+
+def test_a_climb_without_progress_is_given_up_and_one_that_goes_on_is_not():
+    async def main() -> None:
+        patience = Patience(stall_s=30)
+        async with Reconciling(script=SLOW, patience=patience) as world:
+            revision = await world.deploy()
+            hangs = replace(SLOW, fails_after=2, hangs=True)  # 20 s of weights, then nothing
+            world.capacity.next_scripts.append(hangs)
+            world.reconciler.set_desired(revision, 2, "test")
+            await asyncio.sleep(50)
+            assert world.moves(ReplicaState.FAILED) == []
+            await world.until(lambda: world.moves(ReplicaState.FAILED))
+            [lost] = list(world.fleet._ended.values())
+            assert lost.detail == "made no progress for 30 s"
+            await world.until(lambda: world.alive() == [READY, READY])
+
+    run(main())
+
+
+def test_a_drain_that_its_node_does_not_end_is_ended():
+    async def main() -> None:
+        before_its_node = Patience(drain_margin_s=-15)
+        async with Reconciling(script=Script(drain_s=3600), patience=before_its_node) as world:
+            revision = await world.deploy(timeouts={"execution": 20})
+            world.reconciler.set_desired(revision, 1, "test")
+            await asyncio.sleep(5)
+            world.reconciler.set_desired(revision, 0, "test")
+            assert world.alive() == [DRAINING]
+            assert 5 <= await world.until(lambda: not world.alive()) <= 7
+            [ended] = world.fleet._ended.values()
+            assert ended.detail == "was killed at its drain deadline"
+
+    run(main())
+
+
+def test_a_sweep_looks_at_no_replica_whose_time_has_not_come():
+    async def main() -> None:
+        async with Reconciling() as world:
+            revision = await world.deploy()
+            world.reconciler.set_desired(revision, 5, "test")
+            await world.until(lambda: world.alive() == [READY] * 5)
+            await asyncio.sleep(60)  # they were looked at when they might have hung
+            looks: list[str] = []
+            for name in ("replica", "replicas", "of_revision", "on_node"):
+                setattr(world.fleet, name, lambda *_, name=name: looks.append(name))
+
+            for _ in range(100):
+                world.reconciler.sweep(world.now())
+
+            assert looks == []
+            for name in ("replica", "replicas", "of_revision", "on_node"):
+                delattr(world.fleet, name)
 
     run(main())

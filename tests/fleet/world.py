@@ -34,7 +34,8 @@ from control_plane.fleet.crash_loop import CrashPolicy
 from control_plane.fleet.logbook import Logbook
 from control_plane.fleet.machines import Machines
 from control_plane.fleet.node_sessions import LeaseTerms, NodeSessions
-from control_plane.fleet.reconciler import Patience, Reconciler
+from control_plane.fleet.patience import Patience
+from control_plane.fleet.reconciler import Reconciler
 from control_plane.fleet.replica import Endpoint, Replica
 from control_plane.fleet.state import Fleet
 from control_plane.fleet.tokens import replica_tokens
