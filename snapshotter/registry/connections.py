@@ -1,0 +1,177 @@
+"""HTTP connections to registries: kept alive, bounded in time, and in where they lead."""
+
+import http.client
+import select
+import ssl
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+from typing import IO, Final
+from urllib.parse import urljoin, urlsplit
+
+from infra.errors import SourceUnavailable
+
+_READ_BYTES: Final = 256 << 10
+_MOST_IDLE: Final = 16
+_MOST_REDIRECTS: Final = 5
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_MOST_ERROR_BYTES: Final = 64 << 10
+_LEAST_BYTES_PER_S: Final = 50_000  # slower than this is an answer that never ends
+
+Body = bytes | IO[bytes] | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response with its whole body."""
+
+    status: int
+    headers: Mapping[str, str]  # names in lower case
+    body: bytes
+
+
+class Connections:
+    """Idle connections by origin; any thread may use it."""
+
+    def __init__(self, *, stall_s: float = 10.0, is_plain: Callable[[str], bool]) -> None:
+        """`stall_s`: longest silence; `is_plain(host)`: whether to speak HTTP without TLS."""
+        self._stall_s = stall_s
+        self._is_plain = is_plain
+        self._tls = ssl.create_default_context()
+        self._lock = Lock()  # guards the lists of idle connections
+        self._idle: defaultdict[str, list[http.client.HTTPConnection]] = defaultdict(list)
+
+    def origin(self, host: str) -> str:
+        """`http://host` or `https://host`."""
+        return f"http://{host}" if self._is_plain(host) else f"https://{host}"
+
+    def ask(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Body = None,
+        most_bytes: int,
+        sink: Callable[[bytes], object] | None = None,
+    ) -> Answer:
+        """One exchange; redirects of GET and HEAD are followed, without credentials elsewhere.
+
+        With a `sink` the body of a success goes there. Raises SourceUnavailable for what the
+        network does, for answers that stall, trickle or end early, and for more than `most_bytes`.
+        """
+        headers = dict(headers or {})
+        for _ in range(_MOST_REDIRECTS):
+            answer = self._exchange(method, url, headers, body, most_bytes, sink)
+            location = answer.headers.get("location")
+            if answer.status not in _REDIRECTS or not location or method not in {"GET", "HEAD"}:
+                return answer
+            target = urljoin(url, location)
+            if urlsplit(target).scheme not in {"http", "https"} or (
+                url.startswith("https:") and not target.startswith("https:")
+            ):
+                raise SourceUnavailable(f"{_origin_of(url)} redirects to an unsafe address")
+            if _origin_of(target) != _origin_of(url):
+                headers.pop("Authorization", None)
+            url = target
+        raise SourceUnavailable(f"{_origin_of(url)} redirects without end")
+
+    def _exchange(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Body,
+        most_bytes: int,
+        sink: Callable[[bytes], object] | None,
+    ) -> Answer:
+        split = urlsplit(url)
+        path = (split.path or "/") + (f"?{split.query}" if split.query else "")
+        try:
+            with self._connection(_origin_of(url)) as connection:
+                connection.request(method, path, body=body, headers=dict(headers))
+                response = connection.getresponse()
+                if response.status < 300:
+                    content = self._read(response, most_bytes, sink)
+                else:
+                    content = self._read(response, _MOST_ERROR_BYTES, None)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            said = str(error) or type(error).__name__
+            raise SourceUnavailable(f"{_origin_of(url)}: {said}") from error
+        lowered = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, lowered, content)
+
+    def _read(
+        self,
+        response: http.client.HTTPResponse,
+        most_bytes: int,
+        sink: Callable[[bytes], object] | None,
+    ) -> bytes:
+        parts: list[bytes] = []
+        consume = sink or parts.append
+        num_bytes = 0
+        began_at = time.monotonic()
+        expected = response.length
+        while part := response.read1(_READ_BYTES):
+            num_bytes += len(part)
+            if num_bytes > most_bytes:
+                raise SourceUnavailable(f"an answer of more than {most_bytes} bytes")
+            allowed_s = self._stall_s + num_bytes / _LEAST_BYTES_PER_S
+            if time.monotonic() - began_at > allowed_s:
+                raise SourceUnavailable("an answer that trickles")
+            consume(part)
+        response.close()  # read1 leaves it open at its end, and the connection unusable
+        if expected is not None and num_bytes != expected:
+            raise SourceUnavailable(f"an answer of {num_bytes} bytes that promised {expected}")
+        return b"".join(parts)
+
+    @contextmanager
+    def _connection(self, origin: str) -> Iterator[http.client.HTTPConnection]:
+        """An idle or new connection; one that met an error is not used again."""
+        with self._lock:
+            connection = self._idle[origin].pop() if self._idle[origin] else None
+        if connection is None or _has_ended(connection):
+            connection = self._connect(origin)
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        with self._lock:
+            if len(self._idle[origin]) < _MOST_IDLE:
+                self._idle[origin].append(connection)
+                return
+        connection.close()
+
+    def _connect(self, origin: str) -> http.client.HTTPConnection:
+        split = urlsplit(origin)
+        host, port = split.hostname or "", split.port
+        if split.scheme == "http":
+            return http.client.HTTPConnection(host, port, timeout=self._stall_s)
+        return http.client.HTTPSConnection(host, port, timeout=self._stall_s, context=self._tls)
+
+    def close(self) -> None:
+        """Closes what is idle."""
+        with self._lock:
+            for idle in self._idle.values():
+                for connection in idle:
+                    connection.close()
+            self._idle.clear()
+
+
+def _has_ended(connection: http.client.HTTPConnection) -> bool:
+    """Whether the other side closed it meanwhile (or said what nobody asked): it is readable."""
+    if connection.sock is None:
+        return True
+    readable = select.select([connection.sock], [], [], 0)[0]
+    if readable:
+        connection.close()
+    return bool(readable)
+
+
+def _origin_of(url: str) -> str:
+    split = urlsplit(url)
+    return f"{split.scheme}://{split.netloc.rpartition('@')[2]}"

@@ -1,0 +1,59 @@
+"""What an image is called: `host[:port]/repository[:tag][@sha256:…]`."""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from infra.errors import ImageInvalid
+
+_REFERENCE: Final = re.compile(
+    r"(?P<host>[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?)"
+    r"/(?P<repository>[a-z0-9]+([._/-]+[a-z0-9]+)*)"
+    r"(:(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
+    r"(@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An image of a registry; without tag and digest it means the tag `latest`."""
+
+    host: str
+    repository: str
+    tag: str | None = None
+    digest: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Reference":
+        """Raises ImageInvalid. The registry has to be named: there is no default one."""
+        match = _REFERENCE.fullmatch(text) if len(text) < 1024 else None
+        if match is None or len(match["repository"]) > 255:
+            raise ImageInvalid(
+                f"{text[:200]!r} names no image",
+                hint="write host[:port]/repository[:tag] or host[:port]/repository@sha256:…",
+            )
+        if "." not in match["host"] and ":" not in match["host"] and match["host"] != "localhost":
+            raise ImageInvalid(
+                f"{text[:200]!r} does not say which registry",
+                hint="begin with the registry's host, as in docker.io/library/debian",
+            )
+        return cls(match["host"], match["repository"], match["tag"], match["digest"])
+
+    @property
+    def wanted(self) -> str:
+        """What to ask the registry for: the digest if there is one."""
+        return self.digest or self.tag or "latest"
+
+    @property
+    def endpoint(self) -> str:
+        """The host that answers for the registry."""
+        return "registry-1.docker.io" if self.host == "docker.io" else self.host
+
+    def at(self, digest: str) -> "Reference":
+        """The same repository, pinned."""
+        return Reference(self.host, self.repository, None, digest)
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        return f"{self.host}/{self.repository}{tag}{f'@{self.digest}' if self.digest else ''}"
