@@ -1,0 +1,82 @@
+"""The port to layers that are mounted instead of unpacked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+IMAGE_REFERENCE = "containerd.io/snapshot/cri.image-ref"
+MANIFEST_DIGEST = "containerd.io/snapshot/cri.manifest-digest"
+LAYER_DIGEST = "containerd.io/snapshot/cri.layer-digest"
+
+
+@dataclass(frozen=True, slots=True)
+class WantedLayer:
+    """A layer of an image in a registry."""
+
+    reference: str  # host/repository:tag, as it was pulled
+    manifest: str  # digest
+    layer: str  # digest
+
+    @classmethod
+    def of(cls, labels: Mapping[str, str]) -> Self | None:
+        """What containerd's CRI plugin, and our own client, say of the layer they want."""
+        said = [labels.get(name, "") for name in (IMAGE_REFERENCE, MANIFEST_DIGEST, LAYER_DIGEST)]
+        return cls(*said) if all(said) else None
+
+    def labels(self) -> dict[str, str]:
+        return {
+            IMAGE_REFERENCE: self.reference,
+            MANIFEST_DIGEST: self.manifest,
+            LAYER_DIGEST: self.layer,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FoundLayer:
+    """A layer that can be mounted; equal names have equal files."""
+
+    name: str
+    spec: Mapping[str, Any]  # JSON: all that mounting it again needs
+
+
+class Layers(Protocol):
+    """Called from any thread; `mount` and `unmount` from one at a time."""
+
+    def find(self, wanted: WantedLayer) -> FoundLayer | None:
+        """Asks the registry; None where the layer has to be unpacked. Raises PlatformError."""
+        ...
+
+    def mount(self, layer: FoundLayer) -> Path:
+        """The folder with its files; reads no network. Raises PlatformError, may be repeated."""
+        ...
+
+    def unmount(self, name: str) -> None:
+        """Takes it away, also while files of it are open; may be repeated."""
+        ...
+
+    def kept_bytes(self, name: str) -> int:
+        """Of the layer, on this node's disk."""
+        ...
+
+
+@dataclass
+class FolderLayers:
+    """In memory, with folders for layers: knows no registry and mounts nothing."""
+
+    known: dict[str, Path] = field(default_factory=dict)  # by layer digest
+    mounted: dict[str, Path] = field(default_factory=dict)
+
+    def find(self, wanted: WantedLayer) -> FoundLayer | None:
+        folder = self.known.get(wanted.layer)
+        return None if folder is None else FoundLayer(wanted.layer, {"folder": str(folder)})
+
+    def mount(self, layer: FoundLayer) -> Path:
+        self.mounted[layer.name] = Path(layer.spec["folder"])
+        return self.mounted[layer.name]
+
+    def unmount(self, name: str) -> None:
+        self.mounted.pop(name, None)
+
+    def kept_bytes(self, name: str) -> int:
+        return 0

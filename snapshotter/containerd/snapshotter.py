@@ -1,0 +1,226 @@
+"""What a snapshotter of containerd does: layers are mounted where they can be, else unpacked."""
+
+from collections.abc import Mapping, Sequence
+from threading import Lock
+from typing import Final
+
+import structlog
+
+from infra.clock import Clock
+from infra.errors import PlatformError
+from snapshotter.containerd.filters import parse_filters
+from snapshotter.containerd.folders import Folders
+from snapshotter.containerd.layers import FoundLayer, Layers, WantedLayer
+from snapshotter.containerd.mounts import Mount, mount_of
+from snapshotter.containerd.snapshot import Kind, Reason, Refused, Snapshot, Usage, masked
+from snapshotter.containerd.store import SnapshotStore
+
+log = structlog.get_logger()
+
+TARGET: Final = "containerd.io/snapshot.ref"  # the name that an unpacked layer will be committed as
+_NS = 1_000_000_000
+
+
+class Snapshotter:
+    """Any thread may call; raises Refused as containerd's own snapshotters do."""
+
+    def __init__(
+        self, store: SnapshotStore, folders: Folders, layers: Layers, *, clock: Clock
+    ) -> None:
+        self._store = store
+        self._folders = folders
+        self._layers = layers
+        self._clock = clock
+        # Guards that a layer is mounted exactly while a row refers to it.
+        self._mounting = Lock()
+
+    def restore(self) -> None:
+        """At start: mounts every layer that a snapshot needs, and removes what a crash left.
+
+        A layer that cannot be mounted now is logged, and tried again when its files are asked for.
+        """
+        for snapshot in self._store.all():
+            try:
+                self._mount_again(snapshot)
+            except PlatformError as error:
+                log.error("layer.not_mounted", layer=snapshot.layer, error=error.detail)
+        self._clean(is_alone=True)
+
+    def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> Mount:
+        """A writable snapshot.
+
+        Refused as existing when the layer that would be unpacked into it is there already, or is
+        mounted by this very call: containerd then takes the one named by TARGET.
+        """
+        target = labels.get(TARGET)
+        if target is not None and self._is_there(target, parent, labels):
+            raise Refused(Reason.ALREADY_EXISTS, f"target snapshot {target!r}")
+        return self._create(key, Kind.ACTIVE, parent, labels)
+
+    def view(self, key: str, parent: str, labels: Mapping[str, str]) -> Mount:
+        """A read-only look at a committed snapshot."""
+        return self._create(key, Kind.VIEW, parent, labels)
+
+    def mounts(self, key: str) -> Mount:
+        """Of an active snapshot or a view."""
+        snapshot = self._store.get(key)
+        if snapshot.kind is Kind.COMMITTED:
+            detail = f"requested snapshot {key} not active or view"
+            raise Refused(Reason.FAILED_PRECONDITION, detail)
+        return self._mount_of(snapshot)
+
+    def commit(self, key: str, name: str, labels: Mapping[str, str]) -> None:
+        """What was written becomes a snapshot that others can stand on."""
+        usage = self._folders.usage(self._store.get(key).id)
+        self._store.commit(key, name, labels=labels, usage=usage, now_ns=self._now_ns())
+
+    def remove(self, name: str) -> None:
+        """Forgets a snapshot; the layer that nobody needs any more is unmounted."""
+        if self._store.get(name).layer is None:
+            self._folders.remove(self._store.remove(name).id)
+            return
+        with self._mounting:
+            snapshot = self._store.remove(name)
+            self._folders.remove(snapshot.id)
+            self._drop_unused_layers()
+
+    def stat(self, name: str) -> Snapshot:
+        return self._store.get(name)
+
+    def update(self, name: str, labels: Mapping[str, str], paths: Sequence[str]) -> Snapshot:
+        """Labels by a field mask; nothing else of a snapshot can change."""
+        changed = masked(self._store.get(name).labels, labels, paths, name=name)
+        return self._store.relabel(name, changed, now_ns=self._now_ns())
+
+    def walk(self, filters: Sequence[str]) -> list[Snapshot]:
+        """All that match one of the filters."""
+        matches = parse_filters(filters)
+        return [snapshot for snapshot in self._store.all() if matches(snapshot)]
+
+    def usage(self, name: str) -> Usage:
+        """What it takes itself, without its parents."""
+        snapshot = self._store.get(name)
+        if snapshot.layer is not None:
+            return Usage(self._layers.kept_bytes(snapshot.layer), 1)
+        if snapshot.kind is Kind.ACTIVE:
+            return self._folders.usage(snapshot.id)
+        return snapshot.usage
+
+    def cleanup(self) -> None:
+        """Removes what belongs to no snapshot: folders, and layers that could not be unmounted."""
+        self._clean(is_alone=False)
+
+    def _is_there(self, target: str, parent: str, labels: Mapping[str, str]) -> bool:
+        existing = self._store.find(target)
+        if existing is not None:
+            return existing.kind is Kind.COMMITTED and existing.parent == parent
+        wanted = WantedLayer.of(labels)
+        if wanted is None:
+            return False
+        self._find_parent(parent)
+        try:
+            found = self._store.layer_of(wanted.layer) or self._layers.find(wanted)
+            if found is None:
+                log.info("layer.unpacked", layer=wanted.layer, reason="it has no index")
+                return False
+            self._mount_as(target, parent, labels, wanted, found)
+        except PlatformError as error:
+            log.warning("layer.unpacked", layer=wanted.layer, reason=error.detail)
+            return False
+        log.info("layer.mounted", layer=wanted.layer, image=wanted.reference)
+        return True
+
+    def _mount_as(
+        self,
+        target: str,
+        parent: str,
+        labels: Mapping[str, str],
+        wanted: WantedLayer,
+        found: FoundLayer,
+    ) -> None:
+        with self._mounting:
+            self._store.keep_layer(wanted.layer, found)
+            try:
+                folder = self._layers.mount(found)
+                self._store.create(
+                    target,
+                    Kind.COMMITTED,
+                    parent=parent,
+                    labels=labels,
+                    now_ns=self._now_ns(),
+                    furnish=lambda snapshot_id: self._folders.link(snapshot_id, folder),
+                    layer=found.name,
+                )
+            except Refused as refused:
+                if refused.reason is not Reason.ALREADY_EXISTS:  # made by a call beside this one
+                    raise
+            finally:
+                self._drop_unused_layers()
+
+    def _create(self, key: str, kind: Kind, parent: str, labels: Mapping[str, str]) -> Mount:
+        below = self._find_parent(parent)
+        made = self._folders.make(kind, parent=None if below is None else below.id)
+        try:
+            snapshot = self._store.create(
+                key,
+                kind,
+                parent=parent,
+                labels=labels,
+                now_ns=self._now_ns(),
+                furnish=lambda snapshot_id: self._folders.give(made, snapshot_id),
+            )
+        finally:
+            self._folders.discard(made)
+        return self._mount_of(snapshot)
+
+    def _find_parent(self, parent: str) -> Snapshot | None:
+        """Refuses one that nothing can stand on; its layers and those below it are mounted."""
+        if not parent:
+            return None
+        snapshot = self._store.get(parent)
+        if snapshot.kind is not Kind.COMMITTED:
+            raise Refused(Reason.INVALID_ARGUMENT, f"parent {parent!r} is not committed snapshot")
+        for below in self._store.chain(parent):
+            self._mount_again(below)
+        return snapshot
+
+    def _mount_of(self, snapshot: Snapshot) -> Mount:
+        chain = self._store.chain(snapshot.name)
+        for below in chain:
+            self._mount_again(below)
+        return mount_of(
+            snapshot.kind,
+            files=self._folders.files(snapshot.id),
+            work=self._folders.work(snapshot.id),
+            below=[self._folders.files(it.id) for it in chain[1:]],
+        )
+
+    def _mount_again(self, snapshot: Snapshot) -> None:
+        """Its layer, where it has one; costs little where it is mounted."""
+        if snapshot.layer is None:
+            return
+        with self._mounting:
+            folder = self._layers.mount(self._store.layer(snapshot.layer))
+            self._folders.link(snapshot.id, folder)
+
+    def _drop_unused_layers(self) -> None:
+        for name in self._store.unused_layers():
+            try:
+                self._layers.unmount(name)
+            except PlatformError as error:
+                log.error("layer.not_unmounted", layer=name, error=error.detail)
+            else:
+                self._store.forget_layer(name)
+                log.info("layer.unmounted", layer=name)
+
+    def _clean(self, *, is_alone: bool) -> None:
+        with self._mounting:
+            self._drop_unused_layers()
+        with self._store.ids() as known:
+            for folder in self._folders.strangers(known):
+                if is_alone or not self._folders.is_being_made(folder):
+                    log.info("folder.removed", folder=folder.name)
+                    self._folders.discard(folder)
+
+    def _now_ns(self) -> int:
+        return int(self._clock.now() * _NS)
