@@ -1,0 +1,91 @@
+"""The process that has the bytes: serves the flat folder, and is told what is in it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from infra.errors import Invalid, PlatformError
+from snapshotter.fs.catalog import Catalog
+from snapshotter.fs.control import ControlServer, Verb
+from snapshotter.fs.fuse_server import FuseServer
+from snapshotter.fs.layout import Layout
+from snapshotter.fs.ports import OpenFile, ServedFile
+from snapshotter.fs.served_files import ServedFiles
+
+log = structlog.get_logger()
+
+
+class DataProcess:
+    """Serves what the catalog names and what it is told to, until the folder is unmounted.
+
+    Verbs: `add` {name, spec}, `remove` {name}, `list` → names, `counts` → requests by kind and
+    bytes by origin; and those of `further`.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        descriptor: int,
+        open_file: OpenFile,
+        further: Mapping[str, Verb] | None = None,
+    ) -> None:
+        self._open_file = open_file
+        self._catalog = Catalog(layout.catalog)
+        self._files = ServedFiles()
+        for name, spec in self._catalog.all().items():
+            self._restore(name, spec)
+        self._server = FuseServer(descriptor, self._files)
+        verbs: dict[str, Verb] = {
+            "add": self._add,
+            "remove": self._remove,
+            "list": lambda _: [file.name for _, file in self._files.listed()],
+            "counts": lambda _: self._server.counts(),
+        }
+        self._control = ControlServer(layout.control, verbs | dict(further or {}))
+
+    def serve(self) -> None:
+        """Returns when the folder is unmounted; raises what ended the service otherwise."""
+        self._server.start()
+        self._control.start()
+        self._server.wait()
+
+    def _restore(self, name: str, spec: Mapping[str, Any]) -> None:
+        """A file that cannot be opened now is an error to its readers, and to nobody else's."""
+        try:
+            self._files.add(self._opened(name, spec))
+        except PlatformError as error:
+            log.error("file.not_restored", file=name, error=error.detail)
+        except Exception:
+            log.exception("file.not_restored", file=name)
+
+    def _add(self, question: Mapping[str, Any]) -> None:
+        name, spec = _name_of(question), question.get("spec")
+        if not isinstance(spec, dict):
+            raise Invalid("the spec is no JSON object")
+        if self._files.find(name) is not None:
+            return
+        file = self._opened(name, spec)
+        self._catalog.put(name, spec)
+        self._files.add(file)
+        log.info("file.served", file=name, size=file.size)
+
+    def _remove(self, question: Mapping[str, Any]) -> None:
+        name = _name_of(question)
+        self._catalog.remove(name)
+        if self._files.remove(name):
+            self._server.forget(name)
+            log.info("file.removed", file=name)
+
+    def _opened(self, name: str, spec: Mapping[str, Any]) -> ServedFile:
+        file = self._open_file(name, spec)
+        if file.name != name:
+            raise Invalid(f"{name} was opened as {file.name}")
+        return file
+
+
+def _name_of(question: Mapping[str, Any]) -> str:
+    name = question.get("name")
+    if not isinstance(name, str):
+        raise Invalid("the name is no text")
+    return name

@@ -1,0 +1,72 @@
+"""The files of the flat folder, found by name or by node id."""
+
+import errno
+import os
+import re
+from collections.abc import Iterable
+from hashlib import sha256
+from threading import Lock
+
+from infra.errors import Conflict, Invalid
+from snapshotter.fs.fuse_wire import ROOT
+from snapshotter.fs.ports import ServedFile
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:]{0,199}")
+
+
+def node_id(name: str) -> int:
+    """The file's node id: the same in every process, since the kernel outlives ours."""
+    return (int.from_bytes(sha256(name.encode()).digest()[:8]) >> 2) + ROOT + 1
+
+
+def checked_name(name: str) -> str:
+    """The name; raises Invalid unless it can be a file's."""
+    if not _NAME.fullmatch(name):
+        raise Invalid(f"{name[:100]!a} cannot be the name of a served file")
+    return name
+
+
+class ServedFiles:
+    """Which files there are; any thread may ask, a change is one new dictionary."""
+
+    def __init__(self, files: Iterable[ServedFile] = ()) -> None:
+        self._by_node: dict[int, ServedFile] = {}
+        self._lock = Lock()  # guards the replacement of _by_node
+        for file in files:
+            self.add(file)
+
+    def add(self, file: ServedFile) -> None:
+        """Serves the file; one of the same name replaces it, having the same bytes.
+
+        Raises Conflict when it has another size, so other bytes.
+        """
+        node = node_id(checked_name(file.name))
+        with self._lock:
+            present = self._by_node.get(node)
+            if present is not None and (present.name, present.size) != (file.name, file.size):
+                raise Conflict(f"{file.name} is served with {present.size} bytes already")
+            self._by_node = self._by_node | {node: file}
+
+    def remove(self, name: str) -> bool:
+        """Serves it no longer; False if it was not served."""
+        node = node_id(name)
+        with self._lock:
+            known = node in self._by_node
+            self._by_node = {key: file for key, file in self._by_node.items() if key != node}
+        return known
+
+    def find(self, name: str) -> tuple[int, ServedFile] | None:
+        node = node_id(name)
+        file = self._by_node.get(node)
+        return None if file is None or file.name != name else (node, file)
+
+    def at(self, node: int) -> ServedFile:
+        """The file of that node. Raises OSError (ESTALE): the kernel may know one that is gone."""
+        try:
+            return self._by_node[node]
+        except KeyError:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+    def listed(self) -> list[tuple[int, ServedFile]]:
+        """Every node and its file, in the order of node ids."""
+        return sorted(self._by_node.items(), key=lambda item: item[0])
