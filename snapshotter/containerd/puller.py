@@ -1,0 +1,156 @@
+"""Pulls an image into containerd, without those layers that our snapshotter can mount."""
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+
+import grpc
+
+from infra.clock import Clock
+from infra.containerd.client import CallFailed, Containerd
+from infra.containerd.methods import Images, Leases
+from infra.containerd.protos import images_pb2, leases_pb2, types_pb2
+from infra.json_file import parse_json_object
+from snapshotter.containerd.contents import Contents
+from snapshotter.containerd.image import (
+    MOST_CONFIG_BYTES,
+    ImageLayer,
+    choose,
+    configuration_of,
+    layers_of,
+)
+from snapshotter.containerd.layer_puller import How, LayerPuller
+from snapshotter.registry.client import Registry
+from snapshotter.registry.manifest import LISTS, Descriptor
+from snapshotter.registry.reference import Reference
+
+_LEASE_S: Final = 3600.0  # what a killed pull left is collected after that
+
+OnLayer = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PulledLayer:
+    """A layer, its size in the registry, and what came of it."""
+
+    digest: str
+    size_bytes: int
+    how: How
+
+
+@dataclass(frozen=True, slots=True)
+class PulledImage:
+    """An image that containers can be made of."""
+
+    name: str
+    digest: str
+    layers: tuple[PulledLayer, ...]
+
+
+class Puller:
+    """One image at a time; raises PlatformError and CallFailed."""
+
+    def __init__(
+        self,
+        containerd: Containerd,
+        registry: Registry,
+        *,
+        snapshotter: str,
+        architecture: str,
+        clock: Clock,
+    ) -> None:
+        self._containerd = containerd
+        self._registry = registry
+        self._snapshotter = snapshotter
+        self._architecture = architecture
+        self._clock = clock
+
+    def pull(self, image: Reference, on_layer: OnLayer) -> PulledImage:
+        """May be repeated: what is there is not fetched again.
+
+        `on_layer` hears before each layer how many are done, of how many, and its digest.
+        """
+        if image.tag is None and image.digest is None:
+            image = replace(image, tag="latest")
+        named = self._registry.manifest(image)
+        manifest = named
+        if named.descriptor.media_type in LISTS:
+            chosen = choose(named.content.get("manifests"), architecture=self._architecture)
+            manifest = self._registry.manifest(image.at(chosen.digest))
+        config = configuration_of(manifest.content)
+        raw_config = self._registry.blob(image, config, most_bytes=MOST_CONFIG_BYTES)
+        configuration = parse_json_object(raw_config, name=f"the configuration of {image}")
+        layers = layers_of(manifest.content, configuration)
+
+        with self._lease() as lease:
+            contents = Contents(self._containerd, lease)
+            origin = {f"containerd.io/distribution.source.{image.host}": image.repository}
+            if manifest is not named:
+                keeps = {"containerd.io/gc.ref.content.m.0": manifest.descriptor.digest}
+                contents.write(named.descriptor, named.raw, origin | keeps)
+            keeps = _keeps(config, layers)
+            contents.write(manifest.descriptor, manifest.raw, origin | keeps)
+            keeps = {f"containerd.io/gc.ref.snapshot.{self._snapshotter}": layers[-1].chain_id}
+            contents.write(config, raw_config, origin | keeps)
+
+            puller = LayerPuller(
+                self._containerd,
+                self._registry,
+                self._snapshotter,
+                image,
+                manifest.descriptor.digest,
+                contents,
+                lease,
+            )
+            pulled = []
+            for number, layer in enumerate(layers):
+                on_layer(number, len(layers), layer.blob.digest)
+                how = puller.pull(layer)
+                pulled.append(PulledLayer(layer.blob.digest, layer.blob.size, how))
+            self._name(image, named.descriptor, lease)
+        return PulledImage(str(image), named.descriptor.digest, tuple(pulled))
+
+    def _name(self, image: Reference, target: Descriptor, lease: str) -> None:
+        """The image's name stands for what was pulled, whatever it stood for."""
+        named = images_pb2.Image(
+            name=str(image),
+            target=types_pb2.Descriptor(
+                media_type=target.media_type, digest=target.digest, size=target.size
+            ),
+        )
+        try:
+            create = images_pb2.CreateImageRequest(image=named)
+            self._containerd.call(Images.CREATE, create, lease=lease)
+        except CallFailed as failed:
+            if failed.code is not grpc.StatusCode.ALREADY_EXISTS:
+                raise
+            update = images_pb2.UpdateImageRequest(image=named)
+            update.update_mask.paths.append("target")
+            self._containerd.call(Images.UPDATE, update, lease=lease)
+
+    @contextmanager
+    def _lease(self) -> Iterator[str]:
+        name = f"firstlight-{secrets.token_hex(8)}"
+        expires = datetime.fromtimestamp(self._clock.now() + _LEASE_S, UTC)
+        labels = {"containerd.io/gc.expire": expires.strftime("%Y-%m-%dT%H:%M:%SZ")}
+        self._containerd.call(Leases.CREATE, leases_pb2.CreateRequest(id=name, labels=labels))
+        try:
+            yield name
+        except BaseException:  # what was made for nothing is gone when the caller hears of it
+            self._end(name, sync=True)
+            raise
+        self._end(name, sync=False)
+
+    def _end(self, lease: str, *, sync: bool) -> None:
+        self._containerd.call(Leases.DELETE, leases_pb2.DeleteRequest(id=lease, sync=sync))
+
+
+def _keeps(config: Descriptor, layers: Sequence[ImageLayer]) -> dict[str, str]:
+    """Labels by which the manifest keeps what it refers to from being collected."""
+    keeps = {"containerd.io/gc.ref.content.config": config.digest}
+    for number, layer in enumerate(layers):
+        keeps[f"containerd.io/gc.ref.content.l.{number}"] = layer.blob.digest
+    return keeps
