@@ -22,27 +22,15 @@ _EROFS = "erofs"
 
 
 class MountImage(Protocol):
-    """Mounts the EROFS image in a file. Raises PlatformError or OSError."""
+    """Mounts the EROFS image in a file. Raises OSError."""
 
     def __call__(self, image: Path, point: Path) -> None: ...
 
 
 def mount_erofs(image: Path, point: Path) -> None:
-    """By the file itself where the kernel can (Linux 6.12), else by a loop device.
-
-    Raises ImageInvalid, DependencyMissing (no EROFS), StoreUnavailable (the image is not read).
-    """
-    try:
-        if not _mounted_by_file(image, point):
-            _mount_by_loop(image, point)
-    except OSError as error:
-        match error.errno:
-            case errno.ENODEV:
-                raise DependencyMissing("the kernel has no EROFS") from error
-            case errno.EUCLEAN | errno.EINVAL:
-                raise ImageInvalid(f"{image.name} is no EROFS image") from error
-            case _:
-                raise StoreUnavailable(f"{image.name}: {error.strerror}") from error
+    """By the file itself where the kernel can (Linux 6.12), else by a loop device."""
+    if not _mounted_by_file(image, point):
+        mount_by_loop(image, point)
 
 
 def _mounted_by_file(image: Path, point: Path) -> bool:
@@ -59,7 +47,8 @@ def _mounted_by_file(image: Path, point: Path) -> bool:
     return False
 
 
-def _mount_by_loop(image: Path, point: Path) -> None:
+def mount_by_loop(image: Path, point: Path) -> None:
+    """By a block device made of the file."""
     device, descriptor = loop_device.attach(image)
     try:
         linux.mount(str(device), point, _EROFS, MountFlag.READ_ONLY)
@@ -81,14 +70,15 @@ class LayerMounts:
     def mount(self, name: str, spec: Mapping[str, Any]) -> Path:
         """The folder with the layer's files; may be repeated, after restarts of anything too.
 
-        Waits while the data process is being replaced. Raises PlatformError.
+        Waits while the data process is being replaced. Raises what the data process says of the
+        spec, ImageInvalid, DependencyMissing (a kernel without EROFS), StoreUnavailable.
         """
         point = self.point(name)
         with self._lock:
             if not self._is_mounted(point):
                 self._control.add(name, spec)
                 point.mkdir(mode=0o700, exist_ok=True)
-                self._mount_image(self._layout.files / name, point)
+                self._mount_served(name, point)
                 log.info("layer.mounted", layer=name)
         return point
 
@@ -110,6 +100,19 @@ class LayerMounts:
         """Names of the layers that are mounted."""
         below = linux.mounts_below(self._layout.layers, linux.mounts())
         return sorted({mount.point.name.replace("-", ":") for mount in below})
+
+    def _mount_served(self, name: str, point: Path) -> None:
+        try:
+            self._mount_image(self._layout.files / name, point)
+        except OSError as error:
+            point.rmdir()
+            match error.errno:
+                case errno.ENODEV:
+                    raise DependencyMissing("the kernel has no EROFS") from error
+                case errno.EUCLEAN | errno.EINVAL:
+                    raise ImageInvalid(f"{name} is no EROFS image") from error
+                case _:
+                    raise StoreUnavailable(f"{name}: {error.strerror}") from error
 
     def _is_mounted(self, point: Path) -> bool:
         return any(mount.point == point for mount in linux.mounts())

@@ -1,0 +1,271 @@
+"""Layers as programs see them: through the kernel's EROFS, over FUSE, with everything that dies."""
+
+import hashlib
+import os
+import signal
+import stat
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.errors import ImageInvalid
+from snapshotter.fs import linux
+from snapshotter.fs.layer_mounts import mount_by_loop
+from snapshotter.fs.linux import MountFlag
+from tests.support.layers import RunningLayers, local_layer, running_layers
+from tests.support.mounts import mounts_below
+from tests.support.processes import alive, until
+
+pytestmark = pytest.mark.real
+
+NAME = "sha256:" + "ab" * 32
+BIG_BYTES = 24 << 20
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> Iterator[RunningLayers]:
+    with running_layers(tmp_path / "root") as running:
+        yield running
+
+
+def tree_with_everything(root: Path) -> Path:
+    """A folder of every kind of thing that a layer may have."""
+    root.mkdir()
+    (root / "empty").touch()
+    (root / "folder/deep/er").mkdir(parents=True)
+    for i in range(3000):
+        (root / "folder" / f"{i:04}").write_bytes(b"%d" % i * (i % 7))
+    (root / "folder" / ("n" * 200)).write_bytes(os.urandom(1_000_001))
+    (root / "käse \udcff\n").write_bytes(b"not UTF-8")
+    (root / "program").write_bytes(b"#!/bin/sh\n" * 100)
+    (root / "program").chmod(0o4755)
+    (root / "sticky").mkdir()
+    (root / "sticky").chmod(0o1777)
+    os.link(root / "program", root / "folder/same")
+    (root / "link").symlink_to("folder/deep")
+    (root / "long").symlink_to("x/" * 2000)
+    os.mkfifo(root / "pipe", 0o640)
+    os.mknod(root / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    os.mknod(root / "disk", stat.S_IFBLK | 0o600, os.makedev(259, 70_000))
+    os.chown(root / "empty", 12345, 70_000, follow_symlinks=False)
+    os.chown(root / "link", 4, 5, follow_symlinks=False)
+    os.setxattr(root / "empty", "user.note", b"\0\xff" * 300)
+    os.setxattr(root / "program", "trusted.x", b"1")
+    # CAP_NET_BIND_SERVICE, permitted and effective: vfs_cap_data of version 2
+    capability = bytes.fromhex("0100000200040000000000000000000000000000")
+    os.setxattr(root / "program", "security.capability", capability)
+    for folder, folders, files in os.walk(root, topdown=False):
+        for name in (*files, *folders):
+            os.utime(Path(folder, name), (0, len(name) * 10_000_000), follow_symlinks=False)
+    return root
+
+
+def looked_at(root: Path) -> dict[str, tuple[object, ...]]:
+    """Everything that a program can ask of every path."""
+    inodes: dict[int, str] = {}
+    seen = {}
+    for folder, folders, files in os.walk(root):
+        for name in ("", *folders, *files):
+            path = Path(folder, name)
+            relative, status = str(path.relative_to(root)), path.lstat()
+            is_link, is_file = stat.S_ISLNK(status.st_mode), stat.S_ISREG(status.st_mode)
+            seen[relative] = (
+                status.st_mode,
+                (status.st_uid, status.st_gid),
+                int(status.st_mtime) if relative != "." else 0,
+                status.st_nlink,
+                status.st_rdev,
+                path.readlink() if is_link else path.read_bytes() if is_file else None,
+                {
+                    key: os.getxattr(path, key, follow_symlinks=False)
+                    for key in sorted(os.listxattr(path, follow_symlinks=False))
+                },
+                inodes.setdefault(status.st_ino, relative) if is_file else None,
+            )
+    return seen
+
+
+def packed(root: Path, tar: Path) -> Path:
+    """The folder as GNU tar packs it, with every attribute."""
+    command = ["tar", "--create", "--format=pax", "--xattrs", "--xattrs-include=*"]
+    subprocess.run([*command, "--file", tar, "--directory", root, "."], check=True)
+    return tar
+
+
+def big_tar(tar: Path, content: bytes) -> Path:
+    (tar.parent / "big").write_bytes(content)
+    with tarfile.open(tar, "w") as archive:
+        archive.add(tar.parent / "big", "big")
+    return tar
+
+
+def waited_bytes(layers: RunningLayers) -> int:
+    """What the present data process was asked for and had not here."""
+    return int(layers.control.ask("counts").get("waited_bytes", 0))
+
+
+def kill_while_reads_wait(layers: RunningLayers) -> int:
+    """Kills the data process as soon as it has reads without an answer; returns its id."""
+    serving = layers.data_process()
+    until(lambda: waited_bytes(layers), seconds=60, what="reads wait")
+    serving.kill()
+    serving.wait(60)
+    return serving.pid
+
+
+def test_a_mounted_layer_is_what_an_extraction_makes(layers: RunningLayers, tmp_path: Path) -> None:
+    root = tree_with_everything(tmp_path / "tree")
+    spec = local_layer(packed(root, tmp_path / "layer.tar"))
+
+    point = layers.mounts().mount(NAME, spec)
+
+    expected = looked_at(root)
+    assert looked_at(point) == expected
+    looped = layers.mounts(mount_by_loop).mount(NAME + "00", spec)
+    assert looked_at(looped) == expected
+    for name in (NAME, NAME + "00"):
+        layers.mounts().unmount(name)
+    assert layers.control.ask("list") == []
+    assert mounts_below(layers.layout.root) == [str(layers.layout.files)]
+
+
+def test_overlayfs_believes_the_whiteouts(layers: RunningLayers, tmp_path: Path) -> None:
+    lower, upper = tmp_path / "lower", tmp_path / "upper"
+    for path in ("gone/file", "kept/old", "opaque/old", "replaced/old", "lost"):
+        (lower / path).parent.mkdir(parents=True, exist_ok=True)
+        (lower / path).write_text("lower")
+    for path in (".wh.gone", "kept/new", "opaque/.wh..wh..opq", "opaque/new", ".wh.lost"):
+        (upper / path).parent.mkdir(parents=True, exist_ok=True)
+        (upper / path).write_text("upper")
+    (upper / ".wh.replaced").touch()
+    (upper / "replaced").mkdir()
+    (upper / "replaced/new").write_text("upper")
+    point = layers.mounts().mount(NAME, local_layer(packed(upper, tmp_path / "layer.tar")))
+    (merged := tmp_path / "merged").mkdir()
+    linux.mount("overlay", merged, "overlay", MountFlag.READ_ONLY, f"lowerdir={point}:{lower}")
+
+    try:
+        files = sorted(str(path.relative_to(merged)) for path in merged.rglob("*"))
+    finally:
+        linux.unmount(merged)
+
+    assert files == [
+        "kept",
+        "kept/new",
+        "kept/old",
+        "opaque",
+        "opaque/new",
+        "replaced",
+        "replaced/new",
+    ]
+
+
+def test_no_read_fails_when_the_data_process_is_killed_again_and_again(
+    layers: RunningLayers, tmp_path: Path
+) -> None:
+    content = os.urandom(BIG_BYTES)
+    spec = local_layer(big_tar(tmp_path / "layer.tar", content), delay_s=0.05)
+    origin_stalls = Path(spec["stop"])
+    origin_stalls.touch()
+    point = layers.mounts().mount(NAME, spec)
+    readers = [
+        subprocess.Popen(["sha256sum", path], stdout=subprocess.PIPE)
+        for path in (point / "big", point / "big", layers.layout.files / NAME)
+    ]
+
+    killed = [kill_while_reads_wait(layers), kill_while_reads_wait(layers)]
+    origin_stalls.unlink()
+    until(lambda: waited_bytes(layers) > 2 << 20, seconds=60, what="the readers get on")
+    origin_stalls.touch()
+    killed += [kill_while_reads_wait(layers), kill_while_reads_wait(layers)]
+    origin_stalls.unlink()
+
+    said = [reader.communicate(timeout=100)[0].split()[0].decode() for reader in readers]
+    image = Path(spec["metadata"]).read_bytes() + Path(spec["stream"]).read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    assert said == [digest, digest, hashlib.sha256(image).hexdigest()]
+    assert [reader.returncode for reader in readers] == [0, 0, 0]
+    assert len(set(killed)) == 4
+
+
+def test_a_new_keeper_takes_away_what_a_dead_one_left(
+    layers: RunningLayers, tmp_path: Path
+) -> None:
+    spec = local_layer(big_tar(tmp_path / "layer.tar", b"light"))
+    point = layers.mounts().mount(NAME, spec)
+    serving = layers.data_process()
+    layers.end(signal.SIGKILL)
+    until(lambda: not alive([serving]), seconds=60, what="the data process ends too")
+    with pytest.raises(OSError):
+        (point / "big").read_bytes()
+
+    layers.start()
+
+    assert mounts_below(layers.layout.root) == [str(layers.layout.files)]
+    assert layers.control.ask("list") == [NAME]  # the catalog outlives both
+    assert (layers.mounts().mount(NAME, spec) / "big").read_bytes() == b"light"
+    assert layers.end(signal.SIGTERM) == 0
+    assert mounts_below(layers.layout.root) == []
+
+
+def test_a_folder_has_one_keeper(layers: RunningLayers, tmp_path: Path) -> None:
+    second = RunningLayers(layers.layout)
+    first_serves = layers.data_process().pid
+
+    second.start()  # the answer is that of the first one's data process
+
+    assert second.process is not None
+    assert second.process.wait(60) == 1
+    assert layers.data_process().pid == first_serves
+
+
+def test_a_reader_that_is_killed_waits_for_no_origin(layers: RunningLayers, tmp_path: Path) -> None:
+    spec = local_layer(big_tar(tmp_path / "layer.tar", os.urandom(1 << 20)), delay_s=0)
+    point = layers.mounts().mount(NAME, spec)
+    Path(spec["stop"]).touch()
+    readers = [
+        subprocess.Popen(["cat", path], stdout=subprocess.DEVNULL)
+        for path in (point / "big", layers.layout.files / NAME)
+    ]
+    until(lambda: waited_bytes(layers), seconds=60, what="the readers wait")
+
+    for reader in readers:
+        reader.terminate()
+
+    assert [reader.wait(60) for reader in readers] == [-signal.SIGTERM] * 2
+    Path(spec["stop"]).unlink()
+    assert (point / "big").stat().st_size == 1 << 20
+    assert (point / "big").read_bytes() == (tmp_path / "big").read_bytes()
+
+
+def test_pages_of_a_layer_are_not_kept_a_second_time(layers: RunningLayers, tmp_path: Path) -> None:
+    """Where the kernel takes `directio`: what EROFS keeps the FUSE file does not."""
+    spec = local_layer(big_tar(tmp_path / "layer.tar", os.urandom(BIG_BYTES)))
+    point = layers.mounts().mount(NAME, spec)
+
+    assert len((point / "big").read_bytes()) == BIG_BYTES
+
+    kept = subprocess.run(
+        ["fincore", "--bytes", "--noheadings", "--output", "RES", layers.layout.files / NAME],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert int(kept.stdout) < BIG_BYTES / 8
+    before = layers.control.ask("counts")
+    assert len((point / "big").read_bytes()) == BIG_BYTES
+    assert layers.control.ask("counts") == before  # what is warm asks nobody
+
+
+def test_what_is_no_image_is_refused_and_leaves_nothing(
+    layers: RunningLayers, tmp_path: Path
+) -> None:
+    (tmp_path / "noise").write_bytes(os.urandom(8192))
+    spec = {"metadata": str(tmp_path / "noise"), "stream": str(tmp_path / "noise")}
+
+    with pytest.raises(ImageInvalid):
+        layers.mounts().mount(NAME, spec)
+
+    assert mounts_below(layers.layout.root) == [str(layers.layout.files)]
