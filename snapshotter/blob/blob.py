@@ -75,6 +75,11 @@ class Blob:
         wanted = [table[index] for index in indices if 0 <= index < len(table)]
         return self._fetcher.request(self._target, wanted, priority)
 
+    def carry(self, indices: Iterable[int], *, within_s: float) -> None:
+        """Brings neighbouring chunks for another node, on the caller's thread."""
+        chunks = [self.ref.table[index] for index in indices]
+        self._fetcher.carry(self._target, chunks, within_s=within_s)
+
     @property
     def missing(self) -> list[int]:
         """Indices of the chunks that are not here."""

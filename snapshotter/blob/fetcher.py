@@ -64,6 +64,25 @@ class Fetcher:
             self._condition.notify(len(flights))
         return flights
 
+    def carry(self, target: Target, chunks: Sequence[Chunk], *, within_s: float) -> None:
+        """Brings neighbouring chunks on the caller's thread, as far as no worker is at it.
+
+        For other nodes: workers that wait for one another's nodes would wait for ever. What has
+        not landed after `within_s` is not waited for.
+        """
+        missing = [chunk for chunk in chunks if not self.store.has(target.ref.digest, chunk.index)]
+        give_up_at = time.monotonic() + within_s
+        with self._condition:
+            if self._is_closed:
+                return
+            flights = [self._join(target, chunk, Priority.DEMAND) for chunk in missing]
+            run = self._agenda.claim(flights)
+        if run:
+            self._take(run, 0)
+        for flight in flights:
+            if not flight.landed.wait(max(give_up_at - time.monotonic(), 0)):
+                return
+
     def _join(self, target: Target, chunk: Chunk, priority: Priority) -> Flight:
         flight = self._flights.get((target.ref.digest, chunk.index))
         if flight is None:
@@ -110,12 +129,7 @@ class Fetcher:
                 priority = run[0].priority
                 self._under_way[priority] += 1
             started_at = time.monotonic()
-            try:
-                with self.store.opened(run[0].target.ref):
-                    self._travel(run, first_source)
-            except Exception as error:  # a worker that dies takes the node's reads with it
-                log.exception("fetch.failed", blob=run[0].target.ref.digest)
-                self._give_up(run, error)
+            self._take(run, first_source)
             with self._condition:
                 self._under_way[priority] -= 1
                 self._durations_s.append(time.monotonic() - started_at)
@@ -150,6 +164,14 @@ class Fetcher:
         now = time.monotonic()
         begin = max(self._background_at, now)
         self._background_at = begin + num_bytes / self._background_bytes_per_s
+
+    def _take(self, run: list[Flight], first_source: int) -> None:
+        try:
+            with self.store.opened(run[0].target.ref):
+                self._travel(run, first_source)
+        except Exception as error:  # a worker that dies takes the node's reads with it
+            log.exception("fetch.failed", blob=run[0].target.ref.digest)
+            self._give_up(run, error)
 
     def _travel(self, run: list[Flight], first_source: int) -> None:
         """One round over the sources; what has not landed then fails."""

@@ -73,8 +73,8 @@ class Agenda:
     def take(self, allows: Callable[[Priority], bool]) -> list[Flight]:
         """The next request: the most urgent flight and its waiting neighbours of that priority.
 
-        Empty when nothing that is allowed waits. The flights are of one target and follow one
-        another; together they are at most MOST_RUN_BYTES of the source, or one chunk.
+        Empty when nothing that is allowed waits. The flights are of one stripe of one target and
+        follow one another; together they are at most MOST_RUN_BYTES of the source, or one chunk.
         """
         self._drop_stale()
         if not self._heap or not allows(Priority(self._heap[0][0])):
@@ -89,11 +89,17 @@ class Agenda:
                 neighbour = self._waiting.get((first.target.ref.digest, index))
                 if neighbour is None or neighbour.priority != first.priority:
                     break
+                if neighbour.chunk.stripe != first.chunk.stripe:
+                    break
                 num_bytes += neighbour.chunk.source_length
                 if num_bytes > MOST_RUN_BYTES:
                     return run
                 run.insert(len(run) if step > 0 else 0, self._leave(neighbour))
         return run
+
+    def claim(self, flights: Sequence[Flight]) -> list[Flight]:
+        """Takes those of `flights` that have not left, for whoever carries them itself."""
+        return [self._leave(flight) for flight in flights if not flight.has_left]
 
     def clear(self) -> list[Flight]:
         """Takes everything."""

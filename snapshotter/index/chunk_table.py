@@ -11,6 +11,7 @@ from infra.errors import ImageInvalid
 MOST_CHUNKS = 1 << 20
 MOST_CHUNK_BYTES = 64 << 20
 MOST_BLOB_BYTES = 1 << 40
+STRIPE_BYTES = 4 << 20
 
 _RECORD = Struct("<IQI32s")  # length, source offset, source length, digest
 
@@ -33,6 +34,11 @@ class Chunk:
     @property
     def source_end(self) -> int:
         return self.source_offset + self.source_length
+
+    @property
+    def stripe(self) -> int:
+        """Chunks that begin in one stripe of the source are fetched together, by one node."""
+        return self.source_offset // STRIPE_BYTES
 
     def is_genuine(self, data: bytes | bytearray | memoryview) -> bool:
         """Whether `data` is what the table promises."""

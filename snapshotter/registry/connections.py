@@ -36,9 +36,18 @@ class Answer:
 class Connections:
     """Idle connections by origin; any thread may use it."""
 
-    def __init__(self, *, stall_s: float = 10.0, is_plain: Callable[[str], bool]) -> None:
-        """`stall_s`: longest silence; `is_plain(host)`: whether to speak HTTP without TLS."""
+    def __init__(
+        self,
+        *,
+        stall_s: float = 10.0,
+        connect_s: float = 10.0,
+        is_plain: Callable[[str], bool],
+    ) -> None:
+        """`stall_s`: longest silence, once there is a connection; `connect_s`: until there is one;
+        `is_plain(host)`: whether to speak HTTP without TLS.
+        """
         self._stall_s = stall_s
+        self._connect_s = connect_s
         self._is_plain = is_plain
         self._tls = ssl.create_default_context()
         self._lock = Lock()  # guards the lists of idle connections
@@ -57,8 +66,10 @@ class Connections:
         body: Body = None,
         most_bytes: int,
         sink: Callable[[bytes], object] | None = None,
+        follow: bool = True,
     ) -> Answer:
-        """One exchange; redirects of GET and HEAD are followed, without credentials elsewhere.
+        """One exchange; where `follow` says so, redirects of GET and HEAD are followed, without
+        credentials elsewhere.
 
         With a `sink` the body of a success goes there. Raises SourceUnavailable for what the
         network does, for answers that stall, trickle or end early, and for more than `most_bytes`.
@@ -67,7 +78,8 @@ class Connections:
         for _ in range(_MOST_REDIRECTS):
             answer = self._exchange(method, url, headers, body, most_bytes, sink)
             location = answer.headers.get("location")
-            if answer.status not in _REDIRECTS or not location or method not in {"GET", "HEAD"}:
+            may_follow = follow and method in {"GET", "HEAD"}
+            if answer.status not in _REDIRECTS or not location or not may_follow:
                 return answer
             target = urljoin(url, location)
             if urlsplit(target).scheme not in {"http", "https"} or (
@@ -149,9 +161,14 @@ class Connections:
     def _connect(self, origin: str) -> http.client.HTTPConnection:
         split = urlsplit(origin)
         host, port = split.hostname or "", split.port
-        if split.scheme == "http":
-            return http.client.HTTPConnection(host, port, timeout=self._stall_s)
-        return http.client.HTTPSConnection(host, port, timeout=self._stall_s, context=self._tls)
+        connection = (
+            http.client.HTTPConnection(host, port, timeout=self._connect_s)
+            if split.scheme == "http"
+            else http.client.HTTPSConnection(host, port, timeout=self._connect_s, context=self._tls)
+        )
+        connection.connect()
+        connection.sock.settimeout(self._stall_s)
+        return connection
 
     def close(self) -> None:
         """Closes what is idle."""

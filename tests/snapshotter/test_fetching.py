@@ -48,7 +48,7 @@ def test_demand_leaves_before_trace_and_trace_before_background():
     assert order == [[4], [2], [0], []]
 
 
-def test_neighbours_of_one_priority_leave_together_in_order_and_bounded():
+def test_neighbours_of_one_stripe_and_priority_leave_together_in_order():
     agenda = Agenda()
     big, _ = raw_blob([bytes([number]) * (1 << 20) for number in range(8)])
     target = Target(big, ())
@@ -57,7 +57,7 @@ def test_neighbours_of_one_priority_leave_together_in_order_and_bounded():
 
     runs = [indices(agenda.take(lambda _: True)) for _ in range(3)]
 
-    assert runs == [[3, 4, 5, 6], [0, 1, 2], []]
+    assert runs == [[0, 1, 2, 3], [4, 5, 6], []]
     assert sum(big.table[index].source_length for index in runs[0]) <= MOST_RUN_BYTES
 
 

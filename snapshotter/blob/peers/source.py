@@ -1,0 +1,93 @@
+"""Chunks from other nodes, as a source that stands before the origin."""
+
+from collections.abc import Iterator, Sequence
+from http import HTTPStatus
+from typing import Final
+
+from infra.errors import SourceUnavailable
+from snapshotter.blob.peers.neighbourhood import Neighbourhood
+from snapshotter.blob.peers.placement import Ask, whom_to_ask
+from snapshotter.blob.peers.wire import chunks_path, table_identity
+from snapshotter.blob.stored_blob import BlobRef
+from snapshotter.index.chunk_table import Chunk
+from snapshotter.registry.connections import Connections
+
+
+class PeerSource:
+    """Asks the home of a chunk, then one other node; what neither gives is left to the next source.
+
+    Yields verified bytes only: a peer whose bytes are wrong is banned and nothing of it is used.
+    """
+
+    name = "peer"
+
+    def __init__(
+        self, ref: BlobRef, neighbourhood: Neighbourhood, connections: Connections, *, token: str
+    ) -> None:
+        self._ref = ref
+        self._neighbourhood = neighbourhood
+        self._connections = connections
+        self._headers = {
+            "Authorization": f"Bearer {token}",
+            "Firstlight-Table": table_identity(ref.table),
+        }
+
+    def chunks(self, run: Sequence[Chunk]) -> Iterator[bytes]:
+        """Ends early where the peers cannot go on; `run` is of one stripe."""
+        peers = self._neighbourhood.peers_of(self._ref.digest)
+        own_id = self._neighbourhood.node_id
+        left = run
+        for ask in whom_to_ask(self._ref.digest, run[0].stripe, own_id, peers):
+            parts = self._ask(ask, left)
+            yield from parts
+            left = left[len(parts) :]
+            if not left:
+                return
+
+    def _ask(self, ask: Ask, chunks: Sequence[Chunk]) -> list[bytes]:
+        """The chunks that a peer gave: the first so many, or none."""
+        path = chunks_path(self._ref.digest, chunks, may_fetch=ask.may_fetch)
+        most_bytes = chunks[-1].end - chunks[0].offset
+        try:
+            answer = self._connections.ask(
+                "GET",
+                ask.peer.url + path,
+                headers=self._headers,
+                most_bytes=most_bytes,
+                follow=False,
+            )
+        except SourceUnavailable as error:
+            self._neighbourhood.failed(ask.peer, error.detail)
+            return []
+        if answer.status in _NOT_AT_HAND:
+            return []
+        if answer.status != HTTPStatus.OK:
+            self._neighbourhood.failed(ask.peer, f"status {answer.status}")
+            return []
+        parts = _cut(answer.body, chunks)
+        if parts:
+            self._neighbourhood.answered(ask.peer)
+        else:
+            self._neighbourhood.lied(ask.peer)
+        return parts
+
+
+# not here; cut by another index; busy: all said by a peer that is in order
+_NOT_AT_HAND: Final = frozenset(
+    {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE}
+)
+
+
+def _cut(body: bytes, chunks: Sequence[Chunk]) -> list[bytes]:
+    """The body as the first of `chunks`; empty unless it ends with one and all are genuine."""
+    parts = []
+    begin = 0
+    for chunk in chunks:
+        if begin == len(body):
+            break
+        part = body[begin : begin + chunk.length]
+        if not chunk.is_genuine(part):
+            return []
+        parts.append(part)
+        begin += chunk.length
+    return parts

@@ -1,0 +1,231 @@
+"""Nodes that share chunks: what each origin gives, and that every byte is right."""
+
+import http.client
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+
+import pytest
+
+from infra.errors import StoreUnavailable
+from snapshotter.blob.peers.directory import Announcement
+from snapshotter.blob.peers.placement import home_of
+from snapshotter.blob.peers.wire import table_identity
+from tests.snapshotter.makers import raw_blob
+from tests.snapshotter.peers.conftest import DATA, NUM_CHUNKS, REF, TOKEN
+from tests.snapshotter.scripted import ScriptedSource
+
+
+def given(*origins: ScriptedSource) -> int:
+    """Chunks that origins gave, all together."""
+    return sum(len(run) for origin in origins for run in origin.requests)
+
+
+def read_all(blob, part: int = 1500) -> bytes:
+    return b"".join(blob.read(offset, part) for offset in range(0, blob.size, part))
+
+
+def many_stripes(num: int):
+    """A blob whose chunks are as far apart in their source as stripes are."""
+    parts = [bytes([number + 1]) * (100 + number) for number in range(num)]
+    ref, data = raw_blob(parts)
+    chunks = [
+        type(it)(it.index, it.offset, it.length, it.digest, it.index << 22, it.length)
+        for it in ref.table
+    ]
+    return type(ref)(ref.digest, type(ref.table)(chunks)), data
+
+
+def test_nodes_that_start_together_ask_the_origin_once_for_each_chunk(make_node):
+    ref, data = many_stripes(NUM_CHUNKS)
+    nodes = [make_node(name) for name in "abcd"]
+    origins = [ScriptedSource(data, name="origin") for _ in nodes]
+    blobs = [node.open(ref, origin) for node, origin in zip(nodes, origins, strict=True)]
+    for node in nodes:
+        node.peering._neighbourhood.refresh(within_s=60)
+
+    with ThreadPoolExecutor(4) as threads:
+        texts = list(threads.map(read_all, blobs))
+
+    assert texts == [data] * 4
+    assert given(*origins) == NUM_CHUNKS
+    assert all(node.fetcher.fetched_bytes["peer"] > 0 for node in nodes)
+    for origin, node in zip(origins, nodes, strict=True):
+        for (index,) in origin.requests:
+            assert home_of(ref.digest, index, "abcd") == node.name
+
+
+def test_a_node_that_comes_later_takes_all_from_those_that_have_it(make_node):
+    first_origin, second_origin = ScriptedSource(DATA), ScriptedSource(DATA)
+    assert read_all(make_node("a").open(REF, first_origin)) == DATA
+
+    assert read_all(make_node("b").open(REF, second_origin)) == DATA
+    assert given(first_origin) == NUM_CHUNKS and given(second_origin) == 0
+
+
+def test_a_node_that_has_closed_a_blob_gives_what_it_has(make_node):
+    first = make_node("a")
+    blob = first.open(REF, ScriptedSource(DATA))
+    blob.read(0, 1)
+    blob.close()
+    first.peering.closed(REF.digest)
+    first.peering._neighbourhood.refresh(within_s=60)
+    origin = ScriptedSource(DATA)
+
+    assert read_all(make_node("b").open(REF, origin)) == DATA
+    assert 0 not in {index for run in origin.requests for index in run}
+
+
+class Liar(BaseHTTPRequestHandler):
+    """Gives the right number of wrong bytes."""
+
+    protocol_version = "HTTP/1.1"
+    num_asked = 0
+
+    def do_GET(self):
+        type(self).num_asked += 1
+        first, last = self.path.partition("?")[0].rpartition("/")[2].split("-")
+        body = bytes(sum(REF.table[it].length for it in range(int(first), int(last) + 1)))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+class Redirector(Liar):
+    elsewhere = ""
+
+    def do_GET(self):
+        type(self).num_asked += 1
+        self.send_response(302)
+        self.send_header("Location", f"{self.elsewhere}{self.path}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(handler):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"127.0.0.1:{server.server_address[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def impostor(directory, address: str, name: str = "impostor") -> None:
+    directory.exchange(Announcement(name, address, {REF.digest: True}))
+
+
+def test_who_gives_wrong_bytes_is_asked_once_and_nothing_of_it_is_seen(make_node, directory, serve):
+    handler = type("OneLiar", (Liar,), {})
+    impostor(directory, serve(handler))
+    node = make_node("a")
+    origin = ScriptedSource(DATA)
+
+    assert read_all(node.open(REF, origin)) == DATA
+    assert handler.num_asked == 1 and given(origin) == NUM_CHUNKS
+    assert node.fetcher.fetched_bytes["peer"] == 0
+
+
+def test_a_redirect_is_not_followed(make_node, directory, serve):
+    target = type("Target", (Liar,), {})
+    handler = type("OneRedirector", (Redirector,), {"elsewhere": f"http://{serve(target)}"})
+    impostor(directory, serve(handler))
+
+    assert read_all(make_node("a").open(REF, ScriptedSource(DATA))) == DATA
+    assert handler.num_asked == 1 and target.num_asked == 0
+
+
+def test_a_node_that_is_gone_costs_its_chunks_a_way_to_the_origin(make_node, directory):
+    impostor(directory, "127.0.0.1:1")
+    origin = ScriptedSource(DATA)
+    assert read_all(make_node("a").open(REF, origin)) == DATA
+    assert given(origin) == NUM_CHUNKS
+
+
+def test_a_home_that_says_nothing_is_passed_over(make_node, directory, serve):
+    silent = Event()
+
+    class Silent(Liar):
+        def do_GET(self):
+            silent.wait(60)
+            self.close_connection = True
+
+    impostor(directory, serve(Silent))
+    try:
+        node = make_node("a", patience_s=0.2)
+        assert read_all(node.open(REF, ScriptedSource(DATA))) == DATA
+    finally:
+        silent.set()
+
+
+def test_without_a_directory_everything_comes_from_the_origin(make_node):
+    class Away:
+        def exchange(self, announcement):
+            raise StoreUnavailable("the directory is away")
+
+        def leave(self, announcement):
+            raise StoreUnavailable("the directory is away")
+
+    origin = ScriptedSource(DATA)
+    assert read_all(make_node("a", Away()).open(REF, origin)) == DATA
+    assert given(origin) == NUM_CHUNKS
+
+
+def ask(node, path: str, *, token: str = TOKEN, table: str = table_identity(REF.table)):
+    connection = http.client.HTTPConnection("127.0.0.1", node.peering.server.port, timeout=60)
+    headers = {"Authorization": f"Bearer {token}", "Firstlight-Table": table}
+    connection.request("GET", path, headers=headers)
+    response = connection.getresponse()
+    body = response.read()
+    connection.close()
+    return response.status, body
+
+
+def path_of(first: int, last: int, digest: str = REF.digest, query: str = "") -> str:
+    return f"/v1/blobs/{digest}/chunks/{first}-{last}{query}"
+
+
+def test_only_who_knows_the_token_gets_verified_chunks_and_nothing_else(make_node):
+    node = make_node("a")
+    blob = node.open(REF, ScriptedSource(DATA))
+    blob.read(0, 2500)
+    assert ask(node, path_of(0, 1)) == (200, DATA[: REF.table[1].end])
+
+    assert ask(node, path_of(0, 1), token="another") == (401, b"")
+    assert ask(node, path_of(0, 1), token="") == (401, b"")
+    assert ask(node, path_of(0, 1), table="0" * 32) == (409, b"")
+    assert ask(node, path_of(0, 3)) == (200, DATA[: REF.table[2].end]), "the fourth is not here"
+    assert ask(node, path_of(3, 3)) == (404, b"")
+    assert ask(node, path_of(0, NUM_CHUNKS))[0] == 404, "there is no such chunk"
+    assert ask(node, path_of(1, 0))[0] == 404
+    assert ask(node, path_of(0, 0, "sha256:" + "0" * 64))[0] == 404
+    for path in ("/", "/v1/blobs/../chunks/0-0", path_of(0, 0) + "&x", path_of(0, 10**7)):
+        assert ask(node, path)[0] == 404
+
+
+def test_a_node_fetches_for_others_only_what_it_is_the_home_of(make_node, directory):
+    ref, data = many_stripes(NUM_CHUNKS)
+    node = make_node("a")
+    directory.exchange(Announcement("b", "127.0.0.1:1", {ref.digest: True}))
+    origin = ScriptedSource(data)
+    node.open(ref, origin)
+    identity = table_identity(ref.table)
+    homes = [home_of(ref.digest, index, "ab") for index in range(NUM_CHUNKS)]
+    own, foreign = homes.index("a"), homes.index("b")
+
+    assert ask(node, path_of(foreign, foreign, ref.digest, "?fetch"), table=identity)[0] == 404
+    assert ask(node, path_of(own, own, ref.digest), table=identity)[0] == 404
+    status, body = ask(node, path_of(own, own, ref.digest, "?fetch"), table=identity)
+    assert (status, body) == (200, data[ref.table[own].offset : ref.table[own].end])
+    assert origin.requests == [[own]]
