@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
@@ -71,10 +71,15 @@ def models_router(services: Services) -> APIRouter:
 
     @router.put("/models/{name}", status_code=202, openapi_extra=_SPEC_BODY)
     async def deploy_model(
-        name: Name, request: Request, response: Response, caller: Caller, traffic: bool = True
+        name: Name,
+        request: Request,
+        response: Response,
+        caller: Caller,
+        traffic: bool | Literal["unless-served"] = True,
     ) -> ModelStatus:
         """Deploys a spec: it becomes an immutable revision, which gets every new request, or with
-        `traffic=false` none until the traffic is split.
+        `traffic=false` none until the traffic is split; with `unless-served`, none where replicas
+        of another revision serve the model's requests now.
 
         An equal spec of equal content changes nothing else. The body is `model.yaml`, or the same
         as JSON.
@@ -88,7 +93,10 @@ def models_router(services: Services) -> APIRouter:
         if spec.name != name:
             raise _other_name(name, spec)
         revision = await services.deployments.deploy(
-            spec, by=caller, takes_traffic=traffic, now=services.clock.now()
+            spec,
+            by=caller,
+            takes_traffic=not _is_served(services, name) if traffic == "unless-served" else traffic,
+            now=services.clock.now(),
         )
         response.headers["Location"] = f"/v1/models/{name}"
         return model_status(services, revision, base_url=str(request.base_url))
@@ -150,6 +158,12 @@ def _spec(body: bytes, content_type: str) -> ModelSpec:
     except UnicodeDecodeError as error:
         raise MalformedJson(f"the body is not UTF-8: {error.reason}", offset=error.start) from None
     return load_spec(text, filename="the body")
+
+
+def _is_served(services: Services, name: ModelName) -> bool:
+    release = services.deployments.release(name)
+    revisions = () if release is None else release.revisions
+    return any(services.fleet.counts(revision.name).ready for revision in revisions)
 
 
 def _other_name(name: str, spec: ModelSpec) -> SpecInvalid:

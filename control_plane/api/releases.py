@@ -19,7 +19,8 @@ from infra.contracts.release import (
     TrafficStatus,
 )
 from infra.contracts.revision import Revision
-from infra.errors import ModelNotFound
+from infra.contracts.warming import Warming, WarmStatus
+from infra.errors import ModelNotFound, RevisionNotFound
 from infra.metrics import Counter
 
 
@@ -63,6 +64,28 @@ def releases_router(services: Services, requests: Counter) -> APIRouter:
             name, asked.traffic, by=caller, generation=asked.generation
         )
         return _traffic_status(name, release)
+
+    @router.post("/warm", status_code=202)
+    async def warm_revision(name: Name, asked: Warming, caller: Caller) -> WarmStatus:
+        """Has replicas of a revision ready before requests are sent there; how far they are.
+
+        They are kept for so long, and let go unless the revision is in traffic by then or this was
+        asked again. Repeat it until they are ready, then change the traffic.
+        """
+        owned(services, name, caller)
+        revision = await deployments.kept(name, asked.revision)
+        if not caller.owns(revision):
+            raise RevisionNotFound(f"no revision {asked.revision} is kept", revision=asked.revision)
+        until = services.clock.now() + asked.seconds
+        explanation = services.autoscaler.warm(revision, asked.replicas, until=until)
+        return WarmStatus(
+            revision=revision.name,
+            replicas=min(asked.replicas, revision.spec.scaling.max),
+            ready=services.fleet.counts(revision.name).ready,
+            until=until,
+            state=explanation.state,
+            reason=explanation.reason,
+        )
 
     @router.post("/rollback")
     async def roll_back(name: Name, caller: Caller, asked: Rollback | None = None) -> TrafficStatus:

@@ -149,6 +149,7 @@ def _decision(record: DecisionRecord) -> DecisionStatus:
             idle_s=None if idle_since is None else max(0.0, record.at - idle_since),
             grace_s=observed.grace_s,
             scheduled=observed.scheduled,
+            warm=observed.warm,
             is_in_panic=observed.panic is not None and record.at < observed.panic.until,
             is_contended=observed.is_contended,
             is_superseded=observed.is_superseded,

@@ -40,8 +40,9 @@ class Observed(NamedTuple):
     `stable_mean` and `panic_mean` are requests at once over the long and the short window.
     `idle_since` is when the last request left or the youngest replica became ready, whichever
     was later, and `grace_s` what follows until the last replica goes. `scheduled` replicas are
-    kept at this time of day. `is_contended` says that others wait for the room this revision
-    idles in; `is_superseded` that requests go to another revision of its model.
+    kept at this time of day, `warm` ones because requests are about to come. `is_contended` says
+    that others wait for the room this revision idles in; `is_superseded` that requests go to
+    another revision of its model.
     """
 
     desired: int
@@ -56,6 +57,7 @@ class Observed(NamedTuple):
     panic: Panic | None = None
     is_contended: bool = False
     is_superseded: bool = False
+    warm: int = 0
 
 
 class Decision(NamedTuple):
@@ -99,17 +101,21 @@ def decide(
 
 def least_replicas(scaling: Scaling, observed: Observed) -> int:
     """What is kept whatever the demand."""
-    return 0 if observed.is_superseded else min(max(scaling.min, observed.scheduled), scaling.max)
+    if observed.is_superseded:
+        return 0
+    return min(max(scaling.min, observed.scheduled, observed.warm), scaling.max)
 
 
 def _at_rest(scaling: Scaling, observed: Observed, least: int, *, now: float) -> Decision:
     if observed.ready == 0 and observed.loading == 0:
-        return Decision(least, _why_at_least(scaling, least))
+        return Decision(least, _why_at_least(scaling, observed, least))
     grace_s = 0.0 if observed.is_contended or observed.is_superseded else observed.grace_s
     idle_s = 0.0 if observed.idle_since is None else max(0.0, now - observed.idle_since)
     if idle_s >= grace_s:
         reason = _why_to_rest(observed, idle_s)
-        return Decision(least, f"{reason}; {_why_at_least(scaling, least)}" if least else reason)
+        return Decision(
+            least, f"{reason}; {_why_at_least(scaling, observed, least)}" if least else reason
+        )
     reason = f"idle for {idle_s:.0f} s of {grace_s:.0f} s grace"
     if observed.panic is not None and now < observed.panic.until:
         return Decision(observed.desired, reason, observed.panic)
@@ -117,7 +123,9 @@ def _at_rest(scaling: Scaling, observed: Observed, least: int, *, now: float) ->
     return Decision(min(observed.desired, max(wanted, observed.ready // 2, 1)), reason)
 
 
-def _why_at_least(scaling: Scaling, least: int) -> str:
+def _why_at_least(scaling: Scaling, observed: Observed, least: int) -> str:
+    if least > max(scaling.min, observed.scheduled):
+        return f"{least} warmed for requests to come"
     if least > scaling.min:
         return f"the schedule keeps {least}"
     return f"the minimum is {least}" if least else "nothing is asked for"

@@ -34,6 +34,7 @@ class Situation:
     scheduled: int
     idle_since: float | None
     sleepers: int = 0
+    warm: int = 0
 
 
 def explain(situation: Situation, *, now: float, zone: tzinfo | None = UTC) -> Explanation:
@@ -79,9 +80,13 @@ def _serving(situation: Situation, ready: int, now: float) -> str:
         parts.append(_starting(situation.climb))
     if situation.standing.crash.failures:
         parts.append(f"last failure: {situation.standing.crash.detail}")
+    if situation.standing.blocked is not None:
+        parts.append(f"others wait for room: {situation.standing.blocked}")
     demand = situation.demand
     if demand is not None and demand.concurrency:
         parts.append(f"{demand.in_flight} in flight, {demand.waiting} waiting")
+    elif situation.warm > max(situation.keeps, situation.scheduled):
+        parts.append("idle, kept for requests to come")
     elif situation.scheduled > situation.keeps:
         parts.append("idle, kept by the schedule")
     elif situation.keeps == 0 and situation.idle_since is not None:

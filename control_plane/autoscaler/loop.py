@@ -132,8 +132,22 @@ class Autoscaler:
             scheduled=0 if tracked is None else tracked.scheduled(now=now),
             idle_since=None if tracked is None else tracked.idle_since(demand),
             sleepers=self._fleet.sleepers(revision.name),
+            warm=0 if tracked is None else tracked.warm(now=now),
         )
         return explain(situation, now=now, zone=self._zone)
+
+    def warm(self, revision: Revision, replicas: int, *, until: float) -> Explanation:
+        """Keeps so many replicas of a revision of a deployed model, in traffic or not, until then;
+        how it stands. May be repeated."""
+        now = self._clock.now()
+        tracked = self._revisions.get(revision.name)
+        if tracked is None:
+            tracked = self._track(revision, self._deployments.release(revision.model))
+            tracked.is_superseded = True  # as far as requests know
+        tracked.keep_warm(replicas, until=until)
+        self._decide(tracked, now=now)
+        self._reconciler.tell_if_hopeless(revision.name)
+        return self._explain(revision, now)
 
     def decisions(self, revision: RevisionName) -> tuple[DecisionRecord, ...]:
         """The revision's last decisions, oldest first; repetitions are left out."""
@@ -213,6 +227,8 @@ class Autoscaler:
             return False
         if self._fleet.counts(tracked.name).all or tracked.scheduled(now=now):
             return False
+        if tracked.warm(now=now):
+            return False
         is_quiet = demand is not None and demand.concurrency == 0
         return is_quiet and self._reconciler.desired(tracked.name) == 0
 
@@ -246,7 +262,7 @@ class Autoscaler:
             for listener in self._listeners:
                 listener(record)
         self._look_again(tracked, record)
-        is_abandoned = tracked.is_superseded and decision.replicas == 0
+        is_abandoned = observed.is_superseded and decision.replicas == 0
         self._reconciler.set_desired(
             tracked.revision,
             decision.replicas,
@@ -259,7 +275,7 @@ class Autoscaler:
         observed, scaling = record.observed, tracked.revision.spec.scaling
         tracked.is_looked_after = True
         tracked.band = None
-        if not scaling.schedule:
+        if not (scaling.schedule or observed.warm):
             least = least_replicas(scaling, observed)
             tracked.band = band_of(
                 scaling, observed, record.decision, least=least, tuning=self._tuning
@@ -272,6 +288,8 @@ class Autoscaler:
             tuning=self._tuning,
         )
         again_at = min(again_at, tracked.scheduled_until)
+        if observed.warm:
+            again_at = min(again_at, tracked.warm_until)
         if again_at <= record.at:
             self._agenda.add(tracked.name)
         elif again_at < math.inf:
@@ -307,7 +325,8 @@ class Autoscaler:
             scheduled=tracked.scheduled(now=now),
             panic=tracked.panic,
             is_contended=is_contended,
-            is_superseded=tracked.is_superseded,
+            is_superseded=tracked.is_left(now=now),
+            warm=tracked.warm(now=now),
         )
 
     # -- what happens elsewhere ----------------------------------------------------------------
@@ -360,6 +379,7 @@ class Autoscaler:
             return
         demand = self._read(tracked.name)
         is_asked_for = tracked.is_superseded and demand is not None and demand.concurrency > 0
+        is_asked_for |= not tracked.is_deleted and tracked.warm(now=self._clock.now()) > 0
         if is_asked_for or self._fleet.of_revision(tracked.name):
             self._agenda.add(tracked.name)
             return
@@ -379,8 +399,15 @@ class Autoscaler:
         asyncio.get_running_loop().call_soon(self._decide_again, revision)
 
     def _reclaim_room(self, revision: RevisionName) -> None:
-        """Others wait for room: the revision that idles longest gives its own up at once."""
-        idle = [it for it in self._revisions.values() if self._is_idle(it, revision)]
+        """Others wait for room: the revision that idles longest gives its own up at once, but not
+        to one of its own model that is warmed to replace it."""
+        asks = self._revisions.get(revision)
+        spared = asks.revision.model if asks is not None and asks.is_superseded else None
+        idle = [
+            it
+            for it in self._revisions.values()
+            if it.revision.model != spared and self._is_idle(it, revision)
+        ]
         if idle and self._is_leading():
             longest = min(idle, key=lambda it: it.idle_since(self._read(it.name)) or 0.0)
             self._decide(longest, now=self._clock.now(), is_contended=True)
@@ -393,7 +420,7 @@ class Autoscaler:
             and demand is not None
             and demand.concurrency == 0
             and self._fleet.climb(tracked.name) is None
-            and ready > tracked.revision.spec.scaling.min
+            and ready > max(tracked.revision.spec.scaling.min, tracked.warm(now=self._clock.now()))
         )
 
     def _node_changed(self, before: Node | None, after: Node | None) -> None:

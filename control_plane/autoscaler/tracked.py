@@ -38,6 +38,7 @@ class Tracked:
         "_executed",
         "_floor",
         "_learnt",
+        "_warm",
         "band",
         "changed_at",
         "experience",
@@ -52,6 +53,7 @@ class Tracked:
         "records",
         "revision",
         "target_concurrency",
+        "warm_until",
         "windows",
     )
 
@@ -82,6 +84,8 @@ class Tracked:
         self.is_deleted = False
         self._executed = 0  # requests that had left at the last look
         self._floor = _UNKNOWN
+        self._warm = 0
+        self.warm_until = -math.inf
 
     def heed(self, demand: Demand, *, now: float, quiet_until: float | None = None) -> None:
         """Takes a reading of the demand and learns from it.
@@ -164,6 +168,18 @@ class Tracked:
             lead_s = self.experience.lead_s + _LEAD_MARGIN_S
             self._floor = floor_at(schedule, now=now, lead_s=lead_s)
         return self._floor.replicas
+
+    def keep_warm(self, replicas: int, *, until: float) -> None:
+        """So many replicas are wanted for requests that are about to come."""
+        self._warm, self.warm_until = min(replicas, self.revision.spec.scaling.max), until
+
+    def warm(self, *, now: float) -> int:
+        """Replicas that are kept for requests to come."""
+        return self._warm if now < self.warm_until else 0
+
+    def is_left(self, *, now: float) -> bool:
+        """Requests go elsewhere, and none is about to come."""
+        return self.is_superseded and not self.warm(now=now)
 
     @property
     def scheduled_until(self) -> float:

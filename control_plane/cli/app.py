@@ -92,13 +92,19 @@ def _deploy(
     traffic: Annotated[
         bool, typer.Option(help="Send all requests to it, or none until `platform traffic`.")
     ] = True,
+    now: releases.Now = False,
     timeout: Timeout = 600,
     json: Json = False,
 ) -> None:
     """Publish a model."""
     session = session_of(context)
     status = deploy.deploy(
-        session, file, takes_traffic=traffic, is_waiting=wait and traffic, timeout_s=timeout
+        session,
+        file,
+        takes_traffic=traffic,
+        is_now=now,
+        is_waiting=wait and traffic,
+        timeout_s=timeout,
     )
     if json:
         session.print_json(status.model_dump_json())

@@ -30,6 +30,7 @@ from infra.contracts.tenancy import (
     TenantStatus,
     UsageRow,
 )
+from infra.contracts.warming import WarmStatus
 
 CONNECT_S = 5.0
 ANSWER_S = 30.0  # of a call that has nothing to wait for
@@ -112,13 +113,19 @@ class PlatformClient:
     def close(self) -> None:
         self._http.close()
 
-    def deploy(self, spec: ModelSpec, *, takes_traffic: bool = True) -> ModelStatus:
-        """Publishes the spec; hashing or finding its source may take long, so this waits."""
+    def deploy(
+        self, spec: ModelSpec, *, takes_traffic: bool = True, is_now: bool = True
+    ) -> ModelStatus:
+        """Publishes the spec; hashing or finding its source may take long, so this waits.
+
+        Unless `is_now`, it gets no requests yet where another revision serves them.
+        """
+        gently = "true" if is_now else "unless-served"
         content = self._call(
             "PUT",
             _model_path(spec.name),
             json=spec.model_dump(mode="json"),
-            params={} if takes_traffic else {"traffic": "false"},
+            params={"traffic": gently if takes_traffic else "false"},
             timeout=None,
         )
         return _parsed(ModelStatus, content)
@@ -131,10 +138,19 @@ class PlatformClient:
     def traffic(self, name: str) -> TrafficStatus:
         return _parsed(TrafficStatus, self._call("GET", f"{_model_path(name)}/traffic"))
 
-    def split(self, name: str, percents: dict[str, int]) -> TrafficStatus:
-        """Splits a model's requests; percents by revision."""
-        path, asked = f"{_model_path(name)}/traffic", {"traffic": percents}
+    def split(
+        self, name: str, percents: dict[str, int], *, generation: int | None = None
+    ) -> TrafficStatus:
+        """Splits a model's requests; percents by revision. With a generation, only if nobody has
+        changed the model since."""
+        path = f"{_model_path(name)}/traffic"
+        asked = _given({"traffic": percents, "generation": generation})
         return _parsed(TrafficStatus, self._call("PUT", path, json=asked))
+
+    def warm(self, name: str, revision: str, *, replicas: int) -> WarmStatus:
+        """Has replicas of a revision ready before requests go there; to be repeated until then."""
+        asked = {"revision": revision, "replicas": replicas}
+        return _parsed(WarmStatus, self._call("POST", f"{_model_path(name)}/warm", json=asked))
 
     def rollback(self, name: str, revision: str | None) -> TrafficStatus:
         """Sends all requests to a former revision; None takes the one before."""

@@ -9,6 +9,7 @@ from control_plane.cli.session import Session
 from control_plane.cli.units import amount
 from control_plane.cli.wait import wait_for
 from control_plane.cli.waiting import Waiting
+from control_plane.cli.warming import warm
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.revision import ModelState, ModelStatus
 from infra.errors import SpecInvalid
@@ -19,16 +20,41 @@ READ_BYTES = 1 << 20
 
 
 def deploy(
-    session: Session, file: Path, *, takes_traffic: bool, is_waiting: bool, timeout_s: float
+    session: Session,
+    file: Path,
+    *,
+    takes_traffic: bool,
+    is_now: bool,
+    is_waiting: bool,
+    timeout_s: float,
 ) -> ModelStatus:
-    """Publishes the file's spec; where replicas are always kept, waits until one is ready."""
+    """Publishes the file's spec; where replicas are always kept, waits until one is ready.
+
+    Unless `is_now`, a model that is served goes on being served until the new revision is warm.
+    """
     spec = read_spec(file)
     with Waiting(session.err, f"deploying {spec.name}", now=session.now) as waiting:
         waiting.show(f"reading {spec.source}")
-        status = session.platform.deploy(spec, takes_traffic=takes_traffic)
+        status = session.platform.deploy(spec, takes_traffic=takes_traffic, is_now=is_now)
+    if takes_traffic and not gets_requests(status):
+        _switch(session, status, timeout_s=timeout_s)
+        status = session.platform.status(spec.name)
     if is_waiting and spec.scaling.min > 0:
         status = wait_for(session, spec.name, ModelState.READY, timeout_s=timeout_s)
     return status
+
+
+def gets_requests(status: ModelStatus) -> bool:
+    """Whether the revision is in traffic."""
+    return status.revision in {share.revision for share in status.traffic}
+
+
+def _switch(session: Session, status: ModelStatus, *, timeout_s: float) -> None:
+    """Sends all requests to a revision once it is warm, unless somebody changed them meanwhile."""
+    name, percents = status.name, {str(status.revision): 100}
+    traffic = session.platform.traffic(name)
+    warm(session, name, percents, timeout_s=timeout_s)
+    session.platform.split(name, percents, generation=traffic.generation)
 
 
 def read_spec(file: Path) -> ModelSpec:
@@ -56,7 +82,7 @@ def read_spec(file: Path) -> ModelSpec:
 def describe_deployed(status: ModelStatus, *, sends_key: bool) -> str:
     """What was deployed and how to call it."""
     facts = status.facts
-    if status.revision not in {share.revision for share in status.traffic}:
+    if not gets_requests(status):
         return _describe_dark(status)
     key = ' -H "Authorization: Bearer $PLATFORM_API_KEY"' if sends_key else ""
     return (

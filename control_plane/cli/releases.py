@@ -9,6 +9,7 @@ from rich.text import Text
 from control_plane.cli.session import Session, printable, session_of
 from control_plane.cli.table import table
 from control_plane.cli.units import duration
+from control_plane.cli.warming import warm
 from infra.contracts.release import RevisionStatus, TrafficShare, TrafficStatus
 
 REVISION_HEADINGS = (
@@ -20,6 +21,10 @@ NUMBERS = frozenset(REVISION_HEADINGS[1:8])
 
 Name = Annotated[str, typer.Argument(help="The model's name.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait at most.", min=0)]
+Now = Annotated[
+    bool, typer.Option("--now", help="Switch at once, without having replicas ready first.")
+]
 
 
 def revisions(context: typer.Context, name: Name, json: Json = False) -> None:
@@ -40,13 +45,20 @@ def traffic(
         list[str] | None,
         typer.Argument(help="REVISION=PERCENT, one for each in traffic.", show_default=False),
     ] = None,
+    now: Now = False,
+    timeout: Timeout = 600,
     json: Json = False,
 ) -> None:
     """Show or set how a model's requests are split."""
     percents = percents_of(name, shares or ())
     session = session_of(context)
     platform = session.platform
-    status = platform.split(name, percents) if percents else platform.traffic(name)
+    if not percents:
+        status = platform.traffic(name)
+    else:
+        if not now:
+            warm(session, name, percents, timeout_s=timeout)
+        status = platform.split(name, percents)
     _show(session, status, is_json=json)
 
 

@@ -189,6 +189,13 @@ class Deployments:
         record = await self._store.read(name)
         return record, await self._revisions(record, sorted(record.digests, reverse=True))
 
+    async def kept(self, model: ModelName, name: RevisionName) -> Revision:
+        """A revision that is kept, in traffic or not; raises RevisionNotFound, StoreUnavailable."""
+        record = await self._store.read(model)
+        for revision in await self._revisions(record, (number_of(record, name),)):
+            return revision
+        raise overtaken(model)
+
     def subscribe(self, listener: ChangeListener) -> None:
         """Calls the listener at every change of what gets requests, in order, on the event loop; it
         must not raise."""

@@ -19,6 +19,9 @@ class DecisionInputs(Contract):
     idle_s: float | None
     grace_s: float
     scheduled: int = Field(description="Replicas that the schedule kept.")
+    warm: int = Field(
+        default=0, description="Replicas that somebody wants to have before a switch."
+    )
     is_in_panic: bool
     is_contended: bool = Field(description="Others waited for the room it idled in.")
     is_superseded: bool = Field(description="Requests went to another revision.")

@@ -280,6 +280,10 @@ async def test_a_rollback_names_any_revision_and_a_deployment_takes_all_again(
         ("POST", "/rollback", {"generation": 99}, 409, "conflict"),
         ("POST", "/rollback", {}, 409, "conflict"),
         ("POST", "/rollback", {"to": "chat@1"}, 400, "invalid-request"),
+        ("POST", "/warm", {"revision": "chat@7"}, 404, "revision-not-found"),
+        ("POST", "/warm", {"revision": "chat@1", "replicas": 0}, 400, "invalid-request"),
+        ("POST", "/warm", {"revision": "chat@1", "seconds": 1e9}, 400, "invalid-request"),
+        ("POST", "/warm", {}, 400, "invalid-request"),
         ("PUT", "?traffic=maybe", {"name": "chat", "source": SOURCE}, 400, "invalid-request"),
         ("GET", "/rollback", b"", 405, "method-not-allowed"),
     ],
@@ -296,6 +300,41 @@ def test_what_cannot_be_is_a_typed_error_and_changes_nothing(
         assert await get(edge, "/traffic") == before
 
     main()
+
+
+def test_a_served_model_gets_a_new_revision_only_when_that_is_warm():
+    async def main(edge: EdgeWorld) -> None:
+        assert (await edge.chat()).status == 200
+        spec = {"name": "chat", "source": SOURCE, "scaling": {"grace": 50}}
+
+        deployed = await edge.call("PUT", "/v1/models/chat?traffic=unless-served", spec)
+
+        assert deployed.json()["revision"] == "chat@2"
+        assert deployed.json()["traffic"] == [{"revision": "chat@1", "percent": 100}]
+        asked, polls = {"revision": "chat@2"}, 0
+        while True:
+            warm = await edge.call("POST", "/v1/models/chat/warm", asked)
+            assert (warm.status, warm.json()["replicas"]) == (202, 1)
+            if warm.json()["ready"]:
+                break
+            assert (await edge.chat()).headers["firstlight-revision"] == "chat@1"
+            await asyncio.sleep(1)
+            polls += 1
+        assert 20 < polls < 30, "it climbs for 25 s"
+        await edge.call("PUT", "/v1/models/chat/traffic", {"traffic": {"chat@2": 100}})
+        answer = await edge.chat()
+        assert answer.headers["firstlight-revision"] == "chat@2"
+        assert "firstlight-cold-start" not in answer.headers
+
+    in_world(main)
+
+
+@scenario
+async def test_a_model_that_nobody_serves_gets_a_new_revision_at_once(edge: EdgeWorld) -> None:
+    for grace, revision in ((40, "poet@1"), (50, "poet@2")):
+        spec = {"name": "poet", "source": SOURCE, "scaling": {"grace": grace}}
+        deployed = await edge.call("PUT", "/v1/models/poet?traffic=unless-served", spec)
+        assert deployed.json()["traffic"] == [{"revision": revision, "percent": 100}]
 
 
 @scenario
@@ -317,6 +356,7 @@ async def test_another_tenants_traffic_is_not_there(
         ("GET", "traffic", b""),
         ("PUT", "traffic", {"traffic": {"poet@1": 100}}),
         ("POST", "rollback", {}),
+        ("POST", "warm", {"revision": "poet@1"}),
     ):
         answer = await edge.call(method, f"/v1/models/poet/{path}", body, headers=beta)
         assert (answer.status, answer.problem()["type"]) == (404, "/problems/model-not-found")

@@ -1,5 +1,7 @@
+import json
 from pathlib import Path
 
+import httpx
 import pytest
 
 from infra.errors import Conflict, RevisionNotFound
@@ -29,6 +31,102 @@ REVISION = {
 SHOWN = "REVISION  TRAFFIC\nchat@1        90%\nchat@2        10%\n"
 
 
+def revisions(replicas: dict[int, int]) -> httpx.Response:
+    """Revisions with so many ready replicas each; all requests go to the first."""
+    status = {
+        "is_previous": False,
+        "source": "file:///models/chat",
+        "digest": "sha256:0",
+        "created_at": 1_700_000_000,
+        "in_flight": 0,
+        "waiting": 0,
+        "requests": 0,
+        "failed": 0,
+    }
+    data = [
+        status | {"revision": f"chat@{it}", "percent": 100 if it == 1 else 0, "replicas": count}
+        for it, count in replicas.items()
+    ]
+    return as_json({"object": "list", "data": data})
+
+
+def warm(revision: str, ready: int, *, of: int, state: str = "starting") -> httpx.Response:
+    status = {"revision": revision, "replicas": of, "ready": ready, "until": 1_700_000_060}
+    return as_json(status | {"state": state, "reason": "1 replica starting: weights 40 %"}, 202)
+
+
+def test_requests_are_switched_when_what_they_go_to_is_warm(
+    run: Run, platform: FakePlatform
+) -> None:
+    platform.answer(f"GET {MODEL}/revisions", revisions({1: 4, 2: 0, 3: 1}))
+    platform.answer(
+        f"POST {MODEL}/warm",
+        warm("chat@2", 0, of=2),
+        warm("chat@2", 1, of=2),
+        warm("chat@2", 2, of=2, state="ready"),
+    )
+    platform.answer(f"PUT {MODEL}/traffic", as_json(SPLIT))
+
+    outcome = run("traffic", "chat", "1=40", "2=40", "3=20")
+
+    assert outcome.code == 0
+    asked = [f"{it.method} {it.url.path}" for it in platform.requests]
+    assert asked == [
+        f"GET {MODEL}/revisions",
+        *(f"POST {MODEL}/warm",) * 3,
+        f"PUT {MODEL}/traffic",
+    ]
+    assert platform.asked(1) == {"revision": "chat@2", "replicas": 2}
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [("failing", "chat@2 cannot start: 1 replica"), ("starting", "is not ready after 30 s")],
+)
+def test_what_is_not_warm_in_time_gets_no_requests(
+    run: Run, platform: FakePlatform, state: str, message: str
+) -> None:
+    platform.answer(f"GET {MODEL}/revisions", revisions({1: 1, 2: 0}))
+    platform.answer(f"POST {MODEL}/warm", warm("chat@2", 0, of=1, state=state))
+
+    outcome = run("traffic", "chat", "2=100", "--timeout", "30")
+
+    assert outcome.code == 1 and message in outcome.err
+    assert "no request was switched to it" in outcome.err and "hint: --now" in outcome.err
+    assert not any(it.method == "PUT" for it in platform.requests)
+
+    platform.answer(f"PUT {MODEL}/traffic", as_json(WHOLE))
+    assert run("traffic", "chat", "2=100", "--now").code == 0
+
+
+def test_a_deployment_over_one_that_is_served_is_switched_when_it_is_warm(
+    run: Run, platform: FakePlatform, tmp_path: Path
+) -> None:
+    spec = tmp_path / "model.yaml"
+    spec.write_text("name: chat\nsource: ./smollm2\n")
+    platform.answer(f"PUT {MODEL}", model_json(model(number=2, traffic={1: 100}), 202))
+    platform.answer(f"GET {MODEL}/traffic", as_json(WHOLE))
+    platform.answer(f"GET {MODEL}/revisions", revisions({1: 1, 2: 0}))
+    platform.answer(
+        f"POST {MODEL}/warm", warm("chat@2", 0, of=1), warm("chat@2", 1, of=1, state="ready")
+    )
+    platform.answer(f"PUT {MODEL}/traffic", as_json(WHOLE))
+    platform.answer(f"GET {MODEL}", model_json(model(number=2, traffic={2: 100})))
+
+    outcome = run("deploy", str(spec))
+
+    assert outcome.code == 0 and outcome.out.startswith("chat@2 is deployed: ")
+    assert platform.requests[0].url.query == b"traffic=unless-served"
+    switch = next(
+        it for it in platform.requests if it.url.path == f"{MODEL}/traffic" and it.content
+    )
+    assert json.loads(switch.content) == {"traffic": {"chat@2": 100}, "generation": 8}
+
+    platform.answer(f"PUT {MODEL}", model_json(model(number=3), 202))
+    assert run("deploy", str(spec), "--now").code == 0
+    assert platform.requests[-1].url.query == b"traffic=true"
+
+
 def test_traffic_shows_the_split(run: Run, platform: FakePlatform) -> None:
     platform.answer(f"GET {MODEL}/traffic", as_json(SPLIT))
     outcome = run("traffic", "chat")
@@ -39,6 +137,7 @@ def test_traffic_sets_the_split_by_short_and_by_full_names(
     run: Run, platform: FakePlatform
 ) -> None:
     platform.answer(f"PUT {MODEL}/traffic", as_json(SPLIT))
+    platform.answer(f"GET {MODEL}/revisions", revisions({1: 0, 2: 0}))
     outcome = run("traffic", "chat", "1=90", "chat@2=10")
     assert (outcome.code, outcome.out) == (0, SHOWN)
     assert platform.asked() == {"traffic": {"chat@1": 90, "chat@2": 10}}
