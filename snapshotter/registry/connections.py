@@ -183,10 +183,12 @@ def _has_ended(connection: http.client.HTTPConnection) -> bool:
     """Whether the other side closed it meanwhile (or said what nobody asked): it is readable."""
     if connection.sock is None:
         return True
-    readable = select.select([connection.sock], [], [], 0)[0]
-    if readable:
+    readable = select.poll()  # select() knows no descriptor beyond 1023
+    readable.register(connection.sock, select.POLLIN)
+    has_ended = bool(readable.poll(0))
+    if has_ended:
         connection.close()
-    return bool(readable)
+    return has_ended
 
 
 def _origin_of(url: str) -> str:
