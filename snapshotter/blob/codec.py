@@ -1,11 +1,12 @@
 """How the bytes of a source become the bytes of a chunk."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
-import zstandard
-
-from infra.errors import SourceUnavailable
 from snapshotter.index.chunk_table import Chunk
+from snapshotter.index.gzip_spans import GzipPoint, inflate_span
+from snapshotter.index.layer_index import Compression, LayerIndex
+from snapshotter.index.zstd_frames import decode_frame
 
 
 class Codec(Protocol):
@@ -27,11 +28,25 @@ class ZstdCodec:
     """Each chunk is a zstd frame of its own."""
 
     def decode(self, chunk: Chunk, encoded: memoryview) -> bytes:
-        decompressor = zstandard.ZstdDecompressor(max_window_size=8 << 20)
-        try:
-            # a frame that claims another size is refused before anything is allocated
-            if zstandard.frame_content_size(encoded) != chunk.length:
-                raise SourceUnavailable(f"chunk {chunk.index} is damaged")
-            return decompressor.decompress(encoded, max_output_size=chunk.length)
-        except zstandard.ZstdError as error:
-            raise SourceUnavailable(f"chunk {chunk.index} is damaged: {error}") from error
+        return decode_frame(encoded, chunk.length)
+
+
+class GzipCodec:
+    """Each chunk is a stretch of one gzip file, entered at a point of its own."""
+
+    def __init__(self, points: Sequence[GzipPoint]) -> None:
+        self._points = points
+
+    def decode(self, chunk: Chunk, encoded: memoryview) -> bytes:
+        return inflate_span(self._points[chunk.index], encoded, chunk.length)
+
+
+def codec_of(index: LayerIndex) -> Codec:
+    """What reads the chunks of that layer."""
+    match index.compression:
+        case Compression.GZIP:
+            return GzipCodec(index.points)
+        case Compression.ZSTD:
+            return ZstdCodec()
+        case Compression.NONE:
+            return RawCodec()

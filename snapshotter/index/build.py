@@ -1,0 +1,107 @@
+"""Makes the index of a layer from the layer itself, every byte of it read and hashed."""
+
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from infra.errors import ImageInvalid, SourceUnavailable
+from snapshotter.index.chunk_table import Chunk, ChunkTable
+from snapshotter.index.gzip_spans import GzipPoint, inflate_span, map_gzip
+from snapshotter.index.layer_index import Compression, LayerIndex
+from snapshotter.index.tar_scan import TarScanner
+from snapshotter.index.zstd_frames import CHUNK_BYTES, read_frames
+
+_MOST_SPAN_BYTES: Final = 32 << 20  # one block of deflate may go on for ever
+_MOST_RATIO: Final = 200  # tar to layer; real ones stay below 20
+_MOST_TAR_BYTES: Final = 256 << 30
+
+_COMPRESSIONS: Final = {"gzip": Compression.GZIP, "zstd": Compression.ZSTD}
+
+Piece = tuple[Chunk, bytes, GzipPoint | None]
+
+
+def compression_of(media_type: str) -> Compression:
+    """What an OCI or Docker media type says; raises ImageInvalid for other things than layers."""
+    if not media_type.endswith((".tar", "+gzip", "+zstd", ".tar.gzip")):
+        raise ImageInvalid(f"a layer of type {media_type[:100]!r}")
+    return _COMPRESSIONS.get(media_type[-4:], Compression.NONE)
+
+
+def index_layer(path: Path, *, layer: str, media_type: str) -> LayerIndex:
+    """The index of the layer in `path`, whose digest is `layer`.
+
+    Raises ImageInvalid for archives that are malformed, hostile, or cannot be read in parts.
+    """
+    size = path.stat().st_size
+    if not size:
+        raise ImageInvalid("the layer is empty")
+    most_bytes = min(_MOST_TAR_BYTES, size * _MOST_RATIO + (16 << 20))
+    compression = compression_of(media_type)
+    pieces = _pieces(path, size, compression, most_bytes)
+    scanner = TarScanner()
+    whole = sha256()
+    chunks, points = [], []
+    for chunk, data, point in pieces:
+        if chunk.end > most_bytes:
+            raise ImageInvalid("the layer expands too far", limit=most_bytes)
+        scanner.feed(data)
+        whole.update(data)
+        chunks.append(chunk)
+        if point is not None:
+            points.append(point)
+    entries = tuple(scanner.finish())
+    diff_id = f"sha256:{whole.hexdigest()}"
+    return LayerIndex(layer, diff_id, compression, ChunkTable(chunks), tuple(points), entries)
+
+
+def _pieces(path: Path, size: int, compression: Compression, most_bytes: int) -> Iterator[Piece]:
+    match compression:
+        case Compression.GZIP:
+            return _gzip_pieces(path, size, most_bytes)
+        case Compression.ZSTD:
+            return _zstd_pieces(path)
+        case Compression.NONE:
+            return _raw_pieces(path)
+
+
+def _gzip_pieces(path: Path, size: int, most_bytes: int) -> Iterator[Piece]:
+    """Spans, inflated the way a node will inflate them: what is wrong shows here and not there."""
+    gzip = map_gzip(path, most_bytes=most_bytes)
+    ends = [*((point.source_offset, point.offset) for point in gzip.points[1:]), (size, gzip.size)]
+    with path.open("rb") as file:
+        for index, (point, (source_end, end)) in enumerate(zip(gzip.points, ends, strict=True)):
+            length = end - point.offset
+            if length > _MOST_SPAN_BYTES:
+                raise ImageInvalid("the layer cannot be read in parts", span_bytes=length)
+            begin = point.source_begin
+            file.seek(begin)
+            encoded = memoryview(file.read(source_end - begin))
+            try:
+                data = inflate_span(point, encoded, length)
+            except SourceUnavailable as error:
+                raise ImageInvalid(f"the layer cannot be read in parts: {error}") from error
+            if len(data) != length:
+                raise ImageInvalid("the layer cannot be read in parts: a span ends early")
+            yield _chunk(index, point.offset, data, begin, source_end - begin), data, point
+
+
+def _zstd_pieces(path: Path) -> Iterator[Piece]:
+    offset = 0
+    for index, frame in enumerate(read_frames(path)):
+        data = frame.data
+        yield _chunk(index, offset, data, frame.source_offset, frame.source_length), data, None
+        offset += len(data)
+
+
+def _raw_pieces(path: Path) -> Iterator[Piece]:
+    with path.open("rb") as file:
+        index = offset = 0
+        while data := file.read(CHUNK_BYTES):
+            yield _chunk(index, offset, data, offset, len(data)), data, None
+            index, offset = index + 1, offset + len(data)
+
+
+def _chunk(index: int, offset: int, data: bytes, source_offset: int, source_length: int) -> Chunk:
+    digest = sha256(data).digest()
+    return Chunk(index, offset, len(data), digest, source_offset, source_length)
