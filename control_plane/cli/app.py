@@ -13,6 +13,7 @@ from control_plane.cli import (
     evaluating,
     explaining,
     exporting,
+    images,
     importing,
     invoke,
     jobs,
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 models = typer.Typer(help="Work with model files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(models, name="models")
+app.add_typer(images.images, name="images")
 app.add_typer(jobs.jobs, name="jobs")
 app.add_typer(tenants.keys, name="keys")
 app.add_typer(tenants.tenants, name="tenants")

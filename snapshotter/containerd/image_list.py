@@ -1,6 +1,9 @@
 """The images that containerd has for our snapshotter."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TextIO
 
 import grpc
 
@@ -38,3 +41,11 @@ def remove_image(containerd: Containerd, name: str) -> None:
         if failed.code is not grpc.StatusCode.NOT_FOUND:
             raise
         raise NotFound(f"there is no image {name}", hint="see `platform images ls`") from failed
+
+
+def write_images(images: Sequence[ListedImage], out: TextIO, *, as_json: bool) -> None:
+    """A line an image, its digest first: names can be of any length."""
+    if as_json:
+        out.write(json.dumps([asdict(image) for image in images]) + "\n")
+    else:
+        out.writelines(f"{image.digest}  {image.name}\n" for image in images)

@@ -11,6 +11,7 @@ from infra.contracts.embeddings import EmbeddingsRequest
 from infra.contracts.generation import ChatCompletionRequest, CompletionRequest, InvokeRequest
 from infra.contracts.model_spec import ModelSpec
 from infra.errors import PlatformError
+from snapshotter.settings import SnapshotterSettings
 from worker.settings import NodeSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -46,6 +47,11 @@ def test_every_setting_is_documented(name: str) -> None:
 @pytest.mark.parametrize("name", list(NodeSettings.model_fields))
 def test_every_setting_of_a_node_agent_is_documented(name: str) -> None:
     assert f"| `PLATFORM_NODE_{name.upper()}` |" in (DOCS / "settings.md").read_text()
+
+
+@pytest.mark.parametrize("name", list(SnapshotterSettings.model_fields))
+def test_every_setting_of_the_snapshotter_is_documented(name: str) -> None:
+    assert f"| `PLATFORM_SNAPSHOTTER_{name.upper()}` |" in (DOCS / "settings.md").read_text()
 
 
 @pytest.mark.parametrize("key", list(keys(ModelSpec)))

@@ -1,0 +1,116 @@
+"""The snapshotter's programs: `serve` on each node, and those that `platform images` runs."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from infra.errors import PlatformError
+from snapshotter.settings import SnapshotterSettings
+
+if TYPE_CHECKING:  # each program loads what it needs
+    from infra.containerd.client import Containerd
+    from snapshotter.registry.client import Registry
+
+
+def run() -> NoReturn:
+    """`python -m snapshotter.main PROGRAM …`: data on stdout, the reason of a failure on stderr."""
+    arguments = _parser().parse_args()
+    program: Callable[[argparse.Namespace], None] = arguments.run
+    try:
+        program(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except PlatformError as error:
+        print(f"error: {error.detail}", file=sys.stderr)  # noqa: T201
+        if error.hint is not None:
+            print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="snapshotter", description=__doc__)
+    programs = parser.add_subparsers(dest="program", required=True)
+
+    pull = programs.add_parser(
+        "pull", help="bring an image into containerd, as lazily as it can be"
+    )
+    pull.add_argument("reference")
+    listing = programs.add_parser("ls", help="list the images that containerd has")
+    remove = programs.add_parser("rm", help="take an image from containerd")
+    remove.add_argument("name")
+    for program, run_program in ((pull, _pull), (listing, _list), (remove, _remove)):
+        program.set_defaults(run=run_program)
+        program.add_argument("--address", type=Path, help="containerd's socket")
+    pull.add_argument("--snapshotter", help="its name in containerd's configuration")
+    for program in (pull, listing):
+        program.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _pull(arguments: argparse.Namespace) -> None:
+    from infra.clock import SystemClock
+    from snapshotter.containerd.image import this_architecture
+    from snapshotter.containerd.pull_report import JsonPullReport, PullReport
+    from snapshotter.containerd.puller import Puller
+    from snapshotter.registry.reference import Reference
+
+    settings = SnapshotterSettings()
+    image = Reference.parse(arguments.reference)
+    report = JsonPullReport(sys.stdout) if arguments.json else PullReport(sys.stdout, sys.stderr)
+    with _containerd(settings, arguments) as containerd:
+        puller = Puller(
+            containerd,
+            _registry(settings),
+            snapshotter=arguments.snapshotter or settings.name,
+            architecture=this_architecture(),
+            clock=SystemClock.start(),
+        )
+        report.finish(puller.pull(image, report.layer))
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from snapshotter.containerd.image_list import list_images, write_images
+
+    with _containerd(SnapshotterSettings(), arguments) as containerd:
+        write_images(list_images(containerd), sys.stdout, as_json=arguments.json)
+
+
+def _remove(arguments: argparse.Namespace) -> None:
+    from snapshotter.containerd.image_list import remove_image
+
+    with _containerd(SnapshotterSettings(), arguments) as containerd:
+        remove_image(containerd, arguments.name)
+
+
+@contextmanager
+def _containerd(
+    settings: SnapshotterSettings, arguments: argparse.Namespace
+) -> Iterator["Containerd"]:
+    from infra.containerd.client import Containerd
+    from snapshotter.containerd.problems import check_listening, told_as_problems
+
+    address = arguments.address or settings.containerd_socket
+    check_listening(address)
+    with (
+        told_as_problems(address),
+        Containerd(address, namespace=settings.containerd_namespace) as containerd,
+    ):
+        yield containerd
+
+
+def _registry(settings: SnapshotterSettings) -> "Registry":
+    from snapshotter.registry.authorization import Authorization, docker_logins
+    from snapshotter.registry.client import Registry
+    from snapshotter.registry.connections import Connections
+
+    connections = Connections(is_plain=settings.is_plain)
+    logins = docker_logins(settings.docker_config)
+    return Registry(connections, Authorization(connections, logins))
+
+
+if __name__ == "__main__":
+    run()
