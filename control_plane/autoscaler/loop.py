@@ -343,6 +343,7 @@ class Autoscaler:
         for revision in () if change.after is None else change.after.revisions:
             tracked = self._track(revision, change.before)
             tracked.is_superseded = tracked.is_deleted = False
+            tracked.keep_warm(0, until=-math.inf)  # for this it was
             concerned.append(tracked)
         if not self._is_leading():
             self._standby.put_off()

@@ -135,9 +135,15 @@ def test_a_revision_is_warmed_before_all_requests_are_switched_to_it():
             assert outcome.endpoint is not None and outcome.endpoint.revision == TWO
             assert outcome.started_at == asked_at, "no cold start"
             await world.until(lambda: ready(world) == {TWO: 1}, seconds=5)
-            await asyncio.sleep(120)
-            assert ready(world) == {TWO: 1}, "it is scaled as any other from now on"
             assert world.started() == 2
+            await asyncio.sleep(120)
+            assert ready(world) == {TWO: 1}
+            await world.deployments.rollback(CHAT, ONE)
+            warmed_at = world.now()
+            world.autoscaler.warm(new, 1, until=warmed_at + 600)
+            await world.deployments.rollback(CHAT, TWO)
+            await world.until(lambda: ready(world) == {}, seconds=510)
+            assert world.now() < warmed_at + 600, "it is scaled as any other from the switch on"
 
     run(main())
 
