@@ -76,23 +76,31 @@ def _zygote(link: int, parent: int, cache_dir: Path) -> NoReturn:
     def become(link: int, ranks: int) -> NoReturn:
         _become(link, cache_dir, origin="fork", num_ranks=ranks)
 
-    run_zygote(link, preload=_load, become=become)
+    run_zygote(link, preload=load, become=become)
 
 
 def _replica(link: int, parent: int, cache_dir: Path, num_ranks: int) -> NoReturn:
     from worker.boot.process import begin
 
     begin("fl-replica", parent=parent)
-    _load()
+    load()
     gc.freeze()  # nothing of it ends before the process: no collection has to look at it
     _become(link, cache_dir, origin="spawn", num_ranks=num_ranks)
 
 
-def _load() -> None:
-    """Imports everything a replica needs, and starts no thread."""
+def load() -> None:
+    """Imports everything a replica needs, and leaves no thread behind."""
     from worker.engine.preload import preload
 
-    preload("worker.boot.climb", "worker.boot.follower", "worker.boot.replica", "worker.server.app")
+    preload(
+        without_torch=(
+            "infra.sources.sources",
+            "worker.boot.replica",
+            "worker.node.machine",
+            "worker.server.app",
+        ),
+        with_torch=("worker.boot.climb", "worker.boot.follower"),
+    )
 
 
 def _become(

@@ -8,11 +8,41 @@ import pytest
 
 PROGRAM = """
 import os, sys
+from contextlib import contextmanager
+from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 
-from worker.engine.preload import after_fork, preload
+from worker.engine import preload
+from worker.engine.preload import after_fork
+from worker.main import load
 
-preload()
+is_beside, waiting = [], []
+load_code_of, load_extension = preload.loading_code_of, ExtensionFileLoader.create_module
+
+
+@contextmanager
+def watched(folder):
+    with load_code_of(folder):
+        is_beside.append(True)
+        yield
+        is_beside.clear()
+    is_there = "libtorch_cpu.so" in Path("/proc/self/maps").read_text()
+    assert is_there == (folder is not None) and "torch" not in sys.modules
+
+
+def watched_extension(loader, spec):
+    if is_beside:
+        waiting.append(spec.name)
+    return load_extension(loader, spec)
+
+
+preload.loading_code_of, ExtensionFileLoader.create_module = watched, watched_extension
+load()
+assert not waiting, f"waits until torch's machine code is loaded: {waiting}"
+unused = {"pynvml", "rich"} & set(sys.modules)
+assert not unused, f"imported for nobody: {unused}"
+import rich, structlog
+structlog.dev.ConsoleRenderer()
 assert len(os.listdir("/proc/self/task")) == 1, "the parent has threads"
 loaded = set(sys.modules)
 import torch
