@@ -12,6 +12,7 @@ from snapshotter.settings import SnapshotterSettings
 
 if TYPE_CHECKING:  # each program loads what it needs
     from infra.containerd.client import Containerd
+    from snapshotter.index.publish import Published, Publisher
     from snapshotter.registry.client import Registry
 
 
@@ -48,14 +49,24 @@ def _parser() -> argparse.ArgumentParser:
     pull.add_argument("--snapshotter", help="its name in containerd's configuration")
     for program in (pull, listing):
         program.add_argument("--json", action="store_true", help="print JSON")
+
+    index = programs.add_parser("index", help="push an index beside an image: it is lazy then")
+    index.add_argument("reference")
+    convert = programs.add_parser("convert", help="push an image in chunks of zstd, with an index")
+    convert.add_argument("reference")
+    convert.add_argument("target")
+    for program, run_program in ((index, _index), (convert, _convert)):
+        program.set_defaults(run=run_program)
+        program.add_argument("--json", action="store_true", help="print JSON")
+        program.add_argument("--least-layer-bytes", type=int, help="smaller layers have none")
     return parser
 
 
 def _pull(arguments: argparse.Namespace) -> None:
     from infra.clock import SystemClock
-    from snapshotter.containerd.image import this_architecture
     from snapshotter.containerd.pull_report import JsonPullReport, PullReport
     from snapshotter.containerd.puller import Puller
+    from snapshotter.registry.image import this_architecture
     from snapshotter.registry.reference import Reference
 
     settings = SnapshotterSettings()
@@ -84,6 +95,44 @@ def _remove(arguments: argparse.Namespace) -> None:
 
     with _containerd(SnapshotterSettings(), arguments) as containerd:
         remove_image(containerd, arguments.name)
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    from snapshotter.registry.reference import Reference
+
+    with _publisher(arguments) as publisher:
+        _told(publisher.index(Reference.parse(arguments.reference)), arguments)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from snapshotter.registry.reference import Reference
+
+    target = Reference.parse(arguments.target)
+    with _publisher(arguments) as publisher:
+        _told(publisher.convert(Reference.parse(arguments.reference), target), arguments)
+
+
+@contextmanager
+def _publisher(arguments: argparse.Namespace) -> Iterator["Publisher"]:
+    from snapshotter.index.publish import LEAST_LAYER_BYTES, Publisher
+    from snapshotter.index.publish_report import write_layer
+    from snapshotter.registry.image import this_architecture
+
+    registry = _registry(SnapshotterSettings())
+    least_bytes = arguments.least_layer_bytes
+    yield Publisher(
+        registry,
+        architecture=this_architecture(),
+        on_layer=lambda layer: write_layer(layer, sys.stderr),
+        least_layer_bytes=LEAST_LAYER_BYTES if least_bytes is None else least_bytes,
+    )
+    registry.close()
+
+
+def _told(published: "Published", arguments: argparse.Namespace) -> None:
+    from snapshotter.index.publish_report import write_published
+
+    write_published(published, sys.stdout, as_json=arguments.json)
 
 
 @contextmanager

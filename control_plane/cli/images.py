@@ -39,6 +39,22 @@ def _rm(
     _run("rm", name)
 
 
+@images.command("index")
+def _index(reference: Reference, json: Json = False) -> None:
+    """Push an index beside an image of a registry: nodes then mount its layers."""
+    _run("index", reference, json=json)
+
+
+@images.command("convert")
+def _convert(
+    reference: Reference,
+    target: Annotated[str, typer.Argument(help="registry/repository:tag.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Push an image in small chunks of zstd, with an index: a start fetches less of it."""
+    _run("convert", reference, target, json=json)
+
+
 def _run(*arguments: str, json: bool = False) -> None:
     """The program says everything itself: its outcome is ours."""
     command: Sequence[str] = (*PROGRAM, *arguments, *(["--json"] if json else []))

@@ -15,15 +15,15 @@ from infra.containerd.methods import Images, Leases
 from infra.containerd.protos import images_pb2, leases_pb2, types_pb2
 from infra.json_file import parse_json_object
 from snapshotter.containerd.contents import Contents
-from snapshotter.containerd.image import (
+from snapshotter.containerd.layer_puller import How, LayerPuller
+from snapshotter.registry.client import Registry
+from snapshotter.registry.image import (
     MOST_CONFIG_BYTES,
     ImageLayer,
     choose,
     configuration_of,
     layers_of,
 )
-from snapshotter.containerd.layer_puller import How, LayerPuller
-from snapshotter.registry.client import Registry
 from snapshotter.registry.manifest import LISTS, Descriptor
 from snapshotter.registry.reference import Reference
 

@@ -1,12 +1,17 @@
 """Makes the index of a layer from the layer itself, every byte of it read and hashed."""
 
+import gzip
+import zlib
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import IO, Final, cast
+
+import zstandard
 
 from infra.errors import ImageInvalid, SourceUnavailable
 from snapshotter.index.chunk_table import Chunk, ChunkTable
+from snapshotter.index.entry import Entry
 from snapshotter.index.gzip_spans import GzipPoint, inflate_span, map_gzip
 from snapshotter.index.layer_index import Compression, LayerIndex
 from snapshotter.index.tar_scan import TarScanner
@@ -15,6 +20,8 @@ from snapshotter.index.zstd_frames import CHUNK_BYTES, read_frames
 _MOST_SPAN_BYTES: Final = 32 << 20  # one block of deflate may go on for ever
 _MOST_RATIO: Final = 200  # tar to layer; real ones stay below 20
 _MOST_TAR_BYTES: Final = 256 << 30
+
+_MOST_WINDOW_BYTES: Final = 128 << 20  # what `zstd --long` makes, and containerd reads
 
 _COMPRESSIONS: Final = {"gzip": Compression.GZIP, "zstd": Compression.ZSTD}
 
@@ -33,18 +40,11 @@ def index_layer(path: Path, *, layer: str, media_type: str) -> LayerIndex:
 
     Raises ImageInvalid for archives that are malformed, hostile, or cannot be read in parts.
     """
-    size = path.stat().st_size
-    if not size:
-        raise ImageInvalid("the layer is empty")
-    most_bytes = min(_MOST_TAR_BYTES, size * _MOST_RATIO + (16 << 20))
-    compression = compression_of(media_type)
-    pieces = _pieces(path, size, compression, most_bytes)
     scanner = TarScanner()
     whole = sha256()
     chunks, points = [], []
-    for chunk, data, point in pieces:
-        if chunk.end > most_bytes:
-            raise ImageInvalid("the layer expands too far", limit=most_bytes)
+    compression = compression_of(media_type)
+    for chunk, data, point in _pieces(path, compression):
         scanner.feed(data)
         whole.update(data)
         chunks.append(chunk)
@@ -55,14 +55,63 @@ def index_layer(path: Path, *, layer: str, media_type: str) -> LayerIndex:
     return LayerIndex(layer, diff_id, compression, ChunkTable(chunks), tuple(points), entries)
 
 
-def _pieces(path: Path, size: int, compression: Compression, most_bytes: int) -> Iterator[Piece]:
+def unpack_tar(path: Path, target: IO[bytes], *, media_type: str) -> list[Entry]:
+    """Writes the layer's tar; its entries. Raises ImageInvalid, as `index_layer` does.
+
+    Any gzip or zstd will do.
+    """
+    size = path.stat().st_size
+    most_bytes = _most_bytes(size)
+    scanner = TarScanner()
+    num_bytes = 0
+    try:
+        with path.open("rb") as file, _reader(file, compression_of(media_type)) as reader:
+            while data := reader.read(CHUNK_BYTES):
+                num_bytes += len(data)
+                if num_bytes > most_bytes:
+                    raise ImageInvalid("the layer expands too far", limit=most_bytes)
+                scanner.feed(data)
+                target.write(data)
+    except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
+        raise ImageInvalid(f"the layer is damaged: {error}") from error
+    return scanner.finish()
+
+
+def _reader(file: IO[bytes], compression: Compression) -> IO[bytes]:
+    match compression:
+        case Compression.GZIP:
+            return cast(IO[bytes], gzip.GzipFile(fileobj=file))
+        case Compression.ZSTD:
+            decompressor = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW_BYTES)
+            return decompressor.stream_reader(file, read_across_frames=True)
+        case Compression.NONE:
+            return file
+
+
+def _most_bytes(size: int) -> int:
+    """How large the tar of a layer of `size` bytes may be."""
+    return min(_MOST_TAR_BYTES, size * _MOST_RATIO + (16 << 20))
+
+
+def _pieces(path: Path, compression: Compression) -> Iterator[Piece]:
+    size = path.stat().st_size
+    if not size:
+        raise ImageInvalid("the layer is empty")
+    most_bytes = _most_bytes(size)
     match compression:
         case Compression.GZIP:
             return _gzip_pieces(path, size, most_bytes)
         case Compression.ZSTD:
-            return _zstd_pieces(path)
+            return _bounded(_zstd_pieces(path), most_bytes)
         case Compression.NONE:
             return _raw_pieces(path)
+
+
+def _bounded(pieces: Iterator[Piece], most_bytes: int) -> Iterator[Piece]:
+    for piece in pieces:
+        if piece[0].end > most_bytes:
+            raise ImageInvalid("the layer expands too far", limit=most_bytes)
+        yield piece
 
 
 def _gzip_pieces(path: Path, size: int, most_bytes: int) -> Iterator[Piece]:

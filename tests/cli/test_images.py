@@ -16,6 +16,8 @@ SAYS = "import sys; print(*sys.argv[1:]); print('error: no', file=sys.stderr); s
         (("ls",), "ls\n"),
         (("ls", "--json"), "ls --json\n"),
         (("rm", "host:1/a:b"), "rm host:1/a:b\n"),
+        (("index", "host:1/a", "--json"), "index host:1/a --json\n"),
+        (("convert", "host:1/a", "host:1/b"), "convert host:1/a host:1/b\n"),
     ],
 )
 def test_the_snapshotters_program_does_it_and_its_outcome_is_ours(

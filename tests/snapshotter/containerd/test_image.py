@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from infra.errors import ImageInvalid
-from snapshotter.containerd.image import choose, layers_of
+from snapshotter.registry.image import choose, layers_of
 from tests.support.oci import digest_of
 
 BLOBS = [

@@ -1,0 +1,61 @@
+"""The indexes of an image's layers, as an artifact beside the image."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from infra.errors import ImageInvalid
+from snapshotter.index.layer_index import MEDIA_TYPE, MOST_INDEX_BYTES, LayerIndex
+from snapshotter.registry.client import Registry
+from snapshotter.registry.manifest import Descriptor
+from snapshotter.registry.reference import Reference
+from snapshotter.registry.referrers import attached
+
+ARTIFACT_TYPE: Final = "application/vnd.firstlight.image-index.v1"
+LAYER: Final = "dev.firstlight.layer"  # annotation: digest of the layer that a blob is the index of
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """Where to find the index of each layer that has one."""
+
+    image: Reference
+    layers: Mapping[str, Descriptor]  # by layer digest
+
+    def packed(self, registry: Registry, layer: str) -> bytes | None:
+        """The index of a layer, its digest compared; None where the layer has none."""
+        blob = self.layers.get(layer)
+        if blob is None:
+            return None
+        return registry.blob(self.image, blob, most_bytes=MOST_INDEX_BYTES)
+
+    def layer(self, registry: Registry, layer: str) -> LayerIndex | None:
+        """The index of a layer, parsed and bound to it; None where the layer has none."""
+        packed = self.packed(registry, layer)
+        return None if packed is None else LayerIndex.parse(packed, layer=layer)
+
+
+def find_index(registry: Registry, image: Reference, manifest: str) -> ImageIndex | None:
+    """The index beside the image whose manifest has that digest, if there is one.
+
+    Raises what the registry raises, and ImageInvalid for an artifact that is malformed.
+    """
+    found = attached(registry, image, manifest, artifact_type=ARTIFACT_TYPE)
+    if not found:
+        return None
+    # several that are as good: all nodes are to take the same one
+    artifact = min(found, key=lambda each: each.digest)
+    content = registry.manifest(image.at(artifact.digest)).content
+    subject = Descriptor.parse(content.get("subject"))
+    if subject.digest != manifest:
+        raise ImageInvalid(f"the index of {image} is beside another image")
+    listed = content.get("layers")
+    if not isinstance(listed, list):
+        raise ImageInvalid(f"the index of {image} lists no layers")
+    blobs = [Descriptor.parse(each) for each in listed]
+    layers = {
+        blob.annotations[LAYER]: blob
+        for blob in blobs
+        if blob.media_type == MEDIA_TYPE and LAYER in blob.annotations
+    }
+    return ImageIndex(image, layers)

@@ -1,0 +1,204 @@
+import json
+
+import pytest
+
+from infra.errors import ImageInvalid, SourceUnavailable
+from snapshotter.blob.codec import codec_of
+from snapshotter.blob.source import Decoded
+from snapshotter.index.image_index import ARTIFACT_TYPE, find_index
+from snapshotter.index.layer_index import Compression
+from snapshotter.index.publish import ZSTD_LAYER, Publisher
+from snapshotter.registry.blob_ranges import RegistryBlob
+from snapshotter.registry.manifest import MANIFEST, Descriptor
+from snapshotter.registry.reference import Reference
+from snapshotter.registry.referrers import attach, attached
+from tests.snapshotter.images import add_image
+from tests.snapshotter.makers import digest_of
+from tests.snapshotter.registry_server import Clients, registry_server
+from tests.snapshotter.tars import END, file, layer_tar, noise, words
+
+BASE = layer_tar({"bin/sh": words(200_000)})
+TOP = layer_tar({"lib/big.so": noise(1_200_000), "app.py": b"import torch"})
+
+
+@pytest.fixture(params=[True, False], ids=["lists referrers", "keeps no list"])
+def server(request):
+    with registry_server(lists_referrers=request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def registry(server):
+    clients = Clients()
+    yield clients()
+    clients.close()
+
+
+def publisher(registry, least_layer_bytes: int = 0) -> Publisher:
+    return Publisher(registry, architecture="amd64", least_layer_bytes=least_layer_bytes)
+
+
+def read_through(registry, image: Reference, manifest: str, layer: str) -> bytes:
+    """The layer's tar as a node reads it: by the index, in ranges."""
+    found = find_index(registry, image, manifest)
+    assert found is not None
+    index = found.layer(registry, layer)
+    assert index is not None
+    source = Decoded(RegistryBlob(registry, image, layer), codec_of(index))
+    return b"".join(part for chunk in index.table for part in source.chunks([chunk]))
+
+
+def layers_of(registry, image: Reference) -> list[str]:
+    return [layer["digest"] for layer in registry.manifest(image).content["layers"]]
+
+
+def test_an_unmodified_image_is_readable_in_parts_once_it_was_indexed(server, registry):
+    image = add_image(server, [BASE, TOP])
+    assert find_index(registry, image, image.digest) is None
+
+    published = publisher(registry).index(image)
+
+    assert published.image == str(image)
+    assert [report.why_not for report in published.layers] == [None, None]
+    for layer, tar in zip(layers_of(registry, image), (BASE, TOP), strict=True):
+        assert read_through(registry, image, image.digest, layer) == tar
+
+
+def test_indexing_twice_gives_the_same_index(server, registry):
+    image = add_image(server, [BASE, TOP])
+
+    assert publisher(registry).index(image) == publisher(registry).index(image)
+    assert len(attached(registry, image, image.digest, artifact_type=ARTIFACT_TYPE)) == 1
+
+
+def test_small_layers_have_no_index(server, registry):
+    image = add_image(server, [BASE, TOP])
+
+    published = publisher(registry, least_layer_bytes=1_000_000).index(image)
+
+    assert [report.why_not for report in published.layers] == ["it is small", None]
+    found = find_index(registry, image, image.digest)
+    assert found is not None
+    small, large = layers_of(registry, image)
+    assert found.layer(registry, small) is None
+    assert found.layer(registry, large) is not None
+
+
+def test_hostile_layers_have_no_index_and_cost_the_others_nothing(server, registry):
+    image = add_image(server, [file(b"../../etc/passwd", b"x" * 3000) + END, TOP])
+
+    published = publisher(registry).index(image)
+
+    reasons = [report.why_not for report in published.layers]
+    assert reasons[0] is not None
+    assert "leads elsewhere" in reasons[0]
+    assert reasons[1] is None
+
+
+def test_a_layer_that_is_not_what_the_image_says_has_no_index(server, registry):
+    image = add_image(server, [TOP])
+    manifest = json.loads(server.manifests[image.digest][1])
+    config = json.loads(server.blobs[manifest["config"]["digest"]])
+    config["rootfs"]["diff_ids"] = [digest_of(b"another tar")]
+    raw = json.dumps(config).encode()
+    manifest["config"] |= {"digest": server.add_blob(raw), "size": len(raw)}
+    server.add_manifest("v2", manifest)
+
+    published = publisher(registry).index(Reference(server.address, "team/model", "v2"))
+
+    assert published.index is None
+    assert published.layers[0].why_not == "its tar is not the one that the image names"
+
+
+def test_a_converted_image_is_the_same_image_in_another_form(server, registry):
+    image = add_image(server, [BASE, TOP])
+    target = Reference(server.address, "team/model", "lazy")
+
+    published = publisher(registry).convert(image, target)
+
+    manifest = registry.manifest(target)
+    assert published.image == f"{target}@{manifest.descriptor.digest}"
+    assert {layer["mediaType"] for layer in manifest.content["layers"]} == {ZSTD_LAYER}
+    assert manifest.content["config"] == registry.manifest(image).content["config"]
+    for layer, tar in zip(layers_of(registry, target), (BASE, TOP), strict=True):
+        found = find_index(registry, target, manifest.descriptor.digest)
+        assert found is not None
+        index = found.layer(registry, layer)
+        assert index is not None
+        assert index.compression is Compression.ZSTD
+        assert index.diff_id == digest_of(tar)
+        assert read_through(registry, target, manifest.descriptor.digest, layer) == tar
+
+
+def test_a_hostile_image_is_not_converted(server, registry):
+    image = add_image(server, [file(b"a/../../b") + END])
+    with pytest.raises(ImageInvalid, match="leads elsewhere"):
+        publisher(registry).convert(image, Reference(server.address, "team/model", "lazy"))
+
+
+def test_artifacts_of_others_stay_where_they_are(server, registry):
+    image = add_image(server, [TOP])
+    subject = registry.manifest(image).descriptor
+    signature = attach(registry, image, subject, artifact_type="a/signature", blobs=[])
+
+    publisher(registry).index(image)
+
+    assert attached(registry, image, image.digest, artifact_type="a/signature") == [signature]
+    assert len(attached(registry, image, image.digest, artifact_type=ARTIFACT_TYPE)) == 1
+
+
+def index_blob(server, registry, image: Reference) -> str:
+    found = find_index(registry, image, image.digest)
+    assert found is not None
+    (blob,) = found.layers.values()
+    return blob.digest
+
+
+def test_a_flipped_bit_in_the_index_is_noticed(server, registry):
+    image = add_image(server, [TOP])
+    publisher(registry).index(image)
+    digest = index_blob(server, registry, image)
+    damaged = bytearray(server.blobs[digest])
+    damaged[len(damaged) // 2] ^= 1
+    server.blobs[digest] = bytes(damaged)
+
+    found = find_index(registry, image, image.digest)
+
+    assert found is not None
+    with pytest.raises(SourceUnavailable, match="wrong bytes"):
+        found.layer(registry, layers_of(registry, image)[0])
+
+
+def test_the_index_of_another_image_is_refused(server, registry):
+    first = add_image(server, [TOP], tag="v1")
+    second = add_image(server, [BASE], tag="v2")
+    publisher(registry).index(first)
+    (artifact,) = attached(registry, first, first.digest, artifact_type=ARTIFACT_TYPE)
+    raw = registry.manifest(first.at(artifact.digest)).content
+    server.lists_referrers = False
+    listed = [artifact.as_json()]
+    index = {"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": listed}
+    server.add_manifest(second.digest.replace(":", "-"), index)
+
+    assert raw["subject"]["digest"] == first.digest
+    with pytest.raises(ImageInvalid, match="beside another image"):
+        find_index(registry, second, second.digest)
+
+
+def test_an_index_that_lists_nonsense_is_refused(server, registry):
+    image = add_image(server, [TOP])
+    subject = registry.manifest(image).descriptor
+    manifest = {
+        "mediaType": MANIFEST,
+        "artifactType": ARTIFACT_TYPE,
+        "subject": Descriptor(subject.media_type, subject.digest, subject.size, {}).as_json(),
+        "layers": {"not": "a list"},
+    }
+    digest = server.add_manifest("evil", manifest)
+    server.lists_referrers = False
+    listed = [Descriptor(MANIFEST, digest, 1, {}, ARTIFACT_TYPE).as_json()]
+    index = {"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": listed}
+    server.add_manifest(image.digest.replace(":", "-"), index)
+
+    with pytest.raises(ImageInvalid, match="lists no layers"):
+        find_index(registry, image, image.digest)
