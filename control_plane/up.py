@@ -12,9 +12,13 @@ def main() -> int:
     """Runs until it is told to stop; the exit code is one of the command line's."""
     # structlog would load it to paint tracebacks: a twentieth of this process's memory.
     sys.modules["rich"] = None  # type: ignore[assignment]
+    import structlog
     import uvloop
     from pydantic import ValidationError
 
+    from control_plane.compiled import library
+
+    is_compiled = library.use()  # before anything of what it replaces is imported
     from control_plane.process import serve
     from control_plane.settings import Settings
     from infra import logs
@@ -32,6 +36,9 @@ def main() -> int:
             _complain(f"{name}: {problem['msg']}", "see docs/settings.md")
         return MISUSED
     logs.configure(level=settings.log_level, as_json=settings.log_format == "json")
+    if not is_compiled:
+        log = structlog.get_logger()
+        log.warning("gateway.interpreted", costs="twice as much", hint="run scripts/install")
     try:
         uvloop.run(serve(settings))
     except PlatformError as error:

@@ -2,21 +2,24 @@
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import httptools
 from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from infra.errors import Invalid
 
 DEPARTURE = "firstlight.departure"
 PROBLEM_TYPE = "application/problem+json"
-REQUEST_S = 60.0
-STALL_S = 60.0
-MOST_FRAMING_BYTES = 64 << 10
-MOST_EARLY_BYTES = 64 << 10
+REQUEST_S: Final = 60.0
+STALL_S: Final = 60.0
+MOST_FRAMING_BYTES: Final = 64 << 10
+MOST_EARLY_BYTES: Final = 64 << 10
 
 
 class Departure:
@@ -58,6 +61,16 @@ class BoundedHttp(HttpToolsProtocol):
     connection is not answered; and requests sent ahead while one is answered are kept up to 64 KiB,
     without a pause in reading, so that a client that leaves is noticed whatever it sent before.
     """
+
+    # uvicorn's own, declared again: where this class is compiled, what it declares is at hand.
+    transport: asyncio.Transport
+    parser: httptools.HttpRequestParser
+    loop: asyncio.AbstractEventLoop
+    flow: FlowControl
+    server_state: ServerState
+    timeout_keep_alive: int
+    cycle: RequestResponseCycle
+    pipeline: deque[tuple[RequestResponseCycle, ASGI3Application]]
 
     _watch: asyncio.TimerHandle | None = None
     _watch_at = math.inf  # when it fires; it is armed again then, not at every request

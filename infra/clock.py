@@ -1,9 +1,8 @@
 """Time as an argument: who needs the clock asks for one of these."""
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from infra.contracts.node import ClockReading
 
@@ -22,11 +21,18 @@ def boot_id() -> str:
         return "unknown"
 
 
-@dataclass(frozen=True)
+_monotonic: Final = time.monotonic
+
+
 class SystemClock:
     """One wall-clock anchor plus the monotonic clock: steps of the wall clock do not show."""
 
-    anchor: ClockReading
+    __slots__ = ("_monotonic", "_wall", "anchor")
+
+    def __init__(self, anchor: ClockReading) -> None:
+        self.anchor: Final = anchor
+        self._wall: Final = anchor.wall  # read several times a request
+        self._monotonic: Final = anchor.monotonic
 
     @classmethod
     def start(cls) -> "SystemClock":
@@ -40,12 +46,11 @@ class SystemClock:
         )
 
     def now(self) -> float:
-        anchor = self.anchor
-        return anchor.wall + (time.monotonic() - anchor.monotonic)
+        return self._wall + (_monotonic() - self._monotonic)
 
     def at(self, monotonic: float) -> float:
         """Unix seconds of an instant of CLOCK_MONOTONIC."""
-        return self.anchor.wall + (monotonic - self.anchor.monotonic)
+        return self._wall + (monotonic - self._monotonic)
 
     def reading(self) -> ClockReading:
         """Both clocks at one instant, to send to another process."""

@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -20,10 +20,10 @@ from infra.contracts.generation import (
 )
 from infra.errors import Invalid, MalformedJson
 
-MOST_ERRORS = 100
-MOST_CHOICES = 128
-_LARGE_BYTES = 64 << 10
-_MOST_MEMBERS = 256  # each one unknown is a problem to describe
+MOST_ERRORS: Final = 100
+MOST_CHOICES: Final = 128
+_LARGE_BYTES: Final = 64 << 10
+_MOST_MEMBERS: Final = 256  # each one unknown is a problem to describe
 
 ModelBody = GenerationBody | EmbeddingsRequest
 

@@ -1,13 +1,14 @@
 """Whether one more request may wait, as a pure function."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from infra.contracts.base import RevisionName
 from infra.contracts.model_spec import Limits
 from infra.errors import QueueFull
 
-_COLD_RETRY_S = 5.0
-_LONGEST_RETRY_S = 60.0
+_COLD_RETRY_S: Final = 5.0
+_LONGEST_RETRY_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What becomes of the body of a replica's answer: passed on by the event, whole, or read here."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import orjson
 from pydantic import ValidationError
@@ -14,17 +14,17 @@ from infra.errors import ReplicaLost
 
 # An answer that is not a stream is kept until it is whole, so that another replica can give it
 # when this one dies; one that is larger than this goes out as it comes.
-WHOLE_BYTES = 1 << 20
+WHOLE_BYTES: Final = 1 << 20
 
 # Half an event that is larger than this goes out as it is.
-_HALF_EVENT_BYTES = 1 << 20
-_BLANK_LINES = (b"\n\n", b"\r\n\r\n")
+_HALF_EVENT_BYTES: Final = 1 << 20
+_BLANK_LINES: Final = (b"\n\n", b"\r\n\r\n")
 
-_PASSED_ON = frozenset(
+_PASSED_ON: Final = frozenset(
     {b"content-type", b"cache-control", b"retry-after", b"server-timing", b"x-accel-buffering"}
 )
-_LENGTH = b"content-length"
-_OK = 200
+_LENGTH: Final = b"content-length"
+_OK: Final = 200
 
 # Draws up the account of a cold request at its first token: the `Server-Timing` of the answer.
 Account = Callable[[], bytes]
@@ -79,7 +79,7 @@ class StreamAnswer:
     def _begin(self) -> None:
         self.is_passed_on = True
         exchange = self._exchange
-        exchange.call.tokens.begin(dict(self._headers))
+        exchange.call.tokens.begin(self._headers)
         timing = self._account() if exchange.ticket.was_cold else None
         if not exchange.client.has_started:
             exchange.client.start(_OK, _passed_on(exchange, self._headers, timing))
@@ -126,7 +126,7 @@ class WholeAnswer:
         self.is_passed_on = True
         exchange, timing = self._exchange, None
         if self._status == _OK:
-            exchange.call.tokens.begin(dict(self._headers))
+            exchange.call.tokens.begin(self._headers)
             timing = self._account() if exchange.ticket.was_cold else None
         headers = _passed_on(exchange, self._headers, timing)
         if length is not None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 # A replica that a key prefers is passed over once it has this much more than its share.
-_MOST_SHARE = 1.25
-_MASK = (1 << 64) - 1
-_ODD = 0x9E3779B97F4A7C15
+_MOST_SHARE: Final = 1.25
+_MASK: Final = (1 << 64) - 1
+_ODD: Final = 0x9E3779B97F4A7C15
 
 
 class Load(Protocol):

@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, Protocol
 
 from infra.contracts.base import RequestId
 from infra.contracts.problem import Problem
@@ -13,11 +13,14 @@ from infra.contracts.tenancy import TenantName
 Header = tuple[bytes, bytes]
 
 
-_USAGE = b": firstlight-usage "
-_USAGE_EVENT = re.compile(rb"^: firstlight-usage ([0-9]{1,9}) ([0-9]{1,9})\n\n", re.MULTILINE)
+_PROMPT_TOKENS: Final = b"firstlight-prompt-tokens"
+_COMPLETION_TOKENS: Final = b"firstlight-completion-tokens"
+_USAGE: Final = b": firstlight-usage "
+_USAGE_EVENT: Final = re.compile(
+    rb"^: firstlight-usage ([0-9]{1,9}) ([0-9]{1,9})\n\n", re.MULTILINE
+)
 
 
-@dataclass(eq=False, slots=True)
 class TokenCount:
     """What an answer has cost so far, as its replica says.
 
@@ -25,15 +28,21 @@ class TokenCount:
     events are what is known of its tokens.
     """
 
-    prompt: int = 0
-    completion: int = 0
-    has_begun: bool = False
+    __slots__ = ("completion", "has_begun", "prompt")
 
-    def begin(self, headers: Mapping[bytes, bytes]) -> None:
+    def __init__(self) -> None:
+        self.prompt = 0
+        self.completion = 0
+        self.has_begun = False
+
+    def begin(self, headers: Iterable[Header]) -> None:
         """The head of an answer has come."""
         self.has_begun = True
-        self.prompt = int(headers.get(b"firstlight-prompt-tokens", b"0"))
-        self.completion = int(headers.get(b"firstlight-completion-tokens", b"0"))
+        for name, value in headers:
+            if name == _PROMPT_TOKENS:
+                self.prompt = int(value)
+            elif name == _COMPLETION_TOKENS:
+                self.completion = int(value)
 
     def see(self, events: bytes) -> bytes:
         """Some events of a stream have come; returns them without what is said to us only.
@@ -47,7 +56,8 @@ class TokenCount:
         return events[: said.start()] + events[said.end() :]
 
 
-class Patience(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Patience:
     """Seconds a client waits at most; what the model's own timeouts say holds beside it.
 
     `held_s` counts while the request is held, for whatever reason; `cold_start_s` only while no
@@ -59,7 +69,10 @@ class Patience(NamedTuple):
     execution_s: float = math.inf
 
 
-class Call(NamedTuple):
+FOR_EVER: Final = Patience()
+
+
+class Call:
     """A valid request; `path` and `body` are what a replica gets to see of it.
 
     `arrived_at` is unix seconds; `wants_progress` asks a held stream to begin at once;
@@ -67,17 +80,45 @@ class Call(NamedTuple):
     the shortest time; calls of one `affinity` should meet at one replica.
     """
 
-    request_id: RequestId
-    path: str
-    body: bytes
-    is_streaming: bool
-    wants_progress: bool
-    arrived_at: float
-    tenant: TenantName
-    tokens: TokenCount
-    priority: int = 0
-    patience: Patience = Patience()
-    affinity: int | None = None
+    __slots__ = (
+        "affinity",
+        "arrived_at",
+        "body",
+        "is_streaming",
+        "path",
+        "patience",
+        "priority",
+        "request_id",
+        "tenant",
+        "tokens",
+        "wants_progress",
+    )
+
+    def __init__(
+        self,
+        request_id: RequestId,
+        path: str,
+        body: bytes,
+        is_streaming: bool,
+        wants_progress: bool,
+        arrived_at: float,
+        tenant: TenantName,
+        tokens: TokenCount,
+        priority: int = 0,
+        patience: Patience = FOR_EVER,
+        affinity: int | None = None,
+    ) -> None:
+        self.request_id: Final = request_id
+        self.path: Final = path
+        self.body: Final = body
+        self.is_streaming: Final = is_streaming
+        self.wants_progress: Final = wants_progress
+        self.arrived_at: Final = arrived_at
+        self.tenant: Final = tenant
+        self.tokens: Final = tokens
+        self.priority: Final = priority
+        self.patience: Final = patience
+        self.affinity: Final = affinity
 
 
 class Downstream(Protocol):

@@ -2,14 +2,14 @@
 
 import asyncio
 from enum import Enum, auto
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 import httptools
 
 from control_plane.activator.replica_client import Headers, Reader
 
-MAX_HEAD_BYTES = 64 << 10
-_COPIED_BYTES = 16 << 10  # to copy so much costs less than to hand over two buffers
+MAX_HEAD_BYTES: Final = 64 << 10
+_COPIED_BYTES: Final = 16 << 10  # to copy so much costs less than to hand over two buffers
 
 
 class _Phase(Enum):
@@ -21,7 +21,11 @@ class _Phase(Enum):
 
 
 # A member that is looked up in its class takes eight times as long, and ten are a request.
-_IDLE, _HEAD, _BODY, _WHOLE, _CLOSED = _Phase
+_IDLE: Final = _Phase.IDLE
+_HEAD: Final = _Phase.HEAD
+_BODY: Final = _Phase.BODY
+_WHOLE: Final = _Phase.WHOLE
+_CLOSED: Final = _Phase.CLOSED
 
 
 class Pool(Protocol):
@@ -234,5 +238,5 @@ class Connection(asyncio.Protocol):
         self._phase = _WHOLE
 
 
-_WHEN_ASKED = "without an answer"
-_WHEN_ANSWERING = "before its answer was whole"
+_WHEN_ASKED: Final = "without an answer"
+_WHEN_ANSWERING: Final = "before its answer was whole"

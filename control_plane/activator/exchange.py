@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from control_plane.activator.call import Call, Downstream, Header
 from control_plane.activator.cold_start import Try
@@ -11,21 +11,21 @@ from control_plane.activator.flights import Flights
 from control_plane.activator.lines import Lines
 from control_plane.activator.meters import ActivatorMeters
 from control_plane.activator.replica_client import ReplicaGone, Sending
-from control_plane.activator.ticket import Place, Ticket
+from control_plane.activator.ticket import IN_FLIGHT, Ticket
 from control_plane.fleet.state import Fleet
 from infra.contracts.revision import Revision
 from infra.errors import ExecutionTimeout, PlatformError, ReplicaLost, ShuttingDown
 
-MOST_TRIES = 3
+MOST_TRIES: Final = 3
 
 # How long the end of a cold answer waits for its report: a client may ask for it at once.
-_RECORDING_S = 0.25
+_RECORDING_S: Final = 0.25
 
 
 class Relaying(Protocol):
     """Carries requests to replicas and their answers back."""
 
-    def begin(self, exchange: "Exchange", revision: Revision, *, timeout_s: float) -> Sending:
+    def begin(self, exchange: "Exchange", revision: Revision, timeout_s: float) -> Sending:
         """One try, at the replica of the exchange's permit; it ends in one of the exchange's
         `answered`, `failed` or `lost`, unless it is aborted."""
         ...
@@ -65,12 +65,12 @@ class Exchange:
     def __init__(
         self, around: Surroundings, call: Call, client: Downstream, ticket: Ticket
     ) -> None:
-        self.call = call
-        self.client = client
-        self.ticket = ticket
+        self.call: Final = call
+        self.client: Final = client
+        self.ticket: Final = ticket
         self.tries: tuple[Try, ...] = ()
         self.recording: asyncio.Task[None] | None = None
-        self._around = around
+        self._around: Final = around
         self._company: Company | None = None
         self._sending: Sending | None = None
         self._limit_s = 0.0
@@ -82,7 +82,7 @@ class Exchange:
         self.ticket.holder = self
         try:
             self._around.lines.enter(self.ticket, revision)
-            if self.ticket.place is Place.IN_FLIGHT:
+            if self.ticket.place is IN_FLIGHT:
                 self._send(revision)
             else:
                 self._wait()
@@ -229,7 +229,7 @@ class Exchange:
         if self.tries:
             left_s -= sum(one.ended_at - one.dispatched_at for one in self.tries)
         around.flights.begin(self, until=self.ticket.permitted_at + left_s)
-        self._sending = around.relay.begin(self, revision, timeout_s=left_s)
+        self._sending = around.relay.begin(self, revision, left_s)
         if self._is_paused:
             self._sending.pause()
 

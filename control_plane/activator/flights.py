@@ -2,11 +2,11 @@
 
 import asyncio
 import math
-from typing import Protocol
+from typing import Final, Protocol
 
 from infra.clock import Clock
 
-_SOON_S = 0.005  # one look serves all that expire within it
+_SOON_S: Final = 0.005  # one look serves all that expire within it
 
 
 class Flight(Protocol):

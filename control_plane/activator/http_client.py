@@ -1,7 +1,7 @@
 """The replica client for real: a lean pool of keep-alive connections, a parser and nothing else."""
 
 import asyncio
-from dataclasses import dataclass, field
+from typing import Final
 
 from control_plane.activator.connection import Connection
 from control_plane.activator.replica_client import (
@@ -79,35 +79,32 @@ class HttpReplicaClient:
         sending.connected(connection)
 
 
-@dataclass(eq=False)
 class _Peer:
-    """What is kept for one replica."""
+    """What is kept for one replica; `idle` connections are the least recently used first."""
 
-    endpoint: Endpoint
-    connections: set[Connection] = field(default_factory=set)
-    idle: dict[Connection, None] = field(default_factory=dict)  # least recently used first
-    prefixes: dict[str, bytes] = field(default_factory=dict)
-    is_forgotten: bool = False
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint: Final = endpoint
+        self.connections: set[Connection] = set()
+        self.idle: dict[Connection, None] = {}
+        self.is_forgotten = False
+        self._prefixes: dict[str, str] = {}
+        self._timeout_s, self._timeout = 0.0, ""  # what was written last
 
     def head(self, request: ReplicaRequest) -> bytes:
-        prefix = self.prefixes.get(request.path)
+        prefix = self._prefixes.get(request.path)
         if prefix is None:
-            prefix = self.prefixes[request.path] = (
+            prefix = self._prefixes[request.path] = (
                 f"POST {request.path} HTTP/1.1\r\n"
                 f"host: {self.endpoint.host}:{self.endpoint.port}\r\n"
                 f"authorization: Bearer {self.endpoint.token}\r\n"
-                "content-type: application/json\r\n"
-            ).encode("ascii")
+                "content-type: application/json\r\nfirstlight-request-id: "
+            )
+        if request.timeout_s != self._timeout_s:
+            self._timeout_s, self._timeout = request.timeout_s, f"{request.timeout_s:.3f}"
         return (
-            b"%sfirstlight-request-id: %s\r\nfirstlight-tenant: %s\r\n"
-            b"firstlight-timeout: %.3f\r\ncontent-length: %d\r\n\r\n"
-        ) % (
-            prefix,
-            request.request_id.encode("ascii"),
-            request.tenant.encode("ascii"),
-            request.timeout_s,
-            len(request.body),
-        )
+            f"{prefix}{request.request_id}\r\nfirstlight-tenant: {request.tenant}\r\n"
+            f"firstlight-timeout: {self._timeout}\r\ncontent-length: {len(request.body)}\r\n\r\n"
+        ).encode("ascii")
 
     def freed(self, connection: Connection) -> None:
         if self.is_forgotten:

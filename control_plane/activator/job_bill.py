@@ -3,7 +3,7 @@
 from control_plane.queue.executor import Answered
 from control_plane.queue.job import Job
 from control_plane.tenancy.quotas import Quotas
-from control_plane.tenancy.usage import UsageLedger, Used
+from control_plane.tenancy.usage import UsageLedger
 
 
 class JobBill:
@@ -14,6 +14,6 @@ class JobBill:
         self._usage = usage
 
     def __call__(self, job: Job, answered: Answered) -> None:
-        used = Used(1, answered.prompt_tokens, answered.completion_tokens)
-        self._quotas.charge(job.tenant, used.tokens)
-        self._usage.count(job.tenant, job.model, used)
+        prompt, completion = answered.prompt_tokens, answered.completion_tokens
+        self._quotas.charge(job.tenant, prompt + completion)
+        self._usage.count(job.tenant, job.model, prompt, completion)

@@ -6,7 +6,7 @@ from copy import copy
 
 from control_plane.activator.admission import Backlog, admit
 from control_plane.activator.permits import Permits
-from control_plane.activator.ticket import Place, Ticket
+from control_plane.activator.ticket import IN_FLIGHT, OVER, WAITING, Ticket
 from control_plane.activator.waiting_room import WaitingRoom
 from control_plane.autoscaler.demand import Demand, DemandMeter
 from control_plane.fleet.replica import Endpoint
@@ -78,7 +78,7 @@ class Line:
     def again(self, ticket: Ticket) -> None:
         """The replica failed the ticket: it waits again, at the place its arrival gives it."""
         slot = ticket.slot
-        assert slot is not None and ticket.place is Place.IN_FLIGHT
+        assert slot is not None and ticket.place is IN_FLIGHT
         now = self._clock.now()
         self._permits.suspect(slot, now=now)
         self._permits.take_back(ticket, now=now)
@@ -88,13 +88,13 @@ class Line:
 
     def leave(self, ticket: Ticket) -> None:
         """The request is over, wherever it stands; may be repeated."""
-        if ticket.place is Place.IN_FLIGHT:
+        if ticket.place is IN_FLIGHT:
             now = self._clock.now()
             self._permits.take_back(ticket, now=now)
             self._end(ticket, was_in_flight=True, now=now)
             if self._room:
                 self._settle(now)
-        elif ticket.place is Place.WAITING:
+        elif ticket.place is WAITING:
             now = self._clock.now()
             self._room.discard(ticket, now=now)
             self._end(ticket, was_in_flight=False, now=now)
@@ -149,7 +149,7 @@ class Line:
         asyncio.get_running_loop().call_soon(ticket.holder.sent_away, error)
 
     def _end(self, ticket: Ticket, *, was_in_flight: bool, now: float) -> None:
-        ticket.place = Place.OVER
+        ticket.place = OVER
         self._meter.leave(was_in_flight=was_in_flight, now=now)
 
     def _settle(self, now: float) -> None:

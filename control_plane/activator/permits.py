@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from control_plane.activator.balancer import choose
 from control_plane.activator.ejection import FIRST_REST_S, rest_s
@@ -10,7 +11,7 @@ from control_plane.fleet.replica import Endpoint
 from infra.clock import Clock
 from infra.contracts.base import ReplicaId
 
-_HOLD_WEIGHT = 0.1  # of the newest permit in the mean time that permits are held
+_HOLD_WEIGHT: Final = 0.1  # of the newest permit in the mean time that permits are held
 
 
 class Permits:

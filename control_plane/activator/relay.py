@@ -1,5 +1,7 @@
 """Carries a request to the replica it has a permit for, and the answer back to its client."""
 
+from typing import Final
+
 import structlog
 
 from control_plane.activator.answers import Answer, RefusedAnswer, StreamAnswer, WholeAnswer
@@ -21,8 +23,8 @@ from infra.errors import ReplicaLost
 log = structlog.get_logger()
 
 # The replica does not serve us (any more): draining, or not the one we think it is.
-_ELSEWHERE = frozenset({401, 503})
-_OK = 200
+_ELSEWHERE: Final = frozenset({401, 503})
+_OK: Final = 200
 
 
 class Relay:
@@ -34,7 +36,7 @@ class Relay:
         self.ledger = ledger
         self.clock = clock
 
-    def begin(self, exchange: Exchange, revision: Revision, *, timeout_s: float) -> Sending:
+    def begin(self, exchange: Exchange, revision: Revision, timeout_s: float) -> Sending:
         """See Relaying."""
         call = exchange.call
         request = ReplicaRequest(call.request_id, call.path, call.body, call.tenant, timeout_s)

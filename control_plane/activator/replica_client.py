@@ -1,6 +1,6 @@
 """The port through which a request reaches a replica."""
 
-from typing import NamedTuple, Protocol
+from typing import Final, Protocol
 
 from control_plane.fleet.replica import Endpoint
 from infra.contracts.base import ReplicaId, RequestId
@@ -13,14 +13,19 @@ class ReplicaGone(Exception):
     """The replica cannot be reached, or its connection broke before the answer was whole."""
 
 
-class ReplicaRequest(NamedTuple):
+class ReplicaRequest:
     """What is sent: a JSON body to POST to a path of the replica, for whom and how long."""
 
-    request_id: RequestId
-    path: str
-    body: bytes
-    tenant: TenantName
-    timeout_s: float
+    __slots__ = ("body", "path", "request_id", "tenant", "timeout_s")
+
+    def __init__(
+        self, request_id: RequestId, path: str, body: bytes, tenant: TenantName, timeout_s: float
+    ) -> None:
+        self.request_id: Final = request_id
+        self.path: Final = path
+        self.body: Final = body
+        self.tenant: Final = tenant
+        self.timeout_s: Final = timeout_s
 
 
 class Reader(Protocol):

@@ -2,15 +2,16 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
-from control_plane.activator.ticket import Place, Ticket
+from control_plane.activator.ticket import WAITING, Ticket
 from control_plane.activator.ticket_queue import TicketQueue
 from infra.clock import Clock
 from infra.contracts.revision import Revision
 from infra.errors import ColdStartTimeout, PlatformError, QueueTimeout
 
 # The loop's timer may fire that much before the clock has come so far.
-_EARLY_S = 1e-6
+_EARLY_S: Final = 1e-6
 
 
 class WaitingRoom:
@@ -47,7 +48,7 @@ class WaitingRoom:
     def push(self, ticket: Ticket, *, now: float) -> None:
         """The ticket waits."""
         self._tick(now)
-        ticket.place = Place.WAITING
+        ticket.place = WAITING
         ticket.was_cold = ticket.was_cold or self.is_cold
         ticket.cold_joined = self._cold_clock
         ticket.queue_joined = self._queue_clock

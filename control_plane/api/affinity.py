@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Mapping
+from typing import Final
 
 from control_plane.activator.balancer import hash_of
 from infra.contracts.tenancy import TenantName
 from infra.errors import Invalid
 
 # Prompts that are shorter have little that is worth computing only once.
-PREFIX_BYTES = 1024
+PREFIX_BYTES: Final = 1024
 
-_SESSION = "Firstlight-Session"
-_NAME = re.compile(rb"[!-~]{1,256}")
+_SESSION: Final = "Firstlight-Session"
+_NAME: Final = re.compile(rb"[!-~]{1,256}")
 
 
 def session_of(headers: Mapping[bytes, bytes], tenant: TenantName) -> int | None:

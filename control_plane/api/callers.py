@@ -6,7 +6,7 @@ from control_plane.activator.call import TokenCount
 from control_plane.tenancy.identity import Identity
 from control_plane.tenancy.keys import Keys
 from control_plane.tenancy.quotas import Quotas
-from control_plane.tenancy.usage import UsageLedger, Used
+from control_plane.tenancy.usage import UsageLedger
 from infra.contracts.base import ModelName
 
 
@@ -44,4 +44,4 @@ class Callers:
             return
         self._quotas.let_go(tenant, tokens=tokens.prompt + tokens.completion)
         if model is not None and tokens.has_begun:
-            self._usage.count(tenant, model, Used(1, tokens.prompt, tokens.completion))
+            self._usage.count(tenant, model, tokens.prompt, tokens.completion)

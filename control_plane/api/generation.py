@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from itertools import islice
+from typing import Final
 
 from infra.contracts.embeddings import EmbeddingsRequest
 from infra.contracts.generation import (
@@ -24,31 +25,58 @@ _MOST_GUESSED = 500
 _SHOWN_NAME = 64
 
 
-def refuse_what_cannot_fit(request: ModelBody, body_bytes: int, revision: Revision) -> None:
+class Bounds:
+    """What a revision's requests are held to; read once, for a contract's attributes cost more to
+    read than all that is done with them."""
+
+    __slots__ = (
+        "bytes_per_token",
+        "context_tokens",
+        "facts",
+        "max_body_bytes",
+        "max_output_tokens",
+        "model",
+        "name",
+    )
+
+    def __init__(self, revision: Revision) -> None:
+        own, most = revision.spec.engine.max_context_tokens, revision.facts.context_tokens
+        self.name: Final = revision.name
+        self.model: Final = revision.model
+        self.facts: Final = revision.facts
+        self.context_tokens: Final = most if own is None else min(own, most)
+        self.max_body_bytes: Final = revision.spec.limits.max_body_bytes
+        self.max_output_tokens: Final = revision.spec.limits.max_output_tokens
+        self.bytes_per_token: Final = (
+            # JSON never makes text shorter, and a word with the space after it has two bytes
+            2 if revision.facts.splits_words else revision.facts.longest_token_bytes
+        )
+
+
+def refuse_what_cannot_fit(request: ModelBody, body_bytes: int, bounds: Bounds) -> None:
     """Raises for a request that no replica of the revision could serve; wakes nothing to know.
 
     Text is judged by bounds that are certain: see `longest_token_bytes` and `splits_words`. A
     replica, which tokenises, may still refuse what passes here.
     """
-    limits, facts = revision.spec.limits, revision.facts
-    if body_bytes > limits.max_body_bytes:
+    if body_bytes > bounds.max_body_bytes:
         raise BodyTooLarge(
-            f"the body has {body_bytes} bytes; {revision.model} takes {limits.max_body_bytes}",
+            f"the body has {body_bytes} bytes; {bounds.model} takes {bounds.max_body_bytes}",
             hint="limits.max_body_bytes of the model sets the limit",
-            limit=limits.max_body_bytes,
+            limit=bounds.max_body_bytes,
         )
-    room = context_tokens = _context_tokens(revision)
+    room = bounds.context_tokens
     wanted, param = None, "input"
     if isinstance(request, EmbeddingsRequest):
-        _refuse_dimensions(request.dimensions, facts)
+        _refuse_dimensions(request.dimensions, bounds.facts)
     else:
         wanted, param = request.output_limit, "prompt"
-        _refuse_output(wanted, revision)
+        _refuse_output(wanted, bounds)
         room -= wanted or 1
-    # JSON never makes text shorter, and a word with the space after it has two bytes
-    text_fits = body_bytes <= room * (2 if facts.splits_words else facts.longest_token_bytes)
-    if text_fits and not isinstance(request, CompletionRequest | EmbeddingsRequest):
+    text_fits = body_bytes <= room * bounds.bytes_per_token
+    if text_fits and not isinstance(request, (CompletionRequest, EmbeddingsRequest)):
         return
+    facts = bounds.facts
     for prompt in _prompts(request):
         if isinstance(prompt, list):
             _refuse_unknown_tokens(prompt, facts.vocabulary, param)
@@ -56,7 +84,7 @@ def refuse_what_cannot_fit(request: ModelBody, body_bytes: int, revision: Revisi
         else:
             least_tokens = max(1, sum(_least_tokens(text, facts) for text in prompt))
         if least_tokens > room:
-            raise _too_long(least_tokens, wanted, context_tokens, param)
+            raise _too_long(least_tokens, wanted, bounds.context_tokens, param)
 
 
 def model_not_found(name: str, known: Iterable[str]) -> ModelNotFound:
@@ -120,11 +148,11 @@ def _refuse_unknown_tokens(prompt: list[int], vocabulary: int, param: str) -> No
         )
 
 
-def _refuse_output(wanted: int | None, revision: Revision) -> None:
-    most = revision.spec.limits.max_output_tokens
+def _refuse_output(wanted: int | None, bounds: Bounds) -> None:
+    most = bounds.max_output_tokens
     if wanted is not None and most and wanted > most:
         raise Invalid(
-            f"max_tokens is {wanted}; {revision.model} gives {most} at most",
+            f"max_tokens is {wanted}; {bounds.model} gives {most} at most",
             param="max_tokens",
             limit=most,
         )
@@ -138,12 +166,6 @@ def _refuse_dimensions(wanted: int | None, facts: ModelFacts) -> None:
             param="dimensions",
             limit=most,
         )
-
-
-def _context_tokens(revision: Revision) -> int:
-    own = revision.spec.engine.max_context_tokens
-    facts = revision.facts.context_tokens
-    return facts if own is None else min(own, facts)
 
 
 def _too_long(

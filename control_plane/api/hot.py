@@ -11,7 +11,7 @@ from control_plane.activator.call import Call, ReplicaRefused, TokenCount
 from control_plane.api import problems
 from control_plane.api.affinity import prompt_of, session_of
 from control_plane.api.callers import Callers
-from control_plane.api.generation import model_not_found, refuse_what_cannot_fit
+from control_plane.api.generation import Bounds, model_not_found, refuse_what_cannot_fit
 from control_plane.api.hot_request import HotRequest
 from control_plane.api.intake import Body, Intake
 from control_plane.api.job_desk import JobDesk
@@ -20,7 +20,7 @@ from control_plane.deployments.service import Deployments
 from control_plane.deployments.store import Change
 from control_plane.tenancy.identity import Identity
 from infra.clock import Clock
-from infra.contracts.base import ModelName, RequestId
+from infra.contracts.base import ModelName, RequestId, RevisionName
 from infra.contracts.model_spec import Limits
 from infra.contracts.revision import Revision
 from infra.errors import MethodNotAllowed, PlatformError
@@ -54,10 +54,11 @@ class HotPath:
         self._requests = requests
         self._clock = clock
         self._accepting = TaskSet()
-        self._prefix = os.urandom(7).hex()  # of the ids of this process's requests
+        self._prefix = f"req_{os.urandom(8).hex()}"  # of the ids of this process's requests
         self._numbers = count()
         self.intake = Intake()
         self._most_body_bytes = Limits().max_body_bytes
+        self._bounds: dict[RevisionName, Bounds] = {}
         deployments.subscribe(self._deployment_changed)
         self._measure_limits()
 
@@ -66,7 +67,7 @@ class HotPath:
     def open(self, request: HotRequest) -> None:
         """See Desk."""
         now = request.arrived_at = self._clock.now()
-        request.request_id = RequestId(f"req_{self._prefix}{next(self._numbers):010x}")
+        request.request_id = RequestId(f"{self._prefix}{next(self._numbers)}")
         body = request.body = Body(self.intake, request.headers.get(b"content-length"))
         try:
             if request.method != b"POST":
@@ -105,9 +106,12 @@ class HotPath:
         leading = self._revision(asked.model if target.model is None else target.model, caller)
         revision = self._deployments.pick(leading.model, session)
         assert revision is not None, "the model is deployed"
-        request.model = revision.model
-        request.revision = revision.name
-        refuse_what_cannot_fit(asked, len(content), revision)
+        bounds = self._bounds.get(revision.name)
+        if bounds is None:
+            bounds = self._bounds[revision.name] = Bounds(revision)
+        request.model = bounds.model
+        request.revision = bounds.name
+        refuse_what_cannot_fit(asked, len(content), bounds)
         tokens = request.tokens = TokenCount()
         is_streaming = request.is_streaming = asked.is_streaming
         call = Call(
@@ -177,6 +181,7 @@ class HotPath:
         return revision
 
     def _deployment_changed(self, change: Change) -> None:
+        self._bounds.clear()
         self._measure_limits()
 
     def _measure_limits(self) -> None:

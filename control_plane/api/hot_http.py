@@ -1,6 +1,6 @@
 """One client connection: hot requests are answered here, before there is an ASGI app."""
 
-from typing import Any
+from typing import Any, Final
 
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
@@ -40,8 +40,11 @@ class HotHttp(BoundedHttp):
         app_state: dict[str, Any],
     ) -> None:
         super().__init__(config, server_state, app_state)
-        self._desk = desk
-        self._dated = dated
+        self._desk: Final = desk
+        self._dated: Final = dated
+        self._url = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        self.is_stalled = False
 
     @property
     def date(self) -> bytes:
@@ -51,40 +54,43 @@ class HotHttp(BoundedHttp):
             dated.build(headers)
         return dated.lines
 
-    @property
-    def is_stalled(self) -> bool:
-        return self.flow.write_paused
-
     # -- parser callbacks ----------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         self._begin_message()
-        self.url = b""
-        self.headers = []
+        self._url = b""
+
+    def on_url(self, url: bytes) -> None:
+        self._url = self._url + url if self._url else url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_in_head:  # a trailer is no header
-            self.headers.append((name.lower(), value))
+            self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        found = target_of(self.url)
+        fields, self._fields = self._fields, []
+        found = target_of(self._url)
         if found is None:
-            self._be_uvicorn()
+            self._be_uvicorn(fields)
             return
         self._is_in_head = False
         path, target = found
-        is_http_1_1 = self.parser.get_http_version() == "1.1"
+        headers = dict(fields)
+        keep_alive: bool = self.parser.should_keep_alive()
+        # HTTP/1.0 keeps alive only who asks for it; to ask for the version makes a string.
+        is_http_1_1 = (
+            keep_alive and b"connection" not in headers
+        ) or self.parser.get_http_version() == "1.1"
         request = HotRequest(
             self._desk,
             self,
             target,
-            dict(self.headers),
-            method=self.parser.get_method(),
-            path=path,
-            is_http_1_1=is_http_1_1,
-            keep_alive=is_http_1_1 and self.parser.should_keep_alive(),
+            headers,
+            self.parser.get_method(),
+            path,
+            is_http_1_1,
+            is_http_1_1 and keep_alive,
         )
-        self.headers = []
         before: RequestResponseCycle | None = self.cycle
         self.cycle = request  # type: ignore[assignment]  # it does what uvicorn asks of one
         if before is not None and not before.response_complete:
@@ -109,11 +115,10 @@ class HotHttp(BoundedHttp):
         else:
             super().on_message_complete()
 
-    def _be_uvicorn(self) -> None:
-        url, headers = self.url, self.headers
+    def _be_uvicorn(self, fields: list[tuple[bytes, bytes]]) -> None:
         super().on_message_begin()
-        self.url = url
-        for name, value in headers:
+        self.url = self._url
+        for name, value in fields:
             super().on_header(name, value)
         super().on_headers_complete()
 
@@ -141,12 +146,14 @@ class HotHttp(BoundedHttp):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self.is_stalled = True
         request: object = self._answering
         if isinstance(request, HotRequest) and request.exchange is not None:
             request.exchange.pause()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self.is_stalled = False
         request: object = self._answering
         if isinstance(request, HotRequest) and request.exchange is not None:
             request.exchange.resume()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -14,9 +14,9 @@ from control_plane.tenancy.identity import Identity
 from infra.contracts.base import ModelName, RequestId, RevisionName
 from infra.errors import PlatformError
 
-LINGER_S = 2.0
-SMALL_BYTES = 64 << 10
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LINGER_S: Final = 2.0
+SMALL_BYTES: Final = 64 << 10
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Connection(Protocol):
@@ -113,7 +113,6 @@ class HotRequest:
         connection: Connection,
         target: Target,
         headers: dict[bytes, bytes],
-        *,
         method: bytes,
         path: str,
         is_http_1_1: bool,
@@ -299,4 +298,4 @@ class HotRequest:
         self._connection.on_response_complete()
 
 
-CLIENT_LEFT = 499
+CLIENT_LEFT: Final = 499

@@ -1,13 +1,13 @@
 """Reads request bodies, each bounded and all of them together."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Final
 
 from infra.errors import BodyTooLarge, QueueFull
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-_ALL_BYTES = 1 << 30
+_ALL_BYTES: Final = 1 << 30
 
 
 class ClientGone(Exception):

@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Mapping
+from typing import Final
 
-from control_plane.activator.call import Patience
+from control_plane.activator.call import FOR_EVER, Patience
 from infra.errors import Invalid
 
-_SECONDS = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,6})?")
-_FOR_EVER = Patience()
-_HELD = "Firstlight-Wait-Timeout"
-_COLD_START = "Firstlight-Cold-Start-Timeout"
-_EXECUTION = "Firstlight-Timeout"
+_SECONDS: Final = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,6})?")
+_HELD: Final = "Firstlight-Wait-Timeout"
+_COLD_START: Final = "Firstlight-Cold-Start-Timeout"
+_EXECUTION: Final = "Firstlight-Timeout"
 
 
 def patience_of(headers: Mapping[bytes, bytes]) -> Patience:
@@ -19,11 +19,11 @@ def patience_of(headers: Mapping[bytes, bytes]) -> Patience:
     cold_start = headers.get(b"firstlight-cold-start-timeout")
     execution = headers.get(b"firstlight-timeout")
     if held is None and cold_start is None and execution is None:
-        return _FOR_EVER
+        return FOR_EVER
     return Patience(
-        held_s=_seconds(_HELD, held, _FOR_EVER.held_s),
-        cold_start_s=_seconds(_COLD_START, cold_start, _FOR_EVER.cold_start_s),
-        execution_s=_seconds(_EXECUTION, execution, _FOR_EVER.execution_s),
+        held_s=_seconds(_HELD, held, FOR_EVER.held_s),
+        cold_start_s=_seconds(_COLD_START, cold_start, FOR_EVER.cold_start_s),
+        execution_s=_seconds(_EXECUTION, execution, FOR_EVER.execution_s),
     )
 
 

@@ -1,11 +1,11 @@
 """What is asked of a revision: the value, the port that tells it, and a meter to count it."""
 
 from collections.abc import Callable, Collection
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from infra.contracts.base import RevisionName
 
-SHORTEST_IDLE_S = 1.0
+SHORTEST_IDLE_S: Final = 1.0
 
 
 class IdleTime(NamedTuple):

@@ -5,10 +5,12 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Mapping
+from typing import Final
 
 import structlog
 
 from control_plane.tenancy.identity import OPERATOR, Identity
+from control_plane.tenancy.quotas import UNLIMITED
 from control_plane.tenancy.store import KeyRecord, TenancyStore
 from infra.contracts.tenancy import (
     CreatedKey,
@@ -26,19 +28,20 @@ log = structlog.get_logger()
 
 REFRESH_EVERY_S = 2.0  # after at most so long a key that another process revoked is refused
 
-_SCHEME = b"bearer "
+_SCHEME: Final = b"bearer "
 _MARK = "fl_"
 _ID_BYTES = 5
 _SECRET_BYTES = 32
 _NO_DIGEST = "-" * 64  # of no key
-_NO_LIMITS = TenantLimits()
+_compare_digest: Final = hmac.compare_digest
 
 
 class Keys:
     """Knows who calls, from memory; `root_key` is an admin's that is in no store.
 
     Without any key, everybody is an admin. Keys have 256 random bits, so that one round of
-    SHA-256 keeps them: nothing can be guessed that would have to be slowed down.
+    SHA-256 keeps them: nothing can be guessed that would have to be slowed down. A key that was
+    recognised is compared with itself until the keys are read again.
     """
 
     def __init__(self, store: TenancyStore, *, root_key: str | None = None) -> None:
@@ -46,11 +49,9 @@ class Keys:
         self._root_digest = None if root_key is None else _digest(root_key.encode())
         self._records: Mapping[KeyId, KeyRecord] = {}
         self._limits: Mapping[TenantName, TenantLimits] = {}
+        self._recognised: dict[bytes, tuple[bytes, Identity]] = {}  # public id → key, whose it is
         self._changing = asyncio.Lock()  # guards the rule that an admin is left
-
-    @property
-    def asks_for_keys(self) -> bool:
-        return self._root_digest is not None or any(map(_is_valid, self._records.values()))
+        self.asks_for_keys = root_key is not None
 
     def identify(self, authorization: bytes | None) -> Identity:
         """Raises Unauthorized unless the `Authorization` header carries a valid key."""
@@ -59,24 +60,36 @@ class Keys:
         given = authorization or b""
         if given[: len(_SCHEME)].lower() == _SCHEME:
             key = given[len(_SCHEME) :].strip()
-            digest = _digest(key)
-            if hmac.compare_digest(digest, self._root_digest or _NO_DIGEST):
-                return OPERATOR
-            record = self._records.get(_id_of(key))
-            known = _NO_DIGEST if record is None else record.digest
-            if hmac.compare_digest(digest, known) and record is not None and _is_valid(record):
-                return Identity(record.status.tenant, is_admin=record.status.is_admin)
+            public_id = _id_of(key)
+            before = self._recognised.get(public_id)
+            if before is not None and _compare_digest(key, before[0]):
+                return before[1]
+            identity = self._look_up(key, public_id)
+            if identity is not None:
+                self._recognised[public_id] = (key, identity)
+                return identity
         raise Unauthorized(
             "the API key is wrong" if authorization else "an API key is needed",
             hint="send it as `Authorization: Bearer <key>`",
         )
 
+    def _look_up(self, key: bytes, public_id: bytes) -> Identity | None:
+        digest = _digest(key)
+        if _compare_digest(digest, self._root_digest or _NO_DIGEST):
+            return OPERATOR
+        record = self._records.get(KeyId(public_id.decode("latin-1")))
+        known = _NO_DIGEST if record is None else record.digest
+        if _compare_digest(digest, known) and record is not None and _is_valid(record):
+            return Identity(record.status.tenant, is_admin=record.status.is_admin)
+        return None
+
     def limits_of(self, tenant: TenantName) -> TenantLimits:
-        return self._limits.get(tenant, _NO_LIMITS)
+        return self._limits.get(tenant, UNLIMITED)
 
     def weight_of(self, tenant: TenantName) -> int:
         """The tenant's share of turns."""
-        return self.limits_of(tenant).weight
+        limits = self._limits.get(tenant)
+        return 1 if limits is None else limits.weight
 
     def listed(self) -> list[KeyStatus]:
         """Every key, the oldest first."""
@@ -146,6 +159,10 @@ class Keys:
     async def refresh(self) -> None:
         """Reads all keys and limits; raises StoreUnavailable, then what was read before holds."""
         self._records, self._limits = await self._store.keys(), await self._store.limits()
+        self._recognised.clear()
+        self.asks_for_keys = self._root_digest is not None or any(
+            map(_is_valid, self._records.values())
+        )
 
     async def run(self) -> None:
         """Refreshes for ever."""
@@ -161,8 +178,8 @@ def _is_valid(record: KeyRecord) -> bool:
     return record.status.revoked_at is None
 
 
-def _id_of(key: bytes) -> KeyId:
-    return KeyId(key[len(_MARK) :].partition(b"_")[0].decode("latin-1"))
+def _id_of(key: bytes) -> bytes:
+    return key[len(_MARK) :].partition(b"_")[0]
 
 
 def _digest(key: bytes) -> str:

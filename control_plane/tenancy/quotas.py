@@ -1,12 +1,14 @@
 """How much each tenant may do: requests and tokens a minute, and requests at a time."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from infra.contracts.tenancy import TenantLimits, TenantName
 from infra.errors import RateLimited
 
-_MINUTE_S = 60.0
-_MOST_IDLE_TENANTS = 10_000
+UNLIMITED: Final = TenantLimits()
+_MINUTE_S: Final = 60.0
+_MOST_IDLE_TENANTS: Final = 10_000
 
 
 @dataclass(slots=True)
@@ -39,7 +41,13 @@ class Quotas:
 
     def admit(self, tenant: TenantName, limits: TenantLimits, *, now: float) -> None:
         """Takes a place and one of the minute's requests; raises RateLimited and takes nothing."""
-        account = self._accounts.get(tenant) or self._open(tenant)
+        account = self._accounts.get(tenant)
+        if account is None:
+            account = self._open(tenant)
+        if limits is UNLIMITED:
+            account.requests = account.tokens = None
+            account.running += 1
+            return
         if limits.concurrency is not None and account.running >= limits.concurrency:
             raise RateLimited(
                 f"tenant {tenant} has {account.running} requests running",

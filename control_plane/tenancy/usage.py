@@ -4,16 +4,16 @@ import asyncio
 import secrets
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from infra.clock import Clock
 from infra.contracts.base import ModelName
 from infra.contracts.tenancy import TenantName, UsageRow
 from infra.supervise import repeat
 
-WRITE_EVERY_S = 1.0
-MOST_DAYS = 400
-_DAY_S = 86_400
+WRITE_EVERY_S: Final = 1.0
+MOST_DAYS: Final = 400
+_DAY_S: Final = 86_400
 
 
 class Used(NamedTuple):
@@ -92,20 +92,21 @@ class UsageLedger:
         self._store = store
         self._clock = clock
         self._counted: dict[tuple[date, TenantName, ModelName], list[int]] = {}  # Used's
-        self._day_number, self._day = 0.0, date(1970, 1, 1)  # what was reckoned last
+        self._day, self._day_began_at = date(1970, 1, 1), 0.0  # what was reckoned last
         self._batch: tuple[str, Usages] | None = None  # told to the store, which has not said yes
         self._writing = asyncio.Lock()  # guards the order of batches
 
-    def count(self, tenant: TenantName, model: ModelName, used: Used) -> None:
+    def count(
+        self, tenant: TenantName, model: ModelName, prompt_tokens: int, completion_tokens: int
+    ) -> None:
         """Notes what a request that ends now has used."""
         row = (self._today(), tenant, model)
         counts = self._counted.get(row)
         if counts is None:
-            self._counted[row] = [*used]
-            return
-        counts[0] += used.requests
-        counts[1] += used.prompt_tokens
-        counts[2] += used.completion_tokens
+            counts = self._counted[row] = [0, 0, 0]
+        counts[0] += 1
+        counts[1] += prompt_tokens
+        counts[2] += completion_tokens
 
     async def rows(self, *, since: date, until: date) -> list[UsageRow]:
         """All that was used on those days, both included; raises StoreUnavailable."""
@@ -128,8 +129,8 @@ class UsageLedger:
                 self._batch = None
 
     def _today(self) -> date:
-        number = self._clock.now() // _DAY_S
-        if number != self._day_number:
-            self._day_number = number
-            self._day = datetime.fromtimestamp(number * _DAY_S, UTC).date()
+        now = self._clock.now()
+        if not self._day_began_at <= now < self._day_began_at + _DAY_S:
+            self._day_began_at = now // _DAY_S * _DAY_S
+            self._day = datetime.fromtimestamp(self._day_began_at, UTC).date()
         return self._day

@@ -524,7 +524,10 @@ async def test_a_large_request_goes_out_whole(
 
     replica.handler = handler
     body = b"x" * (8 << 20)
-    response = await send(client, endpoint, REQUEST._replace(body=body))
+    request = ReplicaRequest(
+        REQUEST.request_id, REQUEST.path, body, REQUEST.tenant, REQUEST.timeout_s
+    )
+    response = await send(client, endpoint, request)
     response.close()
 
     assert sizes == [len(body)]

@@ -24,9 +24,9 @@ def ticket(
     held_until: float = math.inf,
     weight: int = 1,
 ) -> Ticket:
-    return Ticket(
-        *(arrival, 1, REVISION, TenantName(tenant), priority), held_until=held_until, weight=weight
-    )
+    one = Ticket(arrival, 1, REVISION, TenantName(tenant), priority, weight=weight)
+    one.held_until = held_until
+    return one
 
 
 def queue_of(*tickets: Ticket) -> TicketQueue:

@@ -233,7 +233,7 @@ async def test_a_defect_of_ours_is_a_problem_without_its_insides(edge: EdgeWorld
     def explode(*_: object) -> None:
         raise RuntimeError("secret detail")
 
-    edge.activator.begin = explode  # type: ignore[method-assign,assignment]
+    edge.replicas.send = explode  # type: ignore[method-assign,assignment]
 
     exchange = await edge.chat()
 

@@ -3,7 +3,6 @@ from datetime import date
 import pytest
 
 from control_plane.tenancy.usage import MemoryUsageStore, UsageLedger, Usages, Used
-from infra.clock import Clock
 from infra.contracts.base import ModelName
 from infra.contracts.tenancy import TenantName
 from infra.errors import StoreUnavailable
@@ -15,7 +14,7 @@ DAY = 86400.0
 FIRST = date(1970, 1, 1)
 
 
-class StoppedClock(Clock):
+class StoppedClock:
     at = 0.0
 
     def now(self) -> float:
@@ -25,12 +24,12 @@ class StoppedClock(Clock):
 async def test_usage_adds_up_by_day_tenant_and_model(stores: Stores):
     clock = StoppedClock()
     ledger = UsageLedger(stores[1], clock=clock)
-    ledger.count(ACME, CHAT, Used(1, 10, 5))
-    ledger.count(ACME, CHAT, Used(1, 0, 7))
-    ledger.count(BETA, CODE, Used(1, 3, 0))
+    ledger.count(ACME, CHAT, 10, 5)
+    ledger.count(ACME, CHAT, 0, 7)
+    ledger.count(BETA, CODE, 3, 0)
     await ledger.write()
     clock.at = DAY
-    ledger.count(ACME, CHAT, Used(1, 1, 1))
+    ledger.count(ACME, CHAT, 1, 1)
 
     rows = await ledger.rows(since=FIRST, until=date(1970, 1, 2))
 
@@ -64,11 +63,11 @@ class Forgetful(MemoryUsageStore):
 
 async def test_what_was_done_and_said_to_have_failed_is_not_done_twice():
     ledger = UsageLedger(Forgetful(), clock=StoppedClock())
-    ledger.count(ACME, CHAT, Used(1, 2, 3))
+    ledger.count(ACME, CHAT, 2, 3)
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
             await ledger.write()
-        ledger.count(ACME, CHAT, Used(1, 0, 0))
+        ledger.count(ACME, CHAT, 0, 0)
 
     [row] = await ledger.rows(since=FIRST, until=FIRST)
 
