@@ -303,12 +303,26 @@ class ControlPlane:
             environment=self._environment,
             log_level=settings.log_level,
             log_format=settings.log_format,
+            runtime=_runtime(settings),
         )
         return LocalCapacity(agent, clock=self.clock)
 
 
 def _root_key(settings: Settings) -> str | None:
     return None if settings.api_key is None else settings.api_key.get_secret_value()
+
+
+def _runtime(settings: Settings) -> dict[str, str]:
+    """What our own agent's workers run as, in the agent's own settings."""
+    if settings.runtime == "process":
+        return {}
+    told = {
+        "RUNTIME": settings.runtime,
+        "IMAGE": settings.image,
+        "CONTAINERD": str(settings.containerd),
+        "SNAPSHOTTER": settings.snapshotter,
+    }
+    return {f"PLATFORM_NODE_{name}": value for name, value in told.items() if value is not None}
 
 
 def _secret(settings: Settings) -> str:

@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -39,6 +39,22 @@ class Settings(BaseSettings):
     capacity: Literal["local", "none"] = Field(
         default="local",
         description="Where machines come from: local starts an agent here, none waits for agents.",
+    )
+    runtime: Literal["process", "container"] = Field(
+        default="process",
+        description="What workers run as on the agent started here: processes, or containers.",
+    )
+    image: str | None = Field(
+        default=None, max_length=512, description="The image that its containers run."
+    )
+    containerd: Path = Field(
+        default=Path("/run/containerd/containerd.sock"),
+        description="The socket of the containerd that runs them.",
+    )
+    snapshotter: str = Field(
+        default="overlayfs",
+        pattern=r"^[a-z0-9-]{1,64}$",
+        description="Which of its snapshotters has the image's layers.",
     )
     standby_max: int = Field(
         default=4, ge=0, le=64, description="Standby workers a node keeps at most."
@@ -81,6 +97,12 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field(
         default="console", description="How events are written to standard error."
     )
+
+    @model_validator(mode="after")
+    def _containers_of_something(self) -> Self:
+        if self.runtime == "container" and self.image is None:
+            raise ValueError("containers need an image: set PLATFORM_IMAGE")
+        return self
 
 
 def is_loopback(host: str) -> bool:

@@ -10,8 +10,8 @@
   - QueueFull: JobsFull
   - ColdStartTimeout, QueueTimeout, ExecutionTimeout
   - ClientTooSlow
-  - ReplicaLost, ReplicaFailed, NoCapacity, SourceUnavailable, JobAbandoned,
-    AnswerTooLarge
+  - ReplicaLost, ReplicaFailed, ReplicaOutOfMemory, NoCapacity, SourceUnavailable,
+    ImageUnavailable, JobAbandoned, AnswerTooLarge
   - StoreUnavailable, NotLeader, ShuttingDown
   - DependencyMissing
 """
@@ -265,6 +265,13 @@ class ReplicaFailed(PlatformError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
 
 
+class ReplicaOutOfMemory(PlatformError):
+    """The replica used more memory than `resources.memory_mib` gives it, and was killed."""
+
+    slug = "replica-out-of-memory"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
 class NoCapacity(PlatformError):
     """No machine that fits can be had now."""
 
@@ -290,6 +297,13 @@ class SourceUnavailable(PlatformError):
     """The model's source cannot be reached or refuses us."""
 
     slug = "source-unavailable"
+    status = HTTPStatus.BAD_GATEWAY
+
+
+class ImageUnavailable(PlatformError):
+    """The image that workers run cannot be pulled, or cannot be run."""
+
+    slug = "image-unavailable"
     status = HTTPStatus.BAD_GATEWAY
 
 

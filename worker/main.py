@@ -20,7 +20,7 @@ def run() -> None:
         case "zygote":
             _zygote(arguments.link, arguments.parent, arguments.cache)
         case "replica":
-            _replica(arguments.link, arguments.parent, arguments.cache, arguments.ranks)
+            _replica(arguments)
         case "import-gguf":
             _import_gguf(arguments.source, arguments.target)
         case "export":
@@ -35,10 +35,14 @@ def _parser() -> argparse.ArgumentParser:
     programs.add_parser("node", help="agent of one machine; settings: PLATFORM_NODE_*")
     for name, what in (("zygote", "fork server"), ("replica", "one worker")):
         program = programs.add_parser(name, help=f"{what}; started by the node agent")
-        program.add_argument("--link", type=int, required=True, help="inherited socket")
-        program.add_argument("--parent", type=int, required=True, help="process id of the agent")
+        is_replica = name == "replica"
+        program.add_argument("--link", type=int, required=not is_replica, help="inherited socket")
+        program.add_argument("--parent", type=int, help="process id of the agent")
         program.add_argument("--cache", type=Path, required=True, help="folder of fetched models")
-        if name == "replica":
+        if is_replica:
+            program.add_argument(
+                "--socket", help="instead of an inherited one: the agent's, in a container"
+            )
             program.add_argument("--ranks", type=int, required=True, help="further processes")
     importer = programs.add_parser("import-gguf", help="GGUF file to Hugging Face folder")
     importer.add_argument("source", type=Path)
@@ -79,13 +83,19 @@ def _zygote(link: int, parent: int, cache_dir: Path) -> NoReturn:
     run_zygote(link, preload=load, become=become)
 
 
-def _replica(link: int, parent: int, cache_dir: Path, num_ranks: int) -> NoReturn:
+def _replica(arguments: argparse.Namespace) -> NoReturn:
+    from worker.boot.entrance import enter
     from worker.boot.process import begin
 
-    begin("fl-replica", parent=parent)
+    link, listening = arguments.link, None
+    if arguments.socket is None:
+        begin("fl-replica", parent=arguments.parent)
+    else:
+        begin("fl-replica", parent=None)
+        link, listening = enter(arguments.socket)
     load()
     gc.freeze()  # nothing of it ends before the process: no collection has to look at it
-    _become(link, cache_dir, origin="spawn", num_ranks=num_ranks)
+    _become(link, arguments.cache, origin="spawn", num_ranks=arguments.ranks, listening=listening)
 
 
 def load() -> None:
@@ -104,7 +114,12 @@ def load() -> None:
 
 
 def _become(
-    link: int, cache_dir: Path, *, origin: Literal["fork", "spawn"], num_ranks: int
+    link: int,
+    cache_dir: Path,
+    *,
+    origin: Literal["fork", "spawn"],
+    num_ranks: int,
+    listening: int | None = None,
 ) -> NoReturn:
     """Composes a replica's process: the climb below it, the server above it, ranks beside it."""
     from infra.clock import Clock
@@ -129,9 +144,11 @@ def _become(
             max_output_tokens=assignment.max_output_tokens,
             clock=clock,
             defaults=read_sampling_defaults(climbed.folder),
+            listening=listening,
         )
 
-    ranks = fork_ranks(num_ranks, run_follower, closes=[link])  # before anything starts a thread
+    closes = [link] if listening is None else [link, listening]
+    ranks = fork_ranks(num_ranks, run_follower, closes=closes)  # before anything starts a thread
     climb = ModelClimb(Sources(), cache_dir=cache_dir, cpus=cpus(), ranks=ranks)
     run_replica(link, origin=origin, climb=climb, build_server=build_server)
 

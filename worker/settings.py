@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.contracts.base import NodeId
@@ -26,12 +26,36 @@ class NodeSettings(BaseSettings):
     host: str = Field(
         default="127.0.0.1", description="Address replicas listen on and are reached at."
     )
+    runtime: Literal["process", "container"] = Field(
+        default="process",
+        description="What workers run as: processes, or containers of containerd.",
+    )
+    image: str | None = Field(
+        default=None,
+        max_length=512,
+        description="The image that containers run, as registry/name:tag or @sha256:….",
+    )
+    containerd: Path = Field(
+        default=Path("/run/containerd/containerd.sock"),
+        description="The socket of the containerd that runs them.",
+    )
+    snapshotter: str = Field(
+        default="overlayfs",
+        pattern=r"^[a-z0-9-]{1,64}$",
+        description="Which of its snapshotters has the image's layers.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe event that is logged."
     )
     log_format: Literal["console", "json"] = Field(
         default="console", description="How events are written to standard error."
     )
+
+    @model_validator(mode="after")
+    def _containers_of_something(self) -> Self:
+        if self.runtime == "container" and self.image is None:
+            raise ValueError("containers need an image: set PLATFORM_NODE_IMAGE")
+        return self
 
     @property
     def logs_dir(self) -> Path:
@@ -40,6 +64,10 @@ class NodeSettings(BaseSettings):
     @property
     def cache_dir(self) -> Path:
         return self.state_dir / "models"
+
+    @property
+    def containers_dir(self) -> Path:
+        return self.state_dir / "containers"
 
 
 # Threads of OpenMP that spin at the end of each parallel region starve whatever else runs on the
@@ -69,3 +97,8 @@ def child_environment() -> dict[str, str]:
         if not name.startswith("PLATFORM_")
     }
     return _OPENMP | _PYDANTIC | inherited | {_VISIBLE_GPUS: ""}
+
+
+def container_environment() -> dict[str, str]:
+    """What containers get beside their image's own: nothing of this machine's."""
+    return _OPENMP | _PYDANTIC | {_VISIBLE_GPUS: ""}

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -34,6 +34,7 @@ class LocalAgent:
     environment: Mapping[str, str]
     log_level: str = "info"
     log_format: str = "console"
+    runtime: Mapping[str, str] = field(default_factory=dict)  # settings of what workers run as
     command: tuple[str, ...] = (sys.executable, "-m", "worker.main", "node")
 
     def variables(self, node_id: NodeId) -> dict[str, str]:
@@ -50,6 +51,7 @@ class LocalAgent:
             "PLATFORM_NODE_STATE_DIR": str(self.state_dir),
             "PLATFORM_NODE_LOG_LEVEL": self.log_level,
             "PLATFORM_NODE_LOG_FORMAT": self.log_format,
+            **self.runtime,
         }
 
 

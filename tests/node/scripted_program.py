@@ -5,9 +5,11 @@ The source's folder holds `script.json`: seconds a stage takes, what it prints, 
 
 import argparse
 import asyncio
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from infra.contracts.base import GpuId
 from infra.contracts.node import ReplicaAssignment
 from infra.contracts.revision import ResolvedSource
 from infra.contracts.stage import Stage
+from worker.boot.entrance import enter
 from worker.boot.ports import Climbed, Server
 from worker.boot.process import begin, leave
 from worker.boot.ranks import fork_ranks
@@ -84,6 +87,12 @@ class ScriptedClimb:
         for step in range(steps):
             time.sleep(script.get("weights_s", 0) / steps)  # noqa: TID251 - in a thread of its own
             stages.progress(Stage.WEIGHTS, step / steps)
+        if "reaches" in script:
+            print(_reached(*script["reaches"]), flush=True)  # noqa: T201 - what a log catches
+        if "touches" in script:
+            print(_touched(script["touches"]), flush=True)  # noqa: T201 - what a log catches
+        held = [bytearray(b"x" * (1 << 20)) for _ in range(script.get("uses_mib", 0))]
+        del held
         if "fails" in script:
             raise getattr(errors, script["fails"])(script.get("detail", "as the script says"))
         if "signal" in script:
@@ -96,14 +105,39 @@ class ScriptedClimb:
         return True
 
 
+def _reached(host: str, port: int) -> str:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError as error:
+        return f"not reached: {errno.errorcode.get(error.errno or 0)}"
+    return "reached"
+
+
+def _touched(paths: list[str]) -> str:
+    """Which of these files could be made."""
+    made = []
+    for path in paths:
+        try:
+            Path(path).write_text("here")
+            made.append(path)
+        except OSError:
+            continue
+    return f"made {made}"
+
+
 class ScriptedServer:
     """Answers every connection with its pid, and drains as long as the script says."""
 
-    def __init__(self, script: dict[str, Any]) -> None:
+    def __init__(self, script: dict[str, Any], listening: int | None) -> None:
         self._script = script
+        self._listening = listening
         self._closed = asyncio.Event()
 
     async def bind(self, host: str) -> int:
+        if self._listening is not None:
+            given = socket.socket(fileno=os.dup(self._listening))
+            self._server = await asyncio.start_unix_server(self._answer, sock=given)
+            return 0
         self._server = await asyncio.start_server(self._answer, host, 0)
         return int(self._server.sockets[0].getsockname()[1])
 
@@ -124,12 +158,11 @@ class ScriptedServer:
         writer.close()
 
 
-def build_server(climbed: Climbed, assignment: ReplicaAssignment, clock: Clock) -> Server:
-    assert isinstance(climbed.engine, ScriptedEngine)
-    return ScriptedServer(climbed.engine.script)
+def serve(descriptor: int, origin: Any, num_ranks: int, listening: int | None = None) -> NoReturn:
+    def build_server(climbed: Climbed, assignment: ReplicaAssignment, clock: Clock) -> Server:
+        assert isinstance(climbed.engine, ScriptedEngine)
+        return ScriptedServer(climbed.engine.script, listening)
 
-
-def serve(descriptor: int, origin: Any, num_ranks: int) -> NoReturn:
     fork_ranks(num_ranks, wait_for_the_end, closes=[descriptor])
     run_replica(descriptor, origin=origin, climb=ScriptedClimb(), build_server=build_server)
 
@@ -147,6 +180,7 @@ def main() -> None:
     parser.add_argument("--parent", type=int)
     parser.add_argument("--cache")
     parser.add_argument("--ranks", type=int)
+    parser.add_argument("--socket")
     arguments = parser.parse_args()
     match arguments.program:
         case "node":
@@ -164,6 +198,10 @@ def main() -> None:
                 preload=lambda: None,
                 become=lambda descriptor, ranks: serve(descriptor, "fork", ranks),
             )
+        case "replica" if arguments.socket is not None:
+            begin("fl-replica", parent=None)
+            link, listening = enter(arguments.socket)
+            serve(link, "spawn", arguments.ranks, listening)
         case "replica":
             begin("fl-replica", parent=arguments.parent)
             serve(arguments.link, "spawn", arguments.ranks)

@@ -22,12 +22,16 @@ def name_process(name: str) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
-def begin(name: str, *, parent: int) -> None:
-    """A child of the agent: named, killed when the agent ends, deaf to the terminal's Ctrl-C."""
+def begin(name: str, *, parent: int | None) -> None:
+    """A child of the agent: named, killed when the agent ends, deaf to the terminal's Ctrl-C.
+
+    In a container nobody is its parent (None), and the end of its link is all that it hears.
+    """
     name_process(name)
-    die_with_parent()
-    if os.getppid() != parent:  # it ended before we were tethered
-        leave(1)
+    if parent is not None:
+        die_with_parent()
+        if os.getppid() != parent:  # it ended before we were tethered
+            leave(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -142,6 +142,7 @@ class Agent:
         worker = self._tables.workers.get(worker_id)
         if worker is None or worker.is_dying:
             return
+        worker.heard_at = self._loop.time()
         if isinstance(message, Hello):
             self._parked(worker_id, worker)
         elif worker.replica_id is None:
@@ -231,7 +232,7 @@ class Agent:
             self._tables.replicas[replica_id] = before.unclaimed()
             return
         detail = f"{end}; last log line: {last_line[:500]}" if last_line else str(end)
-        replica = before.process_ended(is_clean=end.status == 0, detail=detail)
+        replica = before.process_ended(is_clean=end.status == 0, detail=detail, code=end.code)
         if replica.state is not before.state:
             log.info("replica.moved", end=str(end), **replica.facts())
         self._tables.put(replica, "now")

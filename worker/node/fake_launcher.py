@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from infra.contracts.stage import Rung
 from infra.contracts.worker_link import FromWorker, Hello, ToWorker
 from worker.node.launcher import Exit, Listener
 from worker.node.plan import Origin, WorkerId
@@ -30,6 +31,9 @@ class FakeLauncher:
 
     def listen(self, listener: Listener) -> None:
         self._listener = listener
+
+    def climbs_from(self, origin: Origin) -> tuple[Rung, str]:
+        return Rung.NODE, origin.value
 
     def start_zygote(self) -> None:
         self.has_zygote, self.zygotes = True, self.zygotes + 1

@@ -20,7 +20,7 @@ from worker.node.tables import Tables, Worker
 
 log = structlog.get_logger()
 
-LAUNCH_TIMEOUT_S = 120.0  # from launch to hello
+LAUNCH_TIMEOUT_S = 120.0  # from launch, or the last that was heard of it, to hello
 GPU_PATIENCE_S = 20.0  # for GPUs that should be free; then the replica has failed
 DRAIN_GRACE_S = 2.0  # past the deadline, before a draining worker is killed
 
@@ -87,7 +87,7 @@ class Hands:
             self.start(worker_id, assignment)
             replica = replica.claimed(worker_id, Rung.RUNTIME, "parked")
         else:
-            replica = replica.claimed(worker_id, Rung.NODE, worker.origin.value)
+            replica = replica.claimed(worker_id, *self._launcher.climbs_from(worker.origin))
         self._refill.climb_began()
         log.info("replica.moved", **replica.facts())
         self._tables.put(replica, "soon")
@@ -158,10 +158,16 @@ class Hands:
         self._tables.put(failed, "now")
 
     def _give_up_launch(self, worker_id: WorkerId) -> None:
+        """Unless it has given a sign of life since: an image may take long to come."""
         worker = self._tables.workers.get(worker_id)
-        if worker is not None and not worker.is_parked:
-            log.warning("worker.launch-timeout", worker=worker_id)
-            self._launcher.kill(worker_id)
+        if worker is None or worker.is_parked:
+            return
+        left_s = worker.heard_at + LAUNCH_TIMEOUT_S - self._loop.time()
+        if left_s > 0:
+            self._loop.call_later(left_s, self._give_up_launch, worker_id)
+            return
+        log.warning("worker.launch-timeout", worker=worker_id)
+        self._launcher.kill(worker_id)
 
     def _kill_undrained(self, worker_id: WorkerId, replica_id: ReplicaId) -> None:
         """Unless the worker was killed, or has left the replica behind: asleep, or another one."""

@@ -5,16 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from infra.contracts.stage import Rung
 from infra.contracts.worker_link import FromWorker, ToWorker
-from worker.node.plan import WorkerId
+from worker.node.plan import Origin, WorkerId
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a process ended: an exit status, or minus the signal's number; None: unknown."""
+    """How a process ended: an exit status, or minus the signal's number; None: unknown.
+
+    `code` is the slug of infra.errors that says it best, where there is a better one than that a
+    replica failed or was lost.
+    """
 
     status: int | None = None
     why: str | None = None
+    code: str | None = None
 
     def __str__(self) -> str:
         if self.why is not None:
@@ -45,6 +51,9 @@ class Launcher(Protocol):
 
     def listen(self, listener: Listener) -> None:
         """Names the one listener; before anything else."""
+
+    def climbs_from(self, origin: Origin) -> tuple[Rung, str]:
+        """The rung that a worker launched now starts from, and what the report calls its source."""
 
     def start_zygote(self) -> None: ...
 

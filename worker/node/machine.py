@@ -1,12 +1,15 @@
 """What this machine has."""
 
 import os
+import resource
 import time
 from pathlib import Path
 from typing import Protocol
 
 from infra.clock import Clock
 from infra.contracts.node import Gpu
+
+MOST_OPEN_FILES = 65536
 
 
 class GpuReader(Protocol):
@@ -37,6 +40,12 @@ def cpus() -> int:
 def memory_bytes() -> int:
     """Physical memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def open_files() -> int:
+    """How many a process may have open that is given as many as may be, within reason."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_OPEN_FILES if most == resource.RLIM_INFINITY else min(most, MOST_OPEN_FILES)
 
 
 def process_started_at(clock: Clock) -> float:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import structlog
 
+from infra.contracts.stage import Rung
 from infra.contracts.worker_link import FromWorker, Hello, ToWorker
 from infra.supervise import TaskSet
 from worker.node.child import Child, reap_zombies, spawn
 from worker.node.launcher import Exit, Listener
 from worker.node.logs import last_line
 from worker.node.orphans import Orphans
-from worker.node.plan import WorkerId
+from worker.node.plan import Origin, WorkerId
 from worker.node.worker_link import WorkerLink
 from worker.node.zygote_process import ZygoteProcess
 
@@ -75,6 +76,9 @@ class ProcessLauncher:
 
     def listen(self, listener: Listener) -> None:
         self._listener = listener
+
+    def climbs_from(self, origin: Origin) -> tuple[Rung, str]:
+        return Rung.NODE, origin.value
 
     def start_zygote(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -101,19 +101,23 @@ class Replica:
         state = ReplicaState.FAILED if self.is_climbing else ReplicaState.LOST
         return replace(self, state=state, failure=failure, progress=self.progress)
 
-    def process_ended(self, *, is_clean: bool, detail: str) -> "Replica":
-        """After its process is gone: the last move, unless it was made before."""
+    def process_ended(self, *, is_clean: bool, detail: str, code: str | None = None) -> "Replica":
+        """After its process is gone: the last move, unless it was made before.
+
+        `code` is the slug of a better-fitting error than that it failed or was lost.
+        """
         gone = replace(self, worker_id=None)
         if self.has_ended:
             return gone
         if self.is_unwanted or (is_clean and self.state is ReplicaState.DRAINING):
             return gone.stopped()
-        return gone.lost(detail)
+        return gone.lost(detail, code)
 
-    def lost(self, detail: str) -> "Replica":
+    def lost(self, detail: str, code: str | None = None) -> "Replica":
         """Something took it away, in the middle of whatever it did."""
-        error = ReplicaFailed if self.is_climbing else ReplicaLost
-        return self.failed(Failure(code=error.slug, detail=detail, is_permanent=False))
+        if code is None:
+            code = (ReplicaFailed if self.is_climbing else ReplicaLost).slug
+        return self.failed(Failure(code=code, detail=detail, is_permanent=False))
 
     def report(self) -> ReplicaReport:
         """The whole truth of it."""
@@ -145,12 +149,19 @@ class Replica:
         return facts
 
     def _from_receipt(self, timing: StageTiming) -> StageTiming:
-        """The worker knows when `runtime` ended; it began when the node got the assignment."""
-        if timing.stage is not Stage.RUNTIME:
+        """What comes before the worker's own stages began when the node got the assignment.
+
+        The image came for several workers maybe, and longer since. The worker knows when `runtime`
+        ended; it began where the image was here.
+        """
+        if timing.stage not in {Stage.IMAGE, Stage.RUNTIME}:
             return timing
-        return StageTiming(
-            stage=Stage.RUNTIME,
-            started_at=self.received_at,
-            seconds=max(0.0, timing.ended_at - self.received_at),
-            source=self.runtime_source,
+        began_at = max([self.received_at, *(stage.ended_at for stage in self.stages)])
+        is_runtime = timing.stage is Stage.RUNTIME
+        return timing.model_copy(
+            update={
+                "started_at": began_at,
+                "seconds": max(0.0, timing.ended_at - began_at),
+                "source": self.runtime_source if is_runtime else timing.source,
+            }
         )

@@ -17,7 +17,8 @@ from worker.node.clock import NodeClock
 from worker.node.gpu_watch import GpuWatch
 from worker.node.http_control_plane import HttpControlPlane
 from worker.node.logs import ReplicaLogs
-from worker.node.process_launcher import ProcessLauncher, Programs
+from worker.node.process_launcher import Programs
+from worker.node.runtime import build_launcher
 from worker.node.session import NodeFacts, Session
 from worker.settings import NodeSettings
 
@@ -61,7 +62,7 @@ async def _serve(
         cache_dir=settings.cache_dir,
         zygote_log=settings.logs_dir / "zygote.log",
     )
-    agent = Agent(ProcessLauncher(programs), logs, clock, host=settings.host)
+    agent = Agent(build_launcher(settings, programs, clock), logs, clock, host=settings.host)
     control_plane = HttpControlPlane(
         settings.control_plane_url, token=settings.token.get_secret_value()
     )

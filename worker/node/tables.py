@@ -25,6 +25,10 @@ class Worker:
     is_dying: bool = False
     replica_id: ReplicaId | None = None
     sleeping: Sleeping | None = None
+    heard_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.heard_at = self.launched_at
 
     @property
     def is_standby(self) -> bool:

@@ -24,7 +24,8 @@ class ReplicaServer:
     """OpenAI's chat, completions and embeddings, and function-style invoke, over one engine.
 
     Every request but `GET /healthz` needs `Authorization: Bearer <token>`. `defaults` hold where a
-    request does not say; `max_output_tokens` caps what it may ask for.
+    request does not say; `max_output_tokens` caps what it may ask for. `listening` is a socket that
+    it was given, instead of an address to bind to; it may serve others after it.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class ReplicaServer:
         max_output_tokens: int | None = None,
         defaults: SamplingDefaults = SamplingDefaults(),  # noqa: B008 - frozen value
         most_body_bytes: int = MOST_BODY_BYTES,
+        listening: int | None = None,
     ) -> None:
         self._in_flight = InFlight()
         self._encoder = PromptEncoder(tokenizer, context_tokens=engine.context_tokens)
@@ -62,7 +64,7 @@ class ReplicaServer:
             most_body_bytes=most_body_bytes,
             clock=clock,
         )
-        self._listener = Listener(self.routes)
+        self._listener = Listener(self.routes, listening)
 
     @property
     def in_flight(self) -> int:
@@ -75,7 +77,10 @@ class ReplicaServer:
         return self._listener.connections
 
     async def bind(self, host: str, port: int = 0) -> int:
-        """Serves from now on at a numeric address; returns the port, any free one for 0."""
+        """Serves from now on at a numeric address; returns the port, any free one for 0.
+
+        Where it was given a socket, on that instead; the port is 0 then.
+        """
         return await self._listener.bind(host, port)
 
     async def serve(self) -> None:

@@ -1,6 +1,7 @@
 """Accepts the replica's connections on a socket of our own."""
 
 import asyncio
+import os
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -17,7 +18,8 @@ KEEP_ALIVE_S = 120
 class Listener:
     """Accepts connections and keeps track of them."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+    def __init__(self, app: Callable[..., Awaitable[None]], given: int | None = None) -> None:
+        self._given = given
         self._state = ServerState()
         self._config = Config(
             app,
@@ -45,9 +47,14 @@ class Listener:
         A socket of our own for an address, not a name: asyncio's look-up of one costs a cold start
         3 ms for its first thread.
         """
+        loop = asyncio.get_running_loop()
+        if self._given is not None:
+            given = socket.socket(fileno=os.dup(self._given))
+            given.setblocking(False)
+            self._server = await loop.create_unix_server(self._accept, sock=given, backlog=BACKLOG)
+            return 0
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
-        loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._accept, sock=listening, backlog=BACKLOG)
         bound: int = listening.getsockname()[1]
         return bound

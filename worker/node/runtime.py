@@ -1,0 +1,46 @@
+"""Chooses what workers run as: the one place that knows both launchers."""
+
+import sys
+
+from infra.sources.sources import Sources
+from worker.node.clock import NodeClock
+from worker.node.launcher import Launcher
+from worker.node.process_launcher import ProcessLauncher, Programs
+from worker.settings import NodeSettings, container_environment
+
+CGROUP = "/firstlight"
+AWAY_S = 5.0  # containerd, before a call to it has failed
+
+
+def build_launcher(settings: NodeSettings, programs: Programs, clock: NodeClock) -> Launcher:
+    """The launcher of `settings.runtime`; what containers need is imported for containers only."""
+    if settings.runtime == "process":
+        return ProcessLauncher(programs)
+    from infra.containerd.client import Containerd
+    from worker.node.container.cdi import read_gpus
+    from worker.node.container.containerd import ContainerdContainers, ContainerdImages
+    from worker.node.container.furnishing import Furnishing
+    from worker.node.container.image_keeper import ImageKeeper
+    from worker.node.container.launcher import ContainerLauncher, Premises
+    from worker.node.container.pull_program import PullProgram
+    from worker.node.machine import open_files
+
+    assert settings.image is not None, "the settings see to it"
+    containerd = Containerd(settings.containerd, away_s=AWAY_S)
+    where = {"snapshotter": settings.snapshotter}
+    puller = PullProgram(
+        (
+            *(sys.executable, "-m", "snapshotter.main", "pull", "--json"),
+            *("--address", str(settings.containerd), "--snapshotter", settings.snapshotter),
+        ),
+        programs.environment,
+    )
+    images = ContainerdImages(containerd, **where)
+    return ContainerLauncher(
+        ContainerdContainers(containerd, node=settings.id, **where),
+        ImageKeeper(settings.image, images, puller, clock),
+        Furnishing(Sources(), settings.cache_dir, clock),
+        Premises(
+            settings.containers_dir, CGROUP, container_environment(), read_gpus(), open_files()
+        ),
+    )
