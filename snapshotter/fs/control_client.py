@@ -18,8 +18,11 @@ _ANSWER_S = 30.0
 class Control(Protocol):
     """Which files are served; both may be repeated."""
 
-    def add(self, name: str, spec: Mapping[str, Any]) -> None:
-        """Serves a file from now on, after restarts too. Raises PlatformError."""
+    def add(self, name: str, spec: Mapping[str, Any]) -> int:
+        """Serves a file from now on, after restarts too; returns its `head_bytes`.
+
+        Raises PlatformError.
+        """
         ...
 
     def remove(self, name: str) -> None:
@@ -34,8 +37,8 @@ class ControlClient:
         self._path = path
         self._deadline_s = deadline_s
 
-    def add(self, name: str, spec: Mapping[str, Any]) -> None:
-        self.ask("add", name=name, spec=dict(spec))
+    def add(self, name: str, spec: Mapping[str, Any]) -> int:
+        return int(self.ask("add", name=name, spec=dict(spec)))
 
     def remove(self, name: str) -> None:
         self.ask("remove", name=name)

@@ -19,8 +19,8 @@ log = structlog.get_logger()
 class DataProcess:
     """Serves what the catalog names and what it is told to, until the folder is unmounted.
 
-    Verbs: `add` {name, spec}, `remove` {name}, `list` → names, `counts` → requests by kind and
-    bytes by origin; and those of `further`.
+    Verbs: `add` {name, spec} → head bytes, `remove` {name}, `list` → names, `counts` → requests
+    by kind and bytes by origin; and those of `further`.
     """
 
     def __init__(
@@ -59,16 +59,17 @@ class DataProcess:
         except Exception:
             log.exception("file.not_restored", file=name)
 
-    def _add(self, question: Mapping[str, Any]) -> None:
+    def _add(self, question: Mapping[str, Any]) -> int:
         name, spec = _name_of(question), question.get("spec")
         if not isinstance(spec, dict):
             raise Invalid("the spec is no JSON object")
-        if self._files.find(name) is not None:
-            return
+        if (present := self._files.find(name)) is not None:
+            return present[1].head_bytes
         file = self._opened(name, spec)
         self._catalog.put(name, spec)
         self._files.add(file)
         log.info("file.served", file=name, size=file.size)
+        return file.head_bytes
 
     def _remove(self, question: Mapping[str, Any]) -> None:
         name = _name_of(question)

@@ -1,7 +1,7 @@
 """Keeps layers readable while the process that serves them comes and goes.
 
-The keeper owns the flat folder: its descriptor, its mount. It starts the data process, which
-serves over that descriptor, and starts another when it ends; the next one has the kernel ask
+The keeper owns the flat folder: its descriptor, its mount. It forks the data process, which
+serves over that descriptor, and forks another when it ends; the next one has the kernel ask
 again for what had no answer. A program that reads meanwhile waits, and gets its bytes.
 """
 
@@ -9,18 +9,18 @@ import fcntl
 import os
 import resource
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event
 from types import FrameType
+from typing import Never
 
 import structlog
 
 from infra.backoff import Backoff
 from infra.errors import Conflict
-from infra.tether import tethered
+from infra.tether import die_with_parent
 from snapshotter.fs import linux
 from snapshotter.fs.flat_folder import abort_folder, mount_folder, unmount_all
 from snapshotter.fs.fuse_wire import Feature
@@ -28,29 +28,31 @@ from snapshotter.fs.layout import Layout
 
 log = structlog.get_logger()
 
-Command = Callable[[int], Sequence[str]]  # the data process that serves on that descriptor
+Serve = Callable[[int], None]  # what the data process does, given the descriptor
 
 _SOUND_S = 1.0  # who lives as long did not die of its start
-_BACKOFF = Backoff(first_s=0.05, most_s=1.0)
+_BACKOFF = Backoff(first_s=0.05, most_s=0.5)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def keep(layout: Layout, command: Command) -> int:
+def keep(layout: Layout, serve: Serve) -> int:
     """Mounts and serves until SIGTERM (returns 0) or until the folder cannot be served (1).
 
-    What an earlier keeper or an earlier run of the machine left mounted is detached first.
-    Raises Conflict when another keeper has the folder, OSError, DependencyMissing.
+    Call it in a process of one thread that has imported what `serve` needs: a fork of it serves
+    within milliseconds. What an earlier keeper or an earlier run of the machine left mounted is
+    detached first. Raises Conflict when another keeper has the folder, OSError, DependencyMissing.
     """
     layout.make()
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # the data process's too
-    with _locked(layout):
+    with _locked(layout) as lock:
         for stale in unmount_all(layout):
             log.warning("mount.stale", mount=str(stale.point), kind=stale.kind)
         layout.make()
         descriptor, features = mount_folder(layout.files)
         try:
-            with _ended_by(signal.SIGTERM, signal.SIGINT):
-                _serve_for_ever(layout, command, descriptor, features)
+            with _ended_by_signals():
+                _serve_for_ever(layout, serve, descriptor, lock, features)
             return 1
         except _Ended:
             return 0
@@ -59,12 +61,14 @@ def keep(layout: Layout, command: Command) -> int:
             os.close(descriptor)
 
 
-def _serve_for_ever(layout: Layout, command: Command, descriptor: int, features: Feature) -> None:
+def _serve_for_ever(
+    layout: Layout, serve: Serve, descriptor: int, lock: int, features: Feature
+) -> None:
     """Returns when there is nothing left to serve."""
     failures = 0
     while True:
         started = time.monotonic()
-        status = _run(command(descriptor), descriptor)
+        status = _forked(serve, descriptor, lock)
         lived_s = time.monotonic() - started
         if not any(mount.point == layout.files for mount in linux.mounts()):
             log.error("keeper.unmounted", folder=str(layout.files))
@@ -74,19 +78,39 @@ def _serve_for_ever(layout: Layout, command: Command, descriptor: int, features:
             # what it had read and not answered would wait for ever
             abort_folder(layout.files)
             return
-        failures = 1 if lived_s > _SOUND_S else failures + 1
-        if failures > 1:
-            Event().wait(_BACKOFF.delay_s(failures - 1))
+        failures = 0 if lived_s > _SOUND_S else failures + 1
+        if failures:
+            Event().wait(_BACKOFF.delay_s(failures))
 
 
-def _run(command: Sequence[str], descriptor: int) -> int:
-    """The exit status of the command, which ends when the keeper does."""
-    process = subprocess.Popen(tethered(*command), pass_fds=(descriptor,))
+def _forked(serve: Serve, descriptor: int, lock: int) -> int:
+    """The exit status of a data process, which ends when the keeper does; negative: a signal."""
+    keeper = os.getpid()
+    process = os.fork()
+    if not process:
+        _be_data_process(serve, descriptor, lock, keeper)
     try:
-        return process.wait()
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    except _Ended:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        raise
+
+
+def _be_data_process(serve: Serve, descriptor: int, lock: int, keeper: int) -> Never:
+    status = 1
+    try:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        die_with_parent()
+        if os.getppid() == keeper:  # else it died before we were tied to it
+            os.close(lock)
+            serve(descriptor)
+            status = 0
+    except Exception:
+        log.exception("data_process.failed")
     finally:
-        process.kill()
-        process.wait()
+        os._exit(status)  # its threads may wait for an origin
 
 
 class _Ended(BaseException):
@@ -94,25 +118,25 @@ class _Ended(BaseException):
 
 
 @contextmanager
-def _ended_by(*signals: signal.Signals) -> Iterator[None]:
-    def end(_signal: int, _frame: FrameType | None) -> None:
-        for signal_number in signals:
-            signal.signal(signal_number, signal.SIG_IGN)
+def _ended_by_signals() -> Iterator[None]:
+    def end(_number: int, _frame: FrameType | None) -> None:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         raise _Ended
 
-    for signal_number in signals:
-        signal.signal(signal_number, end)
+    for number in _SIGNALS:
+        signal.signal(number, end)
     yield
 
 
 @contextmanager
-def _locked(layout: Layout) -> Iterator[None]:
+def _locked(layout: Layout) -> Iterator[int]:
     descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Conflict(f"another keeper serves {layout.root}") from None
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)

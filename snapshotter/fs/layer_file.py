@@ -23,6 +23,10 @@ class LayerFile:
     def size(self) -> int:
         return self._size
 
+    @property
+    def head_bytes(self) -> int:
+        return len(self._metadata)
+
     def cached(self, offset: int, length: int) -> bytes | None:
         head, begin, wanted, padding = self._parts(offset, length)
         if not wanted:

@@ -56,6 +56,15 @@ def mount_by_loop(image: Path, point: Path) -> None:
         os.close(descriptor)
 
 
+def _read_ahead(image: Path, head_bytes: int) -> None:
+    """Has the kernel read the metadata in large pieces: a walk would ask for page after page."""
+    descriptor = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(descriptor, 0, head_bytes, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(descriptor)
+
+
 class LayerMounts:
     """Layers by name: served as a file by the data process, mounted here."""
 
@@ -76,9 +85,10 @@ class LayerMounts:
         point = self.point(name)
         with self._lock:
             if not self._is_mounted(point):
-                self._control.add(name, spec)
+                head_bytes = self._control.add(name, spec)
                 point.mkdir(mode=0o700, exist_ok=True)
                 self._mount_served(name, point)
+                _read_ahead(self._layout.files / name, head_bytes)
                 log.info("layer.mounted", layer=name)
         return point
 

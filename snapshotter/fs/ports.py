@@ -35,6 +35,11 @@ class ServedFile(Bytes, Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def head_bytes(self) -> int:
+        """How much of its beginning is read by every use of it, and is always at hand."""
+        ...
+
 
 class OpenFile(Protocol):
     """Turns what the snapshotter said of a layer into the file that is served.

@@ -1,6 +1,6 @@
 """Layers mounted for real: a keeper of our own, and a data process whose layers are local files.
 
-Run as a program it is the keeper (`keep ROOT`) or the data process (`data ROOT DESCRIPTOR`).
+Run as a program (`python -m tests.support.layers ROOT`) it is the keeper.
 """
 
 import os
@@ -95,15 +95,17 @@ def entries_of(tar: Path) -> list[Entry]:
         ]
 
 
-def local_layer(tar: Path, *, delay_s: float | None = None) -> dict[str, Any]:
+def local_layer(
+    tar: Path, *, delay_s: float | None = None, beside: Path | None = None
+) -> dict[str, Any]:
     """The spec of a layer whose tar is on this disk; it is distant where a delay is given."""
-    metadata = tar.with_suffix(".erofs")
+    metadata = (beside or tar.parent) / f"{tar.stem}.erofs"
     metadata.write_bytes(erofs_metadata(entries_of(tar)))
     return {
         "metadata": str(metadata),
         "stream": str(tar),
         "delay_s": delay_s,
-        "stop": str(tar.with_suffix(".stop")),
+        "stop": str(metadata.with_suffix(".stop")),
     }
 
 
@@ -122,7 +124,7 @@ class RunningLayers:
         return LayerMounts(self.layout, self.control, mount_image)
 
     def start(self) -> None:
-        command = (sys.executable, "-m", __name__, "keep", str(self.layout.root))
+        command = (sys.executable, "-m", __name__, str(self.layout.root))
         self.process = subprocess.Popen(tethered(*command), cwd=_ROOT)
         self.control.ask("list")
 
@@ -135,7 +137,7 @@ class RunningLayers:
         def serves() -> bool:
             for child in keeper.children():
                 with suppress(psutil.Error):  # it may be gone by now
-                    if "data" in child.cmdline() and "-S" not in child.cmdline():
+                    if child.status() != psutil.STATUS_ZOMBIE:
                         found.append(child)
             return bool(found)
 
@@ -166,13 +168,8 @@ def running_layers(folder: Path) -> Iterator[RunningLayers]:
 
 
 def _main() -> int:
-    verb, root = sys.argv[1], sys.argv[2]
-    layout = Layout(Path(root))
-    if verb == "data":
-        DataProcess(layout, int(sys.argv[3]), open_distant).serve()
-        os._exit(0)
-    command = (sys.executable, "-m", "tests.support.layers", "data", root)
-    return keep(layout, lambda descriptor: (*command, str(descriptor)))
+    layout = Layout(Path(sys.argv[1]))
+    return keep(layout, lambda descriptor: DataProcess(layout, descriptor, open_distant).serve())
 
 
 if __name__ == "__main__":
