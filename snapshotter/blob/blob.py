@@ -80,12 +80,21 @@ class Blob:
         chunks = [self.ref.table[index] for index in indices]
         self._fetcher.carry(self._target, chunks, within_s=within_s)
 
+    def fill(self) -> None:
+        """Fetches the rest in the background, if there is room for it."""
+        missing = self.missing
+        num_bytes = sum(self.ref.table[index].length for index in missing)
+        if self._fetcher.store.has_room(num_bytes):
+            self.prefetch(missing, Priority.BACKGROUND)
+
     @property
     def missing(self) -> list[int]:
         """Indices of the chunks that are not here."""
         return [chunk.index for chunk in self.ref.table if not self._stored.has(chunk.index)]
 
     def close(self) -> None:
+        """What nobody waits for is not fetched any more."""
+        self._fetcher.forget(self.ref.digest)
         self._fetcher.store.release(self.ref.digest)
 
     def _read_ahead(self, chunks: Sequence[Chunk]) -> None:

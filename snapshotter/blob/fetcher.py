@@ -93,6 +93,12 @@ class Fetcher:
             self._agenda.urge(flight, priority)
         return flight
 
+    def forget(self, digest: str) -> None:
+        """What was to be fetched of a blob ahead of demand is not fetched."""
+        with self._condition:
+            for flight in self._agenda.drop(digest):
+                self._end(flight, error=ShuttingDown("the blob was closed"))
+
     def hedge(self, flight: Flight) -> None:
         """A second trip for a chunk that takes long, by the next source; the first to land wins."""
         with self._condition:

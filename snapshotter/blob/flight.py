@@ -101,6 +101,17 @@ class Agenda:
         """Takes those of `flights` that have not left, for whoever carries them itself."""
         return [self._leave(flight) for flight in flights if not flight.has_left]
 
+    def drop(self, digest: str) -> list[Flight]:
+        """Takes those of a blob that nobody waits for."""
+        unwanted = [
+            flight
+            for flight in self._waiting.values()
+            if flight.target.ref.digest == digest and flight.priority is not Priority.DEMAND
+        ]
+        for flight in unwanted:
+            del self._waiting[flight.key]
+        return unwanted
+
     def clear(self) -> list[Flight]:
         """Takes everything."""
         waiting = list(self._waiting.values())

@@ -144,6 +144,10 @@ class ChunkStore:
             data = self._open[location.blob].pread(chunk.offset, chunk.length)
         return data if chunk.is_genuine(data) else None
 
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether that much more could be kept without evicting anything."""
+        return self.used_bytes + num_bytes <= self._capacity_bytes
+
     @property
     def used_bytes(self) -> int:
         """What the chunks take that are here."""

@@ -72,6 +72,18 @@ def test_what_is_wanted_more_urgently_moves_ahead_once():
     assert [indices(agenda.take(lambda _: True)) for _ in range(3)] == [[5], [0], []]
 
 
+def test_of_a_closed_blob_only_what_somebody_waits_for_is_fetched():
+    agenda = Agenda()
+    target = Target(REF, ())
+    wanted = [flight(0, Priority.DEMAND, target), flight(2, Priority.TRACE, target)]
+    for each in wanted:
+        agenda.add(each)
+
+    assert agenda.drop(REF.digest) == wanted[1:]
+    assert agenda.drop("another") == []
+    assert [indices(agenda.take(lambda _: True)) for _ in range(2)] == [[0], []]
+
+
 def test_a_priority_that_is_not_allowed_waits():
     agenda = Agenda()
     agenda.add(flight(0, Priority.BACKGROUND))

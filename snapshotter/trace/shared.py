@@ -1,0 +1,40 @@
+"""Traces beside their images in a registry, so that a node starts an image as another one did."""
+
+from typing import Final
+
+from infra.errors import ImageInvalid, PlatformError
+from snapshotter.registry.client import Registry
+from snapshotter.registry.manifest import Descriptor
+from snapshotter.registry.reference import Reference
+from snapshotter.registry.referrers import attach, attached
+from snapshotter.trace.trace import MOST_TRACE_BYTES, Trace
+
+ARTIFACT_TYPE: Final = "application/vnd.firstlight.start-trace.v1"
+_MEDIA_TYPE: Final = "application/vnd.firstlight.start-trace.v1+json"
+_MOST_ARTIFACTS: Final = 4
+
+
+def push_trace(registry: Registry, image: Reference, trace: Trace) -> Descriptor:
+    """Puts it beside the image; raises what the registry raises, Forbidden above all."""
+    subject = registry.manifest(image.at(trace.image)).descriptor
+    blob = registry.push_blob(image, trace.packed(), _MEDIA_TYPE)
+    return attach(registry, image, subject, artifact_type=ARTIFACT_TYPE, blobs=[blob])
+
+
+def fetch_traces(registry: Registry, image: Reference, manifest: str) -> list[Trace]:
+    """Those beside the image. One that is malformed or gone is left out: a start needs none."""
+    traces = []
+    found = attached(registry, image, manifest, artifact_type=ARTIFACT_TYPE)
+    for artifact in found[-_MOST_ARTIFACTS:]:
+        try:
+            content = registry.manifest(image.at(artifact.digest)).content
+            listed = content.get("layers")
+            for described in listed if isinstance(listed, list) else []:
+                blob = Descriptor.parse(described)
+                trace = Trace.parse(registry.blob(image, blob, most_bytes=MOST_TRACE_BYTES))
+                if trace.image != manifest:
+                    raise ImageInvalid("the trace is one of another image")
+                traces.append(trace)
+        except PlatformError:
+            continue
+    return traces
