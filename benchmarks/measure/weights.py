@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.evaluation.evaluate import step_bytes
-from worker.models.config import read_config
-
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
@@ -15,7 +12,7 @@ class ModelFacts:
 
     parameters: int
     embedding_parameters: int
-    int4_bytes: int
+    gate_up_parameters: int
     kv_values_per_token: int
 
     def weight_bytes(self, number_format: str) -> float | None:
@@ -29,9 +26,9 @@ class ModelFacts:
                 return None
 
     def our_weight_bytes(self, number_format: str) -> float:
-        """As we hold them: of int4 the layers that bear it have 5 bits with scales, others 8."""
+        """As we hold them: int4 is 5 bits with scales, for gate and up; the rest is int8."""
         known = self.weight_bytes(number_format)
-        return self.int4_bytes if known is None else known
+        return self.parameters - 0.375 * self.gate_up_parameters if known is None else known
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -52,7 +49,10 @@ def read_facts(model: Path) -> ModelFacts:
     return ModelFacts(
         parameters=sum(map(_parameters, sorted(model.glob("*.safetensors")))),
         embedding_parameters=config["vocab_size"] * config["hidden_size"],
-        int4_bytes=step_bytes(model, read_config(model), "int4"),
+        gate_up_parameters=2
+        * config["num_hidden_layers"]
+        * config["hidden_size"]
+        * config["intermediate_size"],
         kv_values_per_token=2
         * config["num_hidden_layers"]
         * config.get("num_key_value_heads", heads)

@@ -68,6 +68,7 @@ class DataProcess:
         file = self._opened(name, spec)
         self._catalog.put(name, spec)
         self._files.add(file)
+        self._server.added()
         log.info("file.served", file=name, size=file.size)
         return file.head_bytes
 

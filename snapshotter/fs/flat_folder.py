@@ -17,6 +17,8 @@ log = structlog.get_logger()
 
 _KIND = "fuse.firstlight"
 _DEVICE = "/dev/fuse"
+# users of containers read trees; the kernel compares modes, and our folder is for root alone
+_ACCESS = "allow_other,default_permissions"
 _FLAGS = MountFlag.READ_ONLY | MountFlag.NO_SUID | MountFlag.NO_DEV | MountFlag.NO_EXEC
 
 
@@ -27,7 +29,7 @@ def mount_folder(point: Path) -> tuple[int, Feature]:
     """
     descriptor = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
-        options = f"fd={descriptor},rootmode=40000,user_id=0,group_id=0,default_permissions"
+        options = f"fd={descriptor},rootmode=40000,user_id=0,group_id=0,{_ACCESS}"
         linux.mount("firstlight", point, _KIND, _FLAGS, options)
         try:
             return descriptor, _agree(descriptor)

@@ -10,6 +10,7 @@ its program unkillable.
 
 import errno
 import os
+import stat
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -20,6 +21,9 @@ import structlog
 from infra.errors import PlatformError
 from snapshotter.fs import fuse_wire
 from snapshotter.fs.fuse_wire import Buffers, Op, Request
+from snapshotter.fs.layer_trees import SUFFIX as TREE_SUFFIX
+from snapshotter.fs.layer_trees import LayerTree, key_of
+from snapshotter.fs.ports import ServedFile
 from snapshotter.fs.served_files import ServedFiles
 from snapshotter.fs.waiting_reads import WaitingReads
 
@@ -67,10 +71,16 @@ class FuseServer:
         """How many requests of each kind were read, and bytes by where they came from."""
         return dict(sum((counts.copy() for counts in self._counts), Counter()))
 
+    def added(self) -> None:
+        """Makes the kernel drop its list of the folder; call it after a file was added."""
+        with suppress(OSError):  # it has none
+            os.write(self._descriptor, fuse_wire.changed_folder())
+
     def forget(self, name: str) -> None:
-        """Makes the kernel drop the file's name and pages; call it after its removal."""
-        with suppress(OSError):  # it knows no such name
-            os.write(self._descriptor, fuse_wire.forget_name(name))
+        """Makes the kernel drop the file's names and pages; call it after its removal."""
+        for known in (name, name + TREE_SUFFIX):
+            with suppress(OSError):  # it knows no such name
+                os.write(self._descriptor, fuse_wire.forget_name(known))
 
     def _serve(self, counts: Counter[str]) -> None:
         try:
@@ -117,25 +127,25 @@ class FuseServer:
             self._send(fuse_wire.refusal(request.unique, _errno_of(error)))
 
     def _read(self, request: Request, counts: Counter[str]) -> None:
-        file = self._files.at(request.node)
+        file, begin, file_size = _place_of(request.node, self._files)
         offset, size = fuse_wire.read_range(request)
-        length = max(0, min(size, file.size - offset))
+        length = max(0, min(size, file_size - offset))
         if length > fuse_wire.MOST_READ_BYTES:
             raise OSError(errno.EINVAL, "more was asked for than was agreed")
-        data = file.cached(offset, length) if length else b""
+        data = file.cached(begin + offset, length) if length else b""
         if data is not None:
             counts["cached_bytes"] += length
             self._send(fuse_wire.reply(request.unique, _whole(data, length)))
             return
         counts["waited_bytes"] += length
         self._waiting.add(request)
-        self._fetchers.submit(self._fetch, request, offset, length)
+        self._fetchers.submit(self._fetch, request, file, begin + offset, length)
 
-    def _fetch(self, request: Request, offset: int, length: int) -> None:
+    def _fetch(self, request: Request, file: ServedFile, offset: int, length: int) -> None:
         if not self._waiting.has(request.unique):
             return  # who waited for it is gone
         try:
-            data = self._files.at(request.node).read(offset, length)
+            data = file.read(offset, length)
             answered = fuse_wire.reply(request.unique, _whole(data, length))
         except BaseException as error:
             answered = fuse_wire.refusal(request.unique, _errno_of(error))
@@ -167,6 +177,9 @@ class FuseServer:
 
 def answer(request: Request, files: ServedFiles) -> bytes:
     """The body that answers a request for names and attributes. Raises OSError."""
+    key = key_of(request.node)
+    if key is not None and request.op != Op.STATFS:
+        return files.tree(key).answer(request)
     match request.op:
         case Op.LOOKUP:
             return _lookup(request, files)
@@ -180,6 +193,10 @@ def answer(request: Request, files: ServedFiles) -> bytes:
         case Op.STATFS:
             served = files.listed()
             return fuse_wire.statfs_body(len(served), sum(file.size for _, file in served))
+        case Op.GETXATTR:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        case Op.LISTXATTR:
+            return fuse_wire.xattr_body(b"", fuse_wire.xattr_wanted(request)[0])
         case Op.DESTROY:
             return b""
         case _:  # OPEN and OPENDIR too: there are no handles, so a restart loses none
@@ -188,23 +205,30 @@ def answer(request: Request, files: ServedFiles) -> bytes:
 
 def _lookup(request: Request, files: ServedFiles) -> bytes:
     name = request.body.rstrip(b"\0").decode("utf-8", "replace")
-    found = files.find(name) if request.node == fuse_wire.ROOT else None
+    layer = name.removesuffix(TREE_SUFFIX)
+    found = files.find(layer) if request.node == fuse_wire.ROOT else None
     if found is None:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))  # which the kernel does not keep
     node, file = found
+    if layer != name:
+        return LayerTree(file).found()
     return fuse_wire.entry_body(node, fuse_wire.file_attributes(node, file.size))
 
 
 def _listing(request: Request, files: ServedFiles) -> bytes:
     after, size = fuse_wire.read_range(request)
-    body = b""
-    for node, file in files.listed():
-        if node > after:
-            entry = fuse_wire.directory_entry(node, file.name)
-            if len(body) + len(entry) > size:
-                break
-            body += entry
-    return body
+    # a listing goes on by node, not by place: files come and go meanwhile
+    names = ((node, node, file.name.encode()) for node, file in files.listed() if node > after)
+    return fuse_wire.listing(((*entry, stat.S_IFREG >> 12) for entry in names), size)
+
+
+def _place_of(node: int, files: ServedFiles) -> tuple[ServedFile, int, int]:
+    """The served file that has the node's bytes, where they begin, and how many there are."""
+    if (key := key_of(node)) is not None:
+        tree = files.tree(key)
+        return tree.file, *tree.range_of(node)
+    file = files.at(node)
+    return file, 0, file.size
 
 
 def _whole(data: bytes, length: int) -> bytes:

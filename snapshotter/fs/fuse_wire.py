@@ -1,9 +1,10 @@
 """The words of the FUSE protocol that a read-only folder needs (include/uapi/linux/fuse.h, 7.x)."""
 
 import errno
+import os
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
@@ -20,6 +21,7 @@ _MOST_BACKGROUND = 64  # asynchronous requests the kernel keeps outstanding at o
 _MINOR = 40  # what this module speaks
 _OLDEST_MINOR = 28  # Linux 4.20: max_pages
 _RESEND = 7  # a notification: ask again everything that was asked and not answered
+_INVALIDATE_INODE = 2
 _INVALIDATE_ENTRY = 3
 
 _HEADER_IN = struct.Struct("<IIQQIIII")  # length opcode unique node uid gid pid padding
@@ -41,9 +43,12 @@ class Op(IntEnum):
     LOOKUP = 1
     FORGET = 2
     GETATTR = 3
+    READLINK = 5
     OPEN = 14
     READ = 15
     STATFS = 17
+    GETXATTR = 22
+    LISTXATTR = 23
     INIT = 26
     OPENDIR = 27
     READDIR = 28
@@ -159,34 +164,79 @@ def interrupted(request: Request) -> int:
     return int(struct.unpack_from("<Q", request.body)[0])
 
 
+def attributes(
+    node: int,
+    mode: int,
+    size: int,
+    *,
+    links: int,
+    uid: int = 0,
+    gid: int = 0,
+    mtime: int = 0,
+    device: int = 0,
+) -> bytes:
+    """What `stat` says; `mtime` in unsigned seconds, modulo 2^64."""
+    times = (mtime, mtime, mtime, 0, 0, 0)
+    blocks = -(-size // 512)
+    return _ATTR.pack(node, size, blocks, *times, mode, links, uid, gid, device, _PAGE_BYTES, 0)
+
+
 def file_attributes(node: int, size: int) -> bytes:
-    return _attributes(node, stat.S_IFREG | 0o444, size, links=1)
+    return attributes(node, stat.S_IFREG | 0o444, size, links=1)
 
 
 def folder_attributes() -> bytes:
-    return _attributes(ROOT, stat.S_IFDIR | 0o555, 0, links=2)
+    return attributes(ROOT, stat.S_IFDIR | 0o555, 0, links=2)
 
 
-def _attributes(node: int, mode: int, size: int, *, links: int) -> bytes:
-    blocks = -(-size // 512)
-    times = (0,) * 6
-    return _ATTR.pack(node, size, blocks, *times, mode, links, 0, 0, 0, _PAGE_BYTES, 0)
+def attributes_body(packed: bytes) -> bytes:
+    return _ATTR_OUT.pack(_FOREVER_S, 0, 0) + packed
 
 
-def attributes_body(attributes: bytes) -> bytes:
-    return _ATTR_OUT.pack(_FOREVER_S, 0, 0) + attributes
-
-
-def entry_body(node: int, attributes: bytes) -> bytes:
+def entry_body(node: int, packed: bytes) -> bytes:
     """The answer to a LOOKUP that found something, valid until it is taken back."""
-    return _ENTRY_OUT.pack(node, 0, _FOREVER_S, _FOREVER_S, 0, 0) + attributes
+    return _ENTRY_OUT.pack(node, 0, _FOREVER_S, _FOREVER_S, 0, 0) + packed
 
 
-def directory_entry(node: int, name: str) -> bytes:
-    """One name in the answer to READDIR; `node` is also where the next READDIR goes on."""
-    encoded = name.encode()
-    entry = _DIRENT.pack(node, node, len(encoded), stat.S_IFREG >> 12) + encoded
-    return entry + bytes(-len(entry) % 8)
+def no_entry_body() -> bytes:
+    """The answer to a LOOKUP of what will never be there."""
+    return _ENTRY_OUT.pack(0, 0, _FOREVER_S, 0, 0, 0) + bytes(_ATTR.size)
+
+
+def listing(entries: Iterable[tuple[int, int, bytes, int]], size: int) -> bytes:
+    """The answer to READDIR, as much as `size` holds.
+
+    An entry is its node, where a READDIR goes on after it, its name, and st_mode >> 12.
+    """
+    body = bytearray()
+    for node, then, name, kind in entries:
+        entry = _DIRENT.pack(node, then, len(name), kind) + name
+        entry += bytes(-len(entry) % 8)
+        if len(body) + len(entry) > size:
+            break
+        body += entry
+    return bytes(body)
+
+
+def xattr_wanted(request: Request) -> tuple[int, bytes]:
+    """How much room the program has (0: it asks for the size), and which attribute, if one."""
+    (size,) = struct.unpack_from("<I", request.body)
+    return size, request.body[8:].rstrip(b"\0")
+
+
+def xattr_body(value: bytes, room: int) -> bytes:
+    """An attribute's value, or a list of names. Raises OSError (ERANGE)."""
+    if not room:
+        return struct.pack("<II", len(value), 0)
+    if len(value) > room:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    return value
+
+
+def changed_folder() -> bytes:
+    """Tells the kernel that its list of the folder's names is out of date."""
+    body = struct.pack("<Qqq", ROOT, 0, 0)
+    return _HEADER_OUT.pack(_HEADER_OUT.size + len(body), _INVALIDATE_INODE, 0) + body
 
 
 def statfs_body(files: int, size: int) -> bytes:

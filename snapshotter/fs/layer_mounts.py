@@ -5,55 +5,18 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
-from infra.errors import DependencyMissing, ImageInvalid, StoreUnavailable
-from snapshotter.fs import linux, loop_device
+from infra.errors import ImageInvalid, StoreUnavailable
+from snapshotter.fs import linux
 from snapshotter.fs.control_client import Control
+from snapshotter.fs.image_mounts import MountImage, mount_image
 from snapshotter.fs.layout import Layout
-from snapshotter.fs.linux import MountFlag
 from snapshotter.fs.served_files import checked_name
 
 log = structlog.get_logger()
-
-_EROFS = "erofs"
-
-
-class MountImage(Protocol):
-    """Mounts the EROFS image in a file. Raises OSError."""
-
-    def __call__(self, image: Path, point: Path) -> None: ...
-
-
-def mount_erofs(image: Path, point: Path) -> None:
-    """By the file itself where the kernel can (Linux 6.12), else by a loop device."""
-    if not _mounted_by_file(image, point):
-        mount_by_loop(image, point)
-
-
-def _mounted_by_file(image: Path, point: Path) -> bool:
-    # directio: pages of the image would be kept a second time, in the FUSE file
-    for options in ("directio", ""):
-        try:
-            linux.mount(str(image), point, _EROFS, MountFlag.READ_ONLY, options)
-            return True
-        except OSError as error:
-            if error.errno == errno.ENOTBLK:
-                return False
-            if error.errno != errno.EINVAL or not options:
-                raise
-    return False
-
-
-def mount_by_loop(image: Path, point: Path) -> None:
-    """By a block device made of the file."""
-    device, descriptor = loop_device.attach(image)
-    try:
-        linux.mount(str(device), point, _EROFS, MountFlag.READ_ONLY)
-    finally:
-        os.close(descriptor)
 
 
 def _read_ahead(image: Path, head_bytes: int) -> None:
@@ -69,7 +32,7 @@ class LayerMounts:
     """Layers by name: served as a file by the data process, mounted here."""
 
     def __init__(
-        self, layout: Layout, control: Control, mount_image: MountImage = mount_erofs
+        self, layout: Layout, control: Control, mount_image: MountImage = mount_image
     ) -> None:
         self._layout = layout
         self._control = control
@@ -80,7 +43,7 @@ class LayerMounts:
         """The folder with the layer's files; may be repeated, after restarts of anything too.
 
         Waits while the data process is being replaced. Raises what the data process says of the
-        spec, ImageInvalid, DependencyMissing (a kernel without EROFS), StoreUnavailable.
+        spec, ImageInvalid, StoreUnavailable.
         """
         point = self.point(name)
         with self._lock:
@@ -116,13 +79,9 @@ class LayerMounts:
             self._mount_image(self._layout.files / name, point)
         except OSError as error:
             point.rmdir()
-            match error.errno:
-                case errno.ENODEV:
-                    raise DependencyMissing("the kernel has no EROFS") from error
-                case errno.EUCLEAN | errno.EINVAL:
-                    raise ImageInvalid(f"{name} is no EROFS image") from error
-                case _:
-                    raise StoreUnavailable(f"{name}: {error.strerror}") from error
+            if error.errno == errno.EINVAL:
+                raise ImageInvalid(f"{name} is no EROFS image") from error
+            raise StoreUnavailable(f"{name}: {error.strerror}") from error
 
     def _is_mounted(self, point: Path) -> bool:
         return any(mount.point == point for mount in linux.mounts())

@@ -19,6 +19,8 @@ class MountFlag(IntFlag):
     NO_SUID = 2
     NO_DEV = 4
     NO_EXEC = 8
+    REMOUNT = 32
+    BIND = 4096
 
 
 def mount(source: str, target: Path, kind: str, flags: MountFlag, options: str = "") -> None:

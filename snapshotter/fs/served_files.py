@@ -9,6 +9,7 @@ from threading import Lock
 
 from infra.errors import Conflict, Invalid
 from snapshotter.fs.fuse_wire import ROOT
+from snapshotter.fs.layer_trees import LayerTree, tree_key
 from snapshotter.fs.ports import ServedFile
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:]{0,199}")
@@ -16,7 +17,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:]{0,199}")
 
 def node_id(name: str) -> int:
     """The file's node id: the same in every process, since the kernel outlives ours."""
-    return (int.from_bytes(sha256(name.encode()).digest()[:8]) >> 2) + ROOT + 1
+    return (int.from_bytes(sha256(name.encode()).digest()[:8]) >> 3) + ROOT + 1
 
 
 def checked_name(name: str) -> str:
@@ -27,32 +28,37 @@ def checked_name(name: str) -> str:
 
 
 class ServedFiles:
-    """Which files there are; any thread may ask, a change is one new dictionary."""
+    """Which files there are; any thread may ask, a change is a new dictionary."""
 
     def __init__(self, files: Iterable[ServedFile] = ()) -> None:
         self._by_node: dict[int, ServedFile] = {}
-        self._lock = Lock()  # guards the replacement of _by_node
+        self._by_tree: dict[int, ServedFile] = {}
+        self._lock = Lock()  # guards the replacement of both
         for file in files:
             self.add(file)
 
     def add(self, file: ServedFile) -> None:
         """Serves the file; one of the same name replaces it, having the same bytes.
 
-        Raises Conflict when it has another size, so other bytes.
+        Raises Conflict when it has another size, so other bytes, and when the node ids of two
+        names are the same.
         """
-        node = node_id(checked_name(file.name))
+        node, key = node_id(checked_name(file.name)), tree_key(file.name)
         with self._lock:
-            present = self._by_node.get(node)
-            if present is not None and (present.name, present.size) != (file.name, file.size):
-                raise Conflict(f"{file.name} is served with {present.size} bytes already")
+            for present in (self._by_node.get(node), self._by_tree.get(key)):
+                if present is None:
+                    continue
+                if (present.name, present.size) != (file.name, file.size):
+                    raise Conflict(f"{present.name} is served with {present.size} bytes already")
             self._by_node = self._by_node | {node: file}
+            self._by_tree = self._by_tree | {key: file}
 
     def remove(self, name: str) -> bool:
         """Serves it no longer; False if it was not served."""
-        node = node_id(name)
         with self._lock:
-            known = node in self._by_node
-            self._by_node = {key: file for key, file in self._by_node.items() if key != node}
+            known = node_id(name) in self._by_node
+            self._by_node = {at: file for at, file in self._by_node.items() if file.name != name}
+            self._by_tree = {at: file for at, file in self._by_tree.items() if file.name != name}
         return known
 
     def find(self, name: str) -> tuple[int, ServedFile] | None:
@@ -66,6 +72,13 @@ class ServedFiles:
             return self._by_node[node]
         except KeyError:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+    def tree(self, key: int) -> LayerTree:
+        """The layer of that part of a node's id. Raises OSError (ESTALE), as `at`."""
+        file = self._by_tree.get(key)
+        if file is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return LayerTree(file)
 
     def listed(self) -> list[tuple[int, ServedFile]]:
         """Every node and its file, in the order of node ids."""

@@ -13,7 +13,7 @@ import pytest
 
 from infra.errors import ImageInvalid
 from snapshotter.fs import linux
-from snapshotter.fs.layer_mounts import mount_by_loop
+from snapshotter.fs.image_mounts import MountImage, mount_by_file, mount_by_loop, mount_by_tree
 from snapshotter.fs.linux import MountFlag
 from tests.support.layers import RunningLayers, local_layer, running_layers
 from tests.support.mounts import mounts_below
@@ -119,20 +119,23 @@ def kill_while_reads_wait(layers: RunningLayers) -> int:
 def test_a_mounted_layer_is_what_an_extraction_makes(layers: RunningLayers, tmp_path: Path) -> None:
     root = tree_with_everything(tmp_path / "tree")
     spec = local_layer(packed(root, tmp_path / "layer.tar"))
+    ways = {"file:1": mount_by_file, "loop:1": mount_by_loop, "tree:1": mount_by_tree}
 
-    point = layers.mounts().mount(NAME, spec)
+    points = {name: layers.mounts(way).mount(name, spec) for name, way in ways.items()}
 
     expected = looked_at(root)
-    assert looked_at(point) == expected
-    looped = layers.mounts(mount_by_loop).mount(NAME + "00", spec)
-    assert looked_at(looped) == expected
-    for name in (NAME, NAME + "00"):
+    for point in points.values():
+        assert looked_at(point) == expected
+    for name in points:
         layers.mounts().unmount(name)
     assert layers.control.ask("list") == []
     assert mounts_below(layers.layout.root) == [str(layers.layout.files)]
 
 
-def test_overlayfs_believes_the_whiteouts(layers: RunningLayers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [mount_by_file, mount_by_tree])
+def test_overlayfs_believes_the_whiteouts(
+    layers: RunningLayers, tmp_path: Path, way: MountImage
+) -> None:
     lower, upper = tmp_path / "lower", tmp_path / "upper"
     for path in ("gone/file", "kept/old", "opaque/old", "replaced/old", "lost"):
         (lower / path).parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +146,7 @@ def test_overlayfs_believes_the_whiteouts(layers: RunningLayers, tmp_path: Path)
     (upper / ".wh.replaced").touch()
     (upper / "replaced").mkdir()
     (upper / "replaced/new").write_text("upper")
-    point = layers.mounts().mount(NAME, local_layer(packed(upper, tmp_path / "layer.tar")))
+    point = layers.mounts(way).mount(NAME, local_layer(packed(upper, tmp_path / "layer.tar")))
     (merged := tmp_path / "merged").mkdir()
     linux.mount("overlay", merged, "overlay", MountFlag.READ_ONLY, f"lowerdir={point}:{lower}")
 
@@ -171,9 +174,10 @@ def test_no_read_fails_when_the_data_process_is_killed_again_and_again(
     origin_stalls = Path(spec["stop"])
     origin_stalls.touch()
     point = layers.mounts().mount(NAME, spec)
+    tree = layers.mounts(mount_by_tree).mount("tree:1", spec)
     readers = [
         subprocess.Popen(["sha256sum", path], stdout=subprocess.PIPE)
-        for path in (point / "big", point / "big", layers.layout.files / NAME)
+        for path in (point / "big", tree / "big", layers.layout.files / NAME)
     ]
 
     killed = [kill_while_reads_wait(layers), kill_while_reads_wait(layers)]

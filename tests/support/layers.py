@@ -20,9 +20,10 @@ import psutil
 from infra.tether import tethered
 from snapshotter.fs.control_client import ControlClient
 from snapshotter.fs.data_process import DataProcess
+from snapshotter.fs.image_mounts import MountImage, mount_image
 from snapshotter.fs.keeper import keep
 from snapshotter.fs.layer_file import LayerFile
-from snapshotter.fs.layer_mounts import LayerMounts, MountImage, mount_erofs
+from snapshotter.fs.layer_mounts import LayerMounts
 from snapshotter.fs.layout import Layout
 from snapshotter.fs.local_bytes import LocalBytes
 from snapshotter.fs.ports import ServedFile
@@ -120,8 +121,8 @@ class RunningLayers:
     def control(self) -> ControlClient:
         return ControlClient(self.layout.control, deadline_s=60)
 
-    def mounts(self, mount_image: MountImage = mount_erofs) -> LayerMounts:
-        return LayerMounts(self.layout, self.control, mount_image)
+    def mounts(self, way: MountImage = mount_image) -> LayerMounts:
+        return LayerMounts(self.layout, self.control, way)
 
     def start(self) -> None:
         command = (sys.executable, "-m", __name__, str(self.layout.root))

@@ -82,8 +82,9 @@ class Parts:
         return product
 
     def _made(self, slots: Sequence[Slot], inputs: Cut) -> Product:
-        layers = [(slot.name, slot.outputs) for slot in slots]
-        weights = self._weights.linears(layers, inputs, self.dtype)
+        weights = [
+            self._weights.linear(slot.name, slot.outputs, inputs, self.dtype) for slot in slots
+        ]
         biases = [self._bias(slot, inputs) for slot in slots]
         return self.kernels.product(weights, biases)
 
