@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from benchmarks.measure.own import OWN_SECTIONS
 from benchmarks.measure.report import (
     FORMATS,
     OURS,
+    PLAIN,
     Results,
     as_markdown,
     engines_table,
@@ -172,6 +173,12 @@ async def _contenders(
             await _warm_up(servers[-1])
         for server in servers:
             results.add("ready", number_format, server.name, server.ready_s)
+        if setup.with_ours and "decode" in setup.sections:
+            settings = engine_settings(number_format, speculation="none")
+            replica = our_replica(number_format, setup.model, settings)
+            plain = await stack.enter_async_context(replica)
+            servers.append(replace(plain, name=PLAIN))
+            await _warm_up(servers[-1])
         yield servers
 
 
@@ -192,12 +199,17 @@ async def _rounds(
     for number in range(setup.rounds):
         for section in (name for name in SECTIONS if name in setup.sections):
             for index, sample in enumerate(SECTIONS[section][: setup.most_samples]):
-                for server in servers:
+                for server in (each for each in servers if _has_part(each, section)):
                     await _take(
                         setup, server, sample, prompts, f"{number}/{section}/{index}", results
                     )
-    for server in servers:
+    for server in (each for each in servers if each.name != PLAIN):
         results.add("pss", server.number_format, server.name, server.pss_bytes())
+
+
+def _has_part(server: Running, section: str) -> bool:
+    """Ours without guesses is there for one stream alone: with more there are none anyway."""
+    return server.name != PLAIN or section == "decode"
 
 
 async def _take(
@@ -209,6 +221,9 @@ async def _take(
             values = await sample(server, prompts, seed)
     except (RequestFailed, OSError) as error:
         results.remarks.append(f"{server.name}, {server.number_format}, {seed}: {error}")
+        return
+    if server.name == PLAIN:
+        results.add("tpot/plain", server.number_format, OURS, values["tpot"])
         return
     values |= _shares(setup, server, values)
     for metric, value in values.items():

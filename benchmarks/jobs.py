@@ -48,7 +48,7 @@ def _accept(model: Path, environment: dict[str, str], requests: int) -> None:
         assert url.port is not None
         for concurrency in (1, CONCURRENCY):
             uvloop.run(accept.measure(url.host, url.port, concurrency=concurrency, requests=200))
-            seen = asyncio.run(
+            seen = uvloop.run(
                 accept.measure(url.host, url.port, concurrency=concurrency, requests=requests)
             )
             _say(

@@ -18,9 +18,13 @@ _UNUSED = re.compile(
     r"(^|/)(test|tests|idlelib|tkinter|turtledemo|ensurepip|lib2to3|site-packages|dist-packages|config-[^/]*)(/|$)"
 )
 # Of packages: what is for building against them, and for testing them.
-_NOT_RUN = re.compile(r"(^|/)(include|tests|testing/data|share/cmake)/|\.(a|h|hpp|cuh|pyi|cpp)$")
+_NOT_RUN = re.compile(
+    r"(^|/)(include|tests|share/cmake|torch/bin|torch/test)/|\.(a|h|hpp|cuh|pyi|cpp)$"
+)
+_OURSELVES = "firstlight"  # installed for this folder only: its code is another layer
 _ROOT = Path(__file__).parents[2]
-_OURS = frozenset({".py", ".pyc", ".txt", ".lua", ".so"})
+# With the sources of the kernels: what was made of them is named after them.
+_OURS = frozenset({".py", ".pyc", ".txt", ".lua", ".so", ".cpp", ".h"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ def packages(names: Iterable[str], *, without: frozenset[str] = frozenset()) -> 
     Raises PackageNotFoundError for one that is not here.
     """
     for each in _closure(names, without):
+        if each.name == _OURSELVES:
+            continue
         base = Path(str(each.locate_file("")))
         for listed in each.files or ():
             source = Path(str(each.locate_file(listed)))

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from benchmarks.image_build.contents import File
 
 MEDIA_TYPE = "application/vnd.oci.image.layer.v1.tar"
+USER = 65532  # as the Dockerfiles say it
 _LONG_AGO = 1_700_000_000
 
 
@@ -27,12 +28,14 @@ def write_layer(
     files: Iterable[File],
     *,
     folders: Mapping[str, int] | None = None,
+    owned: Iterable[str] = (),
     links: Mapping[str, str] | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> WrittenLayer:
     """Everything belongs to root, who alone may write it; what can be run here can be run there.
 
-    `folders` have modes, `links` targets. What compiled Python is valid for is a file's time.
+    Folders that are `owned` are the user's own. `folders` have modes, `links` targets. What
+    compiled Python is valid for is a file's time.
     """
     known: set[str] = set()
     with (
@@ -42,6 +45,10 @@ def write_layer(
         for name, mode in (folders or {}).items():
             _parents(tar, name, known)
             _add_folder(tar, name, mode, known)
+        for name in owned:
+            member = _member(name, tarfile.DIRTYPE, 0o755)
+            member.uid = member.gid = USER
+            tar.addfile(member)
         for name, to in (links or {}).items():
             _parents(tar, name, known)
             link = _member(name, tarfile.SYMTYPE, 0o777)

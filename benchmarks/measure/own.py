@@ -42,18 +42,29 @@ _SCHEMA = {
 
 
 async def guidance(model: Path, _: ModelFacts, number_format: str, results: Results) -> None:
-    """Time a token of an answer held to a schema, over that of a free one of the same length."""
+    """Time a token of an answer held to a schema, over that of a free one of the same length.
+
+    With guesses, which a schema's fixed texts make right more often, and without.
+    """
+    plainly = engine_settings(number_format, speculation="none")
+    async with (
+        our_replica(number_format, model, engine_settings(number_format)) as guessing,
+        our_replica(number_format, model, plainly) as plain,
+    ):
+        for round_ in range(_ROUNDS + 1):
+            for metric, replica in (("guided/cost", guessing), ("guided/cost/plain", plain)):
+                cost = await _cost_of_a_schema(replica)
+                if round_ > 0:  # the first compiled the schema
+                    results.add(metric, number_format, OURS, cost)
+
+
+async def _cost_of_a_schema(replica: Running) -> float:
     form = {"type": "json_schema", "json_schema": {"name": "cities", "schema": _SCHEMA}}
-    async with our_replica(number_format, model, engine_settings(number_format)) as replica:
-        costs = []
-        for _round in range(_ROUNDS + 1):
-            free = await chat(replica.endpoint, _QUESTION, max_tokens=_GUIDED_TOKENS)
-            guided = await chat(
-                replica.endpoint, _QUESTION, max_tokens=_GUIDED_TOKENS, response_format=form
-            )
-            costs.append(_is_guided(guided).tpot_s / free.tpot_s)
-    for cost in costs[1:]:  # the first compiled the schema
-        results.add("guided/cost", number_format, OURS, cost)
+    free = await chat(replica.endpoint, _QUESTION, max_tokens=_GUIDED_TOKENS)
+    guided = await chat(
+        replica.endpoint, _QUESTION, max_tokens=_GUIDED_TOKENS, response_format=form
+    )
+    return _is_guided(guided).tpot_s / free.tpot_s
 
 
 def _is_guided(answer: Answer) -> Answer:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 OURS = "firstlight"
+PLAIN = "firstlight without guesses"  # as peers run, who guess nothing of what follows
 FORMATS = ("bf16", "int8", "int4")
 
 
@@ -20,6 +21,7 @@ class Metric:
     lower_is_better: bool = False
     scale: float = 1.0
     digits: int = 1
+    peers_key: str | None = None  # what peers are compared by, where it is not `key`
 
 
 def _milliseconds(key: str, title: str) -> Metric:
@@ -28,6 +30,7 @@ def _milliseconds(key: str, title: str) -> Metric:
 
 METRICS = (
     _milliseconds("tpot", "a token, one stream"),
+    Metric("tpot/plain", "the same, without guesses, ms", True, 1000, peers_key="tpot"),
     Metric("mbu", "MBU of one stream, %", scale=100, digits=0),
     *(
         Metric(f"throughput/{streams}/128", f"tokens/s, {streams} streams, 128 in", digits=0)
@@ -68,9 +71,17 @@ class Results:
             if (key, kind) == (metric, number_format) and engine != OURS
         }
 
-    def ratio(self, metric: str, number_format: str, *, lower_is_better: bool) -> float | None:
-        """Our median over that of the best peer."""
-        ours, peers = self.median(metric, number_format), self.peers(metric, number_format)
+    def ratio(
+        self,
+        metric: str,
+        number_format: str,
+        *,
+        lower_is_better: bool,
+        peers_metric: str | None = None,
+    ) -> float | None:
+        """Our median over that of the best peer, in `peers_metric` where it is another."""
+        ours = self.median(metric, number_format)
+        peers = self.peers(peers_metric or metric, number_format)
         if ours is None or not peers:
             return None
         return ours / (min if lower_is_better else max)(peers.values())
@@ -125,6 +136,8 @@ def _targets(results: Results) -> Iterator[Target]:
     for kind, limit in (("bf16", 0.8), ("int8", 0.65), ("int4", 0.5)):
         ratio = results.ratio("tpot", kind, lower_is_better=True)
         yield Target(f"a token of one stream, {kind}, of the best peer's", limit, ratio, True)
+        ratio = results.ratio("tpot/plain", kind, lower_is_better=True, peers_metric="tpot")
+        yield Target(f"the same without guesses, {kind}", limit, ratio, True)
     yield Target("MBU of one stream, bf16", 0.85, results.median("mbu", "bf16"), False, "")
     for kind, limit in (("bf16", 1.3), ("int8", 1.5)):
         for streams in (8, 16, 32):
@@ -142,6 +155,8 @@ def _targets(results: Results) -> Iterator[Target]:
     for kind in FORMATS:
         guided = results.median("guided/cost", kind)
         yield Target(f"a token of guided JSON, {kind}, of free text's", 1.05, guided, True)
+        guided = results.median("guided/cost/plain", kind)
+        yield Target(f"the same without guesses, guided, {kind}", 1.05, guided, True)
     for kind in FORMATS:
         copying = results.median("speculation/copying", kind)
         yield Target(f"n-gram speculation where answers copy, {kind}", 1.5, copying, False)
@@ -179,7 +194,12 @@ def engines_table(results: Results, engines: Sequence[str]) -> Table:
         for kind in FORMATS:
             cells = [_cell(results, metric, kind, engine) for engine in (OURS, *engines)]
             if any(cells):
-                ratio = results.ratio(metric.key, kind, lower_is_better=metric.lower_is_better)
+                ratio = results.ratio(
+                    metric.key,
+                    kind,
+                    lower_is_better=metric.lower_is_better,
+                    peers_metric=metric.peers_key,
+                )
                 cells.append("" if ratio is None else f"{ratio:.2f}")
                 table.add_row(metric.title, kind, *cells)
     return table

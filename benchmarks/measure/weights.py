@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from worker.evaluation.evaluate import step_bytes
+from worker.models.config import read_config
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
@@ -12,7 +15,7 @@ class ModelFacts:
 
     parameters: int
     embedding_parameters: int
-    gate_up_parameters: int
+    int4_bytes: int
     kv_values_per_token: int
 
     def weight_bytes(self, number_format: str) -> float | None:
@@ -26,9 +29,9 @@ class ModelFacts:
                 return None
 
     def our_weight_bytes(self, number_format: str) -> float:
-        """As we hold them: int4 is 5 bits with scales, for gate and up; the rest is int8."""
+        """As we hold them: of int4 the layers that bear it have 5 bits with scales, others 8."""
         known = self.weight_bytes(number_format)
-        return self.parameters - 0.375 * self.gate_up_parameters if known is None else known
+        return self.int4_bytes if known is None else known
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -49,10 +52,7 @@ def read_facts(model: Path) -> ModelFacts:
     return ModelFacts(
         parameters=sum(map(_parameters, sorted(model.glob("*.safetensors")))),
         embedding_parameters=config["vocab_size"] * config["hidden_size"],
-        gate_up_parameters=2
-        * config["num_hidden_layers"]
-        * config["hidden_size"]
-        * config["intermediate_size"],
+        int4_bytes=step_bytes(model, read_config(model), "int4"),
         kv_values_per_token=2
         * config["num_hidden_layers"]
         * config.get("num_key_value_heads", heads)

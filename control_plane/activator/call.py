@@ -40,9 +40,9 @@ class TokenCount:
         self.has_begun = True
         for name, value in headers:
             if name == _PROMPT_TOKENS:
-                self.prompt = int(value)
+                self.prompt = _number(value)
             elif name == _COMPLETION_TOKENS:
-                self.completion = int(value)
+                self.completion = _number(value)
 
     def see(self, events: bytes) -> bytes:
         """Some events of a stream have come; returns them without what is said to us only.
@@ -54,6 +54,11 @@ class TokenCount:
             return events
         self.prompt, self.completion = int(said[1]), int(said[2])
         return events[: said.start()] + events[said.end() :]
+
+
+def _number(said: bytes) -> int:
+    """What is no number of tokens counts as none."""
+    return int(said) if len(said) < 10 and said.isdigit() else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,8 @@ def explain(call: Call, revision: Revision, tries: Sequence[Try], fleet: Fleet) 
 def _queueing(
     call: Call, tries: Sequence[Try], climb: Sequence[StageTiming], fleet: Fleet
 ) -> list[StageTiming]:
-    """From arrival to the wish for a replica, and from READY to each dispatch."""
+    """From arrival to the wish for a replica, and from the end of its climb to each dispatch: first
+    the news of it was on its way here, then there was no permit."""
     timings: list[StageTiming] = []
     if climb:
         begun_at = min(timing.started_at for timing in climb)
@@ -88,18 +89,20 @@ def _queueing(
     for earlier, later in zip((None, *tries), tries, strict=False):
         replica = fleet.replica(later.endpoint.replica_id)
         ready_at = None if replica is None else replica.ready_at
-        if ready_at is not None:
+        if replica is not None and ready_at is not None:
+            climbed_at = max((it.ended_at for it in replica.stages), default=ready_at)
+            timings.append(_queue(climbed_at, ready_at, source="node"))
             free_at = ready_at if earlier is None else max(ready_at, earlier.ended_at)
             timings.append(_queue(free_at, later.dispatched_at))
     return timings
 
 
-def _queue(started_at: float, ended_at: float) -> StageTiming:
+def _queue(started_at: float, ended_at: float, *, source: str = "activator") -> StageTiming:
     return StageTiming(
         stage=Stage.QUEUE,
         started_at=started_at,
         seconds=max(0.0, ended_at - started_at),
-        source="activator",
+        source=source,
     )
 
 

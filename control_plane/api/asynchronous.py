@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from control_plane.queue.service import Terms
+from control_plane.queue.acceptance import Terms
 from control_plane.queue.webhook_url import CheckUrl
 from infra.errors import Invalid
 

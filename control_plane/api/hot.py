@@ -1,6 +1,7 @@
 """The hot path: what is done with a generation request from its head to the activator."""
 
 import os
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -26,7 +27,6 @@ from infra.contracts.revision import Revision
 from infra.errors import MethodNotAllowed, PlatformError
 from infra.generation_requests import read_request
 from infra.metrics import Counter
-from infra.supervise import TaskSet
 
 log = structlog.get_logger()
 
@@ -53,7 +53,6 @@ class HotPath:
         self._jobs = jobs
         self._requests = requests
         self._clock = clock
-        self._accepting = TaskSet()
         self._prefix = f"req_{os.urandom(8).hex()}"  # of the ids of this process's requests
         self._numbers = count()
         self.intake = Intake()
@@ -86,11 +85,10 @@ class HotPath:
         """See Desk."""
         try:
             call, revision = self._accept(request)
-            if b"prefer" in request.headers and self._jobs.wants_job(request.headers):
-                job = self._accept_job(request, call, revision)
-                self._accepting.start(job, name="accept job")
+            headers, request.headers = request.headers, {}
+            if b"prefer" in headers and self._jobs.wants_job(headers):
+                self._jobs.accept(call, revision, headers, request, partial(self.fail, request))
                 return
-            request.headers = {}
             request.exchange = self._activator.begin(call, revision, request)
         except Exception as error:
             self.fail(request, error)
@@ -128,12 +126,6 @@ class HotPath:
             prompt_of(content, tenant) if session is None else session,
         )
         return call, revision
-
-    async def _accept_job(self, request: HotRequest, call: Call, revision: Revision) -> None:
-        try:
-            await self._jobs.accept(call, revision, request.headers, request)
-        except Exception as error:
-            self.fail(request, error)
 
     # -- its end -------------------------------------------------------------------------------
 

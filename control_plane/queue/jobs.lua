@@ -9,7 +9,7 @@ local function key(kind, name) return base .. ':' .. kind .. ':' .. name end
 local function load(id)
   local flat = redis.call('HGETALL', key('job', id))
   if #flat == 0 then return nil end
-  local job = {}
+  local job = {attempt = '0', failures = '0', reclaims = '0'}
   for i = 1, #flat, 2 do job[flat[i]] = flat[i + 1] end
   return job
 end
@@ -124,35 +124,53 @@ end
 
 local verbs = {}
 
--- id, tenant, model, deadline, idempotency key or '', fingerprint, body, then fields of the job
--- → {'new' | 'known' | 'mismatch', {id, fields}} or {'full', bytes}
-function verbs.accept(id, tenant, model, deadline, idempotency, fingerprint, body, ...)
-  if redis.call('EXISTS', key('job', id)) == 1 then return {'new', {id, {}}} end
-  local known_key = key('idempotency', tenant .. ':' .. idempotency)
-  if idempotency ~= '' then
-    local known = redis.call('GET', known_key)
-    local known_id, known_print = string.match(known or '', '^(%S+) (%S+)$')
-    if known_id and redis.call('EXISTS', key('job', known_id)) == 1 then
-      return {known_print == fingerprint and 'known' or 'mismatch', shown(known_id)}
+-- for each: id, tenant, model, deadline, idempotency key or '', fingerprint, body, path, request,
+-- model's owner, created at, most attempts, webhook or ''
+-- → for each: 1 if it is new, {'known' | 'mismatch', {id, fields}} or {'full', bytes}
+local WIDTH = 13
+
+function verbs.accept(...)
+  local args, outcomes = {...}, {}
+  local before = tonumber(redis.call('GET', base .. ':bytes') or '0')
+  local kept, models = before, {}
+  local function accept(id, tenant, model, deadline, idempotency, fingerprint, body, path, request,
+    model_owner, created_at, max_attempts, webhook)
+    if redis.call('EXISTS', key('job', id)) == 1 then return 1 end
+    local known_key = idempotency ~= '' and key('idempotency', tenant .. ':' .. idempotency)
+    if known_key then
+      local known = redis.call('GET', known_key)
+      local known_id, known_print = string.match(known or '', '^(%S+) (%S+)$')
+      if known_id and redis.call('EXISTS', key('job', known_id)) == 1 then
+        return {known_print == fingerprint and 'known' or 'mismatch', shown(known_id)}
+      end
     end
+    local size = #body + JOB_BYTES
+    if kept + size > MOST_BYTES then return {'full', kept} end
+    kept = kept + size
+    models[model] = (models[model] or 0) + 1
+    redis.call('SET', key('body', id), body)
+    redis.call('HSET', key('job', id), 'tenant', tenant, 'model', model, 'deadline_at', deadline,
+      'state', 'queued', 'path', path, 'request_id', request, 'model_owner', model_owner,
+      'created_at', created_at, 'max_attempts', max_attempts)
+    redis.call('ZADD', key('of', tenant), 0, id)
+    redis.call('ZADD', key('queue', model), now, id)
+    redis.call('ZADD', base .. ':deadlines', deadline, id)
+    if webhook ~= '' then redis.call('HSET', key('job', id), 'webhook', webhook) end
+    if known_key then
+      redis.call('HSET', key('job', id), 'is_idempotent', 1)
+      redis.call('SET', known_key, id .. ' ' .. fingerprint, 'PX', IDEMPOTENCY)
+    end
+    return 1
   end
-  local size = #body + JOB_BYTES
-  local kept = tonumber(redis.call('GET', base .. ':bytes') or '0')
-  if kept + size > MOST_BYTES then return {'full', kept} end
-  weigh(size)
-  redis.call('SET', key('body', id), body)
-  redis.call('HSET', key('job', id), 'tenant', tenant, 'model', model, 'deadline_at', deadline,
-    'state', 'queued', 'attempt', 0, 'failures', 0, 'reclaims', 0,
-    'is_idempotent', idempotency == '' and 0 or 1, ...)
-  redis.call('ZADD', key('of', tenant), 0, id)
-  redis.call('ZADD', key('queue', model), now, id)
-  redis.call('SADD', base .. ':waiting', model)
-  redis.call('ZADD', base .. ':deadlines', deadline, id)
-  count(model, 'queued', 1)
-  if idempotency ~= '' then
-    redis.call('SET', known_key, id .. ' ' .. fingerprint, 'PX', IDEMPOTENCY)
+  for i = 1, #args, WIDTH do
+    outcomes[#outcomes + 1] = accept(unpack(args, i, i + WIDTH - 1))
   end
-  return {'new', {id, {}}}
+  for model, jobs in pairs(models) do
+    redis.call('SADD', base .. ':waiting', model)
+    count(model, 'queued', jobs)
+  end
+  weigh(kept - before)
+  return outcomes
 end
 
 function verbs.get(id, tenant)

@@ -1,7 +1,7 @@
 """Jobs that end with the process."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from control_plane.queue.store import (
     Backlog,
     Failure,
     Idempotency,
+    NewJob,
     Page,
     Policy,
     Taken,
@@ -22,6 +23,7 @@ from control_plane.queue.store import (
 from infra.contracts.base import JobId, ModelName
 from infra.contracts.job import JobState, WebhookCall
 from infra.contracts.tenancy import TenantName
+from infra.errors import IdempotencyKeyReused, JobsFull
 
 BATCH = 100
 
@@ -66,6 +68,17 @@ class MemoryJobStore:
         self._bodies[job.job_id] = body
         self._due[job.job_id] = now
         return Accepted(job, is_new=True)
+
+    async def accept_all(
+        self, new: Sequence[NewJob], *, now: float
+    ) -> tuple[Accepted | IdempotencyKeyReused | JobsFull, ...]:
+        outcomes: list[Accepted | IdempotencyKeyReused | JobsFull] = []
+        for job, body, idempotency in new:
+            try:
+                outcomes.append(await self.accept(job, body, idempotency=idempotency, now=now))
+            except (IdempotencyKeyReused, JobsFull) as error:
+                outcomes.append(error)
+        return tuple(outcomes)
 
     async def get(self, job_id: JobId, *, tenant: TenantName | None) -> Job | None:
         job = self._jobs.get(job_id)

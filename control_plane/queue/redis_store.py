@@ -35,6 +35,7 @@ from control_plane.queue.store import (
     Backlog,
     Failure,
     Idempotency,
+    NewJob,
     Page,
     Policy,
     Taken,
@@ -43,6 +44,7 @@ from control_plane.queue.store import (
 from infra.contracts.base import JobId, ModelName, RequestId
 from infra.contracts.job import JobState, WebhookCall
 from infra.contracts.tenancy import TenantName
+from infra.errors import IdempotencyKeyReused, JobsFull
 from infra.redis_function import Argument, RedisFunction
 
 BASE = "{firstlight}:jobs"
@@ -74,27 +76,35 @@ class RedisJobStore:
     async def accept(
         self, job: Job, body: bytes, *, idempotency: Idempotency | None, now: float
     ) -> Accepted:
-        key, fingerprint = idempotency or ("", "")
-        fields: list[Argument] = [
-            *("path", job.path, "request_id", job.request_id, "model_owner", job.model_owner),
-            *("created_at", _ms(job.created_at), "updated_at", _ms(job.updated_at)),
-            *("max_attempts", job.max_attempts),
-        ]
-        if job.webhook is not None:
-            fields += ["webhook", job.webhook.url]
-        outcome, found = await self._call(
-            *("accept", now, job.job_id, job.tenant, job.model, _ms(job.deadline_at)),
-            *(key, fingerprint, body, *fields),
-        )
-        match outcome.decode():
-            case "new":
-                return Accepted(job, is_new=True)
+        [outcome] = await self.accept_all([NewJob(job, body, idempotency)], now=now)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def accept_all(
+        self, new: Sequence[NewJob], *, now: float
+    ) -> tuple[Accepted | IdempotencyKeyReused | JobsFull, ...]:
+        arguments: list[Argument] = []
+        for job, body, idempotency in new:
+            key, fingerprint = idempotency or ("", "")
+            arguments += (job.job_id, job.tenant, job.model, _ms(job.deadline_at))
+            arguments += (key, fingerprint, body)
+            arguments += (job.path, job.request_id, job.model_owner, _ms(job.created_at))
+            arguments += (job.max_attempts, "" if job.webhook is None else job.webhook.url)
+        outcomes = await self._call("accept", now, *arguments)
+        return tuple(map(self._accepted, new, outcomes))
+
+    def _accepted(self, new: NewJob, outcome: Any) -> Accepted | IdempotencyKeyReused | JobsFull:
+        if outcome == 1:
+            return Accepted(new.job, is_new=True)
+        word, found = outcome
+        match word.decode():
             case "known":
                 return Accepted(_job(found), is_new=False)
             case "mismatch":
-                raise key_reused(_job(found))
+                return key_reused(_job(found))
             case _:
-                raise jobs_full(int(found), self._policy)
+                return jobs_full(int(found), self._policy)
 
     async def get(self, job_id: JobId, *, tenant: TenantName | None) -> Job | None:
         return _job_or_none(await self._call("get", 0, job_id, tenant or ""))
@@ -267,7 +277,7 @@ def _job(found: Any) -> Job:
         path=fields["path"],
         request_id=RequestId(fields["request_id"]),
         created_at=float(fields["created_at"]) / 1000,
-        updated_at=float(fields["updated_at"]) / 1000,
+        updated_at=float(fields.get("updated_at", fields["created_at"])) / 1000,
         deadline_at=float(fields["deadline_at"]) / 1000,
         max_attempts=number("max_attempts"),
         state=JobState(fields["state"]),

@@ -1,44 +1,19 @@
 """What callers can do with jobs: leave one, look at it, end it, try it again, fetch its answer."""
 
-import hashlib
-import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from control_plane.queue import problems
+from control_plane.queue.acceptance import Acceptance, Order, Told
 from control_plane.queue.answers import Answers
-from control_plane.queue.job import Job, Webhook
-from control_plane.queue.store import Accepted, Idempotency, JobStore, Page
+from control_plane.queue.job import Job
+from control_plane.queue.store import JobStore, Page
 from infra.clock import Clock
-from infra.contracts.base import JobId, ModelName, RequestId
+from infra.contracts.base import JobId, ModelName
 from infra.contracts.job import JobState
 from infra.contracts.tenancy import TenantName
 
 _ID = re.compile(r"job_[0-9a-f]{28}")
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a caller asks beside the request itself."""
-
-    deadline_s: float
-    max_attempts: int
-    webhook_url: str | None = None
-    idempotency_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A valid request that its caller does not wait for; `path` is the replica's."""
-
-    tenant: TenantName
-    model: ModelName
-    model_owner: TenantName
-    path: str
-    request_id: RequestId
-    body: bytes
-    terms: Terms
 
 
 class Jobs:
@@ -62,32 +37,11 @@ class Jobs:
         self._clock = clock
         self._waits = waits
         self._abort = abort
+        self._acceptance = Acceptance(store, clock=clock, waits=waits)
 
-    async def accept(self, order: Order) -> Accepted:
-        """Makes a job of the order; when this returns, it is on disk.
-
-        Raises IdempotencyKeyReused, JobsFull.
-        """
-        now, terms = round(self._clock.now(), 3), order.terms  # as the store keeps it
-        job = Job(
-            job_id=_new_id(now),
-            tenant=order.tenant,
-            model=order.model,
-            model_owner=order.model_owner,
-            path=order.path,
-            request_id=order.request_id,
-            created_at=now,
-            updated_at=now,
-            deadline_at=now + terms.deadline_s,
-            max_attempts=terms.max_attempts,
-            webhook=None if terms.webhook_url is None else Webhook(terms.webhook_url),
-        )
-        accepted = await self._store.accept(
-            job, order.body, idempotency=_idempotency(order), now=now
-        )
-        if accepted.is_new:
-            self._waits(order.model)
-        return accepted
+    def accept(self, order: Order, told: Told) -> None:
+        """See Acceptance.accept."""
+        self._acceptance.accept(order, told)
 
     async def get(self, job_id: str, *, tenant: TenantName | None) -> Job:
         job = await self._store.get(_checked(job_id), tenant=tenant)
@@ -150,11 +104,6 @@ class Jobs:
                 raise problems.without_answer(job)
 
 
-def _new_id(now: float) -> JobId:
-    """Ids sort by age."""
-    return JobId(f"job_{round(now * 1000):012x}{os.urandom(8).hex()}")
-
-
 def _checked(job_id: str) -> JobId:
     if _ID.fullmatch(job_id) is None:
         raise problems.job_not_found(job_id[:64])
@@ -165,13 +114,3 @@ def _found(job: Job | None, job_id: str) -> Job:
     if job is None:
         raise problems.job_not_found(job_id)
     return job
-
-
-def _idempotency(order: Order) -> Idempotency | None:
-    """The key and the whole order as digests."""
-    terms = order.terms
-    if terms.idempotency_key is None:
-        return None
-    asked = (order.model, order.path, terms.deadline_s, terms.max_attempts, terms.webhook_url)
-    fingerprint = hashlib.sha256(repr(asked).encode() + order.body).hexdigest()
-    return Idempotency(hashlib.sha256(terms.idempotency_key.encode()).hexdigest(), fingerprint)

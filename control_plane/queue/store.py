@@ -1,6 +1,6 @@
 """The port to where jobs are kept, and the values that pass through it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -8,6 +8,7 @@ from control_plane.queue.job import Answer, Job, Verdict
 from infra.contracts.base import JobId, ModelName
 from infra.contracts.job import JobState
 from infra.contracts.tenancy import TenantName
+from infra.errors import IdempotencyKeyReused, JobsFull
 
 MOST_SCANNED = 1000
 
@@ -34,6 +35,14 @@ class Idempotency(NamedTuple):
 
     key: str
     fingerprint: str
+
+
+class NewJob(NamedTuple):
+    """A job that is to be kept, with its request's body."""
+
+    job: Job
+    body: bytes
+    idempotency: Idempotency | None = None
 
 
 class Accepted(NamedTuple):
@@ -96,8 +105,15 @@ class JobStore(Protocol):
     ) -> Accepted:
         """Keeps a new job; when it returns, the job is on disk.
 
-        Raises IdempotencyMismatch where the key was used for something else, QueueFull.
+        Raises IdempotencyKeyReused where the key was used for something else, JobsFull.
         """
+        ...
+
+    async def accept_all(
+        self, new: Sequence[NewJob], *, now: float
+    ) -> tuple[Accepted | IdempotencyKeyReused | JobsFull, ...]:
+        """As many calls of `accept`, in this order, whose errors are given back; when it returns,
+        all that were accepted are on disk."""
         ...
 
     async def get(self, job_id: JobId, *, tenant: TenantName | None) -> Job | None: ...

@@ -10,6 +10,7 @@ An index comes from a registry: everything in it is bounded and checked before i
 """
 
 import os
+import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import zstandard
 
 from infra.errors import ImageInvalid
 from snapshotter.index.chunk_table import ChunkTable
-from snapshotter.index.entry import Entry, Kind, safe_path
+from snapshotter.index.entry import MOST_NAME_BYTES, MOST_PATH_BYTES, Entry, Kind
 from snapshotter.index.gzip_spans import GzipPoint
 from snapshotter.index.tar_scan import MOST_ENTRIES
 from snapshotter.registry.reference import DIGEST
@@ -34,6 +35,12 @@ _U32: Final = struct.Struct("<I")
 _MOST_HEADER_BYTES: Final = 4096
 _MOST_WINDOW_BYTES: Final = 40 << 10
 _MOST_ENTRIES_BYTES: Final = 256 << 20
+_MOST_ID: Final = (1 << 32) - 1
+_KINDS: Final = {kind.value: kind for kind in Kind if kind not in {Kind.CHAR, Kind.BLOCK}}
+# of names as bytes, a character each: what entry.safe_path leaves as it is
+_SAFE_NAME: Final = rf"(?!\.\.?(?:/|\Z))[^/\0]{{1,{MOST_NAME_BYTES}}}"
+_SAFE_PATH: Final = re.compile(rf"(?:{_SAFE_NAME}(?:/{_SAFE_NAME})*)?")
+
 _MALFORMED: Final = (
     ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error
 )  # fmt: skip
@@ -161,30 +168,32 @@ def _row(entry: Entry) -> list[Any]:
 
 def _entry(row: list[Any], size: int) -> Entry:
     path, kind, mode, uid, gid, mtime, file_bytes, offset, target, *xattrs = row
-    numbers = (mode, uid, gid, mtime, file_bytes, offset)
-    if not all(isinstance(number, int) and 0 <= number < 1 << 40 for number in numbers):
-        raise ImageInvalid("the layer's index has a malformed number")
-    if uid >= 1 << 32 or gid >= 1 << 32 or mode > 0o7777 or mtime >= 1 << 33:
+    for number in row[2:8]:  # an index has tens of thousands of rows, and a pull waits for them
+        if type(number) is not int or number < 0:
+            raise ImageInvalid("the layer's index has a malformed number")
+    if uid > _MOST_ID or gid > _MOST_ID or mode > 0o7777 or mtime >= 1 << 33:
         raise ImageInvalid("the layer's index has a malformed number")
     if offset % 512 or offset + file_bytes > size:
         raise ImageInvalid("the layer's index has a file outside of the layer")
-    kind = Kind(kind)
-    path, target = _untext(path), _untext(target)
-    if safe_path(path) != path or (kind is Kind.HARDLINK and safe_path(target) != target):
+    if not _SAFE_PATH.fullmatch(path) or len(path) > MOST_PATH_BYTES:
         raise ImageInvalid("the layer's index has an unsafe path")
-    if kind in {Kind.CHAR, Kind.BLOCK} or "\0" in target:
-        raise ImageInvalid("the layer's index has a device, or a link to nowhere")
+    kind = _KINDS[kind]
+    if target and (len(target) > MOST_PATH_BYTES or "\0" in target):
+        raise ImageInvalid("the layer's index has a link to nowhere")
+    if kind is Kind.HARDLINK and not _SAFE_PATH.fullmatch(target):
+        raise ImageInvalid("the layer's index has an unsafe link")
     return Entry(
-        path=path,
-        kind=kind,
-        mode=mode,
-        uid=uid,
-        gid=gid,
-        mtime=mtime,
-        size=file_bytes,
-        offset=offset,
-        target=target,
-        xattrs=dict(_xattrs(xattrs[0])) if xattrs else {},
+        _untext(path),
+        kind,
+        mode,
+        uid,
+        gid,
+        mtime,
+        file_bytes,
+        offset,
+        _untext(target) if target else "",
+        (0, 0),
+        dict(_xattrs(xattrs[0])) if xattrs else {},
     )
 
 
@@ -201,4 +210,4 @@ def _text(name: str) -> str:
 
 
 def _untext(text: str) -> str:
-    return os.fsdecode(text.encode("latin-1"))
+    return text if text.isascii() else os.fsdecode(text.encode("latin-1"))

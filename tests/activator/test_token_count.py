@@ -19,6 +19,15 @@ def test_what_a_replica_says_is_counted_and_taken_out(events: bytes) -> None:
     assert (tokens.prompt, tokens.completion) == (11, 4)
 
 
+@pytest.mark.parametrize("said", [b"", b"many", b"-1", b"1e3", b"9" * 5000, "٣".encode()])
+def test_a_number_of_tokens_that_is_none_counts_as_none(said: bytes) -> None:
+    tokens = TokenCount()
+
+    tokens.begin([(b"firstlight-prompt-tokens", said), (b"firstlight-completion-tokens", b"7")])
+
+    assert (tokens.prompt, tokens.completion) == (0, 7)
+
+
 @pytest.mark.parametrize(
     "text", [b": firstlight-usage 0 0", b": firstlight-usage ", b"data: data: "]
 )

@@ -58,6 +58,17 @@ def test_gaps_are_judged_by_their_own_median() -> None:
     assert (target.shown, target.verdict) == ("3.1 x", "missed")
 
 
+def test_without_guesses_we_are_compared_with_peers_as_they_are() -> None:
+    results = results_of(peer=[0.010])
+    results.add("tpot/plain", "bf16", OURS, 0.007)
+
+    (target,) = [t for t in targets(results) if t.value is not None]
+    row = as_markdown(engines_table(results, ["peer"])).splitlines()[3]
+
+    assert (target.what, target.shown) == ("the same without guesses, bf16", "0.7 x")
+    assert row == "| the same, without guesses, ms | bf16 | 7.0 (7.0) |  | 0.70 |"
+
+
 def test_results_survive_a_file() -> None:
     results = results_of(firstlight=[1.0, 2.0])
     results.remarks.append("vllm, int4: has no int4 for CPUs")

@@ -60,7 +60,7 @@ async def make(
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - real processes keep real time
             await asyncio.sleep(0.01)
 

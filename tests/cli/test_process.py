@@ -101,7 +101,7 @@ def test_an_answer_goes_to_standard_output_and_its_waterfall_beside_it(
 ) -> None:
     process = start(slow, environment, "invoke", "chat", "--prompt", "x", "--stream")
 
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=100)
 
     assert (process.returncode, out.decode()) == (0, "größer als\n\n")
     assert "total        171.4 ms to the first token" in err.decode()
@@ -116,7 +116,7 @@ def test_ctrl_c_hangs_up_and_ends_with_130(slow: SlowPlatform, environment: dict
 
     process.send_signal(signal.SIGINT)
 
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=100)
     assert (process.returncode, err) == (130, b"")
     assert slow.client_left.wait(5)
 
@@ -126,7 +126,7 @@ def test_a_line_that_drops_fails_after_what_was_printed(
 ) -> None:
     process = start(slow, environment, "invoke", "broken", "--prompt", "x", "--stream")
 
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=100)
 
     assert (process.returncode, out.decode()) == (1, "größer ")
     assert err.decode() == (
@@ -140,7 +140,7 @@ def test_nothing_listening_says_how_to_start_it(environment: dict[str, str]) -> 
 
     process = start(nowhere, environment, "ls")
 
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=100)
     assert process.returncode == 1
     assert err.decode() == (
         "error: nothing answers at http://127.0.0.1:9\nhint: start it with `platform up`\n"
@@ -154,7 +154,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(
     assert process.stdout is not None
     process.stdout.close()
 
-    assert process.wait(timeout=30) in {0, 1}
+    assert process.wait(timeout=100) in {0, 1}
     assert process.stderr is not None
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()

@@ -28,7 +28,7 @@ def fresh(environment: dict[str, str], smollm2_dir: Path) -> Iterator[RunningPla
 
 
 def kill(platform: RunningPlatform, name: str) -> None:
-    until(lambda: platform.named(name), seconds=20, what=f"there is a {name}")
+    until(lambda: platform.named(name), seconds=60, what=f"there is a {name}")
     for process in platform.named(name):
         process.kill()
 
@@ -77,7 +77,7 @@ def test_a_replica_killed_while_it_climbs_is_replaced(
 ) -> None:
     fresh.until_standby()
     call = Call(fresh, BODY)
-    until(lambda: fresh.status("chat")["replicas"], seconds=10, what="a replica is assigned")
+    until(lambda: fresh.status("chat")["replicas"], seconds=60, what="a replica is assigned")
     time.sleep(delay_s)  # noqa: TID251 - reach another stage
 
     kill(fresh, "fl-replica")
@@ -93,7 +93,7 @@ def test_a_killed_zygote_is_replaced_and_its_replicas_live_on(fresh: RunningPlat
     kill(fresh, "fl-zygote")
 
     assert call.result().status_code == 200
-    until(lambda: fresh.named("fl-zygote"), seconds=20, what="a new zygote")
+    until(lambda: fresh.named("fl-zygote"), seconds=60, what="a new zygote")
     fresh.until_idle("chat")
     fresh.until_standby()
     assert Call(fresh, BODY).result().status_code == 200
@@ -116,7 +116,7 @@ def test_a_killed_agent_is_replaced_and_waiting_requests_are_answered(
 def test_a_killed_redis_is_restarted_and_nothing_is_forgotten(fresh: RunningPlatform) -> None:
     kill(fresh, "redis")
 
-    until(fresh.is_ready, seconds=20, what="the store is back")
+    until(fresh.is_ready, seconds=60, what="the store is back")
     assert Call(fresh, BODY).result().status_code == 200
     assert fresh.status("chat")["revision"] == "chat@1"
 
@@ -133,7 +133,7 @@ def test_no_process_is_left_however_the_platform_ends(
 
         platform.stop(how)
 
-        until(lambda: not alive(seen), seconds=10, what="every process is gone")
+        until(lambda: not alive(seen), seconds=60, what="every process is gone")
         platform.start()
 
 

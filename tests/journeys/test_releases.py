@@ -108,10 +108,10 @@ def test_releases_under_load_drop_nothing(
         return done.stdout
 
     load = Load(fresh.url)
-    until(lambda: load.seen("chat@1"), seconds=30, what="the first revision answers")
+    until(lambda: load.seen("chat@1"), seconds=60, what="the first revision answers")
     for grace in (2, 3):
         fresh.deploy("chat", smollm2_dir, scaling={"grace": grace})
-        until(lambda: load.seen(f"chat@{grace}"), seconds=30, what="the next one answers")  # noqa: B023
+        until(lambda: load.seen(f"chat@{grace}"), seconds=60, what="the next one answers")  # noqa: B023
 
     spec = tmp_path / "model.yaml"
     spec.write_text(f"name: chat\nsource: {smollm2_dir}\nscaling: {{grace: 4}}\n")
@@ -121,7 +121,7 @@ def test_releases_under_load_drop_nothing(
         *("chat@3", "50%"),
     ]
     split_at = time.monotonic()
-    until(lambda: load.seen("chat@4"), seconds=30, what="the canary answers")
+    until(lambda: load.seen("chat@4"), seconds=60, what="the canary answers")
     until(lambda: len(load.since(split_at)) >= 12, seconds=60, what="both have answered some")
     assert platform("rollback", "chat").split()[2:] == ["chat@3", "100%"]
     rolled_back_at = time.monotonic()
@@ -134,4 +134,4 @@ def test_releases_under_load_drop_nothing(
     assert {answer.revision for answer in load.since(split_at)} == {"chat@3", "chat@4"}
     assert {answer.revision for answer in load.since(rolled_back_at)} == {"chat@3"}
     assert platform("revisions", "chat").count("chat@") == 4
-    fresh.until_idle("chat", seconds=30)
+    fresh.until_idle("chat", seconds=60)

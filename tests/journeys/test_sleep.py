@@ -58,7 +58,7 @@ def test_a_new_revision_ends_the_sleeper_of_the_old_one(
 
     platform.deploy("chat", smollm2_dir, scaling={"grace": 1}, engine={"max_batch_size": 4})
 
-    until(lambda: not platform.sleepers(), seconds=10, what="nothing sleeps")
+    until(lambda: not platform.sleepers(), seconds=60, what="nothing sleeps")
     ask(platform)
     assert platform.cold_starts("chat", last=1)[0]["from_rung"] != "weights"
 
@@ -74,7 +74,7 @@ def test_a_sleeper_that_dies_as_it_is_woken_costs_the_request_time_and_nothing_e
 
     with concurrent.futures.ThreadPoolExecutor(1) as caller:
         waiting = caller.submit(ask, platform)
-        until(lambda: not platform.sleepers(), seconds=10, what="it is told to wake")
+        until(lambda: not platform.sleepers(), seconds=60, what="it is told to wake")
         sleeper.kill()
 
         assert waiting.result(timeout=30) == answer
@@ -90,7 +90,7 @@ def test_nothing_that_sleeps_outlives_a_killed_control_plane(platform: RunningPl
 
     platform.process.kill()
 
-    until(lambda: not asleep[0].is_running(), seconds=10, what="the sleeper is gone")
+    until(lambda: not asleep[0].is_running(), seconds=60, what="the sleeper is gone")
     platform.stop()
     platform.start()
     assert ask(platform)

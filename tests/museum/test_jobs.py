@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from control_plane.queue.acceptance import Order, Terms
 from control_plane.queue.executor import Answered, Failed
 from control_plane.queue.job import Job
 from control_plane.queue.memory_store import MemoryJobStore
 from control_plane.queue.plane import JobPlane
-from control_plane.queue.service import Order, Terms
-from control_plane.queue.store import Policy
+from control_plane.queue.store import Accepted, Policy
 from infra.contracts.base import ModelName, RequestId
 from infra.contracts.job import JobState
 from infra.errors import JobNotFound
@@ -56,6 +56,14 @@ def working(
     yield plane
 
 
+async def accepted(plane: JobPlane, order: Order) -> Job:
+    told: asyncio.Future[Accepted | Exception] = asyncio.get_running_loop().create_future()
+    plane.jobs.accept(order, told.set_result)
+    outcome = await told
+    assert isinstance(outcome, Accepted)
+    return outcome.job
+
+
 def an_order() -> Order:
     terms = Terms(deadline_s=3 * HALF_AN_HOUR, max_attempts=3)
     return Order(NOBODY, CHAT, NOBODY, "/invoke", RequestId("req_1"), BODY, terms)
@@ -67,7 +75,7 @@ def test_runpod_18_a_job_that_runs_is_not_forgotten_however_long_it_takes() -> N
     async def main() -> None:
         store, executor, tasks = MemoryJobStore(POLICY), Slow(), TaskSet()
         with working(store, executor, tasks, "one") as plane:
-            job_id = (await plane.jobs.accept(an_order())).job.job_id
+            job_id = (await accepted(plane, an_order())).job_id
             for _ in range(int(HALF_AN_HOUR) // 10 - 1):
                 await asyncio.sleep(10)
                 assert (await plane.jobs.get(job_id, tenant=NOBODY)).state is JobState.RUNNING
@@ -93,7 +101,7 @@ def test_xautoclaim_19_a_slow_consumer_that_lives_keeps_its_job() -> None:
         store, tasks = MemoryJobStore(POLICY), TaskSet()
         slow, idle = Slow(), Slow()
         with working(store, slow, tasks, "slow") as plane:
-            job_id = (await plane.jobs.accept(an_order())).job.job_id
+            job_id = (await accepted(plane, an_order())).job_id
             await asyncio.sleep(1)
             with working(store, idle, tasks, "idle"):
                 await asyncio.sleep(HALF_AN_HOUR + 1)

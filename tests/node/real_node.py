@@ -135,7 +135,7 @@ class RealNode:
     def report(self, replica: str = "r1") -> ReplicaReport | None:
         return self.fake.replicas.get(ReplicaId(replica))
 
-    async def until(self, condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+    async def until(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
         """Waits for real processes, while the control plane goes on."""
         deadline = asyncio.get_running_loop().time() + seconds
         while not condition():
@@ -160,7 +160,7 @@ class RealNode:
         assert report is not None
         return report
 
-    async def until_nothing_is_left(self, seconds: float = 5) -> None:
+    async def until_nothing_is_left(self, seconds: float = 60) -> None:
         await self.until(lambda: not alive(self.seen), "no process is left", seconds)
 
 

@@ -34,7 +34,7 @@ async def watched(
 
 async def until(condition: Callable[[], object]) -> None:
     """Waits for the thread, while the loop goes on."""
-    deadline = asyncio.get_running_loop().time() + 5
+    deadline = asyncio.get_running_loop().time() + 60
     while not condition():
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.002)

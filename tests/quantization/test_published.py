@@ -30,7 +30,7 @@ from worker.quantization.scheme import Layout, Scheme, parse_scheme
 from worker.weights.quantized import QuantizedWeight
 
 SHAPE = (16, 128)
-CUTS = ([whole(16)], whole(128))
+ROWS, COLUMNS = [whole(16)], whole(128)
 
 
 def compressed(
@@ -154,21 +154,9 @@ def test_a_layer_that_was_left_as_floats_is_read_as_such(tmp_path: Path) -> None
     weights = stored(tmp_path, {"y.weight": plain} | gptq("x", random_layer(*SHAPE)))
     reader = WeightReader(weights, Scheme(Layout.GPTQ, 4, 32, stores_zero_less_one=True), 4)
 
-    assert isinstance(reader.linear("x", *CUTS, torch.bfloat16), QuantizedWeight)
-    found = reader.linear("y", *CUTS, torch.bfloat16)
+    assert isinstance(reader.linears([("x", ROWS)], COLUMNS, torch.bfloat16)[0], QuantizedWeight)
+    (found,) = reader.linears([("y", ROWS)], COLUMNS, torch.bfloat16)
     assert isinstance(found, torch.Tensor) and torch.equal(found, plain)
-
-
-def test_layers_that_four_bits_would_hurt_are_rounded_to_8(tmp_path: Path) -> None:
-    names = ("lm_head", "a.q_proj", "a.o_proj", "a.gate_proj", "a.up_proj", "a.down_proj")
-    weights = stored(tmp_path, {f"{name}.weight": torch.randn(SHAPE) for name in names})
-    reader = WeightReader(weights, None, 4)
-
-    layers = [reader.linear(name, *CUTS, torch.bfloat16) for name in names]
-
-    assert [layer.bits for layer in layers if isinstance(layer, QuantizedWeight)] == [
-        *(8, 8, 8, 4, 4, 8)
-    ]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +186,7 @@ def test_tensors_that_do_not_fit_are_refused(
     reader = WeightReader(stored(tmp_path, tensors), Scheme(Layout.PACKED, 4, 32), None)
 
     with pytest.raises((SourceInvalid, UnsupportedModel), match="'x"):
-        reader.linear("x", *CUTS, torch.float32)
+        reader.linears([("x", ROWS)], COLUMNS, torch.float32)
 
 
 def test_groups_that_do_not_divide_a_row_are_refused(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Setting:
         return job.job_id
 
     async def until_all_succeeded(self, count: int) -> None:
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(55):
             while True:
                 try:
                     counts = dict(await self.store.counts())
@@ -85,10 +85,15 @@ class Setting:
 
 
 @pytest.fixture
-async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
+def lease_s() -> float:
+    return 3
+
+
+@pytest.fixture
+async def setting(tmp_path: Path, lease_s: float) -> AsyncIterator[Setting]:
     async with EmbeddedRedis(tmp_path) as server:
         redis = connect(server.url)
-        policy = Policy(lease_s=3)
+        policy = Policy(lease_s=lease_s)
         script = job_function(server.url, policy)
         store = RedisJobStore(script, policy)
         setting = Setting(server, redis, store, TaskSet())
@@ -145,7 +150,7 @@ async def test_a_disk_that_refuses_snapshots_refuses_jobs(setting: Setting, tmp_
     await setting.redis.config_set("save", "1 1")
     (tmp_path / "dump.rdb").mkdir()
     with pytest.raises(StoreUnavailable, match="MISCONF"):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             for number in range(1000):
                 await setting.accept(number)
                 await asyncio.sleep(0.1)
@@ -214,6 +219,7 @@ async def test_a_store_that_stalls_longer_than_a_lease_loses_nothing(setting: Se
     assert len(executor.executed) == 4, "what its owner renews first is not run again"
 
 
+@pytest.mark.parametrize("lease_s", [3600])
 async def test_what_a_dead_process_ran_is_taken_up_by_the_next_of_its_name_at_once(
     setting: Setting,
 ):
@@ -223,8 +229,7 @@ async def test_what_a_dead_process_ran_is_taken_up_by_the_next_of_its_name_at_on
     await asyncio.sleep(0.3)
     first.cancel()
     setting.work(Echo())
-    async with asyncio.timeout(2):  # sooner than their leases end
-        await setting.until_all_succeeded(4)
+    await setting.until_all_succeeded(4)
 
 
 async def test_of_two_processes_the_living_takes_over_from_the_dead(setting: Setting):

@@ -25,7 +25,7 @@ SLOW = {"first_delay_s": 0.02, "delay_s": 0.02}
 def run(story: Coroutine[Any, Any, None]) -> None:
     """On the loop that production uses."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(story, 20))
+        runner.run(asyncio.wait_for(story, 100))
 
 
 def request_bytes(path: str = CHAT, data: Any = None, *, extra: str = "") -> bytes:

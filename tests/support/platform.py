@@ -75,15 +75,15 @@ class RunningPlatform:
         assert response.status_code == 200, response.text
         return list(response.json()["data"])
 
-    def until_idle(self, name: str, *, seconds: float = 30) -> None:
+    def until_idle(self, name: str, *, seconds: float = 60) -> None:
         """Waits until the model has no replica and nothing in flight or waiting."""
         until(lambda: self._is_idle(name), seconds=seconds, what=f"{name} is at zero")
 
-    def until_standby(self, *, seconds: float = 30) -> None:
+    def until_standby(self, *, seconds: float = 60) -> None:
         """Waits until a worker is parked on the runtime rung."""
         until(lambda: self.parked() > 0, seconds=seconds, what="a standby worker is parked")
 
-    def until_asleep(self, *, seconds: float = 30) -> None:
+    def until_asleep(self, *, seconds: float = 60) -> None:
         """Waits until a worker sleeps on the weights rung."""
         until(self.sleepers, seconds=seconds, what="a worker sleeps")
 
@@ -125,8 +125,8 @@ class RunningPlatform:
         self.client.close()
         if self.process.poll() is None:
             self.process.send_signal(how)
-        self.process.wait(timeout=30)
-        until(lambda: not alive(self._seen), seconds=10, what="no process left behind")
+        self.process.wait(timeout=90)
+        until(lambda: not alive(self._seen), seconds=60, what="no process left behind")
         (self.state_dir / "endpoint.json").unlink(missing_ok=True)
 
     def _announced(self, endpoint: Path) -> bool:

@@ -1,7 +1,10 @@
 """Measures a model in several number formats, each as it would be served."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 from infra.contracts.evaluation import Evaluation, FormatName, FormatQuality
 from infra.contracts.model_spec import EngineSettings
@@ -10,9 +13,9 @@ from worker.evaluation.measure import Predictions, predict
 from worker.evaluation.texts import read_texts, windows
 from worker.models.config import ModelConfig, read_config
 from worker.models.registry import build_model
-from worker.quantization.reader import bits_of
+from worker.quantization.bits import bits_of
 from worker.tokenizer.tokenizer import Tokenizer
-from worker.weights.header import ITEM_BYTES
+from worker.weights.header import ITEM_BYTES, TensorEntry
 from worker.weights.loader import open_weights
 from worker.weights.plan import plan_weights
 from worker.weights.quantized import Bits, packed_bytes
@@ -23,6 +26,7 @@ _STORED = "stored"  # the reference of a checkpoint that is quantised already
 _ROUNDED: dict[str, Bits] = {"int8": 8, "int4": 4}
 _MOST_CHANGE = {"int8": 0.01, "int4": 0.05, "int8-kv": 0.01}
 _VOCABULARY = ("lm_head.", "model.embed_tokens.")
+_ONE_PRODUCT = re.compile(r"(?<=\.)[qkv]_proj(?=\.)")  # the layers whose names differ there only
 
 
 def evaluate(
@@ -76,6 +80,7 @@ def step_bytes(folder: Path, config: ModelConfig, name: str) -> int:
     """Bytes of weights that a step reads in that format: all but the embedding's table."""
     tied = config.ties_embeddings
     total = 0
+    products: dict[str, list[TensorEntry]] = {}
     for shard in plan_weights(folder).shards:
         for entry in shard.tensors:
             is_head = entry.name.startswith(_VOCABULARY)
@@ -84,14 +89,16 @@ def step_bytes(folder: Path, config: ModelConfig, name: str) -> int:
             if len(entry.shape) != 2 or name == _STORED or config.scheme is not None:
                 total += entry.size
             elif name in _ROUNDED:
-                total += packed_bytes(_bits(entry.name, name), *entry.shape)
+                products.setdefault(_ONE_PRODUCT.sub("", entry.name), []).append(entry)
             else:
                 total += entry.size // ITEM_BYTES[entry.dtype] * ITEM_BYTES["BF16"]
+    weights = open_weights(folder, lambda _: None, reads_ahead=False)
+    for product in products.values():
+        found = [weights.take(entry.name, entry.shape, torch.bfloat16) for entry in product]
+        names = [entry.name.removesuffix(".weight") for entry in product]
+        bits = bits_of(names, found, _ROUNDED[name])
+        total += sum(packed_bytes(bits, *weight.shape) for weight in found)
     return total
-
-
-def _bits(tensor: str, name: str) -> Bits:
-    return bits_of(tensor.removesuffix(".weight"), _ROUNDED[name])
 
 
 def _names(config: ModelConfig, formats: Sequence[FormatName]) -> list[str]:

@@ -82,9 +82,8 @@ class Parts:
         return product
 
     def _made(self, slots: Sequence[Slot], inputs: Cut) -> Product:
-        weights = [
-            self._weights.linear(slot.name, slot.outputs, inputs, self.dtype) for slot in slots
-        ]
+        layers = [(slot.name, slot.outputs) for slot in slots]
+        weights = self._weights.linears(layers, inputs, self.dtype)
         biases = [self._bias(slot, inputs) for slot in slots]
         return self.kernels.product(weights, biases)
 

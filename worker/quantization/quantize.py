@@ -7,8 +7,8 @@ from worker.quantization.int4 import quantize_int4
 from worker.quantization.int8 import quantize_int8
 from worker.weights.quantized import Bits, QuantizedWeight
 
-# Changes whenever rounding gives other codes: nodes keep what it gave, packed.
-ALGORITHM = 3
+# Changes whenever rounding gives other codes or bits: nodes keep what it gave, packed.
+ALGORITHM = 4
 
 
 def quantize(weight: torch.Tensor, bits: Bits) -> QuantizedWeight:

@@ -1,0 +1,126 @@
+"""Makes jobs of orders: those that come while others are being written go to the store together."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from control_plane.queue.job import Job, Webhook
+from control_plane.queue.store import Accepted, Idempotency, JobStore, NewJob
+from infra.clock import Clock
+from infra.contracts.base import JobId, ModelName, RequestId
+from infra.contracts.tenancy import TenantName
+from infra.errors import StoreUnavailable
+from infra.supervise import TaskSet
+
+log = structlog.get_logger()
+
+MOST_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a caller asks beside the request itself."""
+
+    deadline_s: float
+    max_attempts: int
+    webhook_url: str | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A valid request that its caller does not wait for; `path` is the replica's."""
+
+    tenant: TenantName
+    model: ModelName
+    model_owner: TenantName
+    path: str
+    request_id: RequestId
+    body: bytes
+    terms: Terms
+
+
+Told = Callable[[Accepted | Exception], None]
+
+
+class Acceptance:
+    """One call of the store, and one write to its disk, is for all orders that came during the one
+    before it: the more there are, the less each costs."""
+
+    def __init__(
+        self, store: JobStore, *, clock: Clock, waits: Callable[[ModelName], None]
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._waits = waits
+        self._waiting: list[tuple[NewJob, Told]] = []
+        self._is_asking = False
+        self._tasks = TaskSet()
+
+    def accept(self, order: Order, told: Told) -> None:
+        """Tells once: that the job is on disk, or a StoreUnavailable, IdempotencyKeyReused or
+        JobsFull."""
+        self._waiting.append((_new_job(order, now=self._clock.now()), told))
+        if not self._is_asking:
+            self._is_asking = True
+            asyncio.get_running_loop().call_soon(self._ask)
+
+    def _ask(self) -> None:
+        self._tasks.start(self._accept_all(), name="accept jobs")
+
+    async def _accept_all(self) -> None:
+        try:
+            while self._waiting:
+                some = self._waiting[:MOST_AT_ONCE]
+                del self._waiting[:MOST_AT_ONCE]
+                await self._accept_some(some)
+        finally:
+            self._is_asking = False
+
+    async def _accept_some(self, some: list[tuple[NewJob, Told]]) -> None:
+        outcomes: Sequence[Accepted | Exception]
+        try:
+            outcomes = await self._store.accept_all([new for new, _ in some], now=self._clock.now())
+        except Exception as error:
+            if isinstance(error, StoreUnavailable):  # who came meanwhile has waited as long
+                some, self._waiting = some + self._waiting, []
+            outcomes = [error] * len(some)
+        for (_, told), outcome in zip(some, outcomes, strict=True):
+            try:
+                told(outcome)
+            except Exception:  # the others are to be told, too
+                log.exception("jobs.not-told")
+        for model in {it.job.model for it in outcomes if isinstance(it, Accepted) and it.is_new}:
+            self._waits(model)
+
+
+def _new_job(order: Order, *, now: float) -> NewJob:
+    now, terms = round(now, 3), order.terms  # as the store keeps it
+    job = Job(
+        job_id=JobId(f"job_{round(now * 1000):012x}{os.urandom(8).hex()}"),  # ids sort by age
+        tenant=order.tenant,
+        model=order.model,
+        model_owner=order.model_owner,
+        path=order.path,
+        request_id=order.request_id,
+        created_at=now,
+        updated_at=now,
+        deadline_at=now + terms.deadline_s,
+        max_attempts=terms.max_attempts,
+        webhook=None if terms.webhook_url is None else Webhook(terms.webhook_url),
+    )
+    return NewJob(job, order.body, _idempotency(order))
+
+
+def _idempotency(order: Order) -> Idempotency | None:
+    """The key and the whole order as digests."""
+    terms = order.terms
+    if terms.idempotency_key is None:
+        return None
+    asked = (order.model, order.path, terms.deadline_s, terms.max_attempts, terms.webhook_url)
+    fingerprint = hashlib.sha256(repr(asked).encode() + order.body).hexdigest()
+    return Idempotency(hashlib.sha256(terms.idempotency_key.encode()).hexdigest(), fingerprint)

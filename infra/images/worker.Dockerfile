@@ -1,0 +1,28 @@
+# The image that node agents start workers from: PLATFORM_NODE_IMAGE. From the repository's root:
+#   docker build --file infra/images/worker.Dockerfile --tag REGISTRY/firstlight-worker:VERSION .
+ARG PYTHON=3.11.14-slim-bookworm
+
+FROM python:${PYTHON} AS build
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends g++ \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /opt/firstlight/code
+COPY LICENSE README.md constraints.txt pyproject.toml ./
+COPY infra infra
+COPY worker worker
+RUN pip install --no-cache-dir --constraint constraints.txt --target /opt/firstlight/site ".[worker]"
+ENV PYTHONPATH=/opt/firstlight/code:/opt/firstlight/site
+RUN python3 -m worker.kernels.native.build
+
+FROM python:${PYTHON}
+# /run/firstlight is where a container finds its agent, /models where its model's files appear.
+RUN groupadd --gid 65532 firstlight \
+ && useradd --uid 65532 --gid 65532 --no-create-home --home-dir /tmp --shell /bin/false firstlight \
+ && mkdir -p /run/firstlight /models
+COPY --from=build /opt/firstlight /opt/firstlight
+ENV PYTHONPATH=/opt/firstlight/code:/opt/firstlight/site \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+WORKDIR /opt/firstlight/code
+USER 65532:65532
+ENTRYPOINT ["python3", "-m", "worker.main"]

@@ -1,0 +1,167 @@
+"""Orders become jobs, those that come together in one call of the store, each told its own end."""
+
+import asyncio
+from collections.abc import Sequence
+
+import orjson
+import pytest
+
+from control_plane.queue.acceptance import MOST_AT_ONCE, Acceptance, Order, Terms
+from control_plane.queue.memory_store import MemoryJobStore
+from control_plane.queue.store import JOB_BYTES, Accepted, JobStore, NewJob, Policy
+from infra.contracts.base import ModelName, RequestId
+from infra.contracts.job import JobState
+from infra.errors import IdempotencyKeyReused, JobsFull, StoreUnavailable
+from infra.virtual_time import EPOCH, LoopClock, run_virtual
+from tests.queue.conftest import MakeStore
+from tests.queue.makers import BODY, CHAT, HOOK, NOBODY, T0, a_job
+
+CALL_S = 0.01
+
+
+class Slow(MemoryJobStore):
+    """Remembers what came in each call; the first ones may fail."""
+
+    def __init__(self, policy: Policy = Policy(), *, failures: int = 0) -> None:  # noqa: B008
+        super().__init__(policy)
+        self.calls: list[int] = []
+        self.failures = failures
+
+    async def accept_all(
+        self, new: Sequence[NewJob], *, now: float
+    ) -> tuple[Accepted | IdempotencyKeyReused | JobsFull, ...]:
+        self.calls.append(len(new))
+        await asyncio.sleep(CALL_S)
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("away")
+        return await super().accept_all(new, now=now)
+
+
+class Desk:
+    """Orders, and what became of each, in the order in which it was told."""
+
+    def __init__(self, store: JobStore) -> None:
+        self.told: list[tuple[int, Accepted | Exception]] = []
+        self.waits: list[ModelName] = []
+        self.acceptance = Acceptance(store, clock=LoopClock(), waits=self.waits.append)
+
+    def order(self, number: int, *, key: str | None = None, body: bytes = BODY) -> None:
+        terms = Terms(deadline_s=60, max_attempts=3, idempotency_key=key)
+        request_id = RequestId(f"req_{number}")
+        order = Order(NOBODY, CHAT, NOBODY, "/invoke", request_id, body, terms)
+        self.acceptance.accept(order, lambda outcome: self.told.append((number, outcome)))
+
+    def errors(self) -> list[type]:
+        return [type(outcome) for _, outcome in self.told if isinstance(outcome, Exception)]
+
+
+def test_what_comes_during_a_call_goes_together_into_the_next_one() -> None:
+    async def main() -> None:
+        store = Slow()
+        desk = Desk(store)
+        for number in range(3):
+            desk.order(number)
+        await asyncio.sleep(CALL_S / 2)
+        for number in range(3, 10):
+            desk.order(number)
+        await asyncio.sleep(3 * CALL_S)
+
+        assert store.calls == [3, 7]
+        assert [number for number, _ in desk.told] == list(range(10))
+        assert all(isinstance(it, Accepted) and it.is_new for _, it in desk.told)
+        assert desk.waits == [CHAT, CHAT], "once a call"
+        assert (await store.counts()) == {(CHAT, JobState.QUEUED): 10}
+
+    run_virtual(main())
+
+
+def test_no_call_takes_more_than_so_many() -> None:
+    async def main() -> None:
+        store = Slow()
+        desk = Desk(store)
+        for number in range(2 * MOST_AT_ONCE + 1):
+            desk.order(number)
+        await asyncio.sleep(4 * CALL_S)
+        assert store.calls == [MOST_AT_ONCE, MOST_AT_ONCE, 1]
+        assert len(desk.told) == 2 * MOST_AT_ONCE + 1
+
+    run_virtual(main())
+
+
+def test_while_the_store_is_away_whoever_came_is_told_and_the_next_one_is_accepted() -> None:
+    async def main() -> None:
+        store = Slow(failures=1)
+        desk = Desk(store)
+        desk.order(1)
+        await asyncio.sleep(CALL_S / 2)
+        desk.order(2)
+        await asyncio.sleep(CALL_S)
+        assert desk.errors() == [StoreUnavailable, StoreUnavailable] and store.calls == [1]
+        desk.order(3)
+        await asyncio.sleep(2 * CALL_S)
+        assert isinstance(desk.told[-1][1], Accepted)
+
+    run_virtual(main())
+
+
+def test_each_of_those_that_came_together_is_told_its_own_end() -> None:
+    async def main() -> None:
+        desk = Desk(Slow(Policy(most_bytes=3 * (JOB_BYTES + len(BODY)))))
+        desk.order(1, key="a")
+        desk.order(2, key="a")  # the same again
+        desk.order(3, key="a", body=b"{}")
+        desk.order(4)
+        desk.order(5)
+        desk.order(6)
+        await asyncio.sleep(2 * CALL_S)
+
+        outcomes = dict(desk.told)
+        first, again = outcomes[1], outcomes[2]
+        assert isinstance(first, Accepted) and isinstance(again, Accepted)
+        assert (first.is_new, again.is_new) == (True, False)
+        assert first.job.job_id == again.job.job_id
+        assert isinstance(outcomes[3], IdempotencyKeyReused)
+        assert isinstance(outcomes[4], Accepted) and isinstance(outcomes[5], Accepted)
+        assert isinstance(outcomes[6], JobsFull)
+
+    run_virtual(main())
+
+
+def test_one_that_cannot_be_told_keeps_nobody_else_from_it() -> None:
+    async def main() -> None:
+        desk = Desk(Slow())
+        terms = Terms(deadline_s=60, max_attempts=3)
+
+        def broken(outcome: Accepted | Exception) -> None:
+            raise KeyError("a defect")
+
+        order = Order(NOBODY, CHAT, NOBODY, "/invoke", RequestId("req_0"), BODY, terms)
+        desk.acceptance.accept(order, broken)
+        desk.order(1)
+        await asyncio.sleep(2 * CALL_S)
+        assert [number for number, _ in desk.told] == [1]
+
+    run_virtual(main())
+
+
+async def test_every_store_accepts_many_as_it_does_one(make_store: MakeStore) -> None:
+    store = make_store(Policy(most_bytes=2 * (JOB_BYTES + len(BODY))))
+    first, second, third = a_job(1), a_job(2, webhook=HOOK), a_job(3)
+
+    outcomes = await store.accept_all(
+        [NewJob(first, BODY), NewJob(second, BODY), NewJob(third, BODY)], now=T0
+    )
+
+    assert outcomes[:2] == (Accepted(first, is_new=True), Accepted(second, is_new=True))
+    assert isinstance(outcomes[2], JobsFull)
+    assert await store.get(first.job_id, tenant=NOBODY) == first
+    assert await store.get(second.job_id, tenant=NOBODY) == second
+    assert await store.get(third.job_id, tenant=NOBODY) is None
+    assert await store.counts() == {(CHAT, JobState.QUEUED): 2}
+
+
+@pytest.mark.parametrize("webhook", [None, HOOK])
+def test_what_is_said_of_a_fresh_job_is_its_status(webhook: str | None) -> None:
+    job = a_job(webhook=webhook, created_at=EPOCH + 0.123, updated_at=EPOCH + 0.123)
+    assert orjson.loads(job.fresh_status()) == orjson.loads(job.status_json())
