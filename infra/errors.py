@@ -10,8 +10,9 @@
   - QueueFull: JobsFull
   - ColdStartTimeout, QueueTimeout, ExecutionTimeout
   - ClientTooSlow
-  - ReplicaLost, ReplicaFailed, ReplicaOutOfMemory, NoCapacity, SourceUnavailable,
-    ImageUnavailable, JobAbandoned, AnswerTooLarge
+  - ReplicaLost, ReplicaFailed, ReplicaOutOfMemory, NoCapacity, ImageUnavailable, JobAbandoned,
+    AnswerTooLarge
+  - SourceUnavailable: WeightsUnavailable
   - StoreUnavailable, NotLeader, ShuttingDown
   - DependencyMissing
 """
@@ -115,6 +116,12 @@ class ImageInvalid(Invalid):
 
     slug = "image-invalid"
     status = HTTPStatus.UNPROCESSABLE_ENTITY
+
+
+class SourceChanged(SourceInvalid):
+    """The source has other bytes than when the model was deployed, and those are not served."""
+
+    slug = "source-changed"
 
 
 class Unauthorized(PlatformError):
@@ -298,6 +305,12 @@ class SourceUnavailable(PlatformError):
 
     slug = "source-unavailable"
     status = HTTPStatus.BAD_GATEWAY
+
+
+class WeightsUnavailable(SourceUnavailable):
+    """The model's weights could not be downloaded, however often they were asked for."""
+
+    slug = "weights-unavailable"
 
 
 class ImageUnavailable(PlatformError):

@@ -18,6 +18,7 @@ def s3_client(endpoint: str | None) -> Any:
             connect_timeout=5,
             read_timeout=30,
             retries={"mode": "standard", "max_attempts": 3},
+            signature_version="s3v4",
             user_agent_extra="firstlight",
         ),
     )

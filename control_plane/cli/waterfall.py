@@ -8,7 +8,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from control_plane.cli.units import amount, milliseconds
-from infra.contracts.stage import ColdStartReport, Stage
+from infra.contracts.stage import ColdStartReport, Stage, StageShare
 
 STYLES = {
     Stage.QUEUE: "bright_black",
@@ -75,7 +75,7 @@ def waterfall(report: ColdStartReport, canvas: Canvas) -> RenderableType:
             milliseconds(share.seconds),
             canvas.bar(share.offset_s * scale, share.seconds * scale, style),
             "" if share.bytes is None else amount(share.bytes),
-            share.source or "",
+            _source(share),
         )
         for part in share.parts:
             if part.seconds >= SHOWN_PART_S:
@@ -90,6 +90,12 @@ def waterfall(report: ColdStartReport, canvas: Canvas) -> RenderableType:
         "to the first token",
     )
     return Group(_heading(report), table)
+
+
+def _source(share: StageShare) -> str:
+    """Where it came from and, where bytes moved, how fast."""
+    rate = "" if share.bytes_per_s is None else f"{amount(round(share.bytes_per_s))}/s"
+    return f"{share.source or ''} {rate}".strip()
 
 
 def _heading(report: ColdStartReport) -> Text:

@@ -78,6 +78,7 @@ def _shares(
                 offset_s=begin,
                 seconds=end - begin,
                 bytes=timing.bytes,
+                bytes_per_s=timing.bytes_per_s,
                 source=timing.source,
                 parts=timing.parts if end - begin > timing.seconds - _SAME_S else (),
             )

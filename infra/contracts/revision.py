@@ -18,7 +18,10 @@ class SourceFile(Contract):
     size: int = Field(ge=0)
     digest: str | None = Field(
         default=None,
-        description="sha256:<hex>, git-sha1:<hex> or etag:<value>, whichever the source pins.",
+        description="sha256:<hex>, git-sha1:<hex>, md5:<hex> or etag:<value>: the source's best.",
+    )
+    etag: str | None = Field(
+        default=None, description="What an object store calls this content; asked for with it."
     )
     version: str | None = Field(
         default=None, description="The object's version, where its store keeps versions."

@@ -31,6 +31,10 @@ class Stage(StrEnum):
     PREFILL = "prefill"
 
 
+# Sources whose bytes are used where they are: a rate would say nothing.
+IN_PLACE = frozenset({"asleep", "cache", "mmap", "packed"})
+
+
 class StagePart(Contract):
     """One of the things a stage did, in order; together they may be a little less than it."""
 
@@ -45,12 +49,21 @@ class StageTiming(Contract):
     started_at: float
     seconds: float = Field(ge=0)
     bytes: int | None = None
-    source: str | None = Field(default=None, description="Where it came from: fork, spawn, mmap …")
+    source: str | None = Field(
+        default=None, description="Where it came from: fork, mmap, cache, peer, s3, hub …"
+    )
     parts: tuple[StagePart, ...] = ()
 
     @property
     def ended_at(self) -> float:
         return self.started_at + self.seconds
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        """How fast bytes came; None where none moved."""
+        if not self.bytes or not self.seconds or self.source in IN_PLACE:
+            return None
+        return self.bytes / self.seconds
 
 
 class StageProgress(Contract):
@@ -67,6 +80,9 @@ class StageShare(Contract):
     offset_s: float = Field(description="Seconds after the request arrived.")
     seconds: float
     bytes: int | None = None
+    bytes_per_s: float | None = Field(
+        default=None, description="Over the whole stage; null where bytes did not move."
+    )
     source: str | None = None
     parts: tuple[StagePart, ...] = Field(
         default=(), description="What the stage did, where all of it falls into the wait."

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Final
 
+from infra.contracts.revision import SourceFile
 from infra.errors import SourceInvalid
 
 MAX_REMEMBERED: Final = 4096
@@ -40,21 +41,45 @@ class FileDigests:
         return digest
 
 
-def git_blob_sha1(path: Path) -> str:
-    """`git-sha1:<hex>` of a file: the name git gives its content."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        state = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        while chunk := file.read(1 << 20):
-            state.update(chunk)
-    return f"git-sha1:{state.hexdigest()}"
+class WholeDigest:
+    """The digest that a source publishes of a whole file, computed as its bytes come in order."""
+
+    def __init__(self, file: SourceFile) -> None:
+        kind, _, self._expected = (file.digest or "").partition(":")
+        match kind:
+            case "sha256":
+                self._state = hashlib.sha256()
+            case "git-sha1":
+                self._state = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+            case "md5":
+                self._state = hashlib.md5(usedforsecurity=False)
+            case _:  # an ETag that is no digest
+                self._expected = ""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the source publishes one that can be computed."""
+        return self._expected != ""
+
+    def update(self, data: memoryview) -> None:
+        self._state.update(data)
+
+    @property
+    def is_right(self) -> bool:
+        return self._state.hexdigest() == self._expected
 
 
-def md5(path: Path) -> str:
-    """Hex MD5 of a file."""
-    with path.open("rb") as file:
-        state = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
-    return state.hexdigest()
+def matches(path: Path, file: SourceFile) -> bool:
+    """Whether the file has the size and, where it can be computed, the digest it should have."""
+    if path.stat().st_size != file.size:
+        return False
+    digest = WholeDigest(file)
+    if not digest.is_known:  # checked by the store's adapter as it downloads
+        return True
+    with path.open("rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(memoryview(chunk))
+    return digest.is_right
 
 
 def content_digest(lines: list[str]) -> str:

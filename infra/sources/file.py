@@ -7,10 +7,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from infra.contracts.revision import ModelFacts, ResolvedSource, SourceFile
-from infra.errors import SourceInvalid
+from infra.errors import SourceChanged, SourceInvalid
 from infra.sources.digests import FileDigests, content_digest
 from infra.sources.model_files import MAX_LISTED, checked_name, describe_model
-from infra.sources.port import OnProgress
+from infra.sources.port import Land, OnProgress, OpenedSource
 
 
 class FileSource:
@@ -39,6 +39,11 @@ class FileSource:
         on_progress(1.0)
         return folder
 
+    def open(
+        self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
+    ) -> OpenedSource:
+        return OpenedSource(self.fetch(resolved, cache_dir, on_progress), "mmap")
+
     def _pinned(self, folder: Path, name: str) -> SourceFile:
         path = _inside(folder, name)
         try:
@@ -60,7 +65,7 @@ class FileSource:
                 return
         except OSError as error:
             raise _unreadable(path, error) from error
-        raise SourceInvalid(
+        raise SourceChanged(
             f"{path} has changed since the model was deployed",
             hint="deploy the model again",
             path=file.path,

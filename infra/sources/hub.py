@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 from infra.contracts.revision import ModelFacts, ResolvedSource, SourceFile
 from infra.errors import PlatformError, SourceInvalid, SourceUnavailable
 from infra.sources.digests import content_digest
+from infra.sources.http_ranges import HttpRanges, Location
 from infra.sources.model_files import MAX_LISTED, checked_name, describe_model
-from infra.sources.port import OnProgress
-from infra.sources.staging import OnBytes, stage
+from infra.sources.patience import PATIENT, Patience
+from infra.sources.port import Land, OnProgress, OpenedSource
+from infra.sources.staging import OnBytes, Remote, fetch
+from infra.sources.stream import open_source
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -25,9 +28,16 @@ TIMEOUT_S: Final = 20.0
 class HubSource:
     """`endpoint` and `token` default to what huggingface_hub finds (HF_ENDPOINT, HF_TOKEN)."""
 
-    def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        token: str | None = None,
+        *,
+        patience: Patience = PATIENT,
+    ) -> None:
         self._endpoint = endpoint
         self._token = token
+        self._patience = patience
 
     def resolve(self, uri: str) -> tuple[ResolvedSource, ModelFacts]:
         from huggingface_hub import HfApi
@@ -52,13 +62,31 @@ class HubSource:
         return ResolvedSource(uri=f"hf://{repository}@{commit}", digest=digest, files=files), facts
 
     def fetch(self, resolved: ResolvedSource, cache_dir: Path, on_progress: OnProgress) -> Path:
+        return fetch(resolved, cache_dir, self._remote(resolved), on_progress)
+
+    def open(
+        self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
+    ) -> OpenedSource:
+        remote = self._remote(resolved)
+        return open_source(resolved, cache_dir, remote, land, on_progress, origin="hub")
+
+    def _remote(self, resolved: ResolvedSource) -> Remote:
         repository, commit = _parsed(resolved.uri)
 
-        def download(file: SourceFile, path: Path, on_bytes: OnBytes) -> None:
+        def bring(file: SourceFile, path: Path, on_bytes: OnBytes) -> None:
             with _hub_errors(resolved.uri):
                 self._download(repository, commit, file.path, path.parent, on_bytes)
 
-        return stage(resolved, cache_dir, download, on_progress)
+        def locate(file: SourceFile, *, again: bool) -> Location:
+            """A commit's file never changes; the hub redirects to where its bytes are now."""
+            from huggingface_hub import hf_hub_url
+            from huggingface_hub.utils._headers import build_hf_headers
+
+            name = checked_name(file.path)
+            url = hf_hub_url(repository, name, revision=commit, endpoint=self._endpoint)
+            return Location(url, build_hf_headers(token=self._token))
+
+        return Remote(bring, lambda: HttpRanges(locate, self._patience), self._patience)
 
     def _download(
         self,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from infra.contracts.revision import ModelFacts, ResolvedSource
 from infra.errors import SourceInvalid
-from infra.sources.port import OnProgress
+from infra.sources.port import Land, OnProgress, OpenedSource
 
 
 class MemorySource:
@@ -29,3 +29,8 @@ class MemorySource:
                 on_progress(1.0)
                 return folder
         raise SourceInvalid(f"{resolved.uri} does not exist")
+
+    def open(
+        self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
+    ) -> OpenedSource:
+        return OpenedSource(self.fetch(resolved, cache_dir, on_progress), "memory")

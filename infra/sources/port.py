@@ -1,12 +1,73 @@
 """The port of model sources: pin what a URI names, then bring its files here."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from infra.contracts.revision import ModelFacts, ResolvedSource
+from infra.contracts.revision import ModelFacts, ResolvedSource, SourceFile
+from infra.sources.landing import Landing
 
 OnProgress = Callable[[float], None]
+Land = Callable[[int], Landing | None]
+
+
+class RangeReader(Protocol):
+    """Reads parts of a remote source's files; each belongs to one thread."""
+
+    def read_into(self, file: SourceFile, offset: int, memory: memoryview) -> int:
+        """Bytes read of those asked for: fewer where the line broke or stalled.
+
+        May be repeated. Raises SourceUnavailable when none came, SourceInvalid when the source has
+        other bytes than those that were pinned.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """From any thread: the read in progress ends soon."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class WeightStream(Protocol):
+    """Weights that are on their way into memory; any thread may ask.
+
+    `wait` and `finish` raise WeightsUnavailable and SourceChanged, which end the stream.
+    """
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The files that come this way; all others are in the folder."""
+        ...
+
+    def memory(self, name: str) -> memoryview:
+        """Where the whole file will be; nobody else writes there."""
+        ...
+
+    def wait(self, name: str, start: int, stop: int) -> None:
+        """Returns when these bytes of the file are there. They may be computed with, not served."""
+        ...
+
+    def finish(self) -> None:
+        """Returns when every byte is there and is what was pinned; from now on they may be served.
+
+        The cache is filled beside what follows.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends it, wherever it is, and lets everything go. For a stream that did not finish."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSource:
+    """A source of which everything can be read now, weights perhaps as they come."""
+
+    folder: Path
+    origin: str
+    stream: WeightStream | None = None
 
 
 class ModelSource(Protocol):
@@ -29,5 +90,14 @@ class ModelSource(Protocol):
         May be repeated and called at once by many processes: one downloads, the others wait. A
         partial download is never visible and is resumed file by file. `on_progress` hears the
         fraction of bytes that are here.
+        """
+        ...
+
+    def open(
+        self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
+    ) -> OpenedSource:
+        """As `fetch`, without waiting for the weights of a remote source.
+
+        They come into memory that `land` has for so many bytes; where it has none, into the cache.
         """
         ...

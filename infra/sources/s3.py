@@ -1,5 +1,6 @@
 """Models in S3 or a store that speaks its protocol: `s3://bucket/prefix`, pinned by ETag."""
 
+import base64
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,25 +9,36 @@ from pathlib import Path
 from typing import Any, Final
 
 from infra.contracts.revision import ModelFacts, ResolvedSource, SourceFile
-from infra.errors import DependencyMissing, PlatformError, SourceInvalid, SourceUnavailable
+from infra.errors import (
+    DependencyMissing,
+    PlatformError,
+    SourceChanged,
+    SourceInvalid,
+    SourceUnavailable,
+)
 from infra.s3_client import s3_client
-from infra.sources.digests import content_digest, md5
+from infra.sources.digests import content_digest
+from infra.sources.http_ranges import HttpRanges, Location
 from infra.sources.model_files import MAX_LISTED, checked_name, describe_model
-from infra.sources.port import OnProgress
-from infra.sources.staging import OnBytes, stage
+from infra.sources.patience import PATIENT, Patience
+from infra.sources.port import Land, OnProgress, OpenedSource
+from infra.sources.staging import OnBytes, Remote, fetch
+from infra.sources.stream import open_source
 
 URI: Final = re.compile(r"s3://(?P<bucket>[^/]+)(?:/(?P<prefix>.*))?")
 PLAIN_MD5: Final = re.compile(r"[0-9a-f]{32}")
 CHUNK_BYTES: Final = 4 << 20
 Json = dict[str, Any]
 UNENCRYPTED: Final = {None, "AES256"}  # where an ETag is the content's MD5
+URL_LIVES_S: Final = 3600
 
 
 class S3Source:
     """Credentials and region come from where boto3 finds them; `endpoint` is for other stores."""
 
-    def __init__(self, endpoint: str | None = None) -> None:
+    def __init__(self, endpoint: str | None = None, *, patience: Patience = PATIENT) -> None:
         self._endpoint = endpoint
+        self._patience = patience
 
     @cached_property
     def _client(self) -> Any:
@@ -37,8 +49,7 @@ class S3Source:
 
         @cache
         def pinned(name: str) -> SourceFile:
-            head = self._client.head_object(Bucket=bucket, Key=prefix + checked_name(name))
-            return _pinned(name, head)
+            return _pinned(name, self._head(bucket, prefix + checked_name(name)))
 
         def read(name: str) -> bytes:
             return bytes(self._open(bucket, prefix, pinned(name))["Body"].read())
@@ -56,13 +67,51 @@ class S3Source:
         return ResolvedSource(uri=folder, digest=digest, files=files), facts
 
     def fetch(self, resolved: ResolvedSource, cache_dir: Path, on_progress: OnProgress) -> Path:
+        return fetch(resolved, cache_dir, self._remote(resolved), on_progress)
+
+    def open(
+        self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
+    ) -> OpenedSource:
+        remote = self._remote(resolved)
+        return open_source(resolved, cache_dir, remote, land, on_progress, origin="s3")
+
+    def _remote(self, resolved: ResolvedSource) -> Remote:
         bucket, prefix = _parsed(resolved.uri)
 
-        def download(file: SourceFile, path: Path, on_bytes: OnBytes) -> None:
+        def bring(file: SourceFile, path: Path, on_bytes: OnBytes) -> None:
             with _s3_errors(resolved.uri):
                 self._download(bucket, prefix, file, path, on_bytes)
 
-        return stage(resolved, cache_dir, download, on_progress)
+        def locate(file: SourceFile, *, again: bool) -> Location:
+            with _s3_errors(resolved.uri):
+                return self._locate(bucket, prefix, file, is_checked=again)
+
+        return Remote(bring, lambda: HttpRanges(locate, self._patience), self._patience)
+
+    def _locate(self, bucket: str, prefix: str, file: SourceFile, *, is_checked: bool) -> Location:
+        """A signed URL of the pinned version.
+
+        Checked, it is that of another ETag where the object was replaced by one of equal digest.
+        """
+        name = {"Bucket": bucket, "Key": prefix + checked_name(file.path), **_version(file)}
+        etag = _etag(file)
+        if is_checked:
+            found = _pinned(file.path, self._head(**name))
+            if not _is_same(found, file):
+                raise SourceChanged(
+                    f"s3://{bucket}/{name['Key']} has changed since the model was deployed",
+                    hint="deploy the model again",
+                    path=file.path,
+                )
+            etag = _etag(found)
+        url = self._client.generate_presigned_url("get_object", name, ExpiresIn=URL_LIVES_S)
+        return Location(url, etag=etag)
+
+    def _head(self, Bucket: str, Key: str, **version: str) -> Json:  # noqa: N803 - as boto3 has it
+        answer: Json = self._client.head_object(
+            Bucket=Bucket, Key=Key, ChecksumMode="ENABLED", **version
+        )
+        return answer
 
     def _sizes(self, bucket: str, prefix: str) -> dict[str, int]:
         """Bytes of the objects directly under the prefix."""
@@ -79,10 +128,9 @@ class S3Source:
 
     def _open(self, bucket: str, prefix: str, file: SourceFile) -> Json:
         """An answer with exactly the pinned content: the store refuses where the ETag differs."""
-        version = {} if file.version is None else {"VersionId": file.version}
         key = prefix + checked_name(file.path)
         answer: Json = self._client.get_object(
-            Bucket=bucket, Key=key, IfMatch=_etag(file), **version
+            Bucket=bucket, Key=key, IfMatch=_etag(file), **_version(file)
         )
         return answer
 
@@ -94,9 +142,6 @@ class S3Source:
             for chunk in answer["Body"].iter_chunks(CHUNK_BYTES):
                 target.write(chunk)
                 on_bytes(len(chunk))
-        if _has_md5_etag(answer) and md5(path) != _etag(file):
-            path.unlink()
-            raise SourceUnavailable(f"{file.path} arrived damaged", path=file.path)
 
 
 def _parsed(uri: str) -> tuple[str, str]:
@@ -110,22 +155,39 @@ def _parsed(uri: str) -> tuple[str, str]:
 
 def _pinned(name: str, head: Json) -> SourceFile:
     version = head.get("VersionId")
+    etag = head["ETag"].strip('"')
     return SourceFile(
         path=name,
         size=head["ContentLength"],
-        digest=f"etag:{head['ETag'].strip(chr(34))}",
+        digest=_digest(head, etag),
+        etag=etag,
         version=None if version in {None, "null"} else version,
     )
 
 
+def _digest(head: Json, etag: str) -> str:
+    """The best that the store knows: SHA-256, MD5, or nothing that could be computed."""
+    checksum = head.get("ChecksumSHA256")
+    if checksum is not None and head.get("ChecksumType") != "COMPOSITE" and "-" not in checksum:
+        return f"sha256:{base64.b64decode(checksum).hex()}"
+    is_plain = PLAIN_MD5.fullmatch(etag) is not None and "SSECustomerAlgorithm" not in head
+    if is_plain and head.get("ServerSideEncryption") in UNENCRYPTED:
+        return f"md5:{etag}"
+    return f"etag:{etag}"
+
+
 def _etag(file: SourceFile) -> str:
-    return (file.digest or "").removeprefix("etag:")
+    assert file.etag is not None, "S3 gives every object one"
+    return file.etag
 
 
-def _has_md5_etag(answer: Json) -> bool:
-    etag = answer["ETag"].strip('"')
-    is_plain = PLAIN_MD5.fullmatch(etag) is not None and "SSECustomerAlgorithm" not in answer
-    return is_plain and answer.get("ServerSideEncryption") in UNENCRYPTED
+def _version(file: SourceFile) -> dict[str, str]:
+    return {} if file.version is None else {"VersionId": file.version}
+
+
+def _is_same(found: SourceFile, pinned: SourceFile) -> bool:
+    """Whether the bytes are those that were pinned, whatever the store calls the version."""
+    return (found.size, found.digest) == (pinned.size, pinned.digest)
 
 
 @contextmanager
@@ -153,7 +215,7 @@ def _from_client_error(uri: str, error: Any) -> PlatformError:
         case 404:
             return SourceInvalid(f"{uri} does not exist ({code})")
         case 412:
-            return SourceInvalid(
+            return SourceChanged(
                 f"{uri} has changed since the model was deployed", hint="deploy the model again"
             )
         case 401 | 403:

@@ -7,7 +7,7 @@ from infra.contracts.revision import ModelFacts, ResolvedSource
 from infra.errors import SourceInvalid
 from infra.sources.file import FileSource
 from infra.sources.hub import HubSource
-from infra.sources.port import ModelSource, OnProgress
+from infra.sources.port import Land, ModelSource, OnProgress, OpenedSource
 from infra.sources.s3 import S3Source
 
 
@@ -39,6 +39,11 @@ class Sources:
 
     def fetch(self, resolved: ResolvedSource, cache_dir: Path, on_progress: OnProgress) -> Path:
         return self.for_uri(resolved.uri).fetch(resolved, cache_dir, on_progress)
+
+    def open(
+        self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
+    ) -> OpenedSource:
+        return self.for_uri(resolved.uri).open(resolved, cache_dir, land, on_progress)
 
 
 class ThreadedResolver:

@@ -1,47 +1,183 @@
-"""Brings a resolved source's files into the cache: all of them verified, or none visible."""
+"""A remote source's files in the node's cache: each appears whole and verified, or not at all."""
 
 import fcntl
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from infra.clock import SystemClock
 from infra.contracts.revision import ResolvedSource, SourceFile
 from infra.errors import SourceInvalid, SourceUnavailable
-from infra.sources.digests import FileDigests, git_blob_sha1
+from infra.sources.chunks import CHUNK_BYTES, FIRST_BYTES, Chunk, plan_chunks
+from infra.sources.digests import matches
+from infra.sources.download import Arriving, Download, OpenReader
 from infra.sources.model_files import checked_name
+from infra.sources.partial import KnownDigests, PartialFile
+from infra.sources.patience import Patience
 from infra.sources.port import OnProgress
 
 OnBytes = Callable[[int], None]
-Download = Callable[[SourceFile, Path, OnBytes], None]
+Bring = Callable[[SourceFile, Path, OnBytes], None]
 
 DIGEST_PREFIX: Final = "sha256:"
+WEIGHTS_SUFFIX: Final = ".safetensors"
+# Of the folder with the digests of chunks: they mean something for chunks of this length only.
+DIGESTS_SUFFIX: Final = f".sha256-{FIRST_BYTES}-{CHUNK_BYTES}"
+_LOOK_S: Final = 0.05
 
 
-def stage(
-    resolved: ResolvedSource, cache_dir: Path, download: Download, on_progress: OnProgress
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """How the files of one source are had: small ones whole, weights in parts."""
+
+    bring: Bring
+    open_reader: OpenReader
+    patience: Patience
+
+
+class Shelf:
+    """One source's place in the cache.
+
+    `<digest>/` holds what is whole, `<digest>.partial/` what is on its way, `<digest>.lock` is
+    held by the one process and thread that brings something, and let go by the kernel when it
+    dies. Beside them stay the digests of the weights' chunks, so that a later download of the same
+    content is proven chunk by chunk.
+    """
+
+    def __init__(self, resolved: ResolvedSource, cache_dir: Path) -> None:
+        """Raises SourceInvalid for names that lead elsewhere."""
+        for file in resolved.files:
+            checked_name(file.path)
+        self.resolved = resolved
+        self.folder = cache_dir / _folder_name(resolved.digest)
+        self._partial = self.folder.with_suffix(".partial")
+        self._digests = self.folder.with_suffix(DIGESTS_SUFFIX)
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.missing(self.resolved.files)
+
+    @property
+    def weights(self) -> tuple[SourceFile, ...]:
+        """The files that are read in parts."""
+        return tuple(file for file in self.resolved.files if file.path.endswith(WEIGHTS_SUFFIX))
+
+    def missing(self, files: Sequence[SourceFile]) -> list[SourceFile]:
+        """Those that are not here yet."""
+        return [file for file in files if not self._has(file)]
+
+    @contextmanager
+    def locked(self, is_given_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Waits for whoever brings files now. Raises SourceUnavailable where that is given up."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        pause = threading.Event()
+        with self.folder.with_suffix(".lock").open("a") as file:
+            while not _try_lock(file.fileno()):
+                if is_given_up():
+                    raise SourceUnavailable("the download was given up")
+                pause.wait(_LOOK_S)
+            yield
+
+    def bring_small(self, remote: Remote) -> None:
+        """Everything but the weights, one after another; holds the lock's owner up."""
+        small = [file for file in self.resolved.files if file not in self.weights]
+        for file in self.missing(small):
+            self._partial.mkdir(exist_ok=True)
+            path = self._partial / file.path
+            remote.bring(file, path, lambda count: None)
+            if not matches(path, file):
+                path.unlink(missing_ok=True)
+                raise SourceUnavailable(f"{file.path} arrived damaged", path=file.path)
+            self.folder.mkdir(exist_ok=True)
+            path.rename(self.folder / file.path)
+
+    def partial(self, file: SourceFile) -> PartialFile:
+        """Raises OSError where the disk has no room for it."""
+        self._partial.mkdir(exist_ok=True)
+        return PartialFile(self._partial / file.path, file.size, len(plan_chunks([file.size])))
+
+    def known(self, file: SourceFile) -> KnownDigests:
+        return KnownDigests(self._digests / file.path, len(plan_chunks([file.size])))
+
+    def publish(self, file: SourceFile, partial: PartialFile) -> None:
+        """The file is whole; blocks until the disk has it."""
+        self.folder.mkdir(exist_ok=True)
+        partial.publish(self.folder / file.path, self._digests / file.path)
+
+    def tidy(self) -> None:
+        """All is here: what client libraries left beside the files goes."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _has(self, file: SourceFile) -> bool:
+        try:
+            return (self.folder / file.path).stat().st_size == file.size
+        except OSError:
+            return False
+
+
+def fetch(
+    resolved: ResolvedSource, cache_dir: Path, remote: Remote, on_progress: OnProgress
 ) -> Path:
-    """The folder `<cache_dir>/<digest>` with every file; `download` is called for those missing.
+    """The folder `<cache_dir>/<digest>` with every file.
 
     One process downloads, others that want the same wait for it. What was verified before an
     interruption is kept and not downloaded again. Raises SourceUnavailable for damaged downloads
     and a disk that refuses, SourceInvalid for names that lead elsewhere.
     """
-    for file in resolved.files:
-        checked_name(file.path)
-    folder = cache_dir / _folder_name(resolved.digest)
-    if _is_complete(folder, resolved.files):
-        on_progress(1.0)
-        return folder
-    with _disk_errors(cache_dir), _locked(folder.with_suffix(".lock")):
-        if not _is_complete(folder, resolved.files):
-            partial = folder.with_suffix(".partial")
-            _fill(partial, resolved, download, on_progress)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+    shelf = Shelf(resolved, cache_dir)
+    if not shelf.is_complete:
+        with disk_errors(cache_dir), shelf.locked():
+            shelf.bring_small(remote)
+            _bring_weights(shelf, remote, on_progress)
+            shelf.tidy()
     on_progress(1.0)
-    return folder
+    return shelf.folder
+
+
+def _bring_weights(shelf: Shelf, remote: Remote, on_progress: OnProgress) -> None:
+    """Straight into the files, which are mapped for that."""
+    wanted = shelf.missing(shelf.weights)
+    with ExitStack() as stack:
+        arriving = []
+        for file in wanted:
+            partial = shelf.partial(file)
+            stack.callback(partial.close)
+            arriving.append(Arriving(file, partial.map(), partial, shelf.known(file), True))
+
+        def arrived(chunk: Chunk, memory: memoryview) -> None:
+            arriving[chunk.file].partial.save(chunk, memory, is_mapped=True)
+
+        download = Download(
+            shelf.resolved.uri,
+            arriving,
+            remote.open_reader,
+            remote.patience,
+            SystemClock.start(),
+            on_progress,
+            arrived,
+        )
+        try:
+            download.start()
+            download.finish()
+        finally:
+            download.close()
+        for each in arriving:
+            shelf.publish(each.file, each.partial)
+
+
+@contextmanager
+def disk_errors(cache_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SourceUnavailable(
+            f"cannot write {error.filename or cache_dir}: {error.strerror or error}",
+            hint="check permissions and free space",
+        ) from error
 
 
 def _folder_name(digest: str) -> str:
@@ -51,76 +187,9 @@ def _folder_name(digest: str) -> str:
     return name
 
 
-def _is_complete(folder: Path, files: tuple[SourceFile, ...]) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
-        return all((folder / file.path).stat().st_size == file.size for file in files)
-    except OSError:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-
-
-def _fill(
-    folder: Path, resolved: ResolvedSource, download: Download, on_progress: OnProgress
-) -> None:
-    folder.mkdir(exist_ok=True)
-    total = max(1, resolved.total_bytes)
-    done = 0
-    for file in resolved.files:
-        path = folder / file.path
-        if not (path.is_file() and matches(path, file)):
-            _bring(file, path, download, _fraction_after(done, total, on_progress))
-        done += file.size
-        on_progress(min(1.0, done / total))
-    for extra in folder.iterdir():  # what a client library left beside the files
-        if extra.is_dir():
-            shutil.rmtree(extra)
-
-
-def _fraction_after(done: int, total: int, on_progress: OnProgress) -> OnBytes:
-    arrived = 0
-
-    def on_bytes(count: int) -> None:
-        nonlocal arrived
-        arrived += count
-        on_progress(min(1.0, (done + arrived) / total))
-
-    return on_bytes
-
-
-def _bring(file: SourceFile, path: Path, download: Download, on_bytes: OnBytes) -> None:
-    download(file, path, on_bytes)
-    if not matches(path, file):
-        path.unlink(missing_ok=True)
-        raise SourceUnavailable(f"{file.path} arrived damaged", path=file.path)
-
-
-def matches(path: Path, file: SourceFile) -> bool:
-    """Whether the file has the size and, where it can be computed, the digest it should have."""
-    if path.stat().st_size != file.size:
-        return False
-    match (file.digest or "").partition(":")[0]:
-        case "sha256":
-            return FileDigests().sha256(path) == file.digest
-        case "git-sha1":
-            return git_blob_sha1(path) == file.digest
-        case _:  # an etag: checked by the store's adapter as it downloads
-            return True
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Held by one process and thread at a time, and let go by the kernel when it dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _disk_errors(cache_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SourceUnavailable(
-            f"cannot write {error.filename or cache_dir}: {error.strerror or error}",
-            hint="check permissions and free space",
-        ) from error
+    return True

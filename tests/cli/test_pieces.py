@@ -105,6 +105,17 @@ def test_the_parts_of_a_stage_stand_below_it_unless_they_are_too_short_to_matter
     assert "cache" not in capture.get()
 
 
+def test_bytes_that_moved_say_how_fast() -> None:
+    whole = report(((Stage.WEIGHTS, 2.0, 3_000_000_000, "s3"),))
+    share = whole.shares[0].model_copy(update={"bytes_per_s": 1.5e9})
+    console = Console(width=100, file=StringIO())
+
+    with console.capture() as capture:
+        console.print(waterfall(whole.model_copy(update={"shares": (share,)}), Canvas(20)))
+
+    assert "3.0 GB s3 1.5 GB/s" in capture.get()
+
+
 def test_a_request_that_took_no_time_can_be_drawn() -> None:
     console = Console(width=80, file=StringIO())
     instant = report(((Stage.QUEUE, 0.0, None, None),), unattributed_s=0.0)

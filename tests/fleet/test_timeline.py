@@ -74,6 +74,15 @@ def test_parts_are_told_of_stages_that_fall_into_the_wait_as_a_whole():
     assert [share.parts for share in attribute(late, [weights]).shares] == [()]
 
 
+@pytest.mark.parametrize(
+    ("source", "rate"), [("s3", 500.0), ("hub", 500.0), ("mmap", None), ("cache", None)]
+)
+def test_bytes_that_moved_have_a_rate_over_the_whole_stage(source: str, rate: float | None):
+    moved = timing(Stage.WEIGHTS, -1, 4).model_copy(update={"bytes": 2000, "source": source})
+    (share,) = attribute(a_request(), [moved]).shares
+    assert (share.seconds, share.bytes, share.bytes_per_s) == (3, 2000, rate)
+
+
 def test_gaps_are_unattributed():
     report = attribute(a_request(), [timing(Stage.RUNTIME, 1, 2), timing(Stage.WEIGHTS, 4, 5)])
     assert report.unattributed_s == pytest.approx(3)

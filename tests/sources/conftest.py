@@ -6,12 +6,19 @@ from typing import Any, Protocol
 
 import pytest
 
+from infra.backoff import Backoff
 from infra.sources.file import FileSource
 from infra.sources.hub import HubSource
 from infra.sources.memory import MemorySource
+from infra.sources.patience import Patience
 from infra.sources.port import ModelSource
 from infra.sources.s3 import S3Source
 from tests.sources.hub_standin import HubStandin, hub_standin
+from tests.sources.models import WEIGHTS
+
+IMPATIENT = Patience(attempts=3, failures=6, backoff=Backoff(first_s=0.001, most_s=0.01))
+SMALL_CHUNK_BYTES = 16_000
+NUM_CHUNKS = -(-len(WEIGHTS) // SMALL_CHUNK_BYTES)
 
 
 class World(Protocol):
@@ -67,7 +74,7 @@ class MemoryWorld:
 
 class HubWorld:
     def __init__(self, hub: HubStandin) -> None:
-        self.source: ModelSource = HubSource(hub.url, token="secret-token")
+        self.source: ModelSource = HubSource(hub.url, token="secret-token", patience=IMPATIENT)
         self._hub = hub
 
     def put(self, files: dict[str, bytes]) -> str:
@@ -80,7 +87,7 @@ class HubWorld:
 
 class S3World:
     def __init__(self, endpoint: str, client: Any) -> None:
-        self.source: ModelSource = S3Source(endpoint)
+        self.source: ModelSource = S3Source(endpoint, patience=IMPATIENT)
         self.client = client
 
     def put(self, files: dict[str, bytes]) -> str:
@@ -132,6 +139,13 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubStandin]
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
     with hub_standin() as standin:
         yield standin
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of test models come in several chunks."""
+    monkeypatch.setattr("infra.sources.chunks.FIRST_BYTES", SMALL_CHUNK_BYTES)
+    monkeypatch.setattr("infra.sources.chunks.CHUNK_BYTES", SMALL_CHUNK_BYTES)
 
 
 @pytest.fixture(params=["file", "hub", "s3", "memory"])

@@ -131,14 +131,15 @@ def hub_standin() -> Iterator[HubStandin]:
             *,
             status: int = 200,
         ) -> None:
-            start = 0
+            start, stop = 0, len(content)
             asked = self.headers.get("Range", "")
             if asked.startswith("bytes=") and status == 200:
-                start = int(asked.removeprefix("bytes=").partition("-")[0])
+                first, _, last = asked.removeprefix("bytes=").partition("-")
+                start, stop = int(first), int(last) + 1 if last else len(content)
                 status = 206
-                end = f"bytes {start}-{len(content) - 1}/{len(content)}"
-                headers = headers | {"Content-Range": end}
-            body = content[start:]
+                which = f"bytes {start}-{stop - 1}/{len(content)}"
+                headers = headers | {"Content-Range": which}
+            body = content[start:stop]
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)

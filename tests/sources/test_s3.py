@@ -2,22 +2,29 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import PlatformError, SourceInvalid, SourceUnavailable
+from infra.errors import (
+    PlatformError,
+    SourceChanged,
+    SourceInvalid,
+    SourceUnavailable,
+    WeightsUnavailable,
+)
 from infra.sources.s3 import S3Source
 from tests.sources.conftest import Contents, S3World
-from tests.sources.models import WEIGHTS, model_files
+from tests.sources.models import WEIGHTS, model_files, sha256
 
 
 def silent(fraction: float) -> None:
     """Hears progress and says nothing."""
 
 
-def test_objects_are_pinned_by_etag(s3: S3World) -> None:
+def test_objects_are_pinned_by_etag_and_digest(s3: S3World) -> None:
     resolved, _ = s3.source.resolve(s3.put(model_files()))
 
     head = s3.client.head_object(Bucket="models", Key="chat/model.safetensors")
-    digests = {file.path: file.digest for file in resolved.files}
-    assert digests["model.safetensors"] == f"etag:{head['ETag'].strip(chr(34))}"
+    etag = head["ETag"].strip('"')
+    (weights,) = (file for file in resolved.files if file.path == "model.safetensors")
+    assert (weights.etag, weights.digest) == (etag, f"md5:{etag}")
     assert resolved.uri == "s3://models/chat"
 
 
@@ -25,24 +32,48 @@ def test_an_object_changed_since_it_was_resolved_is_refused(s3: S3World, tmp_pat
     resolved, _ = s3.source.resolve(s3.put(model_files()))
     s3.put(model_files(model__safetensors=WEIGHTS[::-1]))
 
-    with pytest.raises(SourceInvalid, match="has changed since the model was deployed"):
+    with pytest.raises(SourceChanged, match="has changed since the model was deployed"):
         s3.source.fetch(resolved, tmp_path, silent)
 
-    assert not (tmp_path / resolved.digest.removeprefix("sha256:")).exists()
+    folder = tmp_path / resolved.digest.removeprefix("sha256:")
+    assert not list(folder.glob("*.safetensors"))
 
 
-def test_damaged_bytes_are_refused_and_asked_for_again(
-    s3: S3World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: Contents
-) -> None:
+def test_damaged_bytes_are_refused(s3: S3World, tmp_path: Path) -> None:
     resolved, _ = s3.source.resolve(s3.put(model_files()))
-    monkeypatch.setattr("infra.sources.s3.md5", lambda path: "0" * 32)
-    with pytest.raises(SourceUnavailable, match=r"config\.json arrived damaged"):
-        s3.source.fetch(resolved, tmp_path, silent)
-    monkeypatch.undo()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    other = [
+        file.model_copy(update={"digest": f"md5:{'0' * 32}"}) if file.path == name else file
+        for name in ["model.safetensors"]
+        for file in resolved.files
+    ]
 
-    folder = s3.source.fetch(resolved, tmp_path, silent)
+    with pytest.raises(WeightsUnavailable, match=r"model\.safetensors arrived damaged"):
+        s3.source.fetch(resolved.model_copy(update={"files": tuple(other)}), tmp_path, silent)
+
+    assert s3.source.fetch(resolved, tmp_path, silent).is_dir()
+
+
+def test_a_checksum_that_the_store_keeps_is_the_digest_and_lets_an_equal_object_replace_it(
+    s3: S3World, tmp_path: Path, contents: Contents
+) -> None:
+    def put(**options: str) -> None:
+        s3.client.put_object(
+            Bucket="models",
+            Key="chat/model.safetensors",
+            Body=WEIGHTS,
+            ChecksumAlgorithm="SHA256",
+            **options,
+        )
+
+    uri = s3.put(model_files())
+    put()
+    resolved, _ = s3.source.resolve(uri)
+    (weights,) = (file for file in resolved.files if file.path == "model.safetensors")
+    assert weights.digest == f"sha256:{sha256(WEIGHTS)}"
+    renamed = weights.model_copy(update={"etag": "0" * 32})  # as if uploaded in other parts
+    files = [renamed if file is weights else file for file in resolved.files]
+
+    folder = s3.source.fetch(resolved.model_copy(update={"files": tuple(files)}), tmp_path, silent)
 
     assert contents(folder)["model.safetensors"] == WEIGHTS
 
@@ -69,10 +100,7 @@ def test_a_model_may_lie_at_the_top_of_a_bucket(s3: S3World, tmp_path: Path) -> 
     assert (s3.source.fetch(resolved, tmp_path, silent) / "config.json").is_file()
 
 
-def test_progress_counts_bytes(
-    s3: S3World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("infra.sources.s3.CHUNK_BYTES", 20_000)
+def test_progress_counts_bytes(s3: S3World, tmp_path: Path, small_chunks: None) -> None:
     resolved, _ = s3.source.resolve(s3.put(model_files()))
     heard: list[float] = []
 

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,13 @@ from infra.contracts.base import GpuId
 from infra.contracts.node import ReplicaAssignment
 from infra.contracts.revision import ResolvedSource
 from infra.contracts.stage import Stage
-from infra.sources.port import ModelSource
+from infra.errors import Invalid, WeightsUnavailable
+from infra.sources.port import ModelSource, OpenedSource
+from worker.boot.arrival import Arrival
 from worker.boot.build import Site, build, threads_for
 from worker.boot.followers import ProcessFollowers
-from worker.boot.model_files import ModelFiles
+from worker.boot.landings import Landings
+from worker.boot.model_files import PACKED, ModelFiles
 from worker.boot.ports import Climbed, Settle
 from worker.boot.ranks import Rank
 from worker.boot.stages import StageTimer
@@ -43,6 +47,8 @@ class _Loaded:
     """
 
     recipe: tuple[object, ...]
+    folder: Path
+    is_streamed: bool
     model: CausalModel
     draft: CausalModel | None
     tokenizer: Tokenizer
@@ -72,30 +78,43 @@ class ModelClimb:
         self._reader = ThreadPoolExecutor(1, "tokenizer")
         self._loaded: _Loaded | None = None
         self._lock = threading.Lock()  # guards _tokenizers: prepare may still run beside the climb
+        self._landings = Landings()
+        self._is_climbing = threading.Event()
 
     def prepare(self, source: ResolvedSource) -> None:
-        folder = self._sources.fetch(source, self._cache_dir, lambda _: None)
+        """Weights that are not in the cache are brought there until there is something to climb.
+
+        Then they go on into memory, which is ready for them.
+        """
+
+        def make_room(size: int) -> None:
+            self._landings.prepare(size)
+
+        folder = self._sources.open(source, self._cache_dir, make_room, self._give_way).folder
+        self._landings.forget()
         self._read_tokenizer(source, folder).result()
+
+    def _give_way(self, fraction: float) -> None:
+        if self._is_climbing.is_set():
+            raise WeightsUnavailable("there is something to climb")
 
     def __call__(
         self, assignment: ReplicaAssignment, stages: StageTimer, gpus: tuple[GpuId, ...]
     ) -> Climbed:
         """Raises PlatformError: SourceInvalid for files that changed since they were deployed."""
+        self._is_climbing.set()
         after_fork(threads_for(assignment, self._cpus))
-        on_progress = partial(stages.progress, Stage.WEIGHTS)
-        folder = self._sources.fetch(assignment.source, self._cache_dir, on_progress)
-        stages.part("files")
         settle = None
         if self._loaded is None:
-            self._loaded, settle = self._load(folder, assignment, stages, gpus)
+            self._loaded, settle = self._load(assignment, stages, gpus)
         else:
-            _wake(self._loaded, assignment, stages)
+            self._wake(self._loaded, assignment, stages)
         model, tokenizer = self._loaded.model, self._loaded.tokenizer
         engine = Engine(model, tokenizer, assignment.engine, draft=self._loaded.draft)
         engine.warm()
         stages.part("cache")
         return Climbed(
-            folder,
+            self._loaded.folder,
             AsyncEngine(engine, tokenizer),
             tokenizer,
             settle=settle,
@@ -112,28 +131,71 @@ class ModelClimb:
         return True
 
     def _load(
+        self, assignment: ReplicaAssignment, stages: StageTimer, gpu_ids: tuple[GpuId, ...]
+    ) -> tuple[_Loaded, Settle]:
+        arrival = Arrival(stages)
+        opened = self._open(assignment, arrival)
+        stages.part("files")
+        if opened.stream is None:
+            return self._build(opened, arrival, assignment, stages, gpu_ids)
+        try:
+            return self._build(opened, arrival, assignment, stages, gpu_ids)
+        except BaseException as error:
+            with closing(opened.stream) as stream:
+                if isinstance(error, Invalid):  # of what was pinned, or of what came instead?
+                    stream.finish()
+            raise
+
+    def _open(self, assignment: ReplicaAssignment, arrival: Arrival) -> OpenedSource:
+        source, draft = assignment.source, assignment.draft_source
+        # Ranks share what is in the cache, each reads its own part of it; and so does a draft.
+        is_shared = assignment.engine.tensor_parallel > 1 or (
+            draft is not None and draft.digest == source.digest
+        )
+        land = _nowhere if is_shared else self._landings.take
+        return self._sources.open(source, self._cache_dir, land, arrival.on_progress)
+
+    def _build(
         self,
-        folder: Path,
+        opened: OpenedSource,
+        arrival: Arrival,
         assignment: ReplicaAssignment,
         stages: StageTimer,
         gpu_ids: tuple[GpuId, ...],
     ) -> tuple[_Loaded, Settle]:
-        source = assignment.source
-        on_progress = partial(stages.progress, Stage.WEIGHTS)
+        """Of weights that are on their way the stage ends when the last one is here."""
+        source, stream, gpus = assignment.source, opened.stream, assignment.resources.gpus
         store = PackedStore(self._cache_dir / PACKED_FOLDER)
-        gpus = assignment.resources.gpus
-        files = ModelFiles.open(folder, source, assignment.engine, store, on_progress, gpus=gpus)
-        stages.part("map")
+        files = ModelFiles.open(
+            opened.folder,
+            source,
+            assignment.engine,
+            store,
+            arrival.on_progress,
+            gpus=gpus,
+            stream=stream,
+        )
+        stages.part("map" if stream is None else "headers")
         draft_files = self._open_draft(assignment, store)
         if draft_files is not None:
             stages.part("draft")
-        opened = [each for each in (files, draft_files) if each is not None]
-        stages.done(Stage.WEIGHTS, source=files.origin, size=sum(each.num_bytes for each in opened))
-        reading = self._read_tokenizer(source, folder)
+        all_files = [each for each in (files, draft_files) if each is not None]
+        end_weights = partial(
+            stages.done,
+            Stage.WEIGHTS,
+            source=PACKED if files.is_packed and stream is None else opened.origin,
+            size=sum(each.num_bytes for each in all_files),
+        )
+        if stream is None:
+            end_weights()
+        reading = self._read_tokenizer(source, opened.folder)
         model, followers = build(files, assignment, self._site(assignment, gpu_ids))
+        if stream is None:
+            stages.part("model")
+        else:
+            arrival.end(stream, end_weights)
         if gpus:
             _keep_artifacts(self._cache_dir, source, model.kernels.device)
-        stages.part("model")
         tokenizer = reading.result()
         stages.part("tokenizer")
         draft = None
@@ -142,12 +204,31 @@ class ModelClimb:
             draft = with_recording(draft_files.build(gpus=gpus))
             stages.part("draft")
         self._forget_tokenizers()
+        packs = [each.pack for each in all_files if each.pack is not None]
 
         def settle(*, now: float) -> None:
-            for each in opened:
-                each.settle(now=now)
+            for pack in packs:
+                pack.save(now=now)
 
-        return _Loaded(assignment.recipe, model, draft, tokenizer, followers), settle
+        return _Loaded(
+            recipe=assignment.recipe,
+            folder=opened.folder,
+            is_streamed=stream is not None,
+            model=model,
+            draft=draft,
+            tokenizer=tokenizer,
+            followers=followers,
+        ), settle
+
+    def _wake(self, loaded: _Loaded, assignment: ReplicaAssignment, stages: StageTimer) -> None:
+        assert loaded.recipe == assignment.recipe, "a sleeper wakes as what it was"
+        if not loaded.is_streamed:  # the files that it maps are those that were deployed
+            self._sources.fetch(assignment.source, self._cache_dir, lambda _: None)
+        stages.part("files")
+        stages.done(Stage.WEIGHTS, source=ASLEEP)
+        for model in loaded.models:
+            model.to_device()
+        stages.part("model")
 
     def _open_draft(self, assignment: ReplicaAssignment, store: PackedStore) -> ModelFiles | None:
         source, settings = assignment.draft_source, assignment.engine
@@ -193,9 +274,5 @@ def _keep_artifacts(cache_dir: Path, source: ResolvedSource, device: torch.devic
     )
 
 
-def _wake(loaded: _Loaded, assignment: ReplicaAssignment, stages: StageTimer) -> None:
-    assert loaded.recipe == assignment.recipe, "a sleeper wakes as what it was"
-    stages.done(Stage.WEIGHTS, source=ASLEEP)
-    for model in loaded.models:
-        model.to_device()
-    stages.part("model")
+def _nowhere(size: int) -> None:
+    """Room for nothing: weights are brought into the cache first."""

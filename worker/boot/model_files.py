@@ -8,7 +8,7 @@ from typing import Self
 from infra.contracts.model_spec import EngineSettings
 from infra.contracts.revision import ResolvedSource
 from infra.errors import SourceInvalid
-from infra.sources.port import OnProgress
+from infra.sources.port import OnProgress, WeightStream
 from worker.models.config import ModelConfig, read_config
 from worker.models.decoder import Decoder
 from worker.models.pack import Pack
@@ -18,8 +18,7 @@ from worker.tokenizer.tokenizer import Tokenizer
 from worker.weights.loader import Weights, open_weights
 from worker.weights.packed_store import PackedStore
 
-# How the bytes of a source's scheme get into this process.
-_ORIGINS = {"file": "mmap", "hf": "hub", "s3": "s3"}
+PACKED = "packed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +43,14 @@ class ModelFiles:
         *,
         gpus: int,
         rank: int = 0,
+        stream: WeightStream | None = None,
     ) -> Self:
-        """Raises SourceInvalid and UnsupportedModel."""
+        """Of a `stream` the headers are waited for. Raises SourceInvalid and UnsupportedModel."""
         config = read_config(folder)
         pack = open_pack(config, settings, store, source_digest=source.digest, gpus=gpus, rank=rank)
         is_packed = pack is not None and pack.found_bytes > 0
         reads_all = not is_packed and settings.tensor_parallel == 1
-        weights = open_weights(folder, on_progress, reads_ahead=reads_all)
+        weights = open_weights(folder, on_progress, reads_ahead=reads_all, stream=stream)
         return cls(folder, source, settings, config, weights, pack)
 
     @property
@@ -59,9 +59,9 @@ class ModelFiles:
         return self._packed_bytes or self.weights.total_bytes
 
     @property
-    def origin(self) -> str | None:
-        """Where the weights come from."""
-        return "packed" if self._packed_bytes else _ORIGINS.get(self.source.uri.partition(":")[0])
+    def is_packed(self) -> bool:
+        """Whether an earlier replica left most of it as it is computed with."""
+        return self._packed_bytes > 0
 
     def build(self, *, gpus: int = 0, group: Group = ALONE) -> Decoder:
         """This rank's share of the model; see build_model."""

@@ -20,16 +20,27 @@ class StageTimer:
         self._parts: list[StagePart] = []
         self._part_began_at = self._began_at
 
-    def part(self, name: str) -> None:
-        """A part of the present stage ends now; it began where the one before it ended."""
-        now = self._clock.now()
+    def part(self, name: str, *, at: float | None = None) -> None:
+        """A part of the present stage ends now, or has ended; it began where the last one ended."""
+        now = self._now(at)
         seconds = max(0.0, now - self._part_began_at)
         self._parts.append(StagePart(name=name, seconds=seconds))
         self._part_began_at = now
 
-    def done(self, stage: Stage, *, source: str | None = None, size: int | None = None) -> None:
-        """That stage ends now, and the next one begins; `size` in bytes."""
-        now = self._clock.now()
+    def now(self) -> float:
+        """For what ends a part or a stage in another thread."""
+        return self._clock.now()
+
+    def done(
+        self,
+        stage: Stage,
+        *,
+        source: str | None = None,
+        size: int | None = None,
+        at: float | None = None,
+    ) -> None:
+        """That stage ends now, or has ended, and the next one begins then; `size` in bytes."""
+        now = self._now(at)
         timing = StageTiming(
             stage=stage,
             started_at=self._began_at,
@@ -50,3 +61,7 @@ class StageTimer:
         self._told_at = now
         bounded = min(1.0, max(0.0, fraction))
         self._tell(Progress(progress=StageProgress(stage=stage, fraction=bounded)))
+
+    def _now(self, at: float | None) -> float:
+        """Never before what has ended already."""
+        return self._clock.now() if at is None else max(at, self._part_began_at)

@@ -1,5 +1,6 @@
 """Which bytes of which file each of a model's tensors is."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,16 +35,28 @@ class WeightPlan:
         return sum(shard.size for shard in self.shards)
 
 
-def plan_weights(model_dir: Path) -> WeightPlan:
+# A file's size and what its header says; raises SourceInvalid.
+ReadShard = Callable[[Path], tuple[int, tuple[TensorEntry, ...]]]
+
+
+def read_file(path: Path) -> tuple[int, tuple[TensorEntry, ...]]:
+    """The ReadShard of files that are here."""
+    entries = read_header(path)
+    return path.stat().st_size, entries
+
+
+def plan_weights(
+    model_dir: Path, read: ReadShard = read_file, *, expected: frozenset[str] = frozenset()
+) -> WeightPlan:
     """Reads headers and index of a model in safetensors, sharded or not.
 
-    Raises SourceInvalid when files are missing or contradict each other, UnsupportedModel when
-    the weights are in another format.
+    The files named in `expected` are still on their way. Raises SourceInvalid when files are
+    missing or contradict each other, UnsupportedModel when the weights are in another format.
     """
-    if (model_dir / SINGLE_FILE).exists():
-        return WeightPlan((_shard(model_dir / SINGLE_FILE, None),))
+    if SINGLE_FILE in expected or (model_dir / SINGLE_FILE).exists():
+        return WeightPlan((_shard(model_dir / SINGLE_FILE, None, read),))
     if (model_dir / INDEX_FILE).exists():
-        return _plan_shards(model_dir)
+        return _plan_shards(model_dir, read)
     others = sorted(
         path.name for path in model_dir.glob("*") if path.suffix in {".bin", ".pt", ".pth", ".gguf"}
     )
@@ -55,7 +68,7 @@ def plan_weights(model_dir: Path) -> WeightPlan:
     raise SourceInvalid(f"{SINGLE_FILE} is missing")
 
 
-def _plan_shards(model_dir: Path) -> WeightPlan:
+def _plan_shards(model_dir: Path, read: ReadShard) -> WeightPlan:
     index = read_json_object(model_dir / INDEX_FILE, most_bytes=MOST_INDEX_BYTES)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -69,19 +82,20 @@ def _plan_shards(model_dir: Path) -> WeightPlan:
         raise SourceInvalid(f"{INDEX_FILE} names {len(names_by_file)} files")
     return WeightPlan(
         tuple(
-            _shard(model_dir / filename, names) for filename, names in sorted(names_by_file.items())
+            _shard(model_dir / filename, names, read)
+            for filename, names in sorted(names_by_file.items())
         )
     )
 
 
-def _shard(path: Path, wanted: set[str] | None) -> Shard:
-    entries = read_header(path)
+def _shard(path: Path, wanted: set[str] | None, read: ReadShard) -> Shard:
+    size, entries = read(path)
     if wanted is not None:
         missing = wanted - {entry.name for entry in entries}
         if missing:
             raise SourceInvalid(f"{path.name} does not hold {min(missing)!r}")
         entries = tuple(entry for entry in entries if entry.name in wanted)
-    return Shard(path, path.stat().st_size, entries)
+    return Shard(path, size, entries)
 
 
 def _is_plain_filename(name: str) -> bool:

@@ -1,0 +1,183 @@
+"""The weights of a remote source on their way into memory, and from there into the cache."""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from enum import Enum, auto
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Final
+
+import structlog
+
+from infra.clock import SystemClock
+from infra.contracts.revision import ResolvedSource, SourceFile
+from infra.sources.chunks import Chunk
+from infra.sources.download import Arriving, Download
+from infra.sources.landing import Landing, landing_bytes
+from infra.sources.port import Land, OnProgress, OpenedSource
+from infra.sources.staging import Remote, Shelf, disk_errors, fetch
+
+log = structlog.get_logger()
+
+LOWEST_PRIORITY: Final = 19
+FROM_CACHE: Final = "cache"
+
+
+def open_source(
+    resolved: ResolvedSource,
+    cache_dir: Path,
+    remote: Remote,
+    land: Land,
+    on_progress: OnProgress,
+    *,
+    origin: str,
+) -> OpenedSource:
+    """The source from the cache, or with its weights on their way to where `land` has room.
+
+    Where it has none they are fetched first. Raises as `fetch` does.
+    """
+    shelf = Shelf(resolved, cache_dir)
+    with ExitStack() as held:
+        if shelf.is_complete:
+            return OpenedSource(shelf.folder, FROM_CACHE)
+        with disk_errors(cache_dir):
+            held.enter_context(shelf.locked())
+            shelf.bring_small(remote)
+            wanted = shelf.missing(shelf.weights)
+            if not wanted:  # another process brought them meanwhile
+                return OpenedSource(shelf.folder, FROM_CACHE)
+            landing = land(landing_bytes([file.size for file in wanted]))
+            if landing is not None:
+                stream = SourceStream(shelf, wanted, remote, landing, on_progress, held.pop_all())
+                return OpenedSource(shelf.folder, origin, stream)
+    return OpenedSource(fetch(resolved, cache_dir, remote, on_progress), origin)
+
+
+class SourceStream:
+    """See infra.sources.port.WeightStream."""
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        files: Sequence[SourceFile],
+        remote: Remote,
+        landing: Landing,
+        on_progress: OnProgress,
+        held: ExitStack,
+    ) -> None:
+        """`held` is let go when all files are in the cache, or no more of them will be."""
+        self._index = {file.path: index for index, file in enumerate(files)}
+        self._landing = landing
+        places = landing.places([file.size for file in files])
+        self._arriving: list[Arriving] = []
+        with held:
+            for file, memory in zip(files, places, strict=True):
+                partial = shelf.partial(file)
+                held.callback(partial.close)
+                known = shelf.known(file)
+                self._arriving.append(Arriving(file, memory, partial, known, is_mapped=False))
+            self._keeper = _Keeper(shelf, self._arriving, landing, held.pop_all().close)
+        self._download = Download(
+            shelf.resolved.uri,
+            self._arriving,
+            remote.open_reader,
+            remote.patience,
+            SystemClock.start(),
+            on_progress,
+            self._keeper.add,
+        )
+        landing.touch_beside()
+        self._keeper.start()
+        self._download.start()
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._index)
+
+    def memory(self, name: str) -> memoryview:
+        return self._arriving[self._index[name]].memory
+
+    def wait(self, name: str, start: int, stop: int) -> None:
+        self._download.wait(self._index[name], start, stop)
+
+    def finish(self) -> None:
+        self._download.finish()
+        self._download.close()
+        self._keeper.publish()
+
+    def close(self) -> None:
+        self._landing.drop()
+        self._download.close()
+        self._keeper.close()
+
+
+class _Keeper:
+    """Writes what has arrived to the cache, beside everything else and without haste.
+
+    What it has written takes the place of what was in memory, so that the weights of a replica
+    are one copy for the whole node. A disk that refuses costs the next start its cache, and this
+    one nothing.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        arriving: Sequence[Arriving],
+        landing: Landing,
+        let_go: Callable[[], None],
+    ) -> None:
+        self._shelf = shelf
+        self._landing = landing
+        self._arriving = arriving
+        self._let_go = let_go
+        self._queue: SimpleQueue[tuple[Chunk, memoryview] | _Word] = SimpleQueue()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._keep, name="weights-keeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def add(self, chunk: Chunk, memory: memoryview) -> None:
+        """The chunk has arrived."""
+        self._queue.put((chunk, memory))
+
+    def publish(self) -> None:
+        """All has arrived, and is what was pinned."""
+        self._queue.put(_Word.PUBLISH)
+
+    def close(self) -> None:
+        """What is not written yet will not be."""
+        self._is_closed = True
+        self._queue.put(_Word.END)
+        self._thread.join()
+
+    def _keep(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        try:
+            self._write()
+        except OSError as error:
+            log.warning("weights.not_kept", why=error.strerror or str(error))
+            while not isinstance(self._queue.get(), _Word):
+                pass  # the download still looks into the files
+        finally:
+            self._let_go()
+
+    def _write(self) -> None:
+        while not isinstance(word := self._queue.get(), _Word):
+            if not self._is_closed:
+                chunk, memory = word
+                self._arriving[chunk.file].partial.save(chunk, memory, is_mapped=False)
+        if word is _Word.PUBLISH:
+            for number, each in enumerate(self._arriving):
+                self._shelf.publish(each.file, each.partial)
+                self._landing.become(number, self._shelf.folder / each.file.path)
+            self._shelf.tidy()
+
+
+class _Word(Enum):
+    """What a keeper is told besides chunks."""
+
+    PUBLISH = auto()
+    END = auto()
