@@ -4,6 +4,7 @@ Tokenisation and arithmetic follow llama.cpp (src/llama-vocab.cpp, the llama gra
 plainly as possible and sharing nothing with the importer.
 """
 
+import unicodedata
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,13 @@ LLAMA3 = (
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PATTERNS = {"gpt-2": (GPT2,), "smollm": (r"\p{N}", GPT2), "llama-bpe": (LLAMA3,)}
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+PATTERNS = {
+    "gpt-2": (GPT2,),
+    "smollm": (r"\p{N}", GPT2),
+    "llama-bpe": (LLAMA3,),
+    "qwen2": (QWEN2,),
+}
 
 
 @cache
@@ -65,6 +72,7 @@ class ReferenceTokenizer:
         name = gguf["tokenizer.ggml.pre"]
         self.patterns = PATTERNS[name]
         self.takes_whole_pieces = name == "llama-bpe"
+        self.composes = name == "qwen2"  # as the model's own tokenizer does, and llama.cpp does not
         self.known_pieces: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
@@ -77,6 +85,8 @@ class ReferenceTokenizer:
         return ids
 
     def pieces(self, text: str) -> list[str]:
+        if self.composes:
+            text = unicodedata.normalize("NFC", text)
         pieces = [text] if text else []
         for pattern in self.patterns:
             pieces = [cut for piece in pieces for cut in self.cut(pattern, piece)]
@@ -107,6 +117,44 @@ class ReferenceTokenizer:
             at = pairs.index(best)
             symbols[at : at + 2] = ["".join(best)]
         return [self.ids[symbol] for symbol in symbols]
+
+
+class ReferenceSentencePiece:
+    """Merges the neighbours whose union has the highest score, the first of equals; then bytes."""
+
+    def __init__(self, gguf: Gguf) -> None:
+        self.tokens: list[str] = gguf["tokenizer.ggml.tokens"]
+        self.ids = {token: id for id, token in enumerate(self.tokens)}
+        self.scores: list[float] = gguf["tokenizer.ggml.scores"]
+        types = gguf["tokenizer.ggml.token_type"]
+        self.special = [t for t, type in zip(self.tokens, types, strict=True) if type in {2, 3, 4}]
+        self.prefix = "\u2581" if gguf.metadata.get("tokenizer.ggml.add_space_prefix", True) else ""
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in regex.split(f"({'|'.join(map(regex.escape, self.special))})", text):
+            if part in self.special:
+                ids.append(self.ids[part])
+            elif part:
+                ids.extend(self.merged([*(self.prefix + part.replace(" ", "\u2581"))]))
+        return ids
+
+    def merged(self, symbols: list[str]) -> list[int]:
+        while True:
+            unions = ["".join(pair) for pair in pairwise(symbols)]
+            known = [
+                (-self.scores[self.ids[u]], at) for at, u in enumerate(unions) if u in self.ids
+            ]
+            if not known:
+                break
+            at = min(known)[1]
+            symbols[at : at + 2] = [unions[at]]
+        return [id for symbol in symbols for id in self.ids_of(symbol)]
+
+    def ids_of(self, symbol: str) -> list[int]:
+        if symbol in self.ids:
+            return [self.ids[symbol]]
+        return [self.ids[f"<0x{byte:02X}>"] for byte in symbol.encode()]
 
 
 def rounded_to_bfloat16(values: np.ndarray) -> np.ndarray:

@@ -331,7 +331,7 @@ def test_rows_of_tensors_reach_their_place_in_chunks(
     source = write_gguf(tmp_path / "tiny.gguf")
     import_gguf(source, tmp_path / "whole", silent)
 
-    monkeypatch.setattr("worker.weights.gguf_llama.CHUNK_ELEMENTS", 192)
+    monkeypatch.setattr("worker.weights.gguf_tensors.CHUNK_ELEMENTS", 192)
     import_gguf(source, tmp_path / "chunked", silent)
 
     whole, chunked = (

@@ -28,14 +28,14 @@ def test_progress_is_said_once_a_percent(tmp_path: Path) -> None:
 
 def test_a_failure_is_the_last_line(tmp_path: Path) -> None:
     out = io.StringIO()
-    source = write_gguf(tmp_path / "tiny.gguf", pre="qwen2")
+    source = write_gguf(tmp_path / "tiny.gguf", pre="falcon")
 
     code = run_import(source, tmp_path / "model", out)
 
     assert code == 1
     assert lines(out)[-1] == {
-        "error": "tiny.gguf: pre-tokenizer 'qwen2' cannot be imported",
-        "hint": "these can: gpt-2, smollm, starcoder, refact, llama-bpe, llama3, llama-v3",
+        "error": "tiny.gguf: pre-tokenizer 'falcon' cannot be imported",
+        "hint": "these can: gpt-2, smollm, starcoder, refact, llama-bpe, llama3, llama-v3, qwen2",
     }
 
 

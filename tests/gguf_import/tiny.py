@@ -1,6 +1,7 @@
 """A maker of small llama GGUFs, valid until a test changes one thing."""
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -82,7 +83,6 @@ def write_gguf(
     tied: bool = True,
 ) -> Path:
     """Writes a model; `keys` and `changed` replace metadata and tensors, None leaves them out."""
-    tokens, merges = trained(TEXT, 120)
     metadata: dict[str, Any] = {
         "llama.context_length": 128,
         "llama.embedding_length": 64,
@@ -93,6 +93,18 @@ def write_gguf(
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
         "llama.rope.dimension_count": 16,
         "llama.rope.freq_base": 10000.0,
+    }
+    metadata |= tokenizer_keys(pre) | (keys or {})
+    rows = len(trained(TEXT, 120)[0])
+    values = tensors(rows=rows, tied=tied) | (changed or {})
+    architecture = metadata.pop("general.architecture", "llama")
+    return write_file(path, architecture, metadata, values, encoding=encoding)
+
+
+def tokenizer_keys(pre: str = "smollm") -> dict[str, Any]:
+    """A byte-level BPE tokenizer."""
+    tokens, merges = trained(TEXT, 120)
+    return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
         "tokenizer.ggml.tokens": tokens,
@@ -102,11 +114,50 @@ def write_gguf(
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": "{{ messages[0]['content'] }}",
-    } | (keys or {})
-    writer = gguf.GGUFWriter(path, arch=metadata.pop("general.architecture", "llama"))
+    }
+
+
+def sentencepiece_keys(*, has_prefix: bool = True) -> dict[str, Any]:
+    """A SentencePiece tokenizer: letters and pairs of `TEXT` with scores, and bytes."""
+    control = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    words = [["\u2581", *word] for word in TEXT.split(" ") if word]
+    pieces: list[str] = []
+    for _ in range(80):
+        pairs = Counter(pair for word in words for pair in pairwise(word)).most_common()
+        best = next((pair for pair, _ in pairs if "".join(pair) not in pieces), None)
+        if best is None:
+            break
+        pieces.append("".join(best))
+        for word in words:
+            for at in range(len(word) - 2, -1, -1):
+                if tuple(word[at : at + 2]) == best:
+                    word[at : at + 2] = ["".join(best)]
+    pieces += sorted({*"\u2581abcdefghijklmnopqrstuvwxyz0123.", *"".join(pieces)})
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [*control, *pieces],
+        "tokenizer.ggml.scores": [0.0] * len(control) + [-float(i) for i in range(len(pieces))],
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * len(pieces),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.add_space_prefix": has_prefix,
+    }
+
+
+def write_file(
+    path: Path,
+    architecture: str,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray | None],
+    *,
+    encoding: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+) -> Path:
+    """Writes metadata and tensors, those that are not None."""
+    writer = gguf.GGUFWriter(path, arch=architecture)
     for key, value in metadata.items():
         _add(writer, key, value)
-    for name, values in (tensors(rows=len(tokens), tied=tied) | (changed or {})).items():
+    for name, values in tensors.items():
         if values is None:
             continue
         plain = values.ndim == 1

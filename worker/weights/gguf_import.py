@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from infra.errors import SourceInvalid
 from worker.weights.gguf_file import GgufFile, read_gguf
-from worker.weights.gguf_llama import model_config, plan_tensors, read_shape
+from worker.weights.gguf_model import model_config, plan_tensors, read_shape
 from worker.weights.gguf_tokenizer import convert_tokenizer
 from worker.weights.model_folder import new_model_folder, write_json
 from worker.weights.safetensors_writer import write_safetensors
@@ -49,7 +49,9 @@ def _write_model(
         raise SourceInvalid(
             f"{gguf.path.name}: {tokenizer.size} tokens for {shape.vocabulary} embeddings"
         )
-    write_json(folder / "config.json", model_config(shape, bos=tokenizer.bos, eos=tokenizer.eos))
+    write_json(
+        folder / "config.json", model_config(gguf, shape, bos=tokenizer.bos, eos=tokenizer.eos)
+    )
     write_json(folder / "generation_config.json", tokenizer.generation_config)
     write_json(folder / "tokenizer.json", tokenizer.tokenizer)
     write_json(folder / "tokenizer_config.json", tokenizer.tokenizer_config)

@@ -1,75 +1,14 @@
-"""The byte-level BPE tokenizer that a GGUF carries, as the files Hugging Face tokenizers read."""
+"""The tokenizer that a GGUF carries, as the files Hugging Face tokenizers read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
 from infra.errors import SourceInvalid, UnsupportedModel
+from worker.weights.gguf_byte_level import byte_level_rules
 from worker.weights.gguf_file import GgufFile
-
-Json = dict[str, Any]
-
-
-class _TokenType(IntEnum):
-    """`tokenizer.ggml.token_type`."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
-@dataclass(frozen=True, slots=True)
-class _PreTokenizer:
-    """How text is cut before merges; the GGUF only names it, its meaning is llama.cpp's."""
-
-    steps: tuple[Json, ...]
-    ignore_merges: bool = False  # a piece that is a token is taken whole
-    adds_bos: bool = False  # unless the file says otherwise
-
-
-def _byte_level(*, splits: bool) -> Json:
-    return {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": splits,
-    }
-
-
-def _split(pattern: str) -> Json:
-    return {
-        "type": "Split",
-        "pattern": {"Regex": pattern},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-
-
-_LLAMA3_PATTERN: Final = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_GPT2: Final = _PreTokenizer((_byte_level(splits=True),))
-_SINGLE_DIGITS: Final = _PreTokenizer(
-    ({"type": "Digits", "individual_digits": True}, _byte_level(splits=True))
-)
-_LLAMA3: Final = _PreTokenizer(
-    (_split(_LLAMA3_PATTERN), _byte_level(splits=False)), ignore_merges=True, adds_bos=True
-)
-
-PRE_TOKENIZERS: Final[Mapping[str, _PreTokenizer]] = {
-    "gpt-2": _GPT2,
-    "smollm": _SINGLE_DIGITS,
-    "starcoder": _SINGLE_DIGITS,
-    "refact": _SINGLE_DIGITS,
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-}
+from worker.weights.gguf_sentencepiece import sentencepiece_rules
+from worker.weights.gguf_text_rules import Json, TextRules, TokenType, token_types
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +25,12 @@ class TokenizerFiles:
 
 def convert_tokenizer(gguf: GgufFile, *, context_tokens: int) -> TokenizerFiles:
     """Raises UnsupportedModel for other kinds of tokenizer, SourceInvalid for a broken one."""
-    pre_tokenizer = _pre_tokenizer(gguf)
     tokens = _tokens(gguf)
+    rules = _rules(gguf, tokens)
     ids = {name: _special_id(gguf, name, len(tokens)) for name in _SPECIAL_KEYS}
     added = _added_tokens(gguf, tokens, ids)
     return TokenizerFiles(
-        tokenizer=_tokenizer_json(gguf, tokens, pre_tokenizer, added, ids),
+        tokenizer=_tokenizer_json(gguf, tokens, rules, added, ids),
         tokenizer_config=_tokenizer_config(gguf, tokens, ids, context_tokens),
         generation_config=_generation_config(ids),
         size=len(tokens),
@@ -103,21 +42,17 @@ def convert_tokenizer(gguf: GgufFile, *, context_tokens: int) -> TokenizerFiles:
 _SPECIAL_KEYS: Final = ("bos", "eos", "eot", "eom", "unknown", "padding")
 
 
-def _pre_tokenizer(gguf: GgufFile) -> _PreTokenizer:
-    kind = gguf.text("tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise UnsupportedModel(
-            f"{gguf.path.name}: tokenizer {kind!r} cannot be imported",
-            hint="byte-level BPE tokenizers ('gpt2') can",
-        )
-    name = gguf.text("tokenizer.ggml.pre", "default")
-    found = PRE_TOKENIZERS.get(name)
-    if found is None:
-        raise UnsupportedModel(
-            f"{gguf.path.name}: pre-tokenizer {name!r} cannot be imported",
-            hint=f"these can: {', '.join(PRE_TOKENIZERS)}",
-        )
-    return found
+def _rules(gguf: GgufFile, tokens: Sequence[str]) -> TextRules:
+    match gguf.text("tokenizer.ggml.model"):
+        case "gpt2":
+            return byte_level_rules(gguf, tokens)
+        case "llama":
+            return sentencepiece_rules(gguf, tokens)
+        case kind:
+            raise UnsupportedModel(
+                f"{gguf.path.name}: tokenizer {kind!r} cannot be imported",
+                hint="byte-level BPE ('gpt2') and SentencePiece with scores ('llama') can",
+            )
 
 
 def _tokens(gguf: GgufFile) -> tuple[str, ...]:
@@ -136,14 +71,12 @@ def _added_tokens(
     gguf: GgufFile, tokens: Sequence[str], ids: Mapping[str, int | None]
 ) -> list[Json]:
     """Tokens that are found in the text before anything else, by ascending id."""
-    types = gguf.metadata.get("tokenizer.ggml.token_type", (_TokenType.NORMAL,) * len(tokens))
-    if not isinstance(types, tuple) or len(types) != len(tokens):
-        raise SourceInvalid(f"{gguf.path.name}: token_type and tokens differ in length")
+    types = token_types(gguf, len(tokens))
     special = {
-        id for id, type in enumerate(types) if type in {_TokenType.CONTROL, _TokenType.UNKNOWN}
+        id for id, type in enumerate(types) if type in {TokenType.CONTROL, TokenType.UNKNOWN}
     }
     special.update(id for id in ids.values() if id is not None)
-    plain = {id for id, type in enumerate(types) if type == _TokenType.USER_DEFINED} - special
+    plain = {id for id, type in enumerate(types) if type == TokenType.USER_DEFINED} - special
     return [
         {
             "id": id,
@@ -161,59 +94,31 @@ def _added_tokens(
 def _tokenizer_json(
     gguf: GgufFile,
     tokens: Sequence[str],
-    pre_tokenizer: _PreTokenizer,
+    rules: TextRules,
     added: list[Json],
     ids: Mapping[str, int | None],
 ) -> Json:
-    vocabulary = {token: id for id, token in enumerate(tokens)}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": _in_sequence(pre_tokenizer.steps),
-        "post_processor": _post_processor(gguf, tokens, pre_tokenizer, ids),
-        "decoder": _byte_level(splits=True),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": pre_tokenizer.ignore_merges,
-            "vocab": vocabulary,
-            "merges": _merges(gguf, vocabulary),
-        },
+        "normalizer": rules.normalizer,
+        "pre_tokenizer": rules.pre_tokenizer,
+        "post_processor": _post_processor(gguf, tokens, rules, ids),
+        "decoder": rules.decoder,
+        "model": rules.model,
     }
-
-
-def _in_sequence(steps: Sequence[Json]) -> Json:
-    if len(steps) == 1:
-        return steps[0]
-    return {"type": "Sequence", "pretokenizers": list(steps)}
-
-
-def _merges(gguf: GgufFile, vocabulary: Mapping[str, int]) -> list[list[str]]:
-    merges = []
-    for merge in gguf.texts("tokenizer.ggml.merges"):
-        left, space, right = merge.partition(" ")
-        if not space or not {left, right, left + right} <= vocabulary.keys():
-            raise SourceInvalid(f"{gguf.path.name}: the merge {merge[:80]!r} joins no tokens")
-        merges.append([left, right])
-    return merges
 
 
 def _post_processor(
     gguf: GgufFile,
     tokens: Sequence[str],
-    pre_tokenizer: _PreTokenizer,
+    rules: TextRules,
     ids: Mapping[str, int | None],
 ) -> Json | None:
     """Puts BOS in front and EOS behind, where the file asks for it."""
-    before = _wanted(gguf, "add_bos_token", pre_tokenizer.adds_bos, ids["bos"])
+    before = _wanted(gguf, "add_bos_token", rules.adds_bos, ids["bos"])
     behind = _wanted(gguf, "add_eos_token", False, ids["eos"])
     used = [id for id in (before, behind) if id is not None]
     if not used:
