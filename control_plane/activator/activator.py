@@ -67,6 +67,7 @@ class Activator:
             call.patience.held_s,
             self._weight_of(call.tenant),
             call.affinity,
+            call.sequences,
         )
         exchange = Exchange(self._around, call, client, ticket)
         exchange.begin(revision)

@@ -82,7 +82,8 @@ class Call:
 
     `arrived_at` is unix seconds; `wants_progress` asks a held stream to begin at once;
     of one tenant's held calls those with lower `priority` go first, then those that are held for
-    the shortest time; calls of one `affinity` should meet at one replica.
+    the shortest time; calls of one `affinity` should meet at one replica. `sequences` is how many
+    a replica makes of it.
     """
 
     __slots__ = (
@@ -94,6 +95,7 @@ class Call:
         "patience",
         "priority",
         "request_id",
+        "sequences",
         "tenant",
         "tokens",
         "wants_progress",
@@ -112,6 +114,7 @@ class Call:
         priority: int = 0,
         patience: Patience = FOR_EVER,
         affinity: int | None = None,
+        sequences: int = 1,
     ) -> None:
         self.request_id: Final = request_id
         self.path: Final = path
@@ -124,6 +127,7 @@ class Call:
         self.priority: Final = priority
         self.patience: Final = patience
         self.affinity: Final = affinity
+        self.sequences: Final = sequences
 
 
 class Downstream(Protocol):

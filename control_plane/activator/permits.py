@@ -56,10 +56,10 @@ class Permits:
         return choose(usable, affinity)
 
     def take_back(self, ticket: Ticket, *, now: float) -> None:
-        """The permit of a ticket is free again."""
+        """The permits of a ticket are free again."""
         slot, ticket.slot = ticket.slot, None
         assert slot is not None, "it has a permit"
-        slot.in_flight -= 1
+        slot.in_flight -= ticket.taken
         held_s = now - ticket.permitted_at
         self.mean_hold_s += _HOLD_WEIGHT * (held_s - self.mean_hold_s)
         if not slot.is_open and slot.in_flight == 0:
@@ -97,7 +97,7 @@ class Permits:
     def check_integrity(self) -> None:
         """Asserts that the index says what the slots say."""
         for slot in self._slots.values():
-            assert 0 <= slot.in_flight <= slot.endpoint.max_concurrency
+            assert 0 <= slot.in_flight < 2 * slot.most
         assert self._usable == [slot for slot in self._slots.values() if slot.is_usable]
 
     def _reconsider(self, slot: Slot) -> None:

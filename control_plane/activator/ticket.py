@@ -34,12 +34,12 @@ class Slot:
     """
 
     __slots__ = (
-        "_most",
         "endpoint",
         "failures",
         "in_flight",
         "is_open",
         "is_resting",
+        "most",
         "rests_until",
         "seed",
     )
@@ -47,7 +47,7 @@ class Slot:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint: Final = endpoint
         self.seed: Final = hash_of(endpoint.replica_id.encode())
-        self._most: Final = endpoint.max_concurrency
+        self.most: Final = endpoint.max_concurrency
         self.in_flight = 0
         self.is_open = True  # the fleet says READY
         self.failures = 0  # in a row
@@ -60,7 +60,7 @@ class Slot:
 
     @property
     def max_concurrency(self) -> int:
-        return 1 if self.failures else self._most
+        return 1 if self.failures else self.most
 
 
 class Holder(Protocol):
@@ -84,6 +84,9 @@ class Ticket:
     Seconds waited are kept apart: `cold_s` while no replica was ready, `queue_s` while replicas
     were ready and their permits taken. `held_until` is set while it waits. `revision` is the one it
     was admitted to.
+
+    It takes a permit for each of its `sequences`, at most all of one replica's, and needs one that
+    is free: what it takes beyond those that are makes others wait, so no size waits for ever.
     """
 
     __slots__ = (
@@ -101,8 +104,10 @@ class Ticket:
         "queue_joined",
         "queue_s",
         "revision",
+        "sequences",
         "size",
         "slot",
+        "taken",
         "tenant",
         "was_cold",
         "weight",
@@ -119,6 +124,7 @@ class Ticket:
         most_held_s: float = math.inf,
         weight: int = 1,
         affinity: int | None = None,
+        sequences: int = 1,
     ) -> None:
         self.arrival: Final = arrival
         self.size: Final = size
@@ -129,6 +135,8 @@ class Ticket:
         self.most_held_s: Final = most_held_s
         self.weight: Final = weight
         self.affinity: Final = affinity
+        self.sequences: Final = sequences
+        self.taken = 0
         self.place: Place = OUTSIDE
         self.slot: Slot | None = None
         self.holder: Holder | None = None
@@ -141,8 +149,9 @@ class Ticket:
         self.queue_joined = 0.0
 
     def permit(self, slot: Slot, *, now: float) -> None:
-        """It takes one of the slot's permits."""
-        slot.in_flight += 1
+        """It takes as many of the slot's permits as it has sequences."""
+        self.taken = min(self.sequences, slot.most)
+        slot.in_flight += self.taken
         self.slot = slot
         self.place = IN_FLIGHT
         self.permitted_at = now

@@ -87,6 +87,18 @@ def refuse_what_cannot_fit(request: ModelBody, body_bytes: int, bounds: Bounds) 
             raise _too_long(least_tokens, wanted, bounds.context_tokens, param)
 
 
+def sequences_of(request: ModelBody) -> int:
+    """How many sequences a replica makes of a request: one for each answer or vector."""
+    if isinstance(request, EmbeddingsRequest):
+        return len(request.inputs)
+    if isinstance(request, InvokeRequest):
+        return 1
+    prompts = 1
+    if isinstance(request, CompletionRequest) and not isinstance(request.prompt, str):
+        prompts = 1 if isinstance(request.prompt[0], int) else len(request.prompt)
+    return prompts * (request.n or 1)
+
+
 def model_not_found(name: str, known: Iterable[str]) -> ModelNotFound:
     """The error for a name that nothing has, with a guess at what was meant."""
     shown = name if len(name) <= _SHOWN_NAME else f"{name[:_SHOWN_NAME]}…"

@@ -12,7 +12,12 @@ from control_plane.activator.call import Call, ReplicaRefused, TokenCount
 from control_plane.api import problems
 from control_plane.api.affinity import prompt_of, session_of
 from control_plane.api.callers import Callers
-from control_plane.api.generation import Bounds, model_not_found, refuse_what_cannot_fit
+from control_plane.api.generation import (
+    Bounds,
+    model_not_found,
+    refuse_what_cannot_fit,
+    sequences_of,
+)
 from control_plane.api.hot_request import HotRequest
 from control_plane.api.intake import Body, Intake
 from control_plane.api.job_desk import JobDesk
@@ -124,6 +129,7 @@ class HotPath:
             asked.priority or 0,
             patience_of(headers),
             prompt_of(content, tenant) if session is None else session,
+            sequences_of(asked),
         )
         return call, revision
 

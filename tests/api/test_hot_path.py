@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from typing import Any
 
 import orjson
 import pytest
@@ -76,6 +77,66 @@ async def test_an_input_may_fill_the_context_where_a_prompt_may_not(edge: EdgeWo
     continued = await edge.call("POST", "/v1/completions", {"model": "chat", "prompt": whole})
 
     assert (embedded.status, continued.status) == (200, 400)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "taken"),
+    [
+        ("chat/completions", CHAT, 1),
+        ("chat/completions", CHAT | {"n": 3}, 3),
+        ("completions", {"model": "chat", "prompt": [1, 2, 3]}, 1),
+        ("completions", {"model": "chat", "prompt": ["a", "b"]}, 2),
+        ("completions", {"model": "chat", "prompt": [[1], [2]], "n": 2}, 4),
+        ("models/chat/invoke", {"prompt": "a"}, 1),
+        ("embeddings", {"model": "chat", "input": "a"}, 1),
+        ("embeddings", {"model": "chat", "input": [1, 2, 3]}, 1),
+        ("embeddings", {"model": "chat", "input": ["a", "b", "c"]}, 3),
+        ("embeddings", {"model": "chat", "input": ["a"] * 2048}, 4),
+    ],
+)
+def test_a_request_takes_as_many_permits_as_a_replica_makes_sequences_of_it(
+    path: str, asked: dict[str, Any], taken: int
+) -> None:
+    @scenario
+    async def main(edge: EdgeWorld) -> None:
+        await edge.world.deploy("chat", scaling={"max": 1}, limits={"max_concurrency": 4})
+        edge.script = says("hello", seconds=5)
+        large = edge.start("POST", f"/v1/{path}", orjson.dumps(asked))
+        await edge.world.until(lambda: edge.replicas.running)
+        [replica] = edge.world.fleet.replicas()
+        assert edge.lines.in_flight(replica) == taken
+
+        others = [edge.start("POST", "/v1/chat/completions", orjson.dumps(CHAT)) for _ in range(4)]
+        await edge.settled()
+        waiting = edge.lines.demand(replica.revision.name).waiting
+        assert waiting == taken, "each of the others takes one of those that are left"
+        edge.lines.check_integrity()
+        for exchange in (large, *others):
+            await exchange.done()
+        assert edge.lines.in_flight(replica) == 0
+
+    main()
+
+
+@scenario
+async def test_a_large_request_starts_with_one_free_permit_and_then_keeps_others_waiting(
+    edge: EdgeWorld,
+) -> None:
+    await edge.world.deploy("chat", scaling={"max": 1}, limits={"max_concurrency": 4})
+    edge.script = says("hello", seconds=5)
+    small = [edge.start("POST", "/v1/chat/completions", orjson.dumps(CHAT)) for _ in range(3)]
+    await edge.world.until(lambda: edge.replicas.running)
+    large = edge.start("POST", "/v1/embeddings", b'{"model":"chat","input":["a","b","c","d"]}')
+    await edge.settled()
+    [replica] = edge.world.fleet.replicas()
+    assert edge.lines.in_flight(replica) == 3 + 4
+    late = edge.start("POST", "/v1/chat/completions", orjson.dumps(CHAT))
+
+    for exchange in (*small, large):
+        await exchange.done()
+        edge.lines.check_integrity()
+    await late.done()
+    assert {exchange.status for exchange in (*small, large, late)} == {200}
 
 
 @scenario
