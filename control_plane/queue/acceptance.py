@@ -19,6 +19,7 @@ from infra.supervise import TaskSet
 log = structlog.get_logger()
 
 MOST_AT_ONCE = 64
+MOST_CALLS = 2  # under way: one is written while the next one is made
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,8 @@ Told = Callable[[Accepted | Exception], None]
 
 
 class Acceptance:
-    """One call of the store, and one write to its disk, is for all orders that came during the one
-    before it: the more there are, the less each costs."""
+    """One call of the store, and one write to its disk, is for all orders that came while others
+    were under way: the more there are, the less each costs."""
 
     def __init__(
         self, store: JobStore, *, clock: Clock, waits: Callable[[ModelName], None]
@@ -58,30 +59,31 @@ class Acceptance:
         self._clock = clock
         self._waits = waits
         self._waiting: list[tuple[NewJob, Told]] = []
-        self._is_asking = False
+        self._calls = 0
+        self._is_about_to_ask = False
         self._tasks = TaskSet()
 
     def accept(self, order: Order, told: Told) -> None:
         """Tells once: that the job is on disk, or a StoreUnavailable, IdempotencyKeyReused or
         JobsFull."""
         self._waiting.append((_new_job(order, now=self._clock.now()), told))
-        if not self._is_asking:
-            self._is_asking = True
+        self._ask_soon()
+
+    def _ask_soon(self) -> None:
+        if self._waiting and self._calls < MOST_CALLS and not self._is_about_to_ask:
+            self._is_about_to_ask = True
             asyncio.get_running_loop().call_soon(self._ask)
 
     def _ask(self) -> None:
-        self._tasks.start(self._accept_all(), name="accept jobs")
+        self._is_about_to_ask = False
+        some = self._waiting[:MOST_AT_ONCE]
+        del self._waiting[:MOST_AT_ONCE]
+        if not some:  # they were told that the store is away
+            return
+        self._calls += 1
+        self._tasks.start(self._accept(some), name="accept jobs")
 
-    async def _accept_all(self) -> None:
-        try:
-            while self._waiting:
-                some = self._waiting[:MOST_AT_ONCE]
-                del self._waiting[:MOST_AT_ONCE]
-                await self._accept_some(some)
-        finally:
-            self._is_asking = False
-
-    async def _accept_some(self, some: list[tuple[NewJob, Told]]) -> None:
+    async def _accept(self, some: list[tuple[NewJob, Told]]) -> None:
         outcomes: Sequence[Accepted | Exception]
         try:
             outcomes = await self._store.accept_all([new for new, _ in some], now=self._clock.now())
@@ -89,6 +91,9 @@ class Acceptance:
             if isinstance(error, StoreUnavailable):  # who came meanwhile has waited as long
                 some, self._waiting = some + self._waiting, []
             outcomes = [error] * len(some)
+        finally:
+            self._calls -= 1
+            self._ask_soon()
         for (_, told), outcome in zip(some, outcomes, strict=True):
             try:
                 told(outcome)

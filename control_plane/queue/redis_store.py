@@ -23,7 +23,7 @@ their leases, and the hand-back of what its owner does not renew.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from importlib.resources import files
 from typing import Any, Protocol
 
 from control_plane.queue.job import MOVES, Answer, Job, Webhook
@@ -59,7 +59,7 @@ class Run(Protocol):
     async def __call__(self, arguments: Sequence[Argument], *, reads: bool = False) -> Any: ...
 
 
-_SOURCE = Path(__file__).with_name("jobs.lua").read_text()
+_SOURCE = files("control_plane.queue").joinpath("jobs.lua").read_text()
 
 
 class RedisJobStore:
