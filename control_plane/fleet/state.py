@@ -1,13 +1,11 @@
 """The tables of nodes and replicas, their one owner, and who hears of their changes."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
 
-import structlog
-
+from control_plane.fleet.announcements import Announcements
+from control_plane.fleet.counts import NONE, Counts, count
 from control_plane.fleet.node import Node, Standby
 from control_plane.fleet.placement import room_on
 from control_plane.fleet.replica import Climb, Endpoint, Replica
@@ -17,26 +15,11 @@ from infra.contracts.node import DesiredState, NodeReport, ReplicaReport
 from infra.contracts.revision import ReplicaState
 from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
 
-log = structlog.get_logger()
-
 ReplicaListener = Callable[[Replica | None, Replica], None]
 NodeListener = Callable[[Node | None, Node | None], None]
 DesiredListener = Callable[[NodeId], None]
 
 
-class Counts(NamedTuple):
-    """How many replicas of a revision have not ended, by what they do."""
-
-    ready: int = 0
-    loading: int = 0
-    draining: int = 0
-
-    @property
-    def all(self) -> int:
-        return self.ready + self.loading + self.draining
-
-
-_NONE = Counts()
 _ORDER = {stage: place for place, stage in enumerate(Stage)}
 
 
@@ -53,15 +36,14 @@ class Fleet:
         self._by_revision: dict[RevisionName, dict[ReplicaId, None]] = {}
         self._by_node: dict[NodeId, dict[ReplicaId, None]] = {}
         self._counts: dict[RevisionName, Counts] = {}
-        self._total = _NONE
+        self._total = NONE
         self._ready: dict[RevisionName, tuple[Endpoint, ...]] = {}
         self._ended: dict[ReplicaId, Replica] = {}
         self._remembered = remembered
         self._replica_listeners: list[ReplicaListener] = []
         self._node_listeners: list[NodeListener] = []
         self._desired_listeners: list[DesiredListener] = []
-        self._announcements: deque[Callable[[], None]] = deque()
-        self._is_announcing = False
+        self._announcements = Announcements()
 
     # -- what is -------------------------------------------------------------------------------
 
@@ -86,7 +68,7 @@ class Fleet:
 
     def counts(self, revision: RevisionName) -> Counts:
         """How many replicas the revision has."""
-        return self._counts.get(revision, _NONE)
+        return self._counts.get(revision, NONE)
 
     def total(self) -> Counts:
         """How many replicas all revisions have."""
@@ -160,12 +142,8 @@ class Fleet:
     @contextmanager
     def one_change(self) -> Iterator[None]:
         """Announces what happens inside only when all of it has happened."""
-        was_announcing, self._is_announcing = self._is_announcing, True
-        try:
+        with self._announcements.held():
             yield
-        finally:
-            self._is_announcing = was_announcing
-            self._announce()
 
     # -- what changes --------------------------------------------------------------------------
 
@@ -252,8 +230,8 @@ class Fleet:
         for revision in {*self._ready, *self._by_revision}:
             assert self.ready(revision) == _endpoints(self.of_revision(revision))
         for revision in {*self._counts, *self._by_revision}:
-            assert self.counts(revision) == _count(self.of_revision(revision))
-        assert self.total() == _count(self.replicas())
+            assert self.counts(revision) == count(self.of_revision(revision))
+        assert self.total() == count(self.replicas())
 
     def _put(self, before: Replica | None, after: Replica) -> None:
         revision, node_id = after.revision.name, after.node_id
@@ -267,16 +245,16 @@ class Fleet:
         if _was_ready(before) or _was_ready(after):
             self._index_ready(revision)
         for listener in self._replica_listeners:
-            self._announcements.append(_call(listener, before, after))
+            self._announcements.add(listener, before, after)
         if _told(before) != _told(after) and (node := self._nodes.get(node_id)) is not None:
             self._nodes[node_id] = replace(node, version=node.version + 1)
             self._say_desired(node_id)
-        self._announce()
+        self._announcements.tell()
 
     def _count(self, revision: RevisionName, before: Replica | None, after: Replica) -> None:
-        counts = _counted(_counted(self.counts(revision), before, -1), after, 1)
-        self._total = _counted(_counted(self._total, before, -1), after, 1)
-        if counts == _NONE:
+        counts = self.counts(revision).moved(before, after)
+        self._total = self._total.moved(before, after)
+        if counts == NONE:
             self._counts.pop(revision, None)
         else:
             self._counts[revision] = counts
@@ -302,53 +280,13 @@ class Fleet:
 
     def _say_node(self, before: Node | None, after: Node | None) -> None:
         for listener in self._node_listeners:
-            self._announcements.append(_call(listener, before, after))
-        self._announce()
+            self._announcements.add(listener, before, after)
+        self._announcements.tell()
 
     def _say_desired(self, node_id: NodeId) -> None:
         for listener in self._desired_listeners:
-            self._announcements.append(_call(listener, node_id))
-        self._announce()
-
-    def _announce(self) -> None:
-        if self._is_announcing:
-            return  # the outermost change delivers them, in order
-        self._is_announcing = True
-        try:
-            while self._announcements:
-                self._announcements.popleft()()
-        finally:
-            self._is_announcing = False
-
-
-def _call(listener: Callable[..., None], *arguments: object) -> Callable[[], None]:
-    """A listener that fails is a bug of its own; the table and the others must not suffer."""
-
-    def call() -> None:
-        try:
-            listener(*arguments)
-        except Exception:
-            log.exception("fleet.listener-failed", listener=repr(listener))
-
-    return call
-
-
-def _counted(counts: Counts, replica: Replica | None, more: int) -> Counts:
-    """The counts with `more` replicas like this one."""
-    if replica is None or replica.is_over:
-        return counts
-    if replica.is_loading:
-        return counts._replace(loading=counts.loading + more)
-    if replica.state is ReplicaState.READY:
-        return counts._replace(ready=counts.ready + more)
-    return counts._replace(draining=counts.draining + more)
-
-
-def _count(replicas: Iterable[Replica]) -> Counts:
-    counted = _NONE
-    for replica in replicas:
-        counted = _counted(counted, replica, 1)
-    return counted
+            self._announcements.add(listener, node_id)
+        self._announcements.tell()
 
 
 def _told(replica: Replica | None) -> str | None:
