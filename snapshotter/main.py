@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # each program loads what it needs
     from snapshotter.index.publish import Published, Publisher
     from snapshotter.registry.client import Registry
 
+PROGRAM = (sys.executable, "-m", "snapshotter.main")
+
 
 def run() -> NoReturn:
     """`python -m snapshotter.main PROGRAM …`: data on stdout, the reason of a failure on stderr."""
@@ -43,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     listing = programs.add_parser("ls", help="list the images that containerd has")
     remove = programs.add_parser("rm", help="take an image from containerd")
     remove.add_argument("name")
+    serve = programs.add_parser("serve", help="containerd's plugin, until SIGTERM")
+    keeper = programs.add_parser("keeper", help="keeps layers mounted; started by serve")
+    for program, run_program in ((serve, _serve), (keeper, _keeper)):
+        program.set_defaults(run=run_program)
+
     for program, run_program in ((pull, _pull), (listing, _list), (remove, _remove)):
         program.set_defaults(run=run_program)
         program.add_argument("--address", type=Path, help="containerd's socket")
@@ -133,6 +140,83 @@ def _told(published: "Published", arguments: argparse.Namespace) -> None:
     from snapshotter.index.publish_report import write_published
 
     write_published(published, sys.stdout, as_json=arguments.json)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from infra.clock import SystemClock
+    from snapshotter.containerd.daemon import Daemon
+    from snapshotter.containerd.folders import Folders
+    from snapshotter.containerd.index_files import IndexFiles
+    from snapshotter.containerd.indexed_layers import IndexedLayers
+    from snapshotter.containerd.server import SnapshotsServer
+    from snapshotter.containerd.snapshotter import Snapshotter
+    from snapshotter.containerd.store import SnapshotStore
+    from snapshotter.fs.control_client import ControlClient
+    from snapshotter.fs.keeper_process import KeeperProcess
+    from snapshotter.fs.layer_mounts import LayerMounts
+    from snapshotter.fs.layout import Layout
+
+    settings = _settings_of_a_daemon()
+    clock = SystemClock.start()
+    with Daemon.lock(settings.state_dir):
+        layout = Layout(settings.fs_dir)
+        keeper = KeeperProcess(layout, (*PROGRAM, "keeper"))
+        control = ControlClient(layout.control)
+        layers = IndexedLayers(
+            _registry(settings),
+            IndexFiles(settings.indexes_dir),
+            LayerMounts(layout, control),
+            control,
+            keeper.serves,
+            clock=clock,
+        )
+        store = SnapshotStore(settings.state_dir / "snapshots.db")
+        folders = Folders(settings.state_dir / "snapshots")
+        snapshotter = Snapshotter(store, folders, layers, clock=clock)
+        Daemon(snapshotter, SnapshotsServer(snapshotter, settings.socket), keeper).run()
+        store.close()
+
+
+def _keeper(arguments: argparse.Namespace) -> None:
+    from snapshotter.fs.keeper import keep
+    from snapshotter.fs.layout import Layout
+
+    settings = _settings_of_a_daemon()
+    sys.exit(keep(Layout(settings.fs_dir), _data_process(settings)))
+
+
+def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
+    """Serves layers on a descriptor; all that it needs is imported now, before a fork."""
+    from infra.clock import boot_id
+    from snapshotter.blob.fetcher import Fetcher
+    from snapshotter.blob.store import ChunkStore
+    from snapshotter.containerd.index_files import IndexFiles
+    from snapshotter.containerd.layer_opener import LayerOpener
+    from snapshotter.fs.data_process import DataProcess
+    from snapshotter.fs.layout import Layout
+
+    def serve(descriptor: int) -> None:
+        store = ChunkStore(
+            settings.chunks_dir, capacity_bytes=settings.cache_bytes, boot_id=boot_id()
+        )
+        opener = LayerOpener(
+            IndexFiles(settings.indexes_dir),
+            _registry(settings),
+            Fetcher(store),
+            deadline_s=settings.read_deadline_s,
+        )
+        layout = Layout(settings.fs_dir)
+        DataProcess(layout, descriptor, opener, opener.verbs(), opener.close).serve()
+
+    return serve
+
+
+def _settings_of_a_daemon() -> SnapshotterSettings:
+    from infra.logs import configure
+
+    settings = SnapshotterSettings()
+    configure(level=settings.log_level, as_json=settings.log_format == "json")
+    return settings
 
 
 @contextmanager

@@ -17,6 +17,15 @@ class SnapshotterSettings(BaseSettings):
         default=Path("/var/lib/firstlight/snapshotter"),
         description="Folder for snapshots, mounts and chunks; not itself on overlayfs.",
     )
+    cache_bytes: int = Field(
+        default=64 << 30, ge=64 << 20, description="Bytes of fetched layers kept at most."
+    )
+    read_deadline_s: float = Field(
+        default=30,
+        gt=0,
+        le=600,
+        description="Seconds a program waits for bytes of a layer before its read fails.",
+    )
     socket: Path = Field(
         default=Path("/run/firstlight/snapshotter.sock"),
         description="Where containerd finds the snapshotter.",
@@ -48,6 +57,18 @@ class SnapshotterSettings(BaseSettings):
     log_format: Literal["console", "json"] = Field(
         default="console", description="How events are written to standard error."
     )
+
+    @property
+    def fs_dir(self) -> Path:
+        return self.state_dir / "fs"
+
+    @property
+    def chunks_dir(self) -> Path:
+        return self.state_dir / "chunks"
+
+    @property
+    def indexes_dir(self) -> Path:
+        return self.state_dir / "indexes"
 
     def is_plain(self, host: str) -> bool:
         """Whether to speak HTTP without TLS with a registry; containerd decides the same way."""

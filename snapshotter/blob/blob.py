@@ -58,16 +58,24 @@ class Blob:
         Raises OSError(EIO) when no source has given right bytes within the deadline. The next
         read tries anew.
         """
-        chunks = self._stored.table.covering(offset, length)
-        for chunk in chunks:
-            self._on_touch(self.ref.digest, chunk.index)
-        if all(self._stored.has(chunk.index) for chunk in chunks):
-            return self._stored.pread(offset, min(length, self.size - offset)) if chunks else b""
+        data = self.cached(offset, length)
+        if data is not None:
+            return data
+        chunks = self.ref.table.covering(offset, length)
+        self._touch(chunks)
         flights = self._fetcher.request(self._target, chunks, priority)
         self._read_ahead(chunks)
         unkept = self._await(flights, priority)
         end = min(offset + length, self.size)
         return b"".join(self._part(chunk, unkept, offset, end) for chunk in chunks)
+
+    def cached(self, offset: int, length: int) -> bytes | None:
+        """Up to `length` bytes, if all of them are here; never waits for a source."""
+        chunks = self.ref.table.covering(offset, length)
+        if not all(self._stored.has(chunk.index) for chunk in chunks):
+            return None
+        self._touch(chunks)
+        return self._stored.pread(offset, min(length, self.size - offset)) if chunks else b""
 
     def prefetch(self, indices: Iterable[int], priority: Priority) -> list[Flight]:
         """Asks for chunks and does not wait; who wants to know looks at the flights."""
@@ -96,6 +104,10 @@ class Blob:
         """What nobody waits for is not fetched any more."""
         self._fetcher.forget(self.ref.digest)
         self._fetcher.store.release(self.ref.digest)
+
+    def _touch(self, chunks: Iterable[Chunk]) -> None:
+        for chunk in chunks:
+            self._on_touch(self.ref.digest, chunk.index)
 
     def _read_ahead(self, chunks: Sequence[Chunk]) -> None:
         """A reader that misses the chunk after its last miss is given twice as much the next time,

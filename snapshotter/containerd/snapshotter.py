@@ -34,17 +34,26 @@ class Snapshotter:
         # Guards that a layer is mounted exactly while a row refers to it.
         self._mounting = Lock()
 
-    def restore(self) -> None:
-        """At start: mounts every layer that a snapshot needs, and removes what a crash left.
+    def mount_layers(self) -> None:
+        """Mounts every layer that a snapshot needs, and no other; may be repeated.
 
-        A layer that cannot be mounted now is logged, and tried again when its files are asked for.
+        One that cannot be mounted now is logged, and tried again when its files are asked for.
         """
         for snapshot in self._store.all():
             try:
                 self._mount_again(snapshot)
             except PlatformError as error:
                 log.error("layer.not_mounted", layer=snapshot.layer, error=error.detail)
-        self._clean(is_alone=True)
+        with self._mounting:
+            self._drop_unused_layers()
+
+    def has_layers(self) -> bool:
+        """Whether anything is to stay mounted."""
+        return any(snapshot.layer is not None for snapshot in self._store.all())
+
+    def clean_up_after_crash(self) -> None:
+        """Removes folders of no snapshot, half-made ones too; only before the first call."""
+        self._remove_strangers(is_alone=True)
 
     def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> Mount:
         """A writable snapshot.
@@ -108,7 +117,9 @@ class Snapshotter:
 
     def cleanup(self) -> None:
         """Removes what belongs to no snapshot: folders, and layers that could not be unmounted."""
-        self._clean(is_alone=False)
+        with self._mounting:
+            self._drop_unused_layers()
+        self._remove_strangers(is_alone=False)
 
     def _is_there(self, target: str, parent: str, labels: Mapping[str, str]) -> bool:
         existing = self._store.find(target)
@@ -121,13 +132,13 @@ class Snapshotter:
         try:
             found = self._store.layer_of(wanted.layer) or self._layers.find(wanted)
             if found is None:
-                log.info("layer.unpacked", layer=wanted.layer, reason="it has no index")
+                log.info("snapshot.unpacked", layer=wanted.layer, reason="it has no index")
                 return False
             self._mount_as(target, parent, labels, wanted, found)
         except PlatformError as error:
-            log.warning("layer.unpacked", layer=wanted.layer, reason=error.detail)
+            log.warning("snapshot.unpacked", layer=wanted.layer, reason=error.detail)
             return False
-        log.info("layer.mounted", layer=wanted.layer, image=wanted.reference)
+        log.info("snapshot.mounted", layer=wanted.layer, image=wanted.reference)
         return True
 
     def _mount_as(
@@ -213,9 +224,7 @@ class Snapshotter:
                 self._store.forget_layer(name)
                 log.info("layer.unmounted", layer=name)
 
-    def _clean(self, *, is_alone: bool) -> None:
-        with self._mounting:
-            self._drop_unused_layers()
+    def _remove_strangers(self, *, is_alone: bool) -> None:
         with self._store.ids() as known:
             for folder in self._folders.strangers(known):
                 if is_alone or not self._folders.is_being_made(folder):

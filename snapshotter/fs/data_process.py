@@ -1,6 +1,7 @@
 """The process that has the bytes: serves the flat folder, and is told what is in it."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -20,7 +21,8 @@ class DataProcess:
     """Serves what the catalog names and what it is told to, until the folder is unmounted.
 
     Verbs: `add` {name, spec} → head bytes, `remove` {name}, `list` → names, `counts` → requests
-    by kind and bytes by origin; and those of `further`.
+    by kind and bytes by origin, `keeper` → id of its process; and those of `further`.
+    `on_removed` hears of files that are served no longer.
     """
 
     def __init__(
@@ -29,8 +31,10 @@ class DataProcess:
         descriptor: int,
         open_file: OpenFile,
         further: Mapping[str, Verb] | None = None,
+        on_removed: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._open_file = open_file
+        self._on_removed = on_removed
         self._catalog = Catalog(layout.catalog)
         self._files = ServedFiles()
         for name, spec in self._catalog.all().items():
@@ -41,6 +45,7 @@ class DataProcess:
             "remove": self._remove,
             "list": lambda _: [file.name for _, file in self._files.listed()],
             "counts": lambda _: self._server.counts(),
+            "keeper": lambda _: os.getppid(),
         }
         self._control = ControlServer(layout.control, verbs | dict(further or {}))
 
@@ -77,6 +82,7 @@ class DataProcess:
         self._catalog.remove(name)
         if self._files.remove(name):
             self._server.forget(name)
+            self._on_removed(name)
             log.info("file.removed", file=name)
 
     def _opened(self, name: str, spec: Mapping[str, Any]) -> ServedFile:

@@ -1,11 +1,12 @@
 """A private containerd in its own process and folders, with our snapshotter as a proxy plugin."""
 
+import itertools
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ from tests.support.mounts import unmount_below
 from tests.support.processes import alive, require, until
 
 SNAPSHOTTER = "firstlight"
-NAMESPACE = "default"
+_RUNC = Path("/run/containerd/runc")
 
 _CONFIG = """
 version = 2
@@ -57,6 +58,10 @@ class RunningContainerd:
         self.folder = folder
         self.log = folder / "containerd.log"
         self.socket = folder / "containerd.sock"
+        # runc knows containers of all containerds of a machine by namespace and name
+        self.namespace = folder.name
+        self._names = itertools.count()
+        (folder / "said").mkdir()
         self.snapshotter_socket = folder / "snapshotter.sock"
         self._config = folder / "containerd.toml"
         self._config.write_text(
@@ -93,6 +98,39 @@ class RunningContainerd:
                 process.kill()
         until(lambda: not alive(shims), seconds=60, what="the shims are gone")
         unmount_below(self.folder)
+        shutil.rmtree(_RUNC / self.namespace, ignore_errors=True)
+        for group in sorted(Path("/sys/fs/cgroup").rglob(f"{self.namespace}/**/"), reverse=True):
+            with suppress(OSError):
+                group.rmdir()
+
+    def reaches_snapshotter(self) -> bool:
+        """Whether it has found ours: after a restart of that one it looks again only now and then.
+
+        Our own clients wait for that, `ctr` does not.
+        """
+        return self.run_ctr("snapshots", "--snapshotter", SNAPSHOTTER, "ls").returncode == 0
+
+    def run(self, image: str, *command: str, snapshotter: str = SNAPSHOTTER) -> tuple[int, str]:
+        """A container of that command: its exit code, and all that it said."""
+        with self._heard(command) as (wrapped, name, said):
+            options = ("--rm", "--snapshotter", snapshotter, *self._mount)
+            done = self.run_ctr("run", *options, image, name, *wrapped)
+        return done.returncode, said()
+
+    def start_container(self, image: str, name: str, *, snapshotter: str = SNAPSHOTTER) -> None:
+        """One that only runs, to look at things from inside."""
+        options = ("-d", "--snapshotter", snapshotter, *self._mount)
+        self.ctr("run", *options, image, name, "/bin/sleep", "1000")
+
+    def execute(self, name: str, *command: str) -> tuple[int, str]:
+        """A command in a container that runs: its exit code, and all that it said."""
+        with self._heard(command) as (wrapped, execution, said):
+            done = self.run_ctr("task", "exec", "--exec-id", execution, name, *wrapped)
+        return done.returncode, said()
+
+    def end_container(self, name: str) -> None:
+        self.ctr("task", "rm", "--force", name)
+        self.ctr("container", "rm", name)
 
     def ctr(self, *arguments: str, check: bool = True) -> str:
         """What `ctr` prints; fails with what it says when it fails."""
@@ -102,8 +140,25 @@ class RunningContainerd:
 
     def run_ctr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`ctr` with its exit status."""
-        command = ["ctr", "--address", str(self.socket), "--namespace", NAMESPACE, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+        command = ["ctr", "--address", str(self.socket), "--namespace", self.namespace]
+        return subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, check=False, timeout=110
+        )
+
+    @property
+    def _mount(self) -> tuple[str, str]:
+        return "--mount", f"type=bind,src={self.folder / 'said'},dst=/said,options=rbind:rw"
+
+    @contextmanager
+    def _heard(self, command: Sequence[str]) -> Iterator[tuple[list[str], str, Callable[[], str]]]:
+        """The command as one that writes into a file of its own: `ctr` loses the end of what a
+        container says when that ends at once.
+        """
+        name = f"run-{next(self._names)}"
+        said = self.folder / "said" / name
+        said.touch()
+        script = f'exec "$@" >/said/{name} 2>&1'
+        yield ["/bin/sh", "-c", script, "sh", *command], name, said.read_text
 
     def _answers(self) -> bool:
         assert self._process is not None

@@ -90,7 +90,8 @@ def serving(folder: Path, layers: Layers) -> Iterator[Asked]:
     snapshotter = Snapshotter(
         store, Folders(folder / "snapshots"), layers, clock=SystemClock.start()
     )
-    snapshotter.restore()
+    snapshotter.clean_up_after_crash()
+    snapshotter.mount_layers()
     server = SnapshotsServer(snapshotter, folder / "snapshotter.sock")
     server.start()
     try:

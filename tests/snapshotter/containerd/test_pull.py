@@ -25,6 +25,7 @@ from snapshotter.registry.reference import Reference
 from tests.snapshotter.containerd.conftest import Asked, serving
 from tests.support.containerd import SNAPSHOTTER, RunningContainerd
 from tests.support.oci import Layer, LayerWriter, PushedImage, base_layer, push_image
+from tests.support.processes import until
 from tests.support.registry import RunningRegistry
 
 pytestmark = pytest.mark.real
@@ -54,11 +55,6 @@ class Node:
         finally:
             registry.close()
 
-    def run(self, image: str, *command: str) -> str:
-        return self.containerd.ctr(
-            "run", "--rm", "--snapshotter", SNAPSHOTTER, image, "pulled", *command
-        )
-
     def has_blob(self, digest: str) -> bool:
         try:
             self.client.call(Content.INFO, content_pb2.InfoRequest(digest=digest))
@@ -72,8 +68,9 @@ def node(containerd: RunningContainerd, tmp_path: Path) -> Iterator[Node]:
     layers = FolderLayers()
     with (
         serving(containerd.folder, layers) as asked,
-        Containerd(containerd.socket) as client,
+        Containerd(containerd.socket, namespace=containerd.namespace) as client,
     ):
+        until(containerd.reaches_snapshotter, seconds=60, what="containerd finds the snapshotter")
         yield Node(containerd, client, asked, layers)
 
 
@@ -102,7 +99,8 @@ def test_what_can_be_mounted_is_and_the_rest_is_unpacked(
 
     assert [layer.how for layer in pulled.layers] == [How.MOUNTED, How.UNPACKED]
     assert pulled.digest == image.digest
-    assert node.run(image.reference, "/bin/cat", "/words/first") == "light"
+    seen = node.containerd.run(image.reference, "/bin/cat", "/words/first")
+    assert seen == (0, "light")
     assert not node.has_blob(mounted)
     assert node.has_blob(image.layers[1])
     again = node.pull(image.reference)

@@ -40,38 +40,26 @@ def folder(containerd: RunningContainerd) -> Iterator[Path]:
     unmount_below(containerd.folder / "state")
 
 
-def run(containerd: RunningContainerd, image: str, *command: str) -> str:
-    return containerd.ctr("run", "--rm", "--snapshotter", SNAPSHOTTER, image, "unpacked", *command)
-
-
 def test_an_image_is_unpacked_run_kept_over_restarts_and_removed(
     containerd: RunningContainerd, folder: Path, image: str
 ) -> None:
     pull = ("images", "pull", "--plain-http", "--snapshotter", SNAPSHOTTER)
     with serving(folder, FolderLayers()) as asked:
+        until(containerd.reaches_snapshotter, seconds=60, what="containerd finds the snapshotter")
         containerd.ctr(*pull, image)
-        assert run(containerd, image, "/bin/cat", "/words/kept", "/hidden/above") == "keptabove"
-        assert run(containerd, image, "/bin/ls", "/words", "/hidden").split() == [
-            "/hidden:",
-            "above",
-            "/words:",
-            "kept",
-        ]
+        seen = containerd.run(image, "/bin/cat", "/words/kept", "/hidden/above")
+        assert seen == (0, "keptabove")
+        seen = containerd.run(image, "/bin/ls", "/words", "/hidden")
+        assert seen == (0, "/hidden:\nabove\n\n/words:\nkept\n")
         assert len(asked.names("kind==committed")) == 3
 
     containerd.kill()
     containerd.start()
     with serving(folder, FolderLayers()) as asked:
         script = "echo new > /words/kept; cat /words/kept"
-        until(
-            lambda: (
-                containerd.run_ctr("snapshots", "--snapshotter", SNAPSHOTTER, "ls").returncode == 0
-            ),
-            seconds=60,
-            what="containerd finds the snapshotter again",
-        )
-        assert run(containerd, image, "/bin/sh", "-c", script) == "new\n"
-        assert run(containerd, image, "/bin/cat", "/words/kept") == "kept"
+        until(containerd.reaches_snapshotter, seconds=60, what="containerd finds the snapshotter")
+        assert containerd.run(image, "/bin/sh", "-c", script) == (0, "new\n")
+        assert containerd.run(image, "/bin/cat", "/words/kept") == (0, "kept")
         containerd.ctr("images", "rm", "--sync", image)
         assert asked.names() == []
         assert asked.folders() == []

@@ -1,0 +1,68 @@
+"""The indexes of this node's layers, as files: a layer is mounted again without network."""
+
+import os
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+from infra.errors import StoreUnavailable
+from snapshotter.blob.stored_blob import hex_of
+
+
+class IndexFiles:
+    """For each index a file, and beside it the metadata of the file system that was made of it.
+
+    Any thread may use it. The metadata is kept because it must never change while the kernel has
+    it mounted, also when the program that made it does.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = folder
+
+    def has(self, digest: str) -> bool:
+        return self._index(digest).exists()
+
+    def keep(self, digest: str, packed: bytes) -> None:
+        """It is on the disk when this returns."""
+        _write(self._index(digest), packed)
+
+    def read(self, digest: str) -> bytes:
+        """The index, compared with its digest. Raises StoreUnavailable."""
+        try:
+            packed = self._index(digest).read_bytes()
+        except OSError as error:
+            raise StoreUnavailable(f"the index {digest} cannot be read: {error}") from error
+        if f"sha256:{sha256(packed).hexdigest()}" != digest:
+            self.remove(digest)  # the next pull fetches it again
+            raise StoreUnavailable(f"the index {digest} is damaged on this disk")
+        return packed
+
+    def metadata(self, digest: str, make: Callable[[], bytes]) -> bytes:
+        """The file system's metadata: what was kept, or else what `make` gives now."""
+        path = self._metadata(digest)
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            made = make()
+            _write(path, made)
+            return made
+
+    def remove(self, digest: str) -> None:
+        self._index(digest).unlink(missing_ok=True)
+        self._metadata(digest).unlink(missing_ok=True)
+
+    def _index(self, digest: str) -> Path:
+        return self._folder / f"{hex_of(digest)}.index"
+
+    def _metadata(self, digest: str) -> Path:
+        return self._folder / f"{hex_of(digest)}.erofs"
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_suffix(f"{path.suffix}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,90 @@
+"""Layers that have an index beside their image, mounted by the file system of layers."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from typing import Final
+
+from infra.clock import Clock
+from infra.errors import PlatformError, StoreUnavailable
+from snapshotter.containerd.index_files import IndexFiles
+from snapshotter.containerd.layers import FoundLayer, WantedLayer
+from snapshotter.fs.control_client import ControlClient
+from snapshotter.fs.layer_mounts import LayerMounts
+from snapshotter.index.image_index import ImageIndex, find_index
+from snapshotter.registry.client import Registry
+from snapshotter.registry.reference import Reference
+
+_MOST_KNOWN: Final = 64
+_KNOWN_S: Final = 60.0  # one pull asks for each layer of an image in turn
+
+
+class IndexedLayers:
+    """See the port Layers."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        files: IndexFiles,
+        mounts: LayerMounts,
+        control: ControlClient,
+        can_mount: Callable[[], bool],
+        *,
+        clock: Clock,
+    ) -> None:
+        """`can_mount` waits while that is being found out."""
+        self._registry = registry
+        self._files = files
+        self._mounts = mounts
+        self._control = control
+        self._can_mount = can_mount
+        self._clock = clock
+        self._lock = Lock()  # guards what is known
+        self._known: OrderedDict[Reference, tuple[float, ImageIndex]] = OrderedDict()
+
+    def find(self, wanted: WantedLayer) -> FoundLayer | None:
+        self._check_keeper()
+        image = Reference.parse(wanted.reference).at(wanted.manifest)
+        beside = self._beside(image)
+        described = None if beside is None else beside.layers.get(wanted.layer)
+        if beside is None or described is None:
+            return None
+        if not self._files.has(described.digest):
+            packed = beside.packed(self._registry, wanted.layer)
+            assert packed is not None, "it is described"
+            self._files.keep(described.digest, packed)
+        spec = {"image": str(image), "layer": wanted.layer, "index": described.digest}
+        return FoundLayer(described.digest, spec)
+
+    def mount(self, layer: FoundLayer) -> Path:
+        self._check_keeper()  # what is mounted may be a dead keeper's
+        return self._mounts.mount(layer.name, layer.spec)
+
+    def unmount(self, name: str) -> None:
+        self._mounts.unmount(name)
+        self._files.remove(name)
+
+    def kept_bytes(self, name: str) -> int:
+        try:
+            return int(self._control.ask("kept_bytes", name=name))
+        except PlatformError:
+            return 0  # how much a layer takes is no reason to fail
+
+    def _check_keeper(self) -> None:
+        if not self._can_mount():
+            raise StoreUnavailable("the keeper of mounts does not run")
+
+    def _beside(self, image: Reference) -> ImageIndex | None:
+        now = self._clock.now()
+        with self._lock:
+            known_at, known = self._known.get(image, (0.0, None))
+        if known is not None and now - known_at < _KNOWN_S:
+            return known
+        found = find_index(self._registry, image, str(image.digest))
+        if found is not None:
+            with self._lock:
+                self._known[image] = now, found
+                while len(self._known) > _MOST_KNOWN:
+                    self._known.popitem(last=False)
+        return found

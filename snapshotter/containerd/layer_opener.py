@@ -1,0 +1,119 @@
+"""Opens layers in the data process: the index from this disk, the bytes from wherever they are."""
+
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+from infra.errors import Invalid
+from snapshotter.blob.blob import Blob
+from snapshotter.blob.codec import codec_of
+from snapshotter.blob.fetcher import Fetcher
+from snapshotter.blob.source import Decoded
+from snapshotter.blob.stored_blob import BlobRef
+from snapshotter.containerd.index_files import IndexFiles
+from snapshotter.fs.control import Verb
+from snapshotter.fs.layer_file import LayerFile
+from snapshotter.fs.ports import ServedFile
+from snapshotter.index.erofs_writer import erofs_metadata
+from snapshotter.index.layer_index import LayerIndex
+from snapshotter.registry.blob_ranges import RegistryBlob
+from snapshotter.registry.client import Registry
+from snapshotter.registry.reference import Reference
+
+
+class BlobBytes:
+    """A blob as the file system reads it; closed when the last read is over."""
+
+    def __init__(self, blob: Blob) -> None:
+        self._blob = blob
+        self._lock = Lock()  # guards the next two
+        self._readers = 0
+        self._is_closed = False
+
+    @property
+    def size(self) -> int:
+        return self._blob.size
+
+    def cached(self, offset: int, length: int) -> bytes | None:
+        with self._reading():
+            return self._blob.cached(offset, length)
+
+    def read(self, offset: int, length: int) -> bytes:
+        with self._reading():
+            return self._blob.read(offset, length)
+
+    def close(self) -> None:
+        """Reads fail from now on."""
+        with self._lock:
+            is_first, self._is_closed = not self._is_closed, True
+            if is_first and not self._readers:
+                self._blob.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock:
+            if self._is_closed:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers -= 1
+                if self._is_closed and not self._readers:
+                    self._blob.close()
+
+
+class LayerOpener:
+    """See the port OpenFile. Any thread may use it."""
+
+    def __init__(
+        self, files: IndexFiles, registry: Registry, fetcher: Fetcher, *, deadline_s: float
+    ) -> None:
+        """`deadline_s`: how long a read may wait for its bytes."""
+        self._files = files
+        self._registry = registry
+        self._fetcher = fetcher
+        self._deadline_s = deadline_s
+        self._lock = Lock()  # guards the next
+        self._open: dict[str, tuple[str, BlobBytes]] = {}  # by name: digest of the layer, bytes
+
+    def __call__(self, name: str, spec: Mapping[str, Any]) -> ServedFile:
+        image, layer = Reference.parse(_text(spec, "image")), _text(spec, "layer")
+        index = LayerIndex.parse(self._files.read(name), layer=layer)
+        metadata = self._files.metadata(name, lambda: erofs_metadata(index.entries))
+        origin = Decoded(RegistryBlob(self._registry, image, layer), codec_of(index))
+        blob = Blob(
+            BlobRef(layer, index.table), [origin], self._fetcher, deadline_s=self._deadline_s
+        )
+        stream = BlobBytes(blob)
+        with self._lock:
+            self._open[name] = layer, stream
+        return LayerFile(name, metadata, stream)
+
+    def close(self, name: str) -> None:
+        """The layer is not served any more; its chunks may go when others need the room."""
+        with self._lock:
+            _, stream = self._open.pop(name, ("", None))
+        if stream is not None:
+            stream.close()
+
+    def verbs(self) -> dict[str, Verb]:
+        """For the data process: `kept_bytes` {name} → bytes of that layer on this disk."""
+        return {"kept_bytes": self._kept_bytes}
+
+    def _kept_bytes(self, question: Mapping[str, Any]) -> int:
+        with self._lock:
+            layer, _ = self._open.get(_text(question, "name"), ("", None))
+        stored = self._fetcher.store.blobs().get(layer)
+        return 0 if stored is None else stored.kept_bytes
+
+
+def _text(spec: Mapping[str, Any], name: str) -> str:
+    value = spec.get(name)
+    if not isinstance(value, str):
+        raise Invalid(f"the layer's {name} is no text")
+    return value

@@ -1,0 +1,169 @@
+"""Containers run from layers that were never downloaded, through everything that dies meanwhile."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from infra.containerd.client import CallFailed, Containerd
+from infra.containerd.methods import Content, CriImages
+from infra.containerd.protos import content_pb2, cri_pb2
+from snapshotter.index.publish import Publisher
+from snapshotter.registry.authorization import Authorization, no_login
+from snapshotter.registry.client import Registry
+from snapshotter.registry.connections import Connections
+from snapshotter.registry.image import this_architecture
+from snapshotter.registry.reference import Reference
+from tests.support.containerd import RunningContainerd, running_containerd
+from tests.support.mounts import mounts_below
+from tests.support.oci import LayerWriter, PushedImage, base_layer, push_image
+from tests.support.processes import alive, until
+from tests.support.registry import RunningRegistry
+from tests.support.snapshotter import RunningSnapshotter, running_snapshotter
+
+pytestmark = pytest.mark.real
+
+FILE_BYTES = 6 << 20  # more than a span of gzip
+NUM_FILES = 4
+
+
+@dataclass(frozen=True)
+class LazyImage:
+    """An image with an index, and what is in its large files."""
+
+    pushed: PushedImage
+    contents: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.pushed.reference
+
+
+@pytest.fixture(scope="module")
+def image(registry: RunningRegistry) -> LazyImage:
+    writer = LayerWriter()
+    writer.folder("data")
+    source = random.Random(5)
+    contents = []
+    for number in range(NUM_FILES):
+        contents.append(source.randbytes(FILE_BYTES // 2).hex())
+        writer.file(f"data/{number}", contents[-1].encode())
+    pushed = push_image(registry.address, "lazy", [base_layer(), writer.layer()])
+    connections = Connections(is_plain=lambda host: True)
+    client = Registry(connections, Authorization(connections, no_login))
+    publisher = Publisher(client, architecture=this_architecture(), least_layer_bytes=1)
+    publisher.index(Reference.parse(pushed.reference))
+    client.close()
+    return LazyImage(pushed, tuple(contents))
+
+
+@pytest.fixture
+def node(environment: dict[str, str]) -> Iterator[RunningSnapshotter]:
+    """A node of its own, whose reads give up soon."""
+    patience = {"PLATFORM_SNAPSHOTTER_READ_DEADLINE_S": "1"}
+    with (
+        running_containerd() as containerd,
+        running_snapshotter(containerd, environment | patience) as snapshotter,
+    ):
+        yield snapshotter
+
+
+@contextmanager
+def running(node: RunningSnapshotter, image: LazyImage) -> Iterator[None]:
+    """A container, `long`, that runs as long as it is looked at."""
+    node.containerd.start_container(image.name, "long")
+    yield
+    node.containerd.end_container("long")
+
+
+def read(node: RunningSnapshotter, number: int) -> tuple[int, str]:
+    """A file as the running container sees it."""
+    return node.containerd.execute("long", "/bin/cat", f"/data/{number}")
+
+
+def read_anew(node: RunningSnapshotter, image: LazyImage, number: int) -> tuple[int, str]:
+    """A file as a container sees it that is started now."""
+    return node.containerd.run(image.name, "/bin/cat", f"/data/{number}")
+
+
+def has_blob(containerd: RunningContainerd, digest: str) -> bool:
+    with Containerd(containerd.socket, namespace=containerd.namespace) as client:
+        try:
+            client.call(Content.INFO, content_pb2.InfoRequest(digest=digest))
+        except CallFailed:
+            return False
+    return True
+
+
+def layer_mounts(node: RunningSnapshotter) -> list[str]:
+    return mounts_below(node.state_dir / "fs/layers")
+
+
+def test_a_container_survives_the_end_of_everything_that_serves_its_files(
+    node: RunningSnapshotter, image: LazyImage
+) -> None:
+    pulled = node.run("pull", image.name)
+    assert "2 mounted" in pulled.stderr, pulled.stderr + node.log.read_text()
+    assert not any(has_blob(node.containerd, digest) for digest in image.pushed.layers)
+    with running(node, image):
+        assert read(node, 0) == (0, image.contents[0])
+
+        node.data_process().kill()
+        assert read(node, 1) == (0, image.contents[1])
+
+        node.kill()
+        assert read(node, 2) == (0, image.contents[2])
+        node.containerd.kill()
+        node.containerd.start()
+        node.start()
+        assert read(node, 3) == (0, image.contents[3])
+        assert len(layer_mounts(node)) == 2
+
+    assert read_anew(node, image, 1) == (0, image.contents[1])
+    assert node.run("rm", image.name).returncode == 0
+    assert layer_mounts(node) == []
+    keeper = node.keeper()
+    assert node.stop() == 0
+    until(lambda: not alive([keeper]), seconds=60, what="the keeper has ended")
+
+
+def test_a_registry_that_is_away_fails_only_reads_of_what_is_not_here_and_only_as_long(
+    node: RunningSnapshotter, image: LazyImage, registry: RunningRegistry
+) -> None:
+    node.run("pull", image.name)
+    with running(node, image):
+        assert read(node, 0) == (0, image.contents[0])
+        registry.stop()
+        try:
+            node.kill()
+            node.keeper().kill()
+            node.start()  # starts all the same, and mounts again what the keeper lost
+            assert read_anew(node, image, 0) == (0, image.contents[0])
+            code, said = read_anew(node, image, 3)
+            assert code != 0
+            assert said == "/bin/cat: /data/3: Input/output error\n"
+        finally:
+            registry.start()
+        assert read_anew(node, image, 3) == (0, image.contents[3])
+
+
+def test_kubernetes_pulls_lazily_and_a_plugin_that_ends_leaves_its_mounts(
+    node: RunningSnapshotter, image: LazyImage
+) -> None:
+    with Containerd(node.containerd.socket, namespace="k8s.io") as kubernetes:
+        spec = cri_pb2.ImageSpec(image=image.name)
+        kubernetes.call(CriImages.PULL, cri_pb2.PullImageRequest(image=spec))
+        mounted = layer_mounts(node)
+        assert len(mounted) == 2
+        assert not any(has_blob(node.containerd, digest) for digest in image.pushed.layers)
+
+        keeper = node.keeper()
+        assert node.stop() == 0
+        assert alive([keeper])
+        assert layer_mounts(node) == mounted
+        node.start()
+        assert node.keeper() == keeper
+        kubernetes.call(CriImages.REMOVE, cri_pb2.RemoveImageRequest(image=spec))
+        assert layer_mounts(node) == []
