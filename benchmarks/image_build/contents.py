@@ -19,7 +19,7 @@ _UNUSED = re.compile(
 )
 # Of packages: what is for building against them, and for testing them.
 _NOT_RUN = re.compile(
-    r"(^|/)(include|tests|share/cmake|torch/bin|torch/test)/|\.(a|h|hpp|cuh|pyi|cpp)$"
+    r"(^|/)(include|tests|share/cmake|torch/test)/|(^|/)torch/bin/(protoc|test_)|\.(a|h|hpp|cuh|pyi|cpp)$"
 )
 _OURSELVES = "firstlight"  # installed for this folder only: its code is another layer
 _ROOT = Path(__file__).parents[2]

@@ -85,34 +85,51 @@ class _End(asyncio.Protocol):
 
 
 class _Caller(_End):
-    """Who dialled the port; read once the container's side is connected."""
+    """Who dialled the port; what it says before the container's side is connected is kept.
+
+    Pausing it from the start is not enough: uvloop reads all the same once it is connected.
+    """
 
     def __init__(self, ends: set[_End], path: str) -> None:
         super().__init__(ends)
         self._path = path
+        self._early = b""
+        self._has_ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        assert self._transport is not None
-        self._transport.pause_reading()
         self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    def data_received(self, data: bytes) -> None:
+        if self._peer is not None:
+            super().data_received(data)
+        elif self._transport is not None:
+            self._early += data
+            self._transport.pause_reading()
 
     def eof_received(self) -> bool:
         """It has said all, and may still listen."""
+        self._has_ended = True
         if self._peer is not None and self._peer._transport is not None:
             self._peer._transport.write_eof()
         return True
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
-        self._peer = served = _End(self._ends)
+        served = _End(self._ends)
         served._peer = self  # it may speak at once
         try:
-            await loop.create_unix_connection(lambda: served, self._path)
+            transport, _ = await loop.create_unix_connection(lambda: served, self._path)
         except OSError:
             self.abort()
             return
+        self._peer = served
+        if self._early:
+            transport.write(self._early)
+            self._early = b""
+        if self._has_ended:
+            transport.write_eof()
         if self._transport is None:  # it left meanwhile
             served.abort()
-        else:
+        elif transport.get_write_buffer_size() < HIGH_WATER:  # else once that is written
             self._transport.resume_reading()
