@@ -155,6 +155,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     from snapshotter.fs.keeper_process import KeeperProcess
     from snapshotter.fs.layer_mounts import LayerMounts
     from snapshotter.fs.layout import Layout
+    from snapshotter.trace.files import TraceFiles
 
     settings = _settings_of_a_daemon()
     clock = SystemClock.start()
@@ -165,6 +166,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         layers = IndexedLayers(
             _registry(settings),
             IndexFiles(settings.indexes_dir),
+            TraceFiles(settings.traces_dir),
             LayerMounts(layout, control),
             control,
             keeper.serves,
@@ -189,20 +191,25 @@ def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
     """Serves layers on a descriptor; all that it needs is imported now, before a fork."""
     from infra.clock import boot_id
     from snapshotter.blob.fetcher import Fetcher
+    from snapshotter.blob.starts import Starts
     from snapshotter.blob.store import ChunkStore
     from snapshotter.containerd.index_files import IndexFiles
     from snapshotter.containerd.layer_opener import LayerOpener
     from snapshotter.fs.data_process import DataProcess
     from snapshotter.fs.layout import Layout
+    from snapshotter.trace.files import TraceFiles
 
     def serve(descriptor: int) -> None:
         store = ChunkStore(
             settings.chunks_dir, capacity_bytes=settings.cache_bytes, boot_id=boot_id()
         )
+        starts = Starts(TraceFiles(settings.traces_dir))
+        starts.watch()
         opener = LayerOpener(
             IndexFiles(settings.indexes_dir),
             _registry(settings),
             Fetcher(store),
+            starts,
             deadline_s=settings.read_deadline_s,
         )
         layout = Layout(settings.fs_dir)

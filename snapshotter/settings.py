@@ -67,6 +67,10 @@ class SnapshotterSettings(BaseSettings):
         return self.state_dir / "chunks"
 
     @property
+    def traces_dir(self) -> Path:
+        return self.state_dir / "traces"
+
+    @property
     def indexes_dir(self) -> Path:
         return self.state_dir / "indexes"
 

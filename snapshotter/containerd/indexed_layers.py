@@ -1,10 +1,12 @@
 """Layers that have an index beside their image, mounted by the file system of layers."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Final
+
+import structlog
 
 from infra.clock import Clock
 from infra.errors import PlatformError, StoreUnavailable
@@ -15,6 +17,10 @@ from snapshotter.fs.layer_mounts import LayerMounts
 from snapshotter.index.image_index import ImageIndex, find_index
 from snapshotter.registry.client import Registry
 from snapshotter.registry.reference import Reference
+from snapshotter.trace.files import TraceFiles
+from snapshotter.trace.shared import fetch_traces
+
+log = structlog.get_logger()
 
 _MOST_KNOWN: Final = 64
 _KNOWN_S: Final = 60.0  # one pull asks for each layer of an image in turn
@@ -27,6 +33,7 @@ class IndexedLayers:
         self,
         registry: Registry,
         files: IndexFiles,
+        traces: TraceFiles,
         mounts: LayerMounts,
         control: ControlClient,
         can_mount: Callable[[], bool],
@@ -36,6 +43,7 @@ class IndexedLayers:
         """`can_mount` waits while that is being found out."""
         self._registry = registry
         self._files = files
+        self._traces = traces
         self._mounts = mounts
         self._control = control
         self._can_mount = can_mount
@@ -71,6 +79,12 @@ class IndexedLayers:
         except PlatformError:
             return 0  # how much a layer takes is no reason to fail
 
+    def starting(self, image: str, layers: Sequence[str]) -> None:
+        try:
+            self._control.ask("starting", image=image, layers=list(layers))
+        except PlatformError as error:  # a start without its trace is slower, and that is all
+            log.warning("start.not_announced", image=image, error=error.detail)
+
     def _check_keeper(self) -> None:
         if not self._can_mount():
             raise StoreUnavailable("the keeper of mounts does not run")
@@ -83,8 +97,19 @@ class IndexedLayers:
             return known
         found = find_index(self._registry, image, str(image.digest))
         if found is not None:
+            self._fetch_trace(image)
             with self._lock:
                 self._known[image] = now, found
                 while len(self._known) > _MOST_KNOWN:
                     self._known.popitem(last=False)
         return found
+
+    def _fetch_trace(self, image: Reference) -> None:
+        """How another node started the image, unless this one knows of a start."""
+        if self._traces.find(str(image.digest)) is not None:
+            return
+        try:
+            for trace in fetch_traces(self._registry, image, str(image.digest)):
+                self._traces.keep(trace)
+        except PlatformError as error:
+            log.warning("trace.not_fetched", image=str(image), error=error.detail)

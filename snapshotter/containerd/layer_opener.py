@@ -12,6 +12,7 @@ from snapshotter.blob.blob import Blob
 from snapshotter.blob.codec import codec_of
 from snapshotter.blob.fetcher import Fetcher
 from snapshotter.blob.source import Decoded
+from snapshotter.blob.starts import Starts
 from snapshotter.blob.stored_blob import BlobRef
 from snapshotter.containerd.index_files import IndexFiles
 from snapshotter.fs.control import Verb
@@ -71,12 +72,19 @@ class LayerOpener:
     """See the port OpenFile. Any thread may use it."""
 
     def __init__(
-        self, files: IndexFiles, registry: Registry, fetcher: Fetcher, *, deadline_s: float
+        self,
+        files: IndexFiles,
+        registry: Registry,
+        fetcher: Fetcher,
+        starts: Starts,
+        *,
+        deadline_s: float,
     ) -> None:
         """`deadline_s`: how long a read may wait for its bytes."""
         self._files = files
         self._registry = registry
         self._fetcher = fetcher
+        self._starts = starts
         self._deadline_s = deadline_s
         self._lock = Lock()  # guards the next
         self._open: dict[str, tuple[str, BlobBytes]] = {}  # by name: digest of the layer, bytes
@@ -87,23 +95,41 @@ class LayerOpener:
         metadata = self._files.metadata(name, lambda: erofs_metadata(index.entries))
         origin = Decoded(RegistryBlob(self._registry, image, layer), codec_of(index))
         blob = Blob(
-            BlobRef(layer, index.table), [origin], self._fetcher, deadline_s=self._deadline_s
+            BlobRef(layer, index.table),
+            [origin],
+            self._fetcher,
+            deadline_s=self._deadline_s,
+            on_touch=lambda _, chunk: self._starts.touched(name, chunk),
         )
         stream = BlobBytes(blob)
         with self._lock:
             self._open[name] = layer, stream
+        self._starts.opened(name, blob)
         return LayerFile(name, metadata, stream)
 
     def close(self, name: str) -> None:
         """The layer is not served any more; its chunks may go when others need the room."""
+        self._starts.closed(name)
         with self._lock:
             _, stream = self._open.pop(name, ("", None))
         if stream is not None:
             stream.close()
 
     def verbs(self) -> dict[str, Verb]:
-        """For the data process: `kept_bytes` {name} → bytes of that layer on this disk."""
-        return {"kept_bytes": self._kept_bytes}
+        """For the data process: `kept_bytes` {name} → bytes of that layer on this disk,
+        `starting` {image, layers}, `ready` {image}: see Starts.
+        """
+        return {
+            "kept_bytes": self._kept_bytes,
+            "starting": self._starting,
+            "ready": lambda question: self._starts.ready(_text(question, "image")),
+        }
+
+    def _starting(self, question: Mapping[str, Any]) -> None:
+        layers = question.get("layers")
+        if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
+            raise Invalid("the layers are no list of names")
+        self._starts.starting(_text(question, "image"), layers)
 
     def _kept_bytes(self, question: Mapping[str, Any]) -> int:
         with self._lock:
@@ -115,5 +141,5 @@ class LayerOpener:
 def _text(spec: Mapping[str, Any], name: str) -> str:
     value = spec.get(name)
     if not isinstance(value, str):
-        raise Invalid(f"the layer's {name} is no text")
+        raise Invalid(f"{name} is no text")
     return value

@@ -1,6 +1,6 @@
 """The port to layers that are mounted instead of unpacked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -59,6 +59,10 @@ class Layers(Protocol):
         """Of the layer, on this node's disk."""
         ...
 
+    def starting(self, image: str, layers: Sequence[str]) -> None:
+        """A container of that image (digest of its manifest) is about to read those layers."""
+        ...
+
 
 @dataclass
 class FolderLayers:
@@ -66,6 +70,7 @@ class FolderLayers:
 
     known: dict[str, Path] = field(default_factory=dict)  # by layer digest
     mounted: dict[str, Path] = field(default_factory=dict)
+    started: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
 
     def find(self, wanted: WantedLayer) -> FoundLayer | None:
         folder = self.known.get(wanted.layer)
@@ -80,3 +85,6 @@ class FolderLayers:
 
     def kept_bytes(self, name: str) -> int:
         return 0
+
+    def starting(self, image: str, layers: Sequence[str]) -> None:
+        self.started.append((image, tuple(layers)))

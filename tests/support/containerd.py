@@ -11,6 +11,9 @@ from pathlib import Path
 
 import psutil
 
+from infra.containerd.client import Containerd
+from infra.containerd.methods import Snapshots
+from infra.containerd.protos import snapshots_pb2
 from infra.tether import tethered
 from tests.support.mounts import unmount_below
 from tests.support.processes import alive, require, until
@@ -103,12 +106,16 @@ class RunningContainerd:
             with suppress(OSError):
                 group.rmdir()
 
-    def reaches_snapshotter(self) -> bool:
-        """Whether it has found ours: after a restart of that one it looks again only now and then.
+    def find_snapshotter(self) -> None:
+        """Waits until it has found ours: after a restart of that one it looks only now and then.
 
         Our own clients wait for that, `ctr` does not.
         """
-        return self.run_ctr("snapshots", "--snapshotter", SNAPSHOTTER, "ls").returncode == 0
+        look = snapshots_pb2.ViewSnapshotRequest(snapshotter=SNAPSHOTTER, key="probe")
+        forget = snapshots_pb2.RemoveSnapshotRequest(snapshotter=SNAPSHOTTER, key="probe")
+        with Containerd(self.socket, namespace=self.namespace, away_s=60) as client:
+            client.call(Snapshots.VIEW, look)
+            client.call(Snapshots.REMOVE, forget)
 
     def run(self, image: str, *command: str, snapshotter: str = SNAPSHOTTER) -> tuple[int, str]:
         """A container of that command: its exit code, and all that it said."""

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,7 +45,8 @@ class RunningSnapshotter:
                 stdout=log,
                 stderr=log,
             )
-        until(self._answers, seconds=60, what="containerd reaches the snapshotter")
+        until(self._listens, seconds=60, what="the snapshotter listens")
+        self.containerd.find_snapshotter()
 
     def kill(self) -> None:
         """Ends the plugin as a crash would; who keeps the mounts lives on."""
@@ -94,10 +96,11 @@ class RunningSnapshotter:
         self._process = None
         return code
 
-    def _answers(self) -> bool:
+    def _listens(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, self.log.read_text()[-4000:]
-        return self.containerd.reaches_snapshotter()
+        with socket.socket(socket.AF_UNIX) as connection:
+            return connection.connect_ex(str(self.containerd.snapshotter_socket)) == 0
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:

@@ -166,4 +166,19 @@ def test_kubernetes_pulls_lazily_and_a_plugin_that_ends_leaves_its_mounts(
         node.start()
         assert node.keeper() == keeper
         kubernetes.call(CriImages.REMOVE, cri_pb2.RemoveImageRequest(image=spec))
-        assert layer_mounts(node) == []
+        until(lambda: not layer_mounts(node), seconds=60, what="containerd has collected it")
+
+
+def test_what_a_start_read_is_fetched_first_the_next_time(
+    node: RunningSnapshotter, image: LazyImage
+) -> None:
+    node.run("pull", image.name)
+    assert read_anew(node, image, 2) == (0, image.contents[2])
+    assert node.logged("start.replayed") == []
+
+    node.control.ask("ready", image=image.pushed.digest)
+    assert read_anew(node, image, 2) == (0, image.contents[2])
+
+    (recorded,) = node.logged("start.recorded")
+    (replayed,) = node.logged("start.replayed")
+    assert recorded["touches"] == replayed["touches"]

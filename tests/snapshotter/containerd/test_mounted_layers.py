@@ -174,3 +174,17 @@ def test_a_layer_that_cannot_be_mounted_again_is_unavailable_until_it_can(
         assert asked.stat("chain").name == "chain"
         failing.fails = False
         assert asked.prepare("container", "chain").type == "overlay"
+
+
+def test_a_container_that_is_about_to_read_layers_is_announced(
+    asked: Asked, layers: FolderLayers
+) -> None:
+    unpack(asked, "chain")
+    asked.prepare_labelled("extract", "chain", {TARGET: "upper"})
+    assert layers.started == []
+
+    asked.prepare("container", "chain")
+    asked.committed("ordinary")
+    asked.prepare("another", "ordinary")
+
+    assert layers.started == [(MANIFEST, (LAYER,))]

@@ -70,7 +70,7 @@ def node(containerd: RunningContainerd, tmp_path: Path) -> Iterator[Node]:
         serving(containerd.folder, layers) as asked,
         Containerd(containerd.socket, namespace=containerd.namespace) as client,
     ):
-        until(containerd.reaches_snapshotter, seconds=60, what="containerd finds the snapshotter")
+        containerd.find_snapshotter()
         yield Node(containerd, client, asked, layers)
 
 
@@ -136,7 +136,7 @@ def test_kubernetes_pulls_an_image_without_the_layers_that_can_be_mounted(
             ]
         )
         kubernetes.call(CriImages.REMOVE, cri_pb2.RemoveImageRequest(image=spec))
-        assert not node.layers.mounted
+        until(lambda: not node.layers.mounted, seconds=60, what="containerd has collected it")
 
 
 def test_a_layer_that_is_not_what_the_image_says_leaves_nothing(

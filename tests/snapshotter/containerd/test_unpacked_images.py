@@ -10,7 +10,6 @@ from tests.snapshotter.containerd.conftest import serving
 from tests.support.containerd import SNAPSHOTTER, RunningContainerd
 from tests.support.mounts import unmount_below
 from tests.support.oci import LayerWriter, base_layer, push_image
-from tests.support.processes import until
 from tests.support.registry import RunningRegistry
 
 pytestmark = pytest.mark.real
@@ -45,7 +44,7 @@ def test_an_image_is_unpacked_run_kept_over_restarts_and_removed(
 ) -> None:
     pull = ("images", "pull", "--plain-http", "--snapshotter", SNAPSHOTTER)
     with serving(folder, FolderLayers()) as asked:
-        until(containerd.reaches_snapshotter, seconds=60, what="containerd finds the snapshotter")
+        containerd.find_snapshotter()
         containerd.ctr(*pull, image)
         seen = containerd.run(image, "/bin/cat", "/words/kept", "/hidden/above")
         assert seen == (0, "keptabove")
@@ -57,7 +56,7 @@ def test_an_image_is_unpacked_run_kept_over_restarts_and_removed(
     containerd.start()
     with serving(folder, FolderLayers()) as asked:
         script = "echo new > /words/kept; cat /words/kept"
-        until(containerd.reaches_snapshotter, seconds=60, what="containerd finds the snapshotter")
+        containerd.find_snapshotter()
         assert containerd.run(image, "/bin/sh", "-c", script) == (0, "new\n")
         assert containerd.run(image, "/bin/cat", "/words/kept") == (0, "kept")
         containerd.ctr("images", "rm", "--sync", image)
