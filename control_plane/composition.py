@@ -320,6 +320,7 @@ def _runtime(settings: Settings) -> dict[str, str]:
         "RUNTIME": settings.runtime,
         "IMAGE": settings.image,
         "CONTAINERD": str(settings.containerd),
+        "CONTAINERD_NAMESPACE": settings.containerd_namespace,
         "SNAPSHOTTER": settings.snapshotter,
     }
     return {f"PLATFORM_NODE_{name}": value for name, value in told.items() if value is not None}

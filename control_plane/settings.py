@@ -51,6 +51,11 @@ class Settings(BaseSettings):
         default=Path("/run/containerd/containerd.sock"),
         description="The socket of the containerd that runs them.",
     )
+    containerd_namespace: str = Field(
+        default="default",
+        pattern=r"^[A-Za-z0-9._-]{1,76}$",
+        description="Where containerd keeps their image, and them.",
+    )
     snapshotter: str = Field(
         default="overlayfs",
         pattern=r"^[a-z0-9-]{1,64}$",

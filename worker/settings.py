@@ -39,6 +39,11 @@ class NodeSettings(BaseSettings):
         default=Path("/run/containerd/containerd.sock"),
         description="The socket of the containerd that runs them.",
     )
+    containerd_namespace: str = Field(
+        default="default",
+        pattern=r"^[A-Za-z0-9._-]{1,76}$",
+        description="Where containerd keeps their image, and them.",
+    )
     snapshotter: str = Field(
         default="overlayfs",
         pattern=r"^[a-z0-9-]{1,64}$",
@@ -97,6 +102,16 @@ def child_environment() -> dict[str, str]:
         if not name.startswith("PLATFORM_")
     }
     return _OPENMP | _PYDANTIC | inherited | {_VISIBLE_GPUS: ""}
+
+
+def pull_environment() -> dict[str, str]:
+    """What the program that pulls images inherits: what workers do, and its own settings."""
+    own = {
+        name: value
+        for name, value in os.environ.items()  # noqa: TID251 - settings may
+        if name.startswith("PLATFORM_SNAPSHOTTER_")
+    }
+    return child_environment() | own
 
 
 def container_environment() -> dict[str, str]:

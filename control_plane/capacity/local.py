@@ -18,6 +18,7 @@ from infra.tether import tethered
 
 log = structlog.get_logger()
 
+_FOR_PULLS = "PLATFORM_SNAPSHOTTER_"  # settings of the program that pulls the workers' image
 LOCAL = NodeId("local")
 
 
@@ -42,7 +43,7 @@ class LocalAgent:
         inherited = {
             name: value
             for name, value in self.environment.items()
-            if not name.startswith("PLATFORM_")
+            if not name.startswith("PLATFORM_") or name.startswith(_FOR_PULLS)
         }
         return inherited | {
             "PLATFORM_NODE_CONTROL_PLANE_URL": self.control_plane_url,

@@ -45,6 +45,7 @@ def settings(
         "PLATFORM_NODE_RUNTIME": "container",
         "PLATFORM_NODE_IMAGE": image,
         "PLATFORM_NODE_CONTAINERD": str(containerd.socket),
+        "PLATFORM_NODE_CONTAINERD_NAMESPACE": containerd.namespace,
     }
 
 

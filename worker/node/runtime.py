@@ -6,7 +6,7 @@ from infra.sources.sources import Sources
 from worker.node.clock import NodeClock
 from worker.node.launcher import Launcher
 from worker.node.process_launcher import ProcessLauncher, Programs
-from worker.settings import NodeSettings, container_environment
+from worker.settings import NodeSettings, container_environment, pull_environment
 
 CGROUP = "/firstlight"
 AWAY_S = 5.0  # containerd, before a call to it has failed
@@ -26,14 +26,17 @@ def build_launcher(settings: NodeSettings, programs: Programs, clock: NodeClock)
     from worker.node.machine import open_files
 
     assert settings.image is not None, "the settings see to it"
-    containerd = Containerd(settings.containerd, away_s=AWAY_S)
+    containerd = Containerd(
+        settings.containerd, namespace=settings.containerd_namespace, away_s=AWAY_S
+    )
     where = {"snapshotter": settings.snapshotter}
     puller = PullProgram(
         (
             *(sys.executable, "-m", "snapshotter.main", "pull", "--json"),
             *("--address", str(settings.containerd), "--snapshotter", settings.snapshotter),
         ),
-        programs.environment,
+        pull_environment()
+        | {"PLATFORM_SNAPSHOTTER_CONTAINERD_NAMESPACE": settings.containerd_namespace},
     )
     images = ContainerdImages(containerd, **where)
     return ContainerLauncher(
