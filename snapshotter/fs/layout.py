@@ -10,6 +10,10 @@ class Layout:
 
     root: Path
 
+    def __post_init__(self) -> None:
+        """The kernel's list of mounts knows no symbolic links."""
+        object.__setattr__(self, "root", self.root.resolve())
+
     @property
     def files(self) -> Path:
         """The FUSE mount: one file for each layer."""

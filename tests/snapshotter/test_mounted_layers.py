@@ -14,6 +14,8 @@ import pytest
 from infra.errors import ImageInvalid
 from snapshotter.fs import linux
 from snapshotter.fs.image_mounts import MountImage, mount_by_file, mount_by_loop, mount_by_tree
+from snapshotter.fs.layer_mounts import LayerMounts
+from snapshotter.fs.layout import Layout
 from snapshotter.fs.linux import MountFlag
 from tests.support.layers import RunningLayers, local_layer, running_layers
 from tests.support.mounts import mounts_below
@@ -213,6 +215,22 @@ def test_a_new_keeper_takes_away_what_a_dead_one_left(
     assert (layers.mounts().mount(NAME, spec) / "big").read_bytes() == b"light"
     assert layers.end(signal.SIGTERM) == 0
     assert mounts_below(layers.layout.root) == []
+
+
+def test_a_layer_is_mounted_once_though_its_folder_is_reached_by_a_link(
+    layers: RunningLayers, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(layers.layout.root)
+    by_link = LayerMounts(Layout(tmp_path / "link"), layers.control)
+    spec = local_layer(big_tar(tmp_path / "layer.tar", b"light"))
+
+    points = [mounts.mount(NAME, spec) for mounts in (by_link, layers.mounts(), by_link)]
+
+    assert mounts_below(layers.layout.root) == [str(points[0]), str(layers.layout.files)]
+    assert by_link.mounted() == [NAME]
+    by_link.unmount(NAME)
+    by_link.unmount(NAME)
+    assert mounts_below(layers.layout.root) == [str(layers.layout.files)]
 
 
 def test_a_folder_has_one_keeper(layers: RunningLayers, tmp_path: Path) -> None:
