@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from infra.errors import ImageInvalid
 from snapshotter.fs import linux
@@ -17,6 +18,10 @@ from snapshotter.fs.image_mounts import MountImage, mount_by_file, mount_by_loop
 from snapshotter.fs.layer_mounts import LayerMounts
 from snapshotter.fs.layout import Layout
 from snapshotter.fs.linux import MountFlag
+from snapshotter.index.entry import Entry, Kind
+from snapshotter.index.erofs_writer import erofs_metadata
+from tests.snapshotter.layer_entries import layer_entries
+from tests.support.erofs import ErofsImage
 from tests.support.layers import RunningLayers, local_layer, running_layers
 from tests.support.mounts import mounts_below
 from tests.support.processes import alive, until
@@ -27,8 +32,23 @@ NAME = "sha256:" + "ab" * 32
 BIG_BYTES = 24 << 20
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLayers]:
+    with running_layers(tmp_path_factory.mktemp("layers") / "root") as running:
+        yield running
+
+
 @pytest.fixture
-def layers(tmp_path: Path) -> Iterator[RunningLayers]:
+def layers(running: RunningLayers) -> Iterator[RunningLayers]:
+    """A keeper that nobody kills, with no layers."""
+    yield running
+    for name in running.control.ask("list"):
+        running.mounts().unmount(name)
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[RunningLayers]:
+    """A keeper of this test's own."""
     with running_layers(tmp_path / "root") as running:
         yield running
 
@@ -169,24 +189,24 @@ def test_overlayfs_believes_the_whiteouts(
 
 
 def test_no_read_fails_when_the_data_process_is_killed_again_and_again(
-    layers: RunningLayers, tmp_path: Path
+    mortal: RunningLayers, tmp_path: Path
 ) -> None:
     content = os.urandom(BIG_BYTES)
     spec = local_layer(big_tar(tmp_path / "layer.tar", content), delay_s=0.05)
     origin_stalls = Path(spec["stop"])
     origin_stalls.touch()
-    point = layers.mounts().mount(NAME, spec)
-    tree = layers.mounts(mount_by_tree).mount("tree:1", spec)
+    point = mortal.mounts().mount(NAME, spec)
+    tree = mortal.mounts(mount_by_tree).mount("tree:1", spec)
     readers = [
         subprocess.Popen(["sha256sum", path], stdout=subprocess.PIPE)
-        for path in (point / "big", tree / "big", layers.layout.files / NAME)
+        for path in (point / "big", tree / "big", mortal.layout.files / NAME)
     ]
 
-    killed = [kill_while_reads_wait(layers), kill_while_reads_wait(layers)]
+    killed = [kill_while_reads_wait(mortal), kill_while_reads_wait(mortal)]
     origin_stalls.unlink()
-    until(lambda: waited_bytes(layers) > 2 << 20, seconds=60, what="the readers get on")
+    until(lambda: waited_bytes(mortal) > 2 << 20, seconds=60, what="the readers get on")
     origin_stalls.touch()
-    killed += [kill_while_reads_wait(layers), kill_while_reads_wait(layers)]
+    killed += [kill_while_reads_wait(mortal), kill_while_reads_wait(mortal)]
     origin_stalls.unlink()
 
     said = [reader.communicate(timeout=100)[0].split()[0].decode() for reader in readers]
@@ -198,23 +218,86 @@ def test_no_read_fails_when_the_data_process_is_killed_again_and_again(
 
 
 def test_a_new_keeper_takes_away_what_a_dead_one_left(
-    layers: RunningLayers, tmp_path: Path
+    mortal: RunningLayers, tmp_path: Path
 ) -> None:
     spec = local_layer(big_tar(tmp_path / "layer.tar", b"light"))
-    point = layers.mounts().mount(NAME, spec)
-    serving = layers.data_process()
-    layers.end(signal.SIGKILL)
+    point = mortal.mounts().mount(NAME, spec)
+    serving = mortal.data_process()
+    mortal.end(signal.SIGKILL)
     until(lambda: not alive([serving]), seconds=60, what="the data process ends too")
     with pytest.raises(OSError):
         (point / "big").read_bytes()
 
-    layers.start()
+    mortal.start()
 
-    assert mounts_below(layers.layout.root) == [str(layers.layout.files)]
-    assert layers.control.ask("list") == [NAME]  # the catalog outlives both
-    assert (layers.mounts().mount(NAME, spec) / "big").read_bytes() == b"light"
-    assert layers.end(signal.SIGTERM) == 0
-    assert mounts_below(layers.layout.root) == []
+    assert mounts_below(mortal.layout.root) == [str(mortal.layout.files)]
+    assert mortal.control.ask("list") == [NAME]  # the catalog outlives both
+    assert (mortal.mounts().mount(NAME, spec) / "big").read_bytes() == b"light"
+    assert mortal.end(signal.SIGTERM) == 0
+    assert mounts_below(mortal.layout.root) == []
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(entries=layer_entries())
+def test_the_kernel_reads_an_image_as_the_format_says(
+    layers: RunningLayers, tmp_path: Path, entries: list[Entry]
+) -> None:
+    try:
+        metadata = erofs_metadata(entries)
+    except ImageInvalid:
+        return
+    (tmp_path / "metadata").write_bytes(metadata)
+    (tmp_path / "stream").touch()
+    spec = {"metadata": str(tmp_path / "metadata"), "stream": str(tmp_path / "stream")}
+    point = layers.mounts(mount_by_file).mount(NAME, spec)
+    paths = {path: point / os.fsdecode(path) for path, _ in ErofsImage(metadata).walk()}
+
+    try:
+        seen = {path: at.lstat() for path, at in paths.items()}
+        links = {path: at.readlink() for path, at in paths.items() if at.is_symlink()}
+        names = sum(
+            len(list(paths[path].iterdir()))
+            for path, status in seen.items()
+            if stat.S_ISDIR(status.st_mode)
+        )
+    finally:
+        layers.mounts().unmount(NAME)
+
+    assert names == len(seen) - 1
+    for path, found in ErofsImage(metadata).walk():
+        status = seen[path]
+        assert status.st_mode == found.st_mode
+        assert (status.st_uid, status.st_gid) == (found.uid, found.gid)
+        assert (int(status.st_mtime), status.st_nlink) == (found.mtime, found.links)
+        assert status.st_size == found.size or stat.S_ISDIR(status.st_mode)
+        assert (os.major(status.st_rdev), os.minor(status.st_rdev)) == found.device
+        assert path not in links or os.fsencode(links[path]) == posix(found.target)
+
+
+def posix(target: bytes) -> bytes:
+    """As pathlib spells the text of a link."""
+    return os.fsencode(Path(os.fsdecode(target)))
+
+
+@pytest.mark.parametrize("way", [mount_by_file, mount_by_tree])
+def test_a_file_may_be_larger_than_four_gigabytes(
+    layers: RunningLayers, tmp_path: Path, way: MountImage
+) -> None:
+    size = 5 * (1 << 30) + 3
+    (tmp_path / "metadata").write_bytes(
+        erofs_metadata([Entry("huge", Kind.FILE, 0o644, size=size, offset=512)])
+    )
+    with (tmp_path / "stream").open("wb") as stream:  # sparse
+        stream.truncate(size + 512 - 3)
+        stream.seek(0, os.SEEK_END)
+        stream.write(b"end")
+    spec = {"metadata": str(tmp_path / "metadata"), "stream": str(tmp_path / "stream")}
+    huge = layers.mounts(way).mount(NAME, spec) / "huge"
+
+    with huge.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        assert file.read() == bytes(5) + b"end"
+        assert file.tell() == size
 
 
 def test_a_layer_is_mounted_once_though_its_folder_is_reached_by_a_link(
@@ -233,26 +316,26 @@ def test_a_layer_is_mounted_once_though_its_folder_is_reached_by_a_link(
     assert mounts_below(layers.layout.root) == [str(layers.layout.files)]
 
 
-def test_a_folder_has_one_keeper(layers: RunningLayers, tmp_path: Path) -> None:
-    second = RunningLayers(layers.layout)
-    first_serves = layers.data_process().pid
+def test_a_folder_has_one_keeper(mortal: RunningLayers, tmp_path: Path) -> None:
+    second = RunningLayers(mortal.layout)
+    first_serves = mortal.data_process().pid
 
     second.start()  # the answer is that of the first one's data process
 
     assert second.process is not None
     assert second.process.wait(60) == 1
-    assert layers.data_process().pid == first_serves
+    assert mortal.data_process().pid == first_serves
 
 
-def test_a_reader_that_is_killed_waits_for_no_origin(layers: RunningLayers, tmp_path: Path) -> None:
+def test_a_reader_that_is_killed_waits_for_no_origin(mortal: RunningLayers, tmp_path: Path) -> None:
     spec = local_layer(big_tar(tmp_path / "layer.tar", os.urandom(1 << 20)), delay_s=0)
-    point = layers.mounts().mount(NAME, spec)
+    point = mortal.mounts().mount(NAME, spec)
     Path(spec["stop"]).touch()
     readers = [
         subprocess.Popen(["cat", path], stdout=subprocess.DEVNULL)
-        for path in (point / "big", layers.layout.files / NAME)
+        for path in (point / "big", mortal.layout.files / NAME)
     ]
-    until(lambda: waited_bytes(layers), seconds=60, what="the readers wait")
+    until(lambda: waited_bytes(mortal), seconds=60, what="the readers wait")
 
     for reader in readers:
         reader.terminate()
