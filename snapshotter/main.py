@@ -191,24 +191,28 @@ def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
     """Serves layers on a descriptor; all that it needs is imported now, before a fork."""
     from infra.clock import boot_id
     from snapshotter.blob.fetcher import Fetcher
-    from snapshotter.blob.starts import Starts
+    from snapshotter.blob.starts import Starts, ignore_trace
     from snapshotter.blob.store import ChunkStore
     from snapshotter.containerd.index_files import IndexFiles
     from snapshotter.containerd.layer_opener import LayerOpener
     from snapshotter.fs.data_process import DataProcess
     from snapshotter.fs.layout import Layout
     from snapshotter.trace.files import TraceFiles
+    from snapshotter.trace.shared import TracePusher
 
     def serve(descriptor: int) -> None:
         store = ChunkStore(
             settings.chunks_dir, capacity_bytes=settings.cache_bytes, boot_id=boot_id()
         )
-        starts = Starts(TraceFiles(settings.traces_dir))
+        fetcher = Fetcher(store, background_bytes_per_s=settings.background_bytes_per_s)
+        registry = _registry(settings)
+        on_new_trace = TracePusher(registry) if settings.share_traces else ignore_trace
+        starts = Starts(TraceFiles(settings.traces_dir), on_new_trace=on_new_trace)
         starts.watch()
         opener = LayerOpener(
             IndexFiles(settings.indexes_dir),
-            _registry(settings),
-            Fetcher(store),
+            registry,
+            fetcher,
             starts,
             deadline_s=settings.read_deadline_s,
         )

@@ -26,6 +26,15 @@ class SnapshotterSettings(BaseSettings):
         le=600,
         description="Seconds a program waits for bytes of a layer before its read fails.",
     )
+    background_bytes_per_s: float = Field(
+        default=25e6,
+        gt=0,
+        description="How fast the rest of an image is fetched once its program is ready.",
+    )
+    share_traces: bool = Field(
+        default=False,
+        description="Push the trace of an image's first start beside it; needs a login that may.",
+    )
     socket: Path = Field(
         default=Path("/run/firstlight/snapshotter.sock"),
         description="Where containerd finds the snapshotter.",

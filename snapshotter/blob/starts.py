@@ -10,6 +10,7 @@ import structlog
 
 from snapshotter.blob.blob import Blob
 from snapshotter.blob.flight import Priority
+from snapshotter.registry.reference import Reference
 from snapshotter.trace.files import TraceFiles
 from snapshotter.trace.trace import Recording, Trace
 
@@ -19,10 +20,10 @@ _QUIET_S: Final = 20.0
 _MOST_S: Final = 600.0
 _LOOK_EVERY_S: Final = 1.0
 
-OnNewTrace = Callable[[Trace], None]
+OnNewTrace = Callable[[Reference, Trace], None]
 
 
-def ignore_trace(trace: Trace) -> None:
+def ignore_trace(image: Reference, trace: Trace) -> None:
     """Nobody else is told."""
 
 
@@ -46,6 +47,7 @@ class Starts:
         self._now = now
         self._lock = Lock()  # guards everything below
         self._open: dict[str, Blob] = {}
+        self._images: dict[str, Reference] = {}
         self._layers: dict[str, tuple[str, ...]] = {}  # of each image
         self._recordings: dict[str, Recording] = {}
         self._to_replay: dict[str, Trace] = {}
@@ -68,7 +70,7 @@ class Starts:
             self._open.pop(layer, None)
             for image, layers in list(self._layers.items()):
                 if not any(each in self._open for each in layers):
-                    del self._layers[image]
+                    del self._layers[image], self._images[image]
                     self._recordings.pop(image, None)
                     self._to_replay.pop(image, None)
 
@@ -81,29 +83,34 @@ class Starts:
                 recording.touch(layer, chunk, now=self._now())
 
     def starting(
-        self, image: str, layers: Sequence[str] = (), entrypoint: str | None = None
+        self, image: Reference, layers: Sequence[str] = (), entrypoint: str | None = None
     ) -> None:
-        """A program of the image is about to start; `layers` may be left out if they were told.
+        """A program of the pinned image is about to start; its layers need to be told once.
 
         Without an entrypoint it is the image's own, and the newest trace is replayed, whose ever.
         """
-        trace = self._files.find(image, entrypoint)
+        digest = str(image.digest)
+        trace = self._files.find(digest, entrypoint)
         with self._lock:
-            known = self._layers.setdefault(image, tuple(layers))
-            recording = Recording(image, entrypoint or "", known, now=self._now())
-            self._recordings[image] = recording
+            self._images[digest] = image
+            known = self._layers.setdefault(digest, tuple(layers))
+            under_way = self._recordings.get(digest)
+            if under_way is None or under_way.entrypoint != (entrypoint or ""):
+                recording = Recording(digest, entrypoint or "", known, now=self._now())
+                self._recordings[digest] = recording
             if trace is not None:
-                self._to_replay[image] = trace
+                self._to_replay[digest] = trace
         self._replay()
 
     def ready(self, image: str) -> None:
         """The program that was starting has started."""
         with self._lock:
             recording = self._recordings.pop(image, None)
+            name = self._images.get(image)
             layers = self._layers.get(image, ())
             blobs = [self._open[layer] for layer in layers if layer in self._open]
-        if recording is not None:
-            self._keep(recording.trace())
+        if recording is not None and name is not None:
+            self._keep(name, recording.trace())
         for blob in blobs:
             blob.fill()
 
@@ -112,14 +119,14 @@ class Starts:
         self._is_closed.set()
         self._watch.join()
 
-    def _keep(self, trace: Trace) -> None:
+    def _keep(self, image: Reference, trace: Trace) -> None:
         if not trace.touches:
             return
         is_new = self._files.find(trace.image, trace.entrypoint) is None
         self._files.keep(trace)
         log.info("start.recorded", image=trace.image, touches=len(trace.touches))
         if is_new:
-            self._on_new_trace(trace)
+            self._on_new_trace(image, trace)
 
     def _replay(self) -> None:
         """Asks for what traces say, each once all layers are open that it speaks of."""

@@ -53,7 +53,7 @@ class IndexedLayers:
 
     def find(self, wanted: WantedLayer) -> FoundLayer | None:
         self._check_keeper()
-        image = Reference.parse(wanted.reference).at(wanted.manifest)
+        image = wanted.image
         beside = self._beside(image)
         described = None if beside is None else beside.layers.get(wanted.layer)
         if beside is None or described is None:
@@ -97,19 +97,20 @@ class IndexedLayers:
             return known
         found = find_index(self._registry, image, str(image.digest))
         if found is not None:
-            self._fetch_trace(image)
+            self._expect_start(image, found)
             with self._lock:
                 self._known[image] = now, found
                 while len(self._known) > _MOST_KNOWN:
                     self._known.popitem(last=False)
         return found
 
-    def _fetch_trace(self, image: Reference) -> None:
-        """How another node started the image, unless this one knows of a start."""
-        if self._traces.find(str(image.digest)) is not None:
-            return
+    def _expect_start(self, image: Reference, beside: ImageIndex) -> None:
+        """What is pulled is about to start: as it did elsewhere, if that is known."""
+        digest = str(image.digest)
         try:
-            for trace in fetch_traces(self._registry, image, str(image.digest)):
-                self._traces.keep(trace)
+            if self._traces.find(digest) is None:
+                for trace in fetch_traces(self._registry, image, digest):
+                    self._traces.keep(trace)
         except PlatformError as error:
             log.warning("trace.not_fetched", image=str(image), error=error.detail)
+        self.starting(str(image), [described.digest for described in beside.layers.values()])

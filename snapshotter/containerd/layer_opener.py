@@ -113,29 +113,39 @@ class LayerOpener:
         with self._lock:
             _, stream = self._open.pop(name, ("", None))
         if stream is not None:
+            self._starts.closed(name)
             stream.close()
 
     def verbs(self) -> dict[str, Verb]:
-        """For the data process: `kept_bytes` {name} → bytes of that layer on this disk,
-        `starting` {image, layers}, `ready` {image}: see Starts.
+        """For the data process: `kept_bytes` {name} → bytes of that layer on this disk; `starting`
+        {image, layers?, entrypoint?} and `ready` {image}, which is pinned to its manifest.
         """
         return {
             "kept_bytes": self._kept_bytes,
             "starting": self._starting,
-            "ready": lambda question: self._starts.ready(_text(question, "image")),
+            "ready": lambda question: self._starts.ready(str(_image(question).digest)),
         }
 
     def _starting(self, question: Mapping[str, Any]) -> None:
-        layers = question.get("layers")
+        layers, entrypoint = question.get("layers", []), question.get("entrypoint")
         if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
-            raise Invalid("the layers are no list of names")
-        self._starts.starting(_text(question, "image"), layers)
+            raise Invalid("the image's layers are no list of names")
+        if not isinstance(entrypoint, str | None):
+            raise Invalid("the image's entrypoint is no text")
+        self._starts.starting(_image(question), layers, entrypoint)
 
     def _kept_bytes(self, question: Mapping[str, Any]) -> int:
         with self._lock:
             layer, _ = self._open.get(_text(question, "name"), ("", None))
         stored = self._fetcher.store.blobs().get(layer)
         return 0 if stored is None else stored.kept_bytes
+
+
+def _image(question: Mapping[str, Any]) -> Reference:
+    image = Reference.parse(_text(question, "image"))
+    if image.digest is None:
+        raise Invalid(f"{image} is not pinned to a manifest")
+    return image
 
 
 def _text(spec: Mapping[str, Any], name: str) -> str:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from snapshotter.registry.reference import Reference
+
 IMAGE_REFERENCE = "containerd.io/snapshot/cri.image-ref"
 MANIFEST_DIGEST = "containerd.io/snapshot/cri.manifest-digest"
 LAYER_DIGEST = "containerd.io/snapshot/cri.layer-digest"
@@ -23,6 +25,11 @@ class WantedLayer:
         """What containerd's CRI plugin, and our own client, say of the layer they want."""
         said = [labels.get(name, "") for name in (IMAGE_REFERENCE, MANIFEST_DIGEST, LAYER_DIGEST)]
         return cls(*said) if all(said) else None
+
+    @property
+    def image(self) -> Reference:
+        """Pinned to its manifest. Raises ImageInvalid."""
+        return Reference.parse(self.reference).at(self.manifest)
 
     def labels(self) -> dict[str, str]:
         return {
@@ -60,7 +67,7 @@ class Layers(Protocol):
         ...
 
     def starting(self, image: str, layers: Sequence[str]) -> None:
-        """A container of that image (digest of its manifest) is about to read those layers."""
+        """A container of that image, pinned to its manifest, is about to read those layers."""
         ...
 
 

@@ -10,7 +10,7 @@ from infra.clock import Clock
 from infra.errors import PlatformError
 from snapshotter.containerd.filters import parse_filters
 from snapshotter.containerd.folders import Folders
-from snapshotter.containerd.layers import MANIFEST_DIGEST, FoundLayer, Layers, WantedLayer
+from snapshotter.containerd.layers import FoundLayer, Layers, WantedLayer
 from snapshotter.containerd.mounts import Mount, mount_of
 from snapshotter.containerd.snapshot import Kind, Reason, Refused, Snapshot, Usage, masked
 from snapshotter.containerd.store import SnapshotStore
@@ -127,10 +127,10 @@ class Snapshotter:
     def _announce_start(self, parent: str) -> None:
         """What is not unpacked into is a container's; the image is that of its highest layer."""
         mounted = [it for it in self._store.chain(parent) if it.layer is not None]
-        image = mounted[0].labels.get(MANIFEST_DIGEST) if mounted else None
-        if image is not None:
+        highest = WantedLayer.of(mounted[0].labels) if mounted else None
+        if highest is not None:
             names = [it.layer for it in mounted if it.layer is not None]
-            self._layers.starting(image, names[::-1])
+            self._layers.starting(str(highest.image), names[::-1])
 
     def _is_there(self, target: str, parent: str, labels: Mapping[str, str]) -> bool:
         existing = self._store.find(target)

@@ -1,12 +1,12 @@
 """Reads gzip from the middle: where inflating may begin, what it needs, and how it is done.
 
 A deflate stream may be entered wherever a block begins, given the 32 KiB before it (zlib's
-examples/zran.c). indexed_gzip finds such points. To enter one, Python's zlib lacks `inflatePrime`,
-which feeds the bits that are left of a byte; empty blocks of the right number of bits before them
-do the same, and zlib then works as always: without the GIL, in any thread, its output bounded.
+examples/zran.c). indexed_gzip finds such points. To enter one, Python's inflaters lack zlib's
+`inflatePrime`, which feeds the bits that are left of a byte; empty blocks of the right number of
+bits before them do the same, and all is as always: no GIL, any thread, a bound on the output.
+ISA-L inflates 1.6 times as fast as zlib does.
 """
 
-import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +14,7 @@ from struct import Struct
 from typing import Final
 
 import zstandard
+from isal import isal_zlib
 
 from infra.errors import ImageInvalid, SourceUnavailable
 
@@ -28,6 +29,12 @@ _POINT: Final = Struct(
 _RAW: Final = -15
 _GZIP: Final = 31
 _TRAILER_BYTES: Final = 8
+# isal's stubs take its exception for an instance of one
+_DAMAGE: Final[tuple[type[Exception], ...]] = (
+    isal_zlib.error,  # type: ignore[assignment]
+    zstandard.ZstdError,
+    IndexError,
+)
 
 _FIXED_BLOCK_BITS: Final = 10  # not last (0), type 1 (01), end of block (0000000)
 _FIXED_BLOCK: Final = 0b10
@@ -75,7 +82,7 @@ def map_gzip(path: Path, *, most_bytes: int) -> GzipMap:
             exported = BytesIO()
             file.export_index(fileobj=exported)
             return _parse_export(exported.getvalue(), most_bytes=most_bytes)
-    except (OSError, EOFError, zlib.error, indexed_gzip.ZranError) as error:
+    except (OSError, EOFError, indexed_gzip.ZranError) as error:
         raise ImageInvalid(f"the layer is no gzip file: {error}") from error
 
 
@@ -108,7 +115,7 @@ def inflate_span(point: GzipPoint, encoded: memoryview, length: int) -> bytes:
     """
     try:
         window = _window(point)
-        inflater = zlib.decompressobj(_RAW, zdict=window) if window else zlib.decompressobj(_RAW)
+        inflater = isal_zlib.decompressobj(_RAW, zdict=window)
         if point.num_bits:
             output = [inflater.decompress(_primed(point.num_bits, encoded[0]), length)]
             rest: bytes | memoryview = encoded[1:]
@@ -123,10 +130,10 @@ def inflate_span(point: GzipPoint, encoded: memoryview, length: int) -> bytes:
             rest = inflater.unused_data[trailer:].lstrip(b"\0")
             if not rest:
                 break
-            inflater, trailer = zlib.decompressobj(_GZIP), 0
+            inflater, trailer = isal_zlib.decompressobj(_GZIP), 0
             output.append(inflater.decompress(rest, left))
             left -= len(output[-1])
-    except (zlib.error, zstandard.ZstdError, IndexError) as error:
+    except _DAMAGE as error:
         raise SourceUnavailable(f"a span of gzip is damaged: {error}") from error
     return b"".join(output)
 

@@ -2,12 +2,16 @@
 
 from typing import Final
 
+import structlog
+
 from infra.errors import ImageInvalid, PlatformError
 from snapshotter.registry.client import Registry
 from snapshotter.registry.manifest import Descriptor
 from snapshotter.registry.reference import Reference
 from snapshotter.registry.referrers import attach, attached
 from snapshotter.trace.trace import MOST_TRACE_BYTES, Trace
+
+log = structlog.get_logger()
 
 ARTIFACT_TYPE: Final = "application/vnd.firstlight.start-trace.v1"
 _MEDIA_TYPE: Final = "application/vnd.firstlight.start-trace.v1+json"
@@ -19,6 +23,20 @@ def push_trace(registry: Registry, image: Reference, trace: Trace) -> Descriptor
     subject = registry.manifest(image.at(trace.image)).descriptor
     blob = registry.push_blob(image, trace.packed(), _MEDIA_TYPE)
     return attach(registry, image, subject, artifact_type=ARTIFACT_TYPE, blobs=[blob])
+
+
+class TracePusher:
+    """Hears of new traces; that a registry does not take one is nobody's failure."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def __call__(self, image: Reference, trace: Trace) -> None:
+        try:
+            pushed = push_trace(self._registry, image, trace)
+            log.info("trace.pushed", image=str(image), trace=pushed.digest)
+        except PlatformError as error:
+            log.warning("trace.not_pushed", image=str(image), error=error.detail)
 
 
 def fetch_traces(registry: Registry, image: Reference, manifest: str) -> list[Trace]:

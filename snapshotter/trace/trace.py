@@ -93,14 +93,17 @@ class Recording:
         """Only the first touch of a chunk counts, and no more than MOST_TOUCHES."""
         if layer in self.layers and len(self._touches) < MOST_TOUCHES:
             touch = Touch(layer, chunk)
+            if not self._touches:
+                self.began_at = now
             if touch not in self._touches:
                 self._touches[touch] = None
                 self.touched_at = now
 
     def is_quiet(self, *, now: float, quiet_s: float, most_s: float) -> bool:
         """Whether a start that nobody calls ready has to be taken for it."""
-        has_begun = bool(self._touches)
-        return (has_begun and now - self.touched_at > quiet_s) or now - self.began_at > most_s
+        if not self._touches:
+            return False  # it was pulled, and nothing of it was started yet
+        return now - self.touched_at > quiet_s or now - self.began_at > most_s
 
     def trace(self) -> Trace:
         return Trace(self.image, self.entrypoint, tuple(self._touches))

@@ -9,6 +9,7 @@ from snapshotter.blob.blob import Blob
 from snapshotter.blob.fetcher import Fetcher
 from snapshotter.blob.starts import Starts
 from snapshotter.blob.store import ChunkStore
+from snapshotter.registry.reference import Reference
 from snapshotter.trace.files import TraceFiles
 from snapshotter.trace.shared import fetch_traces, push_trace
 from snapshotter.trace.trace import Recording, Touch, Trace, better
@@ -24,6 +25,7 @@ def named(text: str) -> str:
 
 
 IMAGE, BASE, TOP = named("image"), named("base"), named("top")
+PINNED = Reference("r.io", "model", None, IMAGE)
 PARTS = [bytes([65 + number]) * 1000 for number in range(10)]
 
 
@@ -36,7 +38,9 @@ class World:
         self.store = ChunkStore(folder / "chunks", capacity_bytes=1 << 30, boot_id="boot")
         self.fetcher = Fetcher(self.store, num_workers=3, background_bytes_per_s=1e12)
         self.starts = Starts(
-            TraceFiles(folder / "traces"), on_new_trace=self.told.append, now=lambda: self.now
+            TraceFiles(folder / "traces"),
+            on_new_trace=lambda _, trace: self.told.append(trace),
+            now=lambda: self.now,
         )
         self.sources: dict[str, ScriptedSource] = {}
         self.blobs: dict[str, Blob] = {}
@@ -84,7 +88,7 @@ def touches(*pairs: tuple[str, int]) -> tuple[Touch, ...]:
 
 
 def test_a_start_is_recorded_in_the_order_of_first_touches_until_it_is_ready(world, tmp_path):
-    world.starts.starting(IMAGE, [BASE, TOP])
+    world.starts.starting(PINNED, [BASE, TOP])
     world.open(BASE)
     world.open(TOP)
 
@@ -101,7 +105,7 @@ def test_a_start_is_recorded_in_the_order_of_first_touches_until_it_is_ready(wor
 
 def test_the_next_node_fetches_what_the_last_start_touched_and_nothing_else(world, tmp_path):
     TraceFiles(tmp_path / "traces").keep(Trace(IMAGE, "", touches((BASE, 3), (TOP, 7), (TOP, 1))))
-    world.starts.starting(IMAGE, [BASE, TOP])
+    world.starts.starting(PINNED, [BASE, TOP])
 
     world.open(BASE)
     world.settle(BASE)
@@ -114,7 +118,7 @@ def test_the_next_node_fetches_what_the_last_start_touched_and_nothing_else(worl
 
 
 def test_the_rest_is_fetched_only_after_ready(world):
-    world.starts.starting(IMAGE, [BASE])
+    world.starts.starting(PINNED, [BASE])
     world.open(BASE)
     world.read(BASE, 2)
     world.settle(BASE)
@@ -129,7 +133,7 @@ def test_the_rest_is_fetched_only_after_ready(world):
 def test_what_there_is_no_room_for_is_not_fetched_in_the_background(tmp_path):
     world = World(tmp_path)
     world.store._capacity_bytes = 5000
-    world.starts.starting(IMAGE, [BASE])
+    world.starts.starting(PINNED, [BASE])
     world.open(BASE)
     world.read(BASE, 2)
 
@@ -141,7 +145,7 @@ def test_what_there_is_no_room_for_is_not_fetched_in_the_background(tmp_path):
 
 
 def test_a_start_that_nobody_calls_ready_ends_when_it_is_quiet(world, tmp_path):
-    world.starts.starting(IMAGE, [BASE])
+    world.starts.starting(PINNED, [BASE])
     world.open(BASE)
     world.now = 50.0
     world.starts.end_quiet()
@@ -156,13 +160,34 @@ def test_a_start_that_nobody_calls_ready_ends_when_it_is_quiet(world, tmp_path):
     assert TraceFiles(tmp_path / "traces").find(IMAGE) == Trace(IMAGE, "", touches((BASE, 4)))
 
 
+def test_a_second_container_of_an_image_that_is_starting_does_not_begin_anew(world):
+    world.starts.starting(PINNED, [BASE])
+    world.open(BASE)
+    world.read(BASE, 4)
+    world.starts.starting(PINNED)
+    world.read(BASE, 5)
+
+    world.starts.ready(IMAGE)
+
+    assert world.told == [Trace(IMAGE, "", touches((BASE, 4), (BASE, 5)))]
+
+
+def test_an_image_that_is_pulled_and_not_started_is_not_fetched(world):
+    world.starts.starting(PINNED, [BASE])
+    world.open(BASE)
+    world.now = 10_000.0
+    world.starts.end_quiet()
+    world.settle(BASE)
+    assert world.asked(BASE) == set()
+
+
 def test_each_program_of_an_image_has_a_trace_of_its_own(world, tmp_path):
     files = TraceFiles(tmp_path / "traces")
     files.keep(Trace(IMAGE, "serve", touches((BASE, 1))))
     files.keep(Trace(IMAGE, "train", touches((BASE, 2))))
     world.open(BASE)
 
-    world.starts.starting(IMAGE, [BASE], "serve")
+    world.starts.starting(PINNED, [BASE], "serve")
     world.settle(BASE)
 
     assert world.asked(BASE) == {1}
@@ -174,11 +199,11 @@ def test_each_program_of_an_image_has_a_trace_of_its_own(world, tmp_path):
 
 def test_a_layer_that_another_image_opened_counts_for_both(world, tmp_path):
     other = named("other image")
-    world.starts.starting(IMAGE, [BASE])
+    world.starts.starting(PINNED, [BASE])
     world.open(BASE)
     world.starts.ready(IMAGE)
 
-    world.starts.starting(other, [BASE, TOP])
+    world.starts.starting(PINNED.at(other), [BASE, TOP])
     world.open(TOP)
     world.read(BASE, 5)
     world.read(TOP, 6)
@@ -190,7 +215,7 @@ def test_a_layer_that_another_image_opened_counts_for_both(world, tmp_path):
 
 
 def test_an_image_whose_layers_are_gone_is_forgotten(world):
-    world.starts.starting(IMAGE, [BASE])
+    world.starts.starting(PINNED, [BASE])
     world.open(BASE)
     world.starts.closed(BASE)
 
@@ -250,7 +275,7 @@ def test_a_trace_that_lies_is_refused(change):
 
 def test_chunks_that_a_layer_has_not_are_not_asked_for(world, tmp_path):
     TraceFiles(tmp_path / "traces").keep(Trace(IMAGE, "", touches((BASE, 3), (BASE, 99999))))
-    world.starts.starting(IMAGE, [BASE])
+    world.starts.starting(PINNED, [BASE])
     world.open(BASE)
     world.settle(BASE)
     assert world.asked(BASE) == {3}

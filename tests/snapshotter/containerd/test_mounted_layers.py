@@ -187,4 +187,4 @@ def test_a_container_that_is_about_to_read_layers_is_announced(
     asked.committed("ordinary")
     asked.prepare("another", "ordinary")
 
-    assert layers.started == [(MANIFEST, (LAYER,))]
+    assert layers.started == [(f"registry.example/image@{MANIFEST}", (LAYER,))]
