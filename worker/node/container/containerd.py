@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,9 @@ class ContainerdContainers:
                     return None
                 if time.monotonic() > deadline:
                     raise
-            try:
+            with suppress(CallFailed):  # it has just ended, or its shim has: the next look tells
                 self._containerd.call(methods.Tasks.KILL, kill)
-            except CallFailed:  # it has just ended, or its shim has: the next look tells
-                time.sleep(_LOOK_AGAIN_S)  # noqa: TID251 - in a thread, of a process that ends
+            time.sleep(_LOOK_AGAIN_S)  # noqa: TID251 - in a thread, of a process that ends
 
     def _unless_gone(self, do: Callable[[], object]) -> None:
         try:

@@ -1,7 +1,7 @@
 """One worker in a container, from its launch until nothing of it is left."""
 
 import asyncio
-import signal
+import errno
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -25,17 +25,18 @@ from infra.contracts.worker_link import (
     Start,
     ToWorker,
 )
-from infra.errors import ImageUnavailable, PlatformError, ReplicaOutOfMemory
+from infra.errors import PlatformError, ReplicaOutOfMemory
 from worker.boot.entrance import greet
 from worker.boot.failure import failure_of
 from worker.node.child import Child
 from worker.node.container.cgroup import Cgroup
 from worker.node.container.containers import ContainerFailed, Containers
+from worker.node.container.ends import explained
 from worker.node.container.furnishing import Furnishing, Furniture, limits_for
 from worker.node.container.image import Image
 from worker.node.container.place import Place
 from worker.node.container.relay import Relay
-from worker.node.container.spec import INSIDE
+from worker.node.container.spec import INSIDE, Limits
 from worker.node.launcher import Exit
 from worker.node.logs import last_line
 from worker.node.worker_link import WorkerLink
@@ -45,7 +46,6 @@ log = structlog.get_logger()
 LAST_WORDS_S = 0.2  # between the end of a worker and the end of its link, whichever is first
 STATUS_S = 3.0  # for the runtime to tell how it ended; longer where it is away, and nobody waits
 REMOVE_AGAIN_S = 1.0
-_SIGNALS = frozenset(signal.Signals)
 _T = TypeVar("_T")
 
 
@@ -102,6 +102,7 @@ class ContainerWorker:
         self._living: asyncio.Task[None] | None = None
         self._is_killed = False
         self._orders: asyncio.Queue[ToWorker] = asyncio.Queue()
+        self._address: tuple[str, int] | None = None
 
     def send(self, message: ToWorker) -> None:
         """One after the other: what is needed for a start is put in place before it is told."""
@@ -129,7 +130,10 @@ class ContainerWorker:
         except PlatformError as error:
             end = Exit(why=error.detail, code=error.slug)
         except (ContainerFailed, OSError) as error:
-            end = Exit(why=f"its container did not start: {error}", code=ImageUnavailable.slug)
+            end = Exit(why=f"its container did not start: {error}")
+        except Exception as error:  # whatever is wrong with us, nothing of it may be left
+            log.exception("container.broken", container=self._name)
+            end = Exit(why=f"the agent lost it: {error}")
         await self._end(end)
 
     async def _run(self, image: Image, ranks: int) -> None:
@@ -185,16 +189,15 @@ class ContainerWorker:
         limits = limits_for(start.assignment)
         self._life.memory_bytes = limits.memory_bytes
         try:
-            self._cgroup.limit(limits)
+            self._limit(limits)
             assignment = await self._furnish(start.assignment, pid)
             log_name = place.put_log(Path(start.log_path))
             self._life.relay = relay = Relay(place.http_path)
-            self._port = await relay.open(start.host)
+            self._address = start.host, await relay.open(start.host)
         except (PlatformError, OSError) as error:
             self._tell(Failed(failure=failure_of(error)))
             self.kill()
             return
-        self._host = start.host
         link.send(
             start.model_copy(
                 update={
@@ -203,6 +206,18 @@ class ContainerWorker:
                 }
             )
         )
+
+    def _limit(self, limits: Limits) -> None:
+        try:
+            self._cgroup.limit(limits)
+        except OSError as error:
+            if error.errno != errno.EBUSY or limits.memory_bytes is None:
+                raise
+            raise ReplicaOutOfMemory(
+                f"a worker needs more memory than {limits.memory_bytes >> 20} MiB before it has "
+                "loaded anything",
+                hint="give the model more: resources.memory_mib",
+            ) from error
 
     async def _furnish(self, assignment: ReplicaAssignment, pid: int) -> ReplicaAssignment:
         """A worker that slept wakes as what it was, with everything in its place."""
@@ -225,7 +240,9 @@ class ContainerWorker:
                 if self._life.was_fetched:  # told before the fetch began
                     return
             case Ready():
-                message = Ready(host=self._host, port=self._port)
+                if self._address is None:  # an address of its own choice is none of ours
+                    return
+                message = Ready(host=self._address[0], port=self._address[1])
             case Asleep():
                 self._close_relay()
                 if self._life.place is not None:
@@ -250,7 +267,14 @@ class ContainerWorker:
         removing = asyncio.create_task(self._remove())
         await asyncio.wait({removing}, timeout=STATUS_S)
         status = removing.result() if removing.done() else None
-        self._ended(self._explained(end, status, kills))
+        told = explained(
+            end,
+            status,
+            kills=kills,
+            memory_bytes=self._life.memory_bytes,
+            said=self._last_words(),
+        )
+        self._ended(told)
         try:
             await removing
         finally:
@@ -268,18 +292,10 @@ class ContainerWorker:
                 log.warning("container.left", container=self._name, why=str(error))
             await asyncio.sleep(REMOVE_AGAIN_S)
 
-    def _explained(self, end: Exit, status: int | None, kills: int) -> Exit:
-        if end.why is not None:
-            return end
-        if kills:
-            allowed = self._life.memory_bytes
-            limit = "there was" if allowed is None else f"its {allowed >> 20} MiB"
-            why = f"killed by SIGKILL: it needed more memory than {limit}"
-            return Exit(-9, why, code=ReplicaOutOfMemory.slug)
-        end = end if status is None else exit_of(status)
+    def _last_words(self) -> str:
+        """Of one that has not said hello."""
         place = self._life.place
-        said = "" if place is None or self._life.has_said_hello else last_line(place.output)
-        return Exit(end.status, f"{end}; it said: {said[:500]}") if said else end
+        return "" if place is None or self._life.has_said_hello else last_line(place.output)
 
     def _close_relay(self) -> None:
         if self._life.relay is not None:
@@ -288,8 +304,3 @@ class ContainerWorker:
 
     def _blocking(self, call: Callable[[], _T]) -> "asyncio.Future[_T]":
         return asyncio.get_running_loop().run_in_executor(self._site.threads, call)
-
-
-def exit_of(status: int) -> Exit:
-    """From the exit status that containerd tells: 128 more than a signal's number, as shells do."""
-    return Exit(128 - status) if status - 128 in _SIGNALS else Exit(status)
