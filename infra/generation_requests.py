@@ -10,14 +10,13 @@ from pydantic import BaseModel, ValidationError
 
 from infra.contracts.embeddings import EmbeddingsRequest
 from infra.contracts.generation import (
-    MAX_GUIDE_CHARACTERS,
-    MAX_GUIDE_DEPTH,
     ChatCompletionRequest,
     CompletionRequest,
     GenerationBody,
     InvokeRequest,
     JsonObject,
 )
+from infra.contracts.sampling import MAX_GUIDE_CHARACTERS, MAX_GUIDE_DEPTH
 from infra.errors import Invalid, MalformedJson
 
 MOST_ERRORS: Final = 100

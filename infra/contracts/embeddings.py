@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from infra.contracts.generation import Priority, TokenIds, Wire
+from infra.contracts.generation import TokenIds
+from infra.contracts.sampling import Priority, Wire
 
 MAX_INPUTS = 2048
 MAX_DIMENSIONS = 1 << 16

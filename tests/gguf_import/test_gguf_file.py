@@ -6,8 +6,8 @@ import pytest
 
 from infra.errors import PlatformError, SourceInvalid, UnsupportedModel
 from tests.gguf_import.tiny import write_gguf
-from worker.weights.gguf_file import read_gguf
 from worker.weights.gguf_import import import_gguf
+from worker.weights.gguf_reader import read_gguf
 
 
 def text(value: bytes) -> bytes:

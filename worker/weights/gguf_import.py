@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from infra.errors import SourceInvalid
-from worker.weights.gguf_file import GgufFile, read_gguf
+from worker.weights.gguf_file import GgufFile
 from worker.weights.gguf_model import model_config, plan_tensors, read_shape
+from worker.weights.gguf_reader import read_gguf
 from worker.weights.gguf_tokenizer import convert_tokenizer
 from worker.weights.model_folder import new_model_folder, write_json
 from worker.weights.safetensors_writer import write_safetensors
