@@ -12,6 +12,8 @@ from snapshotter.settings import SnapshotterSettings
 
 if TYPE_CHECKING:  # each program loads what it needs
     from infra.containerd.client import Containerd
+    from snapshotter.blob.peers.peering import Sharing
+    from snapshotter.blob.store import ChunkStore
     from snapshotter.index.publish import Published, Publisher
     from snapshotter.registry.client import Registry
 
@@ -191,6 +193,7 @@ def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
     """Serves layers on a descriptor; all that it needs is imported now, before a fork."""
     from infra.clock import boot_id
     from snapshotter.blob.fetcher import Fetcher
+    from snapshotter.blob.peers import peering, redis_directory  # noqa: F401
     from snapshotter.blob.starts import Starts, ignore_trace
     from snapshotter.blob.store import ChunkStore
     from snapshotter.containerd.index_files import IndexFiles
@@ -214,12 +217,39 @@ def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
             registry,
             fetcher,
             starts,
+            _sharing(settings, store),
             deadline_s=settings.read_deadline_s,
         )
         layout = Layout(settings.fs_dir)
         DataProcess(layout, descriptor, opener, opener.verbs(), opener.close).serve()
 
     return serve
+
+
+def _sharing(settings: SnapshotterSettings, store: "ChunkStore") -> "Sharing":
+    """With other nodes, where they are named; who cannot listen neither gives nor takes."""
+    import structlog
+
+    from snapshotter.blob.peers.peering import Alone, Peering, PeerTerms
+    from snapshotter.blob.peers.redis_directory import RedisDirectory
+
+    if settings.peers_listen is None:
+        return Alone()
+    assert settings.peers_redis_url is not None and settings.peers_token is not None
+    host, _, port = settings.peers_listen.rpartition(":")
+    terms = PeerTerms(
+        settings.node,
+        host.strip("[]"),
+        int(port),
+        settings.peers_token.get_secret_value(),
+        settings.peers_address,
+        settings.peers_upload_bytes_per_s,
+    )
+    try:
+        return Peering(store, RedisDirectory(settings.peers_redis_url), terms)
+    except OSError as error:
+        structlog.get_logger().error("peers.not_shared", error=error.strerror)
+        return Alone()
 
 
 def _settings_of_a_daemon() -> SnapshotterSettings:

@@ -2,10 +2,14 @@
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from socket import gethostname
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_NODE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+_ADDRESS = r"^([A-Za-z0-9.-]{1,253}|\[[0-9a-fA-F:.]{2,45}\]):\d{1,5}$"
 
 
 class SnapshotterSettings(BaseSettings):
@@ -60,12 +64,45 @@ class SnapshotterSettings(BaseSettings):
         default_factory=lambda: Path("~/.docker/config.json").expanduser(),
         description="The file that `docker login` writes, for registries that ask for a login.",
     )
+    node: str = Field(
+        default_factory=gethostname,
+        pattern=_NODE,
+        description="What other nodes know this one by; no two may have the same.",
+    )
+    peers_listen: str | None = Field(
+        default=None,
+        pattern=_ADDRESS,
+        description="host:port where other nodes ask for chunks; unset shares nothing.",
+    )
+    peers_address: str | None = Field(
+        default=None,
+        pattern=_ADDRESS,
+        description="host:port that other nodes are told; unset tells them peers_listen.",
+    )
+    peers_redis_url: str | None = Field(
+        default=None, description="The Redis or Valkey in which nodes find one another."
+    )
+    peers_token: SecretStr | None = Field(
+        default=None, min_length=16, description="What a node shows to be given anything."
+    )
+    peers_upload_bytes_per_s: float | None = Field(
+        default=None, gt=0, description="What this node gives at most; unset gives all it can."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe event that is logged."
     )
     log_format: Literal["console", "json"] = Field(
         default="console", description="How events are written to standard error."
     )
+
+    @model_validator(mode="after")
+    def _peers_are_whole(self) -> Self:
+        if self.peers_listen is not None:
+            if self.peers_redis_url is None or self.peers_token is None:
+                raise ValueError("peers_listen needs peers_redis_url and peers_token")
+            if self.peers_address is None and self.peers_listen.startswith(("0.0.0.0:", "[::]:")):
+                raise ValueError("peers_address: other nodes cannot reach a wildcard address")
+        return self
 
     @property
     def fs_dir(self) -> Path:

@@ -18,7 +18,7 @@ from snapshotter.blob.blob import Blob
 from snapshotter.blob.codec import RawCodec
 from snapshotter.blob.fetcher import Fetcher
 from snapshotter.blob.flight import Priority
-from snapshotter.blob.peers.peering import Peering
+from snapshotter.blob.peers.peering import Peering, PeerTerms
 from snapshotter.blob.peers.redis_directory import RedisDirectory
 from snapshotter.blob.source import Decoded
 from snapshotter.blob.store import ChunkStore
@@ -36,15 +36,14 @@ def main() -> None:
     peering = None
     sources = [origin]
     if orders["shares"]:
-        peering = Peering(
-            store,
-            RedisDirectory(orders["redis"]),
-            node_id=orders["node"],
-            host=orders["host"],
-            port=0,
-            token="bench",
+        terms = PeerTerms(
+            orders["node"],
+            orders["host"],
+            0,
+            "bench",
             upload_bytes_per_s=orders["upload_bytes_per_s"],
         )
+        peering = Peering(store, RedisDirectory(orders["redis"]), terms)
         sources = list(peering.before(ref, origin))
     blob = Blob(ref, sources, fetcher, deadline_s=120)
     if peering is not None:

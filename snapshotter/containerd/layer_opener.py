@@ -11,6 +11,7 @@ from infra.errors import Invalid
 from snapshotter.blob.blob import Blob
 from snapshotter.blob.codec import codec_of
 from snapshotter.blob.fetcher import Fetcher
+from snapshotter.blob.peers.peering import Sharing
 from snapshotter.blob.source import Decoded
 from snapshotter.blob.starts import Starts
 from snapshotter.blob.stored_blob import BlobRef
@@ -77,10 +78,12 @@ class LayerOpener:
         registry: Registry,
         fetcher: Fetcher,
         starts: Starts,
+        sharing: Sharing,
         *,
         deadline_s: float,
     ) -> None:
         """`deadline_s`: how long a read may wait for its bytes."""
+        self._sharing = sharing
         self._files = files
         self._registry = registry
         self._fetcher = fetcher
@@ -94,9 +97,10 @@ class LayerOpener:
         index = LayerIndex.parse(self._files.read(name), layer=layer)
         metadata = self._files.metadata(name, lambda: erofs_metadata(index.entries))
         origin = Decoded(RegistryBlob(self._registry, image, layer), codec_of(index))
+        ref = BlobRef(layer, index.table)
         blob = Blob(
-            BlobRef(layer, index.table),
-            [origin],
+            ref,
+            self._sharing.before(ref, origin),
             self._fetcher,
             deadline_s=self._deadline_s,
             on_touch=lambda _, chunk: self._starts.touched(name, chunk),
@@ -104,6 +108,7 @@ class LayerOpener:
         stream = BlobBytes(blob)
         with self._lock:
             self._open[name] = layer, stream
+        self._sharing.opened(blob)
         self._starts.opened(name, blob)
         return LayerFile(name, metadata, stream)
 
@@ -111,9 +116,9 @@ class LayerOpener:
         """The layer is not served any more; its chunks may go when others need the room."""
         self._starts.closed(name)
         with self._lock:
-            _, stream = self._open.pop(name, ("", None))
+            layer, stream = self._open.pop(name, ("", None))
         if stream is not None:
-            self._starts.closed(name)
+            self._sharing.closed(layer)
             stream.close()
 
     def verbs(self) -> dict[str, Verb]:

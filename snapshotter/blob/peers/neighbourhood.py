@@ -35,7 +35,8 @@ class Neighbourhood:
         self._peers: Peers = {}
         self._heard_at = 0.0
         self._bans = Bans()
-        self._condition = Condition()  # guards the next three
+        self._condition = Condition()  # guards the next four
+        self._is_heard = True  # the directory, the last time
         self._waiting: list[Event] = []
         self._is_wanted = True
         self._is_closed = False
@@ -43,13 +44,17 @@ class Neighbourhood:
         self._thread.start()
 
     def refresh(self, *, within_s: float) -> bool:
-        """Announces and asks now; whether the directory has answered within that time."""
+        """Announces and asks now; whether the directory has answered within that time.
+
+        One that did not answer the last time is not waited for.
+        """
         done = Event()
         with self._condition:
             self._is_wanted = True
             self._waiting.append(done)
             self._condition.notify()
-        return done.wait(within_s)
+            is_worth_waiting = self._is_heard
+        return is_worth_waiting and done.wait(within_s)
 
     def peers_of(self, blob: str) -> tuple[Peer, ...]:
         """The other nodes that share a blob and may be asked now."""
@@ -97,9 +102,11 @@ class Neighbourhood:
                     return
                 self._is_wanted = False
                 waiting, self._waiting = self._waiting, []
-            if self._beat():
-                for done in waiting:
-                    done.set()
+            is_heard = self._beat()
+            with self._condition:
+                self._is_heard = is_heard
+            for done in waiting if is_heard else ():
+                done.set()
 
     def _beat(self) -> bool:
         try:

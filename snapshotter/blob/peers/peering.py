@@ -1,7 +1,9 @@
-"""What a node needs to share chunks with others, put together."""
+"""Whether and how a node shares chunks with others: the port, and its two adapters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from snapshotter.blob.blob import Blob
 from snapshotter.blob.peers.directory import Directory
@@ -18,56 +20,80 @@ _FIRST_WORD_S = 0.1  # how long the first read of a blob may wait to hear who sh
 _CONNECT_S = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class PeerTerms:
+    """`address` is what other nodes are told, as `host:port`; by default what is listened on.
+    `patience_s`: how long a peer may be silent that brings a chunk for us.
+    """
+
+    node_id: str
+    host: str
+    port: int
+    token: str = field(repr=False)
+    address: str | None = None
+    upload_bytes_per_s: float | None = None
+    patience_s: float = 3.0
+
+
+class Sharing(Protocol):
+    """Where else than at its origin a blob may be found."""
+
+    def before(self, ref: BlobRef, origin: ChunkSource) -> Sequence[ChunkSource]:
+        """The sources of a blob, best first."""
+        ...
+
+    def opened(self, blob: Blob) -> None:
+        """The blob can be fetched here from now on."""
+        ...
+
+    def closed(self, digest: str) -> None:
+        """The blob cannot be fetched here any more; what is in the store stays shared."""
+        ...
+
+
+class Alone:
+    """A node that shares nothing."""
+
+    def before(self, ref: BlobRef, origin: ChunkSource) -> Sequence[ChunkSource]:
+        return (origin,)
+
+    def opened(self, blob: Blob) -> None: ...
+
+    def closed(self, digest: str) -> None: ...
+
+
 class Peering:
     """Owns the server, the neighbourhood and the connections to peers; closed once."""
 
-    def __init__(
-        self,
-        store: ChunkStore,
-        directory: Directory,
-        *,
-        node_id: str,
-        host: str,
-        port: int,
-        token: str,
-        upload_bytes_per_s: float | None = None,
-        patience_s: float = 3.0,
-        address_of: Callable[[int], str] | None = None,
-    ) -> None:
-        """`host` is listened on; `address_of(port)` is what other nodes are told (default: both).
-        `patience_s`: how long a peer may be silent that brings a chunk for us.
-
-        Raises OSError where it cannot listen.
-        """
-        self._token = token
+    def __init__(self, store: ChunkStore, directory: Directory, terms: PeerTerms) -> None:
+        """Raises OSError where it cannot listen."""
+        self._token = terms.token
         self._shared = SharedBlobs(store)
         self._connections = Connections(
-            stall_s=patience_s, connect_s=_CONNECT_S, is_plain=lambda host: True
+            stall_s=terms.patience_s, connect_s=_CONNECT_S, is_plain=lambda host: True
         )
         self.server = PeerServer(
             self._shared,
-            host=host,
-            port=port,
-            token=token,
-            fetch_s=0.9 * patience_s,
-            upload_bytes_per_s=upload_bytes_per_s,
+            host=terms.host,
+            port=terms.port,
+            token=terms.token,
+            fetch_s=0.9 * terms.patience_s,
+            upload_bytes_per_s=terms.upload_bytes_per_s,
         )
-        address = address_of(self.server.port) if address_of else f"{host}:{self.server.port}"
-        self._neighbourhood = Neighbourhood(node_id, address, directory, self._shared)
+        address = terms.address or f"{terms.host}:{self.server.port}"
+        self._neighbourhood = Neighbourhood(terms.node_id, address, directory, self._shared)
         self.server.neighbourhood = self._neighbourhood
 
     def before(self, ref: BlobRef, origin: ChunkSource) -> Sequence[ChunkSource]:
-        """The sources of a blob, its peers first."""
         peers = PeerSource(ref, self._neighbourhood, self._connections, token=self._token)
         return (peers, origin)
 
     def opened(self, blob: Blob) -> None:
-        """The blob is shared from now on; who else shares it is known soon."""
+        """Who else shares the blob is known soon."""
         self._shared.add(blob)
         self._neighbourhood.refresh(within_s=_FIRST_WORD_S)
 
     def closed(self, digest: str) -> None:
-        """The blob cannot be fetched here any more; what is in the store is shared."""
         self._shared.remove(digest)
 
     def close(self) -> None:

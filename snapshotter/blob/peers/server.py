@@ -138,6 +138,8 @@ class _Server(ThreadingMixIn, TCPServer):
     def __init__(self, address: tuple[str, int], peers: PeerServer) -> None:
         self.peers = peers
         self._room = BoundedSemaphore(_MOST_CONNECTIONS)
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
         super().__init__(address, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 from snapshotter.blob.blob import Blob
 from snapshotter.blob.fetcher import Fetcher
 from snapshotter.blob.peers.directory import Directory, MemoryDirectory
-from snapshotter.blob.peers.peering import Peering
+from snapshotter.blob.peers.peering import Peering, PeerTerms
 from snapshotter.blob.source import ChunkSource
 from snapshotter.blob.store import ChunkStore
 from snapshotter.blob.stored_blob import BlobRef
@@ -27,15 +27,8 @@ class Node:
         self.name = name
         self.store = ChunkStore(folder / name, capacity_bytes=1 << 30, boot_id="boot")
         self.fetcher = Fetcher(self.store, num_workers=4)
-        self.peering = Peering(
-            self.store,
-            directory,
-            node_id=name,
-            host="127.0.0.1",
-            port=0,
-            token=TOKEN,
-            patience_s=patience_s,
-        )
+        terms = PeerTerms(name, "127.0.0.1", 0, TOKEN, patience_s=patience_s)
+        self.peering = Peering(self.store, directory, terms)
         stack.callback(self.store.close)
         stack.callback(self.fetcher.close)
         stack.callback(self.peering.close)
