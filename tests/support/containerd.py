@@ -62,7 +62,7 @@ class RunningContainerd:
         self.log = folder / "containerd.log"
         self.socket = folder / "containerd.sock"
         # runc knows containers of all containerds of a machine by namespace and name
-        self.namespace = folder.name
+        self.namespace = f"fl-{folder.name.encode().hex()}"  # a folder may be called fl-_a__b
         self._names = itertools.count()
         (folder / "said").mkdir()
         self.snapshotter_socket = folder / "snapshotter.sock"

@@ -1,15 +1,18 @@
 """Containers run from layers that were never downloaded, through everything that dies meanwhile."""
 
 import random
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from infra.containerd.client import CallFailed, Containerd
 from infra.containerd.methods import Content, CriImages
 from infra.containerd.protos import content_pb2, cri_pb2
+from infra.redis import EmbeddedRedis
 from snapshotter.index.publish import Publisher
 from snapshotter.registry.authorization import Authorization, no_login
 from snapshotter.registry.client import Registry
@@ -176,9 +179,50 @@ def test_what_a_start_read_is_fetched_first_the_next_time(
     assert read_anew(node, image, 2) == (0, image.contents[2])
     assert node.logged("start.replayed") == []
 
-    node.control.ask("ready", image=image.pushed.digest)
+    node.control.ask("ready", image=f"{image.name}@{image.pushed.digest}")
     assert read_anew(node, image, 2) == (0, image.contents[2])
 
     (recorded,) = node.logged("start.recorded")
     (replayed,) = node.logged("start.replayed")
     assert recorded["touches"] == replayed["touches"]
+
+
+async def test_a_node_reads_from_another_one_what_no_registry_gives(
+    environment: dict[str, str], image: LazyImage, registry: RunningRegistry, tmp_path: Path
+) -> None:
+    async with EmbeddedRedis(tmp_path) as redis:
+        with ExitStack() as stack:
+            first, second = (
+                stack.enter_context(sharing_node(environment, redis.url, name)) for name in "ab"
+            )
+            for node in (first, second):
+                node.run("pull", image.name)
+            assert read_anew(first, image, 0) == (0, image.contents[0])
+            registry.stop()
+            try:
+                assert read_anew(second, image, 0) == (0, image.contents[0])
+                first.data_process().kill()
+                assert read_anew(second, image, 3)[0] != 0, "nobody has it"
+            finally:
+                registry.start()
+            assert read_anew(second, image, 3) == (0, image.contents[3])
+
+
+@contextmanager
+def sharing_node(
+    environment: dict[str, str], redis_url: str, name: str
+) -> Iterator[RunningSnapshotter]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shares = {
+        "PLATFORM_SNAPSHOTTER_NODE": name,
+        "PLATFORM_SNAPSHOTTER_PEERS_LISTEN": f"127.0.0.1:{port}",
+        "PLATFORM_SNAPSHOTTER_PEERS_REDIS_URL": redis_url,
+        "PLATFORM_SNAPSHOTTER_PEERS_TOKEN": "what nodes know and nobody else",
+        "PLATFORM_SNAPSHOTTER_READ_DEADLINE_S": "5",
+    }
+    with (
+        running_containerd() as containerd,
+        running_snapshotter(containerd, environment | shares) as node,
+    ):
+        yield node
