@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from pydantic import ValidationError
+
 from infra.errors import PlatformError
 from snapshotter.settings import SnapshotterSettings
 
@@ -28,6 +30,11 @@ def run() -> NoReturn:
         program(arguments)
     except KeyboardInterrupt:
         sys.exit(130)
+    except ValidationError as error:
+        for wrong in error.errors():  # of the settings: nothing else comes from outside as one
+            name = "_".join(("PLATFORM_SNAPSHOTTER", *map(str, wrong["loc"]))).upper()
+            print(f"error: {name}: {wrong['msg']}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
     except PlatformError as error:
         print(f"error: {error.detail}", file=sys.stderr)  # noqa: T201
         if error.hint is not None:

@@ -72,3 +72,10 @@ def test_without_a_containerd_the_hint_says_what_to_do(
     away = run(environment, tmp_path / "nothing.sock", "ls")
     assert away.returncode == 1
     assert "hint: start containerd" in away.stderr
+
+
+def test_a_setting_that_is_none_is_named(environment: dict[str, str], tmp_path: Path) -> None:
+    wrong = environment | {"PLATFORM_SNAPSHOTTER_LOG_LEVEL": "loud"}
+    done = run(wrong, tmp_path / "nothing.sock", "ls")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: PLATFORM_SNAPSHOTTER_LOG_LEVEL: Input should be")
