@@ -78,7 +78,10 @@ class KeeperProcess:
             if self._serves:
                 failures = 0
                 log.info("keeper.ready", is_new=self._process is not None)
-                on_ready()
+                try:
+                    on_ready()
+                except Exception:  # who watches goes on watching
+                    log.exception("keeper.not_told")
             else:
                 failures += 1
             self._wait_for_end()

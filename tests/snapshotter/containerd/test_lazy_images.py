@@ -226,3 +226,18 @@ def sharing_node(
         running_snapshotter(containerd, environment | shares) as node,
     ):
         yield node
+
+
+def test_a_keeper_that_is_killed_is_replaced_with_its_mounts(
+    node: RunningSnapshotter, image: LazyImage
+) -> None:
+    node.run("pull", image.name)
+    for generation in (1, 2):
+        node.keeper().kill()
+        until(
+            lambda since=generation: len(node.logged("keeper.ready")) > since,
+            seconds=60,
+            what="another keeper is ready",
+        )
+        assert read_anew(node, image, 1) == (0, image.contents[1])
+    assert node.logged("layer.not_mounted") == []
