@@ -1,5 +1,11 @@
 """What an autoscaler's tick takes with many models, and what keeping idle replicas costs."""
 
+# ruff: noqa: E402 - what is compiled is used, as `platform up` does, before it is imported
+
+from control_plane.compiled import library
+
+IS_COMPILED = library.use()
+
 import argparse
 import asyncio
 import gc

@@ -14,7 +14,8 @@ BUILT = Path(__file__).parent / "_built"
 GROUP = "firstlight"
 _SHARED = f"{GROUP}__mypyc"  # where the code of all of them is
 
-# What every hot request and every relayed token goes through, and what these know of each other.
+# What every hot request, relayed token and accepted job goes through, and every model that a tick
+# looks at, and what these know of each other.
 HOT_MODULES = (
     *(
         f"control_plane.activator.{name}"
@@ -28,14 +29,27 @@ HOT_MODULES = (
         f"control_plane.api.{name}"
         for name in (
             *("affinity", "callers", "generation", "hot", "hot_http", "hot_request", "intake"),
-            *("patience", "targets"),
+            *("patience", "targets", "job_desk", "asynchronous"),
         )
     ),
-    "control_plane.autoscaler.demand",
+    *(
+        f"control_plane.autoscaler.{name}"
+        for name in (
+            *("backlog", "decider", "demand", "demand_table", "experience", "horizon"),
+            *("keep_alive", "loop", "tracked", "window"),
+        )
+    ),
     "control_plane.deployments.release",
     "control_plane.deployments.service",
+    *(f"control_plane.queue.{name}" for name in ("acceptance", "job", "redis_store", "service")),
     *(f"control_plane.tenancy.{name}" for name in ("identity", "keys", "quotas", "usage")),
-    *(f"infra.{name}" for name in ("bounded_http", "clock", "generation_requests", "metrics")),
+    *(
+        f"infra.{name}"
+        for name in (
+            *("agenda", "bounded_http", "clock", "generation_requests", "metrics"),
+            "redis_function",
+        )
+    ),
 )
 
 

@@ -316,7 +316,7 @@ async def test_a_defect_of_ours_is_a_problem_here_too(edge: EdgeWorld) -> None:
     def explode(*_: object) -> None:
         raise RuntimeError("secret detail")
 
-    edge.world.autoscaler.explain = explode  # type: ignore[method-assign,assignment]
+    edge.world.fleet.sleepers = explode  # type: ignore[method-assign,assignment]
     exchange = edge.start("GET", "/v1/models/chat")
     with contextlib.suppress(RuntimeError):  # for the server's log
         await exchange.done()

@@ -8,7 +8,10 @@ import pytest
 
 from control_plane.compiled import library
 
-SAME_TESTS = ("tests/activator", "tests/api", "tests/tenancy", "tests/museum")
+SAME_TESTS = (
+    *("tests/activator", "tests/api", "tests/tenancy", "tests/museum", "tests/queue"),
+    *("tests/autoscaler/test_releases.py", "tests/autoscaler/test_window.py"),
+)
 
 
 def test_every_hot_module_has_a_source() -> None:
