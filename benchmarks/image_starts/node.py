@@ -62,9 +62,9 @@ def lazy_start(link: RunningLink, image: str, *, shares: bool) -> Start:
         pull_s = time.monotonic() - began
         import_s = _import(containerd, image, SNAPSHOTTER, "first")
         fetched = link.num_bytes() - before
+        second_s = _import(containerd, image, SNAPSHOTTER, "second")  # before the rest is fetched
         pinned = str(Reference.parse(image).at(digest))
         node.control.ask("ready", image=pinned)  # returns when the trace is pushed
-        second_s = _import(containerd, image, SNAPSHOTTER, "second")
         return Start(pull_s, import_s, fetched, second_s)
 
 
