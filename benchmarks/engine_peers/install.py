@@ -88,6 +88,20 @@ RECIPES = {
         ((TORCH,), ("transformers[serving]==5.23.0", "accelerate", "fastapi", "uvicorn"))
     ),
 }
+# No engines: what brings weights into memory.
+STREAMERS = {
+    "runai": Recipe(
+        (
+            (TORCH,),
+            (
+                "--no-deps",
+                "runai-model-streamer==0.17.0",
+                "runai-model-streamer-s3==0.17.1",
+            ),
+            ("humanize", "numpy", "boto3", "requests"),
+        )
+    ),
+}
 
 
 def cache_folder() -> Path:
@@ -99,7 +113,7 @@ def cache_folder() -> Path:
 def install(name: str, root: Path | None = None) -> Environment:
     """The environment of a peer, made when it is not there. Raises NotInstalled."""
     environment = Environment((root or cache_folder()) / name)
-    recipe = RECIPES[name]
+    recipe = (RECIPES | STREAMERS)[name]
     stamp = environment.folder / ".installed"
     wanted = repr(recipe.steps)
     if stamp.exists() and stamp.read_text() == wanted:

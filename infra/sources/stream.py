@@ -23,6 +23,7 @@ log = structlog.get_logger()
 
 LOWEST_PRIORITY: Final = 19
 FROM_CACHE: Final = "cache"
+HASTE_S: Final = 5.0  # a download that takes longer is written to the cache meanwhile
 
 
 def open_source(
@@ -114,7 +115,10 @@ class SourceStream:
 
 
 class _Keeper:
-    """Writes what has arrived to the cache, beside everything else and without haste.
+    """Writes what has arrived to the cache, when the download is over or takes long.
+
+    A short one is a cold start that needs every core: a thread that hashes and writes beside it
+    costs a third of the pace, low priority or not. Of a long one an interruption loses little.
 
     What it has written takes the place of what was in memory, so that the weights of a replica
     are one copy for the whole node. A disk that refuses costs the next start its cache, and this
@@ -134,6 +138,7 @@ class _Keeper:
         self._let_go = let_go
         self._queue: SimpleQueue[tuple[Chunk, memoryview] | _Word] = SimpleQueue()
         self._is_closed = False
+        self._may_write = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="weights-keeper", daemon=True)
 
     def start(self) -> None:
@@ -146,15 +151,18 @@ class _Keeper:
     def publish(self) -> None:
         """All has arrived, and is what was pinned."""
         self._queue.put(_Word.PUBLISH)
+        self._may_write.set()
 
     def close(self) -> None:
         """What is not written yet will not be."""
         self._is_closed = True
+        self._may_write.set()
         self._queue.put(_Word.END)
         self._thread.join()
 
     def _keep(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        self._may_write.wait(HASTE_S)
         try:
             self._write()
         except OSError as error:

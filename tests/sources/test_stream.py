@@ -397,13 +397,17 @@ def test_a_stream_ends_wherever_it_is_and_lets_everything_go(source: Source, fau
     assert (source.folder / NAME).read_bytes() == CONTENT
 
 
-def test_what_had_arrived_is_not_downloaded_again(source: Source) -> None:
+def test_what_had_arrived_is_not_downloaded_again(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.sources.stream.HASTE_S", 0)
     source.patience = PATIENT
     source.server.faults = [Asked.answer] * 5
     source.server.always = faults.status(503)
     stream = stream_of(source.open())
     with pytest.raises(WeightsUnavailable):
         stream.finish()
+    until(lambda: kept_chunks(source) >= 1, seconds=30, what="some chunks are on disk")
     stream.close()
     kept = kept_chunks(source)
     source.server.always = None
