@@ -1,7 +1,7 @@
 """What becomes of the body of a replica's answer: passed on by the event, whole, or read here."""
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 import orjson
 from pydantic import ValidationError
@@ -18,7 +18,8 @@ WHOLE_BYTES: Final = 1 << 20
 
 # Half an event that is larger than this goes out as it is.
 _HALF_EVENT_BYTES: Final = 1 << 20
-_BLANK_LINES: Final = (b"\n\n", b"\r\n\r\n")
+_BLANK_LINE: Final = b"\n\n"
+_OTHER_BLANK_LINE: Final = b"\r\n\r\n"
 
 _PASSED_ON: Final = frozenset(
     {b"content-type", b"cache-control", b"retry-after", b"server-timing", b"x-accel-buffering"}
@@ -30,42 +31,45 @@ _OK: Final = 200
 Account = Callable[[], bytes]
 
 
-class Answer(Protocol):
-    """The body after a head that is an answer."""
+class Answer:
+    """The body after a head that is an answer.
 
-    @property
-    def is_passed_on(self) -> bool:
-        """The client has seen some of it: no other replica can take over."""
-        ...
+    `is_passed_on`: the client has seen some of it, so no other replica can take over.
+    """
+
+    __slots__ = ("is_passed_on",)
+
+    def __init__(self) -> None:
+        self.is_passed_on = False
 
     def body(self, data: bytes) -> None:
         """Some more of it."""
-        ...
+        raise NotImplementedError
 
     def end(self) -> None:
         """It is whole."""
-        ...
+        raise NotImplementedError
 
 
-class StreamAnswer:
+class StreamAnswer(Answer):
     """Events, passed on as they come, each one whole: what a dying replica left half said would
     make the error event after it unreadable."""
 
-    __slots__ = ("_account", "_exchange", "_half", "_headers", "is_passed_on")
+    __slots__ = ("_account", "_exchange", "_half", "_headers")
 
     def __init__(self, exchange: Exchange, headers: Headers, account: Account) -> None:
+        super().__init__()
         self._exchange = exchange
         self._headers = headers
         self._account = account
         self._half = b""
-        self.is_passed_on = False
 
     def body(self, data: bytes) -> None:
         if not self.is_passed_on:
             self._begin()
         if self._half:
             data, self._half = self._half + data, b""
-        if not data.endswith(_BLANK_LINES):
+        if data[-2:] != _BLANK_LINE and data[-4:] != _OTHER_BLANK_LINE:
             data, self._half = _whole_events(data)
             if not data:
                 return
@@ -87,20 +91,20 @@ class StreamAnswer:
             exchange.client.send(b": server-timing %s\n\n" % timing)
 
 
-class WholeAnswer:
+class WholeAnswer(Answer):
     """A document or a refusal, kept until it is whole; one that is too large to keep is passed on
     as it comes."""
 
-    __slots__ = ("_account", "_exchange", "_headers", "_parts", "_size", "_status", "is_passed_on")
+    __slots__ = ("_account", "_exchange", "_headers", "_parts", "_size", "_status")
 
     def __init__(self, exchange: Exchange, status: int, headers: Headers, account: Account) -> None:
+        super().__init__()
         self._exchange = exchange
         self._status = status
         self._headers = headers
         self._account = account
         self._parts: list[bytes] = []
         self._size = 0
-        self.is_passed_on = False
 
     def body(self, data: bytes) -> None:
         if self.is_passed_on:
@@ -134,14 +138,13 @@ class WholeAnswer:
         exchange.client.start(self._status, headers)
 
 
-class RefusedAnswer:
+class RefusedAnswer(Answer):
     """A refusal after the head of a stream is out: its problem becomes the stream's last event."""
 
     __slots__ = ("_exchange", "_parts", "_size", "_status")
 
-    is_passed_on = False
-
     def __init__(self, exchange: Exchange, status: int) -> None:
+        super().__init__()
         self._exchange = exchange
         self._status = status
         self._parts: list[bytes] = []
@@ -177,5 +180,6 @@ def _whole_events(data: bytes) -> tuple[bytes, bytes]:
     """Splits after the last whole event."""
     if len(data) > _HALF_EVENT_BYTES:
         return data, b""
-    end = max((data.rfind(it) + len(it) for it in _BLANK_LINES if it in data), default=0)
+    blank_lines = (_BLANK_LINE, _OTHER_BLANK_LINE)
+    end = max((data.rfind(it) + len(it) for it in blank_lines if it in data), default=0)
     return data[:end], data[end:]

@@ -15,6 +15,8 @@ Header = tuple[bytes, bytes]
 
 _PROMPT_TOKENS: Final = b"firstlight-prompt-tokens"
 _COMPLETION_TOKENS: Final = b"firstlight-completion-tokens"
+_DATA: Final = b"data: "
+_NEXT_DATA: Final = b"\ndata: "
 _USAGE: Final = b": firstlight-usage "
 _USAGE_EVENT: Final = re.compile(
     rb"^: firstlight-usage ([0-9]{1,9}) ([0-9]{1,9})\n\n", re.MULTILINE
@@ -49,7 +51,8 @@ class TokenCount:
 
         What a model writes may look like it, but never begins a line: it is JSON.
         """
-        self.completion += events.count(b"\ndata: ") + events.startswith(b"data: ")
+        # slices, as startswith and endswith take their arguments apart in a tuple
+        self.completion += events.count(_NEXT_DATA) + (events[:6] == _DATA)
         if _USAGE not in events or (said := _USAGE_EVENT.search(events)) is None:
             return events
         self.prompt, self.completion = int(said[1]), int(said[2])

@@ -83,6 +83,7 @@ class HotRequest:
         "_is_chunked",
         "_is_refused",
         "_linger",
+        "_transport",
         "arrived_at",
         "body",
         "caller",
@@ -120,6 +121,7 @@ class HotRequest:
     ) -> None:
         self._desk = desk
         self._connection = connection
+        self._transport = connection.transport
         self._early: list[bytes] | None = []
         self._head = b""
         self._is_chunked = False
@@ -155,7 +157,7 @@ class HotRequest:
         if early is None or self._is_refused:
             return
         if self.more_body and not early and self._waits_for_us:
-            self._connection.transport.write(_CONTINUE)
+            self._transport.write(_CONTINUE)
         for part in early:
             self.receive(part)
         if not self.more_body:
@@ -223,13 +225,13 @@ class HotRequest:
     def send(self, data: bytes) -> None:
         """See Downstream."""
         if self._is_chunked and data:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
+            data = _chunk(data)
         self._write(data)
 
     def finish(self, data: bytes = b"") -> None:
         """See Downstream."""
         if self._is_chunked:
-            data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
+            data = _chunk(data) + _LAST_CHUNK if data else _LAST_CHUNK
         self._write(data)
         self._desk.settle(self, self.status)
         self._complete()
@@ -277,7 +279,7 @@ class HotRequest:
         if self._head:
             data, self._head = self._head + data, b""
         if data:
-            self._connection.transport.write(data)
+            self._transport.write(data)
 
     def _hang_up(self) -> None:
         self._stop_lingering()
@@ -294,8 +296,16 @@ class HotRequest:
         self.response_complete = True
         self.exchange = None
         if not self.keep_alive:
-            self._connection.transport.close()
+            self._transport.close()
         self._connection.on_response_complete()
 
 
 CLIENT_LEFT: Final = 499
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+_SIZES: Final = [b"%x\r\n" % size for size in range(1024)]  # of events, as they are written
+
+
+def _chunk(data: bytes) -> bytes:
+    """Framed as RFC 9112, section 7.1 says."""
+    size = len(data)
+    return (_SIZES[size] if size < len(_SIZES) else b"%x\r\n" % size) + data + b"\r\n"

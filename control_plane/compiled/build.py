@@ -57,8 +57,6 @@ def _compile(scratch: Path, made: Path) -> None:
         [*options, *sources],
         target_dir=str(scratch / "c"),
         group_name=GROUP,
-        opt_level="2",
-        debug_level="0",
     )
     for extension in extensions:
         extension.extra_compile_args = list(_FLAGS)

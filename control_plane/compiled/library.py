@@ -20,9 +20,10 @@ HOT_MODULES = (
     *(
         f"control_plane.activator.{name}"
         for name in (
-            *("activator", "admission", "answers", "balancer", "call", "connection", "ejection"),
-            *("exchange", "flights", "http_client", "line", "lines", "permits", "relay"),
-            *("replica_client", "ticket", "ticket_queue", "waiting_room"),
+            *("activator", "admission", "answers", "balancer", "call", "cold_start", "connection"),
+            *("ejection", "exchange", "flights", "http_client", "ledger", "line", "lines"),
+            *("meters", "permits", "relay", "replica_client", "ticket", "ticket_queue"),
+            "waiting_room",
         )
     ),
     *(
@@ -41,6 +42,7 @@ HOT_MODULES = (
     ),
     "control_plane.deployments.release",
     "control_plane.deployments.service",
+    "control_plane.fleet.timeline",
     *(f"control_plane.queue.{name}" for name in ("acceptance", "job", "redis_store", "service")),
     *(f"control_plane.tenancy.{name}" for name in ("identity", "keys", "quotas", "usage")),
     *(

@@ -2,17 +2,15 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
 
 import pytest
 
 from control_plane.activator.call import ReplicaRefused
 from control_plane.activator.memory_client import Wire
 from control_plane.activator.replica_client import ReplicaRequest
-from infra.contracts.base import ModelName
 from infra.contracts.model_spec import Limits
 from infra.contracts.revision import ReplicaState
-from infra.contracts.stage import ColdStartReport, Stage
+from infra.contracts.stage import Stage
 from infra.errors import (
     ColdStartTimeout,
 )
@@ -68,14 +66,7 @@ async def test_a_report_is_stored_before_the_answer_ends(world: World) -> None:
 async def test_the_reports_of_a_burst_share_writes_and_no_answer_ends_before_its_own(
     world: World,
 ) -> None:
-    append, sizes = world.timelines.append, []
-
-    async def slowly(model: ModelName, reports: Sequence[ColdStartReport]) -> None:
-        await asyncio.sleep(0.1)
-        sizes.append(len(reports))
-        await append(model, reports)
-
-    world.timelines.append = slowly  # type: ignore[method-assign]
+    world.timelines.write_s = 0.1
     revision = await world.deploy(spec(limits=Limits(max_concurrency=8)))
     running = [world.start(world.call(n), revision) for n in range(48)]
     await world.climb(revision, says("hello", seconds=0.01))
@@ -84,6 +75,7 @@ async def test_the_reports_of_a_burst_share_writes_and_no_answer_ends_before_its
         await one.result()
         assert await world.timelines.find(revision.model, one.request_id) is not None
 
+    sizes = world.timelines.sizes
     assert (sum(sizes), len(sizes)) == (48, 2)
 
 

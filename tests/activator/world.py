@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import orjson
@@ -29,7 +29,7 @@ from infra.contracts.base import ModelName, NodeId, ReplicaId, RequestId, Revisi
 from infra.contracts.model_spec import Limits, ModelSpec, Timeouts
 from infra.contracts.node import ReplicaReport
 from infra.contracts.revision import ModelFacts, ReplicaState, ResolvedSource, Revision
-from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
+from infra.contracts.stage import ColdStartReport, Rung, Stage, StageProgress, StageTiming
 from infra.contracts.tenancy import DEFAULT_TENANT, TenantName
 from infra.errors import PlatformError
 from infra.metrics import Metrics
@@ -58,6 +58,24 @@ def spec(name: str = "chat", *, limits: Limits | None = None, **timeouts: float)
     )
 
 
+class Timelines:
+    """A store of reports that takes its time, and notes how many each write brought."""
+
+    def __init__(self) -> None:
+        self.write_s = 0.0
+        self.sizes: list[int] = []
+        self._store = MemoryTimelineStore()
+        self.last = self._store.last
+        self.find = self._store.find
+        self.forget = self._store.forget
+
+    async def append(self, model: ModelName, reports: Sequence[ColdStartReport]) -> None:
+        if self.write_s:
+            await asyncio.sleep(self.write_s)
+        self.sizes.append(len(reports))
+        await self._store.append(model, reports)
+
+
 class World:
     """Deployments, a fleet with one node, replicas that are scripts, and an activator."""
 
@@ -69,7 +87,7 @@ class World:
         self.fleet = Fleet()
         self.wakes: list[RevisionName] = []
         self.replicas = MemoryReplicaClient()
-        self.timelines = MemoryTimelineStore()
+        self.timelines = Timelines()
         self.metrics = Metrics()
         self.meters = ActivatorMeters.on(self.metrics)
         self.tasks = TaskSet()
