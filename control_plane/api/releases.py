@@ -12,6 +12,7 @@ from control_plane.deployments.record import Record
 from control_plane.deployments.release import Release
 from infra.contracts.base import ModelName
 from infra.contracts.release import (
+    LockedFile,
     NewTraffic,
     RevisionStatus,
     Rollback,
@@ -124,6 +125,10 @@ def _revision_status(
         is_previous=revision.number == record.previous,
         source=revision.source.uri,
         digest=revision.digest,
+        files=tuple(
+            LockedFile(path=file.path, size=file.size, digest=file.digest)
+            for file in revision.source.files
+        ),
         created_at=revision.created_at,
         replicas=services.fleet.counts(revision.name).ready,
         in_flight=demand.in_flight,

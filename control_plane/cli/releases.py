@@ -10,14 +10,15 @@ from control_plane.cli.session import Session, printable, session_of
 from control_plane.cli.table import table
 from control_plane.cli.units import duration
 from control_plane.cli.warming import warm
-from infra.contracts.release import RevisionStatus, TrafficShare, TrafficStatus
+from infra.contracts.release import LockedFile, RevisionStatus, TrafficShare, TrafficStatus
 
 REVISION_HEADINGS = (
     *("REVISION", "TRAFFIC", "REPLICAS", "RUNNING", "WAITING", "ENDED", "FAILED", "AGE"),
     *("ROLLBACK", "SOURCE"),
 )
 TRAFFIC_HEADINGS = ("REVISION", "TRAFFIC")
-NUMBERS = frozenset(REVISION_HEADINGS[1:8])
+FILE_HEADINGS = ("REVISION", "BYTES", "FILE", "DIGEST")
+NUMBERS = frozenset((*REVISION_HEADINGS[1:8], "BYTES"))
 
 Name = Annotated[str, typer.Argument(help="The model's name.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -27,12 +28,21 @@ Now = Annotated[
 ]
 
 
-def revisions(context: typer.Context, name: Name, json: Json = False) -> None:
+def revisions(
+    context: typer.Context,
+    name: Name,
+    files: Annotated[bool, typer.Option("--files", help="List each one's files.")] = False,
+    json: Json = False,
+) -> None:
     """List the revisions of a model that are kept."""
     session = session_of(context)
     found = session.platform.revisions(name)
     if json:
         session.print_json(f"[{','.join(it.model_dump_json() for it in found)}]")
+        return
+    if files:
+        lines = [_file_row(it, file) for it in found for file in it.files]
+        session.out.print(*table(FILE_HEADINGS, lines, numbers=NUMBERS), sep="\n")
         return
     rows = [_revision_row(it, session.unix_now()) for it in found]
     session.out.print(*table(REVISION_HEADINGS, rows, numbers=NUMBERS), sep="\n")
@@ -128,6 +138,15 @@ def _revision_row(status: RevisionStatus, unix_now: float) -> list[Text]:
         Text(duration(unix_now - status.created_at)),
         Text("goes here" if status.is_previous else ""),
         Text(printable(status.source)),
+    ]
+
+
+def _file_row(status: RevisionStatus, file: LockedFile) -> list[Text]:
+    return [
+        Text(status.revision),
+        Text(str(file.size)),
+        Text(printable(file.path)),
+        Text(printable(file.digest or "-")),
     ]
 
 

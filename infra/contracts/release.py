@@ -49,6 +49,16 @@ class Rollback(Contract):
     generation: Generation = None
 
 
+class LockedFile(Contract):
+    """One file of a revision as it was when it was deployed; others are not served."""
+
+    path: str
+    size: int
+    digest: str | None = Field(
+        description="sha256, git-sha1, md5, or etag where there is no better."
+    )
+
+
 class RevisionStatus(Contract):
     """A revision that is kept; any of them can get requests again."""
 
@@ -57,6 +67,9 @@ class RevisionStatus(Contract):
     is_previous: bool = Field(description="A rollback without a name goes there.")
     source: str = Field(description="Its source, pinned.")
     digest: str
+    files: tuple[LockedFile, ...] = Field(
+        default=(), description="What replicas refuse to differ from."
+    )
     created_at: float
     replicas: int = Field(description="Ready ones.")
     in_flight: int

@@ -193,6 +193,8 @@ async def test_a_canary_is_deployed_dark_given_a_share_and_rolled_back(edge: Edg
     ]
     assert shown == [("chat@2", 20, False, 1), ("chat@1", 80, True, 1)]
     assert [(one["requests"], one["failed"]) for one in listed] == [(2, 0), (8, 0)]
+    assert all({"path", "size", "digest"} == file.keys() for one in listed for file in one["files"])
+    assert all(one["files"] for one in listed)
     explained = await get(edge, "/explain")
     assert {one["revision"] for one in explained["decisions"]} == {"chat@1", "chat@2"}
     assert "chat@1 (80 %): 1 replica ready" in explained["reason"]

@@ -203,6 +203,18 @@ def test_revisions_are_listed_with_their_share_and_where_a_rollback_goes(
     assert '"is_previous":true' in run("revisions", "chat", "--json").out.replace(" ", "")
 
 
+def test_the_files_of_a_revision_are_listed_as_they_were_deployed(
+    run: Run, platform: FakePlatform
+) -> None:
+    locked = {"path": "model.safetensors", "size": 269_060_552, "digest": "sha256:ab"}
+    platform.answer(f"GET {MODEL}/revisions", as_json({"data": [REVISION | {"files": [locked]}]}))
+    lines = run("revisions", "chat", "--files").out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["REVISION", "BYTES", "FILE", "DIGEST"],
+        ["chat@2", "269060552", "model.safetensors", "sha256:ab"],
+    ]
+
+
 def test_a_deployment_without_traffic_says_how_to_give_it_some(
     run: Run, platform: FakePlatform, tmp_path: Path
 ) -> None:
