@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -32,6 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("error: containers need root\nhint: run it as root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was mounted is unmounted
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         registry = stack.enter_context(running_registry(folder))
