@@ -187,7 +187,13 @@ class HttpRanges:
 
 @cache
 def _trust() -> ssl.SSLContext:
-    return ssl.create_default_context()
+    """The machine's authorities and, as for the small files, those that come with certifi."""
+    context = ssl.create_default_context()
+    with contextlib.suppress(ImportError):
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context
 
 
 def _check_range(answer: HTTPResponse, file: SourceFile, offset: int, length: int) -> None:

@@ -345,6 +345,15 @@ def test_credentials_stay_with_the_origin_that_they_are_for(source: Source) -> N
     assert not any("Authorization" in asked.headers for asked in elsewhere.asked)
 
 
+def test_a_source_that_shows_no_certificate_of_anybody_is_not_read(source: Source) -> None:
+    secure = source.server.url.replace("http://", "https://")  # plain HTTP is spoken there
+    reader = HttpRanges(lambda file, again: Location(f"{secure}/{NAME}"), QUICK)
+    with pytest.raises(SourceUnavailable, match="SSL"):
+        reader.read_into(source.resolved.files[1], 0, memoryview(bytearray(10)))
+    reader.close()
+    assert not source.server.asked
+
+
 def test_a_circle_of_redirects_ends(source: Source) -> None:
     source.server.always = faults.status(302, Location=f"/{NAME}")
     reader = HttpRanges(source.locate, QUICK)
