@@ -1,5 +1,6 @@
 """What an image of ours holds: the interpreter that runs this, packages it has, our own code."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ SITE = "opt/firstlight/site"
 CODE = "opt/firstlight/code"
 # Of the standard library: what no program of ours imports.
 _UNUSED = re.compile(
-    r"(^|/)(test|tests|idlelib|tkinter|turtledemo|ensurepip|lib2to3|site-packages|dist-packages|config-[^/]*)(/|$)"
+    r"tests?|idlelib|tkinter|turtledemo|ensurepip|lib2to3|(site|dist)-packages|config-.*"
 )
 # Of packages: what is for building against them, and for testing them.
 _NOT_RUN = re.compile(
@@ -41,10 +42,8 @@ def interpreter() -> Iterator[File]:
     program = Path(sys.executable).resolve()
     yield File(f"usr/local/bin/{version}", program)
     standard = Path(sysconfig.get_path("stdlib"))
-    for file in _below(standard):
-        name = file.relative_to(standard).as_posix()
-        if not _UNUSED.search(name):
-            yield File(f"usr/local/lib/{version}/{name}", file)
+    for file in _below(standard, but=_UNUSED):
+        yield File(f"usr/local/lib/{version}/{file.relative_to(standard).as_posix()}", file)
 
 
 def packages(names: Iterable[str], *, without: frozenset[str] = frozenset()) -> Iterator[File]:
@@ -108,8 +107,11 @@ def _closure(names: Iterable[str], without: frozenset[str]) -> Iterator[Distribu
                 waiting.append(needed)
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+def _below(folder: Path, *, but: re.Pattern[str] | None = None) -> Iterator[Path]:
+    """Every file, but none of folders whose name is one of those."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if but is None or not but.fullmatch(name))
+        yield from (Path(parent, name) for name in sorted(files))
 
 
 def _is_binary(file: File) -> bool:

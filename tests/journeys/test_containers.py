@@ -67,15 +67,3 @@ def test_a_request_at_zero_mounts_the_image_starts_a_container_and_is_answered(
     assert 0 < image["bytes"] < 50 << 20, "what is read is fetched, not the image"
     runtime = next(share for share in report["shares"] if share["stage"] == "runtime")
     assert runtime["source"] == "container"
-
-
-def test_the_next_one_finds_the_image_there(contained: RunningPlatform) -> None:
-    contained.until_idle("chat", seconds=60)
-
-    response = invoke(contained)
-
-    assert response.status_code == 200, response.text
-    report = contained.cold_starts("chat", last=1)[0]
-    assert_adds_up(report)
-    assert report["from_rung"] == "image"
-    assert "image" not in {share["stage"] for share in report["shares"]}

@@ -113,7 +113,7 @@ def test_a_client_that_does_not_read_holds_its_server_up_and_no_memory(
                     writer.write(b"x" * 65536)
                     written += 65536
                     draining = asyncio.ensure_future(writer.drain())
-                    done, _ = await asyncio.wait({draining}, timeout=1)
+                    done, _ = await asyncio.wait({draining}, timeout=0.2)
                     if not done:
                         is_held_up.set()
                     await draining
