@@ -433,16 +433,21 @@ async def test_what_follows_a_whole_answer_spoils_the_connection_and_not_the_ans
 async def test_a_connection_that_speaks_unasked_is_not_used(
     replica: Replica, endpoint: Endpoint, client: HttpReplicaClient
 ) -> None:
+    answered, given_up = asyncio.Event(), asyncio.Event()
+
     async def handler(peer: Peer) -> None:
         await peer.request()
         await peer.say(OK)
-        await asyncio.sleep(0.01)
+        await answered.wait()
         await peer.say(OK.replace(b"ok", b"no"))
-        await answer_each(peer)
+        with suppress(ConnectionError):
+            assert await peer.reader.read() == b""
+        given_up.set()
 
     replica.handler = handler
     assert await everything(client, endpoint) == b"ok"
-    await asyncio.sleep(0.03)
+    answered.set()
+    await given_up.wait()
     replica.handler = answer_each
 
     assert await everything(client, endpoint) == b"ok"
