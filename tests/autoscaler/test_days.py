@@ -22,6 +22,8 @@ from infra.contracts.revision import ReplicaState
 from infra.contracts.stage import Stage
 from tests.fleet.world import Outcome, World, run
 
+pytestmark = pytest.mark.real
+
 TRACES = Path(__file__).parent / "traces"
 DAY_S = 86_400.0
 GIB_EACH = 2

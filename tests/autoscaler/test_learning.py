@@ -13,6 +13,8 @@ from infra.contracts.revision import ReplicaState
 from infra.contracts.stage import Stage
 from tests.fleet.world import SLOW, World, run
 
+pytestmark = pytest.mark.real
+
 READY, STARTING = ReplicaState.READY, ReplicaState.STARTING
 SLOW_S = 25.0  # runtime 1 + weights 20 + engine 4
 

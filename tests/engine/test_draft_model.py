@@ -27,6 +27,8 @@ from worker.engine.request import GenerationRequest
 from worker.kernels.port import Kernels, KVCache, Span
 from worker.models.causal_model import CausalModel
 
+pytestmark = pytest.mark.real
+
 
 class FreeDrafts(FreeGuesses):
     """The draft model's passes cost nothing either."""

@@ -177,6 +177,7 @@ def test_exactly_the_blocks_with_something_to_see_are_listed(
             assert sorted(listed) == sorted(blocks)
 
 
+@pytest.mark.real
 def test_it_compiles_in_one_piece_and_four_times_at_most() -> None:
     torch.compiler.reset()
     compiled = []

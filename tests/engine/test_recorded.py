@@ -15,6 +15,8 @@ from worker.kernels.flex_attention import FlexKVCache
 from worker.kernels.port import Span
 from worker.models.recorded import Bucket, bucket_of
 
+pytestmark = pytest.mark.real
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -115,6 +115,7 @@ def test_a_start_pays_for_what_it_would_wait_longer_in_memory_of_its_replicas_si
 # -- the real loops --------------------------------------------------------------------------------
 
 
+@pytest.mark.real
 def test_models_that_are_called_together_find_a_parked_worker_each_the_more_often_they_are():
     async def main() -> None:
         script = Script(stages=(Climbing(Stage.RUNTIME, 0.05), Climbing(Stage.WEIGHTS, 1)))

@@ -80,6 +80,7 @@ def test_five_hundred_requests_at_zero_cause_one_wake() -> None:
     run_virtual(journey())
 
 
+@pytest.mark.real
 def test_a_day_of_rare_calls_loses_none_and_ends_at_zero() -> None:
     async def journey() -> None:
         async with World() as world:
