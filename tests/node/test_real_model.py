@@ -283,5 +283,5 @@ async def test_a_folder_that_changed_since_it_was_deployed_fails_for_good(
 
     report = await node.until_state(ReplicaState.FAILED)
     assert report.failure is not None
-    assert (report.failure.code, report.failure.is_permanent) == ("source-invalid", True)
+    assert (report.failure.code, report.failure.is_permanent) == ("source-changed", True)
     assert "has changed" in report.failure.detail
