@@ -200,7 +200,6 @@ def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
     """Serves layers on a descriptor; all that it needs is imported now, before a fork."""
     from infra.clock import boot_id
     from snapshotter.blob.fetcher import Fetcher
-    from snapshotter.blob.peers import peering, redis_directory  # noqa: F401
     from snapshotter.blob.starts import Starts, ignore_trace
     from snapshotter.blob.store import ChunkStore
     from snapshotter.containerd.index_files import IndexFiles
@@ -209,6 +208,8 @@ def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
     from snapshotter.fs.layout import Layout
     from snapshotter.trace.files import TraceFiles
     from snapshotter.trace.shared import TracePusher
+
+    share = _sharing(settings)
 
     def serve(descriptor: int) -> None:
         store = ChunkStore(
@@ -224,7 +225,7 @@ def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
             registry,
             fetcher,
             starts,
-            _sharing(settings, store),
+            share(store),
             deadline_s=settings.read_deadline_s,
         )
         layout = Layout(settings.fs_dir)
@@ -233,30 +234,33 @@ def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
     return serve
 
 
-def _sharing(settings: SnapshotterSettings, store: "ChunkStore") -> "Sharing":
+def _sharing(settings: SnapshotterSettings) -> Callable[["ChunkStore"], "Sharing"]:
     """With other nodes, where they are named; who cannot listen neither gives nor takes."""
     import structlog
 
     from snapshotter.blob.peers.peering import Alone, Peering, PeerTerms
     from snapshotter.blob.peers.redis_directory import RedisDirectory
 
-    if settings.peers_listen is None:
-        return Alone()
-    assert settings.peers_redis_url is not None and settings.peers_token is not None
-    host, _, port = settings.peers_listen.rpartition(":")
-    terms = PeerTerms(
-        settings.node,
-        host.strip("[]"),
-        int(port),
-        settings.peers_token.get_secret_value(),
-        settings.peers_address,
-        settings.peers_upload_bytes_per_s,
-    )
-    try:
-        return Peering(store, RedisDirectory(settings.peers_redis_url), terms)
-    except OSError as error:
-        structlog.get_logger().error("peers.not_shared", error=error.strerror)
-        return Alone()
+    def share(store: "ChunkStore") -> "Sharing":
+        if settings.peers_listen is None:
+            return Alone()
+        assert settings.peers_redis_url is not None and settings.peers_token is not None
+        host, _, port = settings.peers_listen.rpartition(":")
+        terms = PeerTerms(
+            settings.node,
+            host.strip("[]"),
+            int(port),
+            settings.peers_token.get_secret_value(),
+            settings.peers_address or settings.peers_listen,
+            settings.peers_upload_bytes_per_s,
+        )
+        try:
+            return Peering(store, RedisDirectory(settings.peers_redis_url), terms)
+        except OSError as error:
+            structlog.get_logger().error("peers.not_shared", error=error.strerror)
+            return Alone()
+
+    return share
 
 
 def _settings_of_a_daemon() -> SnapshotterSettings:

@@ -8,8 +8,8 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-_NODE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-_ADDRESS = r"^([A-Za-z0-9.-]{1,253}|\[[0-9a-fA-F:.]{2,45}\]):\d{1,5}$"
+NODE_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+ADDRESS = r"^([A-Za-z0-9.-]{1,253}|\[[0-9a-fA-F:.]{2,45}\]):\d{1,5}$"
 
 
 class SnapshotterSettings(BaseSettings):
@@ -66,17 +66,17 @@ class SnapshotterSettings(BaseSettings):
     )
     node: str = Field(
         default_factory=gethostname,
-        pattern=_NODE,
+        pattern=NODE_ID,
         description="What other nodes know this one by; no two may have the same.",
     )
     peers_listen: str | None = Field(
         default=None,
-        pattern=_ADDRESS,
+        pattern=ADDRESS,
         description="host:port where other nodes ask for chunks; unset shares nothing.",
     )
     peers_address: str | None = Field(
         default=None,
-        pattern=_ADDRESS,
+        pattern=ADDRESS,
         description="host:port that other nodes are told; unset tells them peers_listen.",
     )
     peers_redis_url: str | None = Field(

@@ -2,12 +2,8 @@
 
 import re
 from dataclasses import dataclass
-from typing import Final
 
-NODE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_ADDRESS: Final = re.compile(
-    r"(?P<host>[A-Za-z0-9.-]{1,253}|\[[0-9a-fA-F:.]{2,45}\]):(?P<port>\d{1,5})"
-)
+from snapshotter.settings import ADDRESS, NODE_ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +27,9 @@ class Peer:
     def parse(cls, text: str) -> "Peer | None":
         """The inverse of `str`; None for anything else, whoever wrote it."""
         words = text.split(" ")
-        if len(words) != 3 or words[0] not in {"0", "1"} or not NODE_ID.fullmatch(words[2]):
+        if len(words) != 3 or words[0] not in {"0", "1"} or not re.fullmatch(NODE_ID, words[2]):
             return None
-        address = _ADDRESS.fullmatch(words[1])
-        if address is None or not 0 < int(address["port"]) < 65536:
+        port = words[1].rpartition(":")[2]
+        if not re.fullmatch(ADDRESS, words[1]) or not 0 < int(port) < 65536:
             return None
         return cls(words[2], words[1], words[0] == "1")
