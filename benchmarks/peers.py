@@ -98,7 +98,7 @@ async def _run(
     origin = Origin(host, data, arguments.origin * 1e6)
     orders = {
         "digest": f"sha256:{sha256(data).hexdigest()}",
-        "table": table.packed().hex(),
+        "table": table.packed.hex(),
         "origin": origin.url,
         "redis": f"redis://{host}:{REDIS_PORT}/0",
         "shares": case.shares,

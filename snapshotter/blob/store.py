@@ -71,7 +71,7 @@ class ChunkStore:
         """The blob, pinned until `release`; opens nest."""
         with self._lock:
             stored = self._open.get(ref.digest)
-            if stored is not None and stored.table.packed() != ref.table.packed():
+            if stored is not None and stored.table.digest != ref.table.digest:
                 if self._pins.get(ref.digest):
                     raise ImageInvalid(f"{ref.digest} is in use with another index")
                 self._forget(ref.digest)

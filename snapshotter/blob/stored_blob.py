@@ -4,7 +4,6 @@ import mmap
 import os
 from dataclasses import dataclass
 from enum import IntEnum
-from hashlib import sha256
 from pathlib import Path
 from struct import Struct
 from threading import Lock
@@ -62,15 +61,14 @@ class StoredBlob:
         self.table = ref.table
         self._lock = Lock()  # guards kept_bytes and the states that it sums up
         folder.mkdir(parents=True, exist_ok=True)
-        packed = ref.table.packed()
-        identity = _HEADER.pack(_MAGIC, sha256(packed).digest(), boot_id.encode()[:40])
+        identity = _HEADER.pack(_MAGIC, ref.table.digest, boot_id.encode()[:40])
         self.descriptor = os.open(folder / "data", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             self._states = self._open_states(folder / "state", identity)
             os.ftruncate(self.descriptor, ref.table.size)
             if not (folder / "table").exists():
                 partial = folder / "table.partial"
-                partial.write_bytes(packed)
+                partial.write_bytes(ref.table.packed)
                 partial.rename(folder / "table")
         except BaseException:
             os.close(self.descriptor)

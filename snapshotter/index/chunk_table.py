@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from struct import Struct
 
@@ -93,12 +94,18 @@ class ChunkTable:
         last = bisect_right(self._offsets, end - 1)
         return self._chunks[first:last]
 
+    @cached_property
     def packed(self) -> bytes:
         """48 bytes a chunk, little-endian."""
         return b"".join(
             _RECORD.pack(chunk.length, chunk.source_offset, chunk.source_length, chunk.digest)
             for chunk in self._chunks
         )
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Equal only for tables that cut a stream alike."""
+        return sha256(self.packed).digest()
 
     @classmethod
     def parse(cls, packed: bytes) -> "ChunkTable":

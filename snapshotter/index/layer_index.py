@@ -67,7 +67,7 @@ class LayerIndex:
 
     def packed(self) -> bytes:
         """The wire form; equal indexes have equal bytes."""
-        table = self.table.packed()
+        table = self.table.packed
         points = b"".join(
             bytes([point.num_bits]) + _U32.pack(len(point.window)) + point.window
             for point in self.points

@@ -18,7 +18,7 @@ from snapshotter.blob.peers.neighbourhood import Neighbourhood
 from snapshotter.blob.peers.placement import home_of
 from snapshotter.blob.peers.shared_blobs import SharedBlobs
 from snapshotter.blob.peers.upload_cap import UploadCap
-from snapshotter.blob.peers.wire import MOST_ANSWER_BYTES, ChunksAsked, parse_path, table_identity
+from snapshotter.blob.peers.wire import MOST_ANSWER_BYTES, ChunksAsked, parse_path
 from snapshotter.blob.stored_blob import StoredBlob
 from snapshotter.index.chunk_table import Chunk
 
@@ -82,7 +82,7 @@ class PeerServer:
         stored = self._shared.store.blobs().get(asked.digest)
         if stored is None or asked.last >= len(stored.table):
             return HTTPStatus.NOT_FOUND
-        if table_identity(stored.table) != identity:
+        if stored.table.digest.hex() != identity:
             return HTTPStatus.CONFLICT
         chunks = [stored.table[index] for index in range(asked.first, asked.last + 1)]
         if chunks[-1].end - chunks[0].offset > MOST_ANSWER_BYTES:

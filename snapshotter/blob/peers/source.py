@@ -7,7 +7,7 @@ from typing import Final
 from infra.errors import SourceUnavailable
 from snapshotter.blob.peers.neighbourhood import Neighbourhood
 from snapshotter.blob.peers.placement import Ask, whom_to_ask
-from snapshotter.blob.peers.wire import chunks_path, table_identity
+from snapshotter.blob.peers.wire import chunks_path
 from snapshotter.blob.stored_blob import BlobRef
 from snapshotter.index.chunk_table import Chunk
 from snapshotter.registry.connections import Connections
@@ -29,7 +29,7 @@ class PeerSource:
         self._connections = connections
         self._headers = {
             "Authorization": f"Bearer {token}",
-            "Firstlight-Table": table_identity(ref.table),
+            "Firstlight-Table": ref.table.digest.hex(),
         }
 
     def chunks(self, run: Sequence[Chunk]) -> Iterator[bytes]:

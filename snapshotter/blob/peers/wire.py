@@ -11,10 +11,9 @@ first is not here; 409: its table differs; 503: busy.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Final
 
-from snapshotter.index.chunk_table import Chunk, ChunkTable
+from snapshotter.index.chunk_table import Chunk
 
 MOST_ANSWER_BYTES: Final = 64 << 20  # one chunk may be as large
 _PATH: Final = re.compile(
@@ -46,8 +45,3 @@ def parse_path(path: str) -> ChunksAsked | None:
         return None
     first, last = int(match["first"]), int(match["last"])
     return ChunksAsked(match["digest"], first, last, match["fetch"] is not None)
-
-
-def table_identity(table: ChunkTable) -> str:
-    """Equal only for tables that cut a blob alike."""
-    return sha256(table.packed()).hexdigest()[:32]

@@ -10,7 +10,6 @@ import pytest
 from infra.errors import StoreUnavailable
 from snapshotter.blob.peers.directory import Announcement
 from snapshotter.blob.peers.placement import home_of
-from snapshotter.blob.peers.wire import table_identity
 from tests.snapshotter.makers import raw_blob
 from tests.snapshotter.peers.conftest import DATA, NUM_CHUNKS, REF, TOKEN
 from tests.snapshotter.scripted import ScriptedSource
@@ -182,7 +181,7 @@ def test_without_a_directory_everything_comes_from_the_origin(make_node):
     assert given(origin) == NUM_CHUNKS
 
 
-def ask(node, path: str, *, token: str = TOKEN, table: str = table_identity(REF.table)):
+def ask(node, path: str, *, token: str = TOKEN, table: str = REF.table.digest.hex()):
     connection = http.client.HTTPConnection("127.0.0.1", node.peering.server.port, timeout=60)
     headers = {"Authorization": f"Bearer {token}", "Firstlight-Table": table}
     connection.request("GET", path, headers=headers)
@@ -220,7 +219,7 @@ def test_a_node_fetches_for_others_only_what_it_is_the_home_of(make_node, direct
     directory.exchange(Announcement("b", "127.0.0.1:1", {ref.digest: True}))
     origin = ScriptedSource(data)
     node.open(ref, origin)
-    identity = table_identity(ref.table)
+    identity = ref.table.digest.hex()
     homes = [home_of(ref.digest, index, "ab") for index in range(NUM_CHUNKS)]
     own, foreign = homes.index("a"), homes.index("b")
 
