@@ -36,7 +36,7 @@ def deploy(
     with Waiting(session.err, f"deploying {spec.name}", now=session.now) as waiting:
         waiting.show(f"reading {spec.source}")
         status = session.platform.deploy(spec, takes_traffic=takes_traffic, is_now=is_now)
-    if takes_traffic and not gets_requests(status):
+    if takes_traffic and _share(status) < 100:
         _switch(session, status, timeout_s=timeout_s)
         status = session.platform.status(spec.name)
     if is_waiting and spec.scaling.min > 0:
@@ -44,9 +44,9 @@ def deploy(
     return status
 
 
-def gets_requests(status: ModelStatus) -> bool:
-    """Whether the revision is in traffic."""
-    return status.revision in {share.revision for share in status.traffic}
+def _share(status: ModelStatus) -> int:
+    """How many of a hundred requests go to the revision."""
+    return sum(it.percent for it in status.traffic if it.revision == status.revision)
 
 
 def _switch(session: Session, status: ModelStatus, *, timeout_s: float) -> None:
@@ -82,7 +82,7 @@ def read_spec(file: Path) -> ModelSpec:
 def describe_deployed(status: ModelStatus, *, sends_key: bool) -> str:
     """What was deployed and how to call it."""
     facts = status.facts
-    if not gets_requests(status):
+    if not _share(status):
         return _describe_dark(status)
     key = ' -H "Authorization: Bearer $PLATFORM_API_KEY"' if sends_key else ""
     return (

@@ -127,6 +127,23 @@ def test_a_deployment_over_one_that_is_served_is_switched_when_it_is_warm(
     assert platform.requests[-1].url.query == b"traffic=true"
 
 
+def test_a_canary_that_is_deployed_again_is_sent_all_requests_when_it_is_warm(
+    run: Run, platform: FakePlatform, tmp_path: Path
+) -> None:
+    spec = tmp_path / "model.yaml"
+    spec.write_text("name: chat\nsource: ./smollm2\n")
+    platform.answer(f"PUT {MODEL}", model_json(model(number=2, traffic={1: 90, 2: 10}), 202))
+    platform.answer(f"GET {MODEL}/traffic", as_json(SPLIT))
+    platform.answer(f"GET {MODEL}/revisions", revisions({1: 1, 2: 1}))
+    platform.answer(f"PUT {MODEL}/traffic", as_json(WHOLE))
+    platform.answer(f"GET {MODEL}", model_json(model(number=2, traffic={2: 100})))
+
+    assert run("deploy", str(spec)).code == 0
+
+    [switch] = [it for it in platform.requests if it.url.path == f"{MODEL}/traffic" and it.content]
+    assert json.loads(switch.content) == {"traffic": {"chat@2": 100}, "generation": 7}
+
+
 def test_traffic_shows_the_split(run: Run, platform: FakePlatform) -> None:
     platform.answer(f"GET {MODEL}/traffic", as_json(SPLIT))
     outcome = run("traffic", "chat")
