@@ -1,7 +1,7 @@
 """The platform's HTTP API as calls, every failure as a CommandFailed."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -134,12 +134,12 @@ class PlatformClient:
         return parsed(TrafficStatus, self._call("GET", f"{_model_path(name)}/traffic"))
 
     def split(
-        self, name: str, percents: dict[str, int], *, generation: int | None = None
+        self, name: str, percents: Mapping[str, int], *, generation: int | None = None
     ) -> TrafficStatus:
         """Splits a model's requests; percents by revision. With a generation, only if nobody has
         changed the model since."""
         path = f"{_model_path(name)}/traffic"
-        asked = _given({"traffic": percents, "generation": generation})
+        asked = _given({"traffic": dict(percents), "generation": generation})
         return parsed(TrafficStatus, self._call("PUT", path, json=asked))
 
     def warm(self, name: str, revision: str, *, replicas: int) -> WarmStatus:

@@ -9,7 +9,7 @@ from control_plane.cli.session import Session
 from control_plane.cli.units import amount
 from control_plane.cli.wait import wait_for
 from control_plane.cli.waiting import Waiting
-from control_plane.cli.warming import warm
+from control_plane.cli.warming import switch
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.revision import ModelState, ModelStatus
 from infra.errors import SpecInvalid
@@ -37,7 +37,7 @@ def deploy(
         waiting.show(f"reading {spec.source}")
         status = session.platform.deploy(spec, takes_traffic=takes_traffic, is_now=is_now)
     if takes_traffic and _share(status) < 100:
-        _switch(session, status, timeout_s=timeout_s)
+        switch(session, spec.name, {status.revision: 100}, timeout_s=timeout_s)
         status = session.platform.status(spec.name)
     if is_waiting and spec.scaling.min > 0:
         status = wait_for(session, spec.name, ModelState.READY, timeout_s=timeout_s)
@@ -47,14 +47,6 @@ def deploy(
 def _share(status: ModelStatus) -> int:
     """How many of a hundred requests go to the revision."""
     return sum(it.percent for it in status.traffic if it.revision == status.revision)
-
-
-def _switch(session: Session, status: ModelStatus, *, timeout_s: float) -> None:
-    """Sends all requests to a revision once it is warm, unless somebody changed them meanwhile."""
-    name, percents = status.name, {str(status.revision): 100}
-    traffic = session.platform.traffic(name)
-    warm(session, name, percents, timeout_s=timeout_s)
-    session.platform.split(name, percents, generation=traffic.generation)
 
 
 def read_spec(file: Path) -> ModelSpec:

@@ -9,7 +9,7 @@ from rich.text import Text
 from control_plane.cli.session import Session, printable, session_of
 from control_plane.cli.table import table
 from control_plane.cli.units import duration
-from control_plane.cli.warming import warm
+from control_plane.cli.warming import switch
 from infra.contracts.release import LockedFile, RevisionStatus, TrafficShare, TrafficStatus
 
 REVISION_HEADINGS = (
@@ -65,10 +65,10 @@ def traffic(
     platform = session.platform
     if not percents:
         status = platform.traffic(name)
-    else:
-        if not now:
-            warm(session, name, percents, timeout_s=timeout)
+    elif now:
         status = platform.split(name, percents)
+    else:
+        status = switch(session, name, percents, timeout_s=timeout)
     _show(session, status, is_json=json)
 
 

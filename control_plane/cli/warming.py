@@ -1,4 +1,4 @@
-"""Has the revisions that are to get more requests ready before they do."""
+"""Changes where requests go once the revisions that are to get more of them are ready."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,11 +7,20 @@ from control_plane.cli.failure import CommandFailed
 from control_plane.cli.session import Session
 from control_plane.cli.units import duration
 from control_plane.cli.waiting import Waiting
-from infra.contracts.release import RevisionStatus
+from infra.contracts.release import RevisionStatus, TrafficStatus
 from infra.contracts.revision import ModelState
 from infra.contracts.warming import WarmStatus
 
 POLL_S = 0.2
+
+
+def switch(
+    session: Session, name: str, percents: Mapping[str, int], *, timeout_s: float
+) -> TrafficStatus:
+    """Splits the requests once that costs no cold start, unless somebody changed them meanwhile."""
+    before = session.platform.traffic(name)
+    warm(session, name, percents, timeout_s=timeout_s)
+    return session.platform.split(name, percents, generation=before.generation)
 
 
 def warm(session: Session, name: str, percents: Mapping[str, int], *, timeout_s: float) -> None:

@@ -65,6 +65,7 @@ def test_requests_are_switched_when_what_they_go_to_is_warm(
         warm("chat@2", 1, of=2),
         warm("chat@2", 2, of=2, state="ready"),
     )
+    platform.answer(f"GET {MODEL}/traffic", as_json(WHOLE))
     platform.answer(f"PUT {MODEL}/traffic", as_json(SPLIT))
 
     outcome = run("traffic", "chat", "1=40", "2=40", "3=20")
@@ -72,11 +73,13 @@ def test_requests_are_switched_when_what_they_go_to_is_warm(
     assert outcome.code == 0
     asked = [f"{it.method} {it.url.path}" for it in platform.requests]
     assert asked == [
+        f"GET {MODEL}/traffic",
         f"GET {MODEL}/revisions",
         *(f"POST {MODEL}/warm",) * 3,
         f"PUT {MODEL}/traffic",
     ]
-    assert platform.asked(1) == {"revision": "chat@2", "replicas": 2}
+    assert platform.asked(2) == {"revision": "chat@2", "replicas": 2}
+    assert platform.asked()["generation"] == 8, "who rolls back meanwhile is not overruled"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +89,7 @@ def test_requests_are_switched_when_what_they_go_to_is_warm(
 def test_what_is_not_warm_in_time_gets_no_requests(
     run: Run, platform: FakePlatform, state: str, message: str
 ) -> None:
+    platform.answer(f"GET {MODEL}/traffic", as_json(WHOLE))
     platform.answer(f"GET {MODEL}/revisions", revisions({1: 1, 2: 0}))
     platform.answer(f"POST {MODEL}/warm", warm("chat@2", 0, of=1, state=state))
 
@@ -153,11 +157,12 @@ def test_traffic_shows_the_split(run: Run, platform: FakePlatform) -> None:
 def test_traffic_sets_the_split_by_short_and_by_full_names(
     run: Run, platform: FakePlatform
 ) -> None:
+    platform.answer(f"GET {MODEL}/traffic", as_json(WHOLE))
     platform.answer(f"PUT {MODEL}/traffic", as_json(SPLIT))
     platform.answer(f"GET {MODEL}/revisions", revisions({1: 0, 2: 0}))
     outcome = run("traffic", "chat", "1=90", "chat@2=10")
     assert (outcome.code, outcome.out) == (0, SHOWN)
-    assert platform.asked() == {"traffic": {"chat@1": 90, "chat@2": 10}}
+    assert platform.asked() == {"traffic": {"chat@1": 90, "chat@2": 10}, "generation": 8}
     assert '"generation":7' in run("traffic", "chat", "1=90", "2=10", "--json").out.replace(" ", "")
 
 
