@@ -57,6 +57,7 @@ class _Client(asyncio.Protocol):
 
     def _ask(self) -> None:
         if next(self._numbers, None) is None:
+            self.ended.set_result(None)
             self._transport.close()
             return
         self._asked_at = time.perf_counter()
@@ -78,4 +79,4 @@ class _Client(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.ended.done():
-            self.ended.set_result(None)
+            self.ended.set_exception(error or ConnectionError("closed before it had answered"))
