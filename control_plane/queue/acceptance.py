@@ -19,6 +19,7 @@ from infra.supervise import TaskSet
 log = structlog.get_logger()
 
 MOST_AT_ONCE = 64
+MOST_BYTES_AT_ONCE = 8 << 20  # of bodies: Redis does nothing else while it takes them
 MOST_CALLS = 2  # under way: one is written while the next one is made
 
 
@@ -76,12 +77,13 @@ class Acceptance:
 
     def _ask(self) -> None:
         self._is_about_to_ask = False
-        some = self._waiting[:MOST_AT_ONCE]
-        del self._waiting[:MOST_AT_ONCE]
-        if not some:  # they were told that the store is away
+        count = _fitting(self._waiting)
+        if not count:  # they were told that the store is away
             return
+        some, self._waiting = self._waiting[:count], self._waiting[count:]
         self._calls += 1
         self._tasks.start(self._accept(some), name="accept jobs")
+        self._ask_soon()
 
     async def _accept(self, some: list[tuple[NewJob, Told]]) -> None:
         outcomes: Sequence[Accepted | Exception]
@@ -101,6 +103,16 @@ class Acceptance:
                 log.exception("jobs.not-told")
         for model in {it.job.model for it in outcomes if isinstance(it, Accepted) and it.is_new}:
             self._waits(model)
+
+
+def _fitting(waiting: Sequence[tuple[NewJob, Told]]) -> int:
+    """How many of the first ones one call takes; a body that is too large goes alone."""
+    size = 0
+    for count, (new, _) in enumerate(waiting[:MOST_AT_ONCE]):
+        size += len(new.body)
+        if count and size > MOST_BYTES_AT_ONCE:
+            return count
+    return min(len(waiting), MOST_AT_ONCE)
 
 
 def _new_job(order: Order, *, now: float) -> NewJob:

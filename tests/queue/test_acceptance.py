@@ -6,7 +6,14 @@ from collections.abc import Sequence
 import orjson
 import pytest
 
-from control_plane.queue.acceptance import MOST_AT_ONCE, MOST_CALLS, Acceptance, Order, Terms
+from control_plane.queue.acceptance import (
+    MOST_AT_ONCE,
+    MOST_BYTES_AT_ONCE,
+    MOST_CALLS,
+    Acceptance,
+    Order,
+    Terms,
+)
 from control_plane.queue.memory_store import MemoryJobStore
 from control_plane.queue.store import JOB_BYTES, Accepted, JobStore, NewJob, Policy
 from infra.contracts.base import ModelName, RequestId
@@ -85,6 +92,33 @@ def test_no_call_takes_more_than_so_many() -> None:
         await asyncio.sleep(4 * CALL_S)
         assert store.calls == [MOST_AT_ONCE, MOST_AT_ONCE, 1]
         assert len(desk.told) == 2 * MOST_AT_ONCE + 1
+
+    run_virtual(main())
+
+
+def test_no_call_takes_more_bytes_than_so_many_but_for_one_body_that_has_more() -> None:
+    async def main() -> None:
+        store = Slow()
+        desk = Desk(store)
+        half = b"x" * (MOST_BYTES_AT_ONCE // 2)
+        for number, body in enumerate((half, half, BODY, 3 * half, BODY, BODY)):
+            desk.order(number, body=body)
+        await asyncio.sleep(3 * CALL_S)
+        assert store.calls == [2, 1, 1, 2]
+        assert [number for number, _ in desk.told] == list(range(6))
+
+    run_virtual(main())
+
+
+def test_two_calls_are_under_way_when_more_came_at_once_than_one_takes() -> None:
+    async def main() -> None:
+        store = Slow()
+        desk = Desk(store)
+        for number in range(2 * MOST_AT_ONCE):
+            desk.order(number)
+        await asyncio.sleep(1.5 * CALL_S)
+        assert store.calls == [MOST_AT_ONCE] * MOST_CALLS
+        assert len(desk.told) == 2 * MOST_AT_ONCE
 
     run_virtual(main())
 
