@@ -77,6 +77,7 @@ def releases_router(services: Services, requests: Counter) -> APIRouter:
         revision = await deployments.kept(name, asked.revision)
         if not caller.owns(revision):
             raise RevisionNotFound(f"no revision {asked.revision} is kept", revision=asked.revision)
+        owned(services, name, caller)  # deleted meanwhile, it would be warmed for nobody
         until = services.clock.now() + asked.seconds
         explanation = services.autoscaler.warm(revision, asked.replicas, until=until)
         return WarmStatus(
