@@ -186,7 +186,8 @@ def _serve(fleet: Fleet, revision: Revision, count: int, node: str, now: float) 
 
 
 def show_ticks(ticks: Mapping[str, Sequence[float]], models: int, replicas: int) -> None:
-    table = Table(title=f"a tick, {models:,} models and {replicas:,} replicas (<= 50 ms)")
+    how = "compiled" if IS_COMPILED else "interpreted"
+    table = Table(title=f"a tick, {how}, {models:,} models and {replicas:,} replicas (<= 50 ms)")
     for column in ("fleet", "median, ms", "slowest, ms"):
         table.add_column(column, justify="right" if column != "fleet" else "left")
     for name, seconds in ticks.items():
