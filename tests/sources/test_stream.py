@@ -426,7 +426,8 @@ def test_what_had_arrived_is_not_downloaded_again(
     again.finish()
 
     assert bytes(again.memory(NAME)) == CONTENT
-    assert len(source.server.ranges(NAME)) == NUM_CHUNKS - kept
+    # a set: what the first stream had asked for last may be heard of only now
+    assert len(set(source.server.ranges(NAME))) == NUM_CHUNKS - kept
 
 
 def test_chunks_that_are_torn_on_disk_are_downloaded_again(source: Source) -> None:
