@@ -50,7 +50,8 @@ class Keys:
         self._records: Mapping[KeyId, KeyRecord] = {}
         self._limits: Mapping[TenantName, TenantLimits] = {}
         self._recognised: dict[bytes, tuple[bytes, Identity]] = {}  # public id → key, whose it is
-        self._changing = asyncio.Lock()  # guards the rule that an admin is left
+        # Guards the rule that an admin is left, and that what was read last is what holds.
+        self._changing = asyncio.Lock()
         self.asks_for_keys = root_key is not None
 
     def identify(self, authorization: bytes | None) -> Identity:
@@ -107,7 +108,7 @@ class Keys:
     async def create(self, asked: NewKey, *, now: float) -> CreatedKey:
         """Raises Conflict for a first key that is no admin's, and StoreUnavailable."""
         async with self._changing:
-            await self.refresh()
+            await self._read()
             if not (asked.is_admin or self.asks_for_keys):
                 raise Conflict(
                     "the first key has to be an admin's: from then on keys are asked for",
@@ -125,7 +126,7 @@ class Keys:
                 created_at=now,
             )
             await self._store.put_key(KeyRecord(status=status, digest=_digest(key.encode())))
-            await self.refresh()
+            await self._read()
         return CreatedKey(key=key, status=status)
 
     async def revoke(self, key_id: KeyId, *, now: float) -> KeyStatus:
@@ -134,7 +135,7 @@ class Keys:
         Raises NotFound, Conflict where nobody could manage keys any more, StoreUnavailable.
         """
         async with self._changing:
-            await self.refresh()
+            await self._read()
             record = self._records.get(key_id)
             if record is None:
                 raise NotFound(f"there is no key {key_id!r}", hint="`platform keys ls` lists them")
@@ -147,17 +148,22 @@ class Keys:
                 )
             revoked = record.status.model_copy(update={"revoked_at": now})
             await self._store.put_key(record.model_copy(update={"status": revoked}))
-            await self.refresh()
+            await self._read()
         return revoked
 
     async def limit(self, tenant: TenantName, limits: TenantLimits) -> TenantStatus:
         """Sets a tenant's limits; raises StoreUnavailable."""
-        await self._store.put_limits(tenant, limits)
-        await self.refresh()
+        async with self._changing:
+            await self._store.put_limits(tenant, limits)
+            await self._read()
         return next(status for status in self.tenants() if status.tenant == tenant)
 
     async def refresh(self) -> None:
         """Reads all keys and limits; raises StoreUnavailable, then what was read before holds."""
+        async with self._changing:
+            await self._read()
+
+    async def _read(self) -> None:
         self._records, self._limits = await self._store.keys(), await self._store.limits()
         self._recognised.clear()
         self.asks_for_keys = self._root_digest is not None or any(

@@ -1,8 +1,11 @@
+import asyncio
+from collections.abc import Mapping
+
 import pytest
 
 from control_plane.tenancy.identity import OPERATOR, Identity
 from control_plane.tenancy.keys import Keys
-from control_plane.tenancy.store import MemoryTenancyStore
+from control_plane.tenancy.store import KeyRecord, MemoryTenancyStore
 from infra.contracts.tenancy import KeyId, NewKey, TenantLimits, TenantName
 from infra.errors import Conflict, NotFound, StoreUnavailable, Unauthorized
 from tests.tenancy.conftest import Stores
@@ -124,6 +127,36 @@ async def test_tenants_are_those_with_keys_or_limits(stores: Stores):
     assert keys.weight_of(TenantName("beta")) == 4
     assert keys.weight_of(ACME) == 1
     assert keys.limits_of(ACME) == TenantLimits()
+
+
+async def test_a_key_that_is_revoked_while_all_are_read_stays_revoked():
+    class Slow(MemoryTenancyStore):
+        """Once it is told to, its answer comes late, and is out of date by then."""
+
+        late: asyncio.Event | None = None
+
+        async def keys(self) -> Mapping[KeyId, KeyRecord]:
+            found = await super().keys()
+            late, self.late = self.late, None
+            if late is not None:
+                await late.wait()
+            return found
+
+    store = Slow()
+    keys = Keys(store)
+    await keys.create(ADMIN, now=1)
+    caller = await keys.create(CALLER, now=2)
+    late = store.late = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(keys.refresh())
+        await asyncio.sleep(0)
+        tasks.create_task(keys.revoke(caller.status.key_id, now=3))
+        for _ in range(20):  # as far as it comes
+            await asyncio.sleep(0)
+        late.set()
+
+    with pytest.raises(Unauthorized):
+        keys.identify(bearer(caller.key))
 
 
 async def test_known_keys_open_while_the_store_is_away():
