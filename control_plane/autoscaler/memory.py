@@ -6,17 +6,12 @@ from collections import deque
 from collections.abc import Collection
 from statistics import median
 
-import structlog
-
 from control_plane.autoscaler.experience import ASSUMED_SERVICE_S, Experience
 from control_plane.autoscaler.experience_store import ExperienceStore, Learnt
 from control_plane.autoscaler.keep_alive import KeepAlive
 from infra.clock import Clock
 from infra.contracts.base import ModelName
-from infra.errors import StoreUnavailable
 from infra.supervise import repeat
-
-log = structlog.get_logger()
 
 WRITE_EVERY_S = 2.0
 OLDEST_S = 30 * 24 * 3600.0  # what was learnt longer ago says nothing of now
@@ -41,11 +36,8 @@ class Memory:
         self._writing = asyncio.Lock()  # guards the order of writes
 
     async def load(self) -> None:
-        """Reads what is kept; while that is not possible, everything is learnt anew."""
-        try:
-            self._kept = dict(await self._store.read())
-        except StoreUnavailable as error:
-            log.warning("experience.unread", error=error.detail)
+        """Reads what is kept; raises StoreUnavailable, then what was read before holds."""
+        self._kept = dict(await self._store.read())
         times = (it.service_s for it in self._kept.values())
         self._service_times.extend(it for it in times if it is not None)
 

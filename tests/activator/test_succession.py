@@ -1,13 +1,17 @@
 """Two control planes that share what is deployed: one leads, and what happens when it changes."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import orjson
 
 from control_plane.activator.succession import Succession
-from control_plane.autoscaler.experience_store import ExperienceStore, MemoryExperienceStore
+from control_plane.autoscaler.experience_store import (
+    ExperienceStore,
+    Learnt,
+    MemoryExperienceStore,
+)
 from control_plane.autoscaler.memory import WRITE_EVERY_S
 from control_plane.capacity.simulated import Script
 from control_plane.deployments.memory_store import MemoryDeploymentStore
@@ -53,6 +57,18 @@ class Defective(MemoryDeploymentStore):
             self._has_failed = True
             raise KeyError("a defect")
         return await super().load()
+
+
+class Fickle(MemoryExperienceStore):
+    """It is away so many times."""
+
+    refusals = 0
+
+    async def read(self) -> Mapping[ModelName, Learnt]:
+        if self.refusals:
+            self.refusals -= 1
+            raise StoreUnavailable("away")
+        return await super().read()
 
 
 @asynccontextmanager
@@ -131,7 +147,7 @@ def test_who_takes_over_knows_what_was_deployed_and_deleted_meanwhile() -> None:
 
 def test_who_takes_over_goes_on_with_what_the_other_one_learnt() -> None:
     async def main() -> None:
-        lease, experience = Lease(LoopClock()), MemoryExperienceStore()
+        lease, experience = Lease(LoopClock()), Fickle()
         async with control_plane("one", lease, None, experience) as one:
             await one.world.deploy("chat")
             async with control_plane("two", lease, one.world, experience) as two:
@@ -143,6 +159,7 @@ def test_who_takes_over_goes_on_with_what_the_other_one_learnt() -> None:
                 known = two.world.autoscaler.keep_alive(CHAT_1)
                 assert learnt is not None and known is not None
                 assert (learnt.idle_times, known.idle_times) == (2, 0)
+                experience.refusals = 2
                 lease.out_of_reach_for = "one"
 
                 await until_leading(two)
@@ -151,6 +168,7 @@ def test_who_takes_over_goes_on_with_what_the_other_one_learnt() -> None:
                 assert known is not None
                 assert known.idle_times == learnt.idle_times
                 assert known.cold_start_s == learnt.cold_start_s
+                assert experience.refusals == 0
 
     run_virtual(main())
 

@@ -122,19 +122,22 @@ def test_what_is_too_old_or_of_the_future_is_not_used(at: float):
     run_virtual(main())
 
 
-def test_while_the_store_is_away_all_is_learnt_anew_and_written_when_it_is_back():
+def test_while_the_store_is_away_what_was_read_holds_and_what_is_learnt_is_written_later():
     async def main() -> None:
         store = Fickle()
-        store.is_away = True
+        store.kept = {CHAT: LEARNT}
         memory = a_memory(store)
         await memory.load()
-        assert memory.recall(CHAT).climbs == ()
+        store.is_away = True
+        with pytest.raises(StoreUnavailable):
+            await memory.load()
+        assert memory.recall(CHAT).climbs == LEARNT.climbs
         loop = asyncio.create_task(memory.run())
         memory.note(CHAT, an_experience(7.0))
         memory.note(OTHER, an_experience(1.0))
         await asyncio.sleep(20)
         memory.forget(OTHER)
-        assert store.kept == {}
+        assert store.kept == {CHAT: LEARNT}
         store.is_away = False
         await asyncio.sleep(2 * WRITE_EVERY_S)
         assert {model: it.idle_times for model, it in store.kept.items()} == {CHAT: (7.0,)}
