@@ -7,21 +7,27 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from control_plane.queue.acceptance import Acceptance, Order, Terms
 from control_plane.queue.job import Job
 from control_plane.queue.redis_store import RedisJobStore, job_function
-from control_plane.queue.store import Policy
-from infra.errors import StoreUnavailable
+from control_plane.queue.store import Accepted, Policy
+from infra.clock import SystemClock
+from infra.contracts.base import RequestId
 from infra.redis import EmbeddedRedis
 from infra.supervise import TaskSet
-from tests.queue.makers import BODY, NOBODY, T0, a_job
+from tests.queue.makers import BODY, CHAT, NOBODY
 
 CONCURRENCY = 16
 IMAGE_BYTES = 256 << 20
 
 _EXT4_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32), linux/fs/ext4/ext4.h
+_ORDER = Order(
+    *(NOBODY, CHAT, NOBODY, "/invoke", RequestId("req_1"), BODY),
+    Terms(deadline_s=3600, max_attempts=3),
+)
 _NO_LOG_FLUSH = (2).to_bytes(4, "little")
 
 
@@ -50,16 +56,10 @@ async def _accept_until_cut(mount: Path, accepted: list[Job], after_s: float) ->
     tasks = TaskSet()
     async with EmbeddedRedis(mount / "redis") as server:
         script = job_function(server.url, Policy())
-        store = RedisJobStore(script)
-
-        async def client(first: int) -> None:
-            for number in range(first, 10_000_000, CONCURRENCY):
-                job = a_job(number)
-                await store.accept(job, BODY, idempotency=None, now=T0)
-                accepted.append(job)
-
-        for first in range(CONCURRENCY):
-            tasks.start(_ended_by_the_cut(client(first)), name="client")
+        clock = SystemClock.start()
+        acceptance = Acceptance(RedisJobStore(script), clock=clock, waits=lambda model: None)
+        for number in range(CONCURRENCY):
+            tasks.start(_leave_jobs(acceptance, accepted), name=f"client {number}")
         await asyncio.sleep(after_s)
         _shut_down(mount)
         if server.pid is not None:
@@ -68,9 +68,16 @@ async def _accept_until_cut(mount: Path, accepted: list[Job], after_s: float) ->
         await script.close()
 
 
-async def _ended_by_the_cut(client: "asyncio.coroutines.Coroutine[None, None, None]") -> None:
-    with suppress(StoreUnavailable):
-        await client
+async def _leave_jobs(acceptance: Acceptance, accepted: list[Job]) -> None:
+    """One after the other, as a request does, until the store is away."""
+    loop = asyncio.get_running_loop()
+    while True:
+        told: asyncio.Future[Accepted | Exception] = loop.create_future()
+        acceptance.accept(_ORDER, told.set_result)
+        outcome = await told
+        if not isinstance(outcome, Accepted):
+            return
+        accepted.append(outcome.job)
 
 
 async def _lost(mount: Path, accepted: list[Job]) -> int:

@@ -88,7 +88,7 @@ class Acceptance:
     async def _accept(self, some: list[tuple[NewJob, Told]]) -> None:
         outcomes: Sequence[Accepted | Exception]
         try:
-            outcomes = await self._store.accept_all([new for new, _ in some], now=self._clock.now())
+            outcomes = await self._store.accept([new for new, _ in some], now=self._clock.now())
         except Exception as error:
             if isinstance(error, StoreUnavailable):  # who came meanwhile has waited as long
                 some, self._waiting = some + self._waiting, []

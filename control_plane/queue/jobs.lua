@@ -126,50 +126,78 @@ local verbs = {}
 
 -- for each: id, tenant, model, deadline, idempotency key or '', fingerprint, body, path, request,
 -- model's owner, created at, most attempts, webhook or ''
--- → for each: 1 if it is new, {'known' | 'mismatch', {id, fields}} or {'full', bytes}
 local WIDTH = 13
 
+-- Adds two arguments to those of a command that is for all jobs of that name.
+local function append(commands, name, first, second)
+  local list = commands[name] or {}
+  commands[name] = list
+  list[#list + 1], list[#list + 2] = first, second
+end
+
+-- Writes what is new, id → its place in `args`: one command for all wherever there is one.
+local function keep(args, new)
+  local bodies, deadlines, tenants, queues = {}, {}, {}, {}
+  for id, i in pairs(new) do
+    local _, tenant, model, deadline, idempotency, fingerprint, body, path, request, model_owner,
+      created_at, max_attempts, webhook = unpack(args, i, i + WIDTH - 1)
+    redis.call('HSET', key('job', id), 'tenant', tenant, 'model', model, 'deadline_at', deadline,
+      'state', 'queued', 'path', path, 'request_id', request, 'model_owner', model_owner,
+      'created_at', created_at, 'max_attempts', max_attempts)
+    if webhook ~= '' then redis.call('HSET', key('job', id), 'webhook', webhook) end
+    if idempotency ~= '' then
+      redis.call('HSET', key('job', id), 'is_idempotent', 1)
+      redis.call('SET', key('idempotency', tenant .. ':' .. idempotency), id .. ' ' .. fingerprint,
+        'PX', IDEMPOTENCY)
+    end
+    append(bodies, '', key('body', id), body)
+    append(deadlines, '', deadline, id)
+    append(tenants, tenant, 0, id)
+    append(queues, model, now, id)
+  end
+  for _, its in pairs(bodies) do redis.call('MSET', unpack(its)) end
+  for _, its in pairs(deadlines) do redis.call('ZADD', base .. ':deadlines', unpack(its)) end
+  for tenant, its in pairs(tenants) do redis.call('ZADD', key('of', tenant), unpack(its)) end
+  for model, its in pairs(queues) do
+    redis.call('ZADD', key('queue', model), unpack(its))
+    redis.call('SADD', base .. ':waiting', model)
+    count(model, 'queued', #its / 2)
+  end
+end
+
+-- → for each: 1 if it is new, {'known' | 'mismatch', {id, fields}} or {'full', bytes}
+-- What becomes of each is decided before anything is written.
 function verbs.accept(...)
-  local args, outcomes = {...}, {}
+  local args, outcomes, jobs = {...}, {}, {}
+  for i = 1, #args, WIDTH do jobs[#jobs + 1] = key('job', args[i]) end
+  local are_some_kept = redis.call('EXISTS', unpack(jobs)) > 0
   local before = tonumber(redis.call('GET', base .. ':bytes') or '0')
-  local kept, models = before, {}
-  local function accept(id, tenant, model, deadline, idempotency, fingerprint, body, path, request,
-    model_owner, created_at, max_attempts, webhook)
-    if redis.call('EXISTS', key('job', id)) == 1 then return 1 end
+  local kept, new, keys = before, {}, {}
+
+  local function decide(i, id, tenant, model, deadline, idempotency, fingerprint, body)
+    if new[id] or are_some_kept and redis.call('EXISTS', key('job', id)) == 1 then return 1 end
     local known_key = idempotency ~= '' and key('idempotency', tenant .. ':' .. idempotency)
     if known_key then
-      local known = redis.call('GET', known_key)
-      local known_id, known_print = string.match(known or '', '^(%S+) (%S+)$')
-      if known_id and redis.call('EXISTS', key('job', known_id)) == 1 then
-        return {known_print == fingerprint and 'known' or 'mismatch', shown(known_id)}
+      local known = keys[known_key] or redis.call('GET', known_key) or ''
+      local known_id, known_print = string.match(known, '^(%S+) (%S+)$')
+      if known_id and (new[known_id] or redis.call('EXISTS', key('job', known_id)) == 1) then
+        return {known_print == fingerprint and 'known' or 'mismatch', known_id}
       end
     end
     local size = #body + JOB_BYTES
     if kept + size > MOST_BYTES then return {'full', kept} end
     kept = kept + size
-    models[model] = (models[model] or 0) + 1
-    redis.call('SET', key('body', id), body)
-    redis.call('HSET', key('job', id), 'tenant', tenant, 'model', model, 'deadline_at', deadline,
-      'state', 'queued', 'path', path, 'request_id', request, 'model_owner', model_owner,
-      'created_at', created_at, 'max_attempts', max_attempts)
-    redis.call('ZADD', key('of', tenant), 0, id)
-    redis.call('ZADD', key('queue', model), now, id)
-    redis.call('ZADD', base .. ':deadlines', deadline, id)
-    if webhook ~= '' then redis.call('HSET', key('job', id), 'webhook', webhook) end
-    if known_key then
-      redis.call('HSET', key('job', id), 'is_idempotent', 1)
-      redis.call('SET', known_key, id .. ' ' .. fingerprint, 'PX', IDEMPOTENCY)
-    end
+    new[id] = i
+    if known_key then keys[known_key] = id .. ' ' .. fingerprint end
     return 1
   end
-  for i = 1, #args, WIDTH do
-    outcomes[#outcomes + 1] = accept(unpack(args, i, i + WIDTH - 1))
-  end
-  for model, jobs in pairs(models) do
-    redis.call('SADD', base .. ':waiting', model)
-    count(model, 'queued', jobs)
-  end
+  for i = 1, #args, WIDTH do outcomes[#outcomes + 1] = decide(i, unpack(args, i, i + 6)) end
+
   weigh(kept - before)
+  keep(args, new)
+  for _, outcome in ipairs(outcomes) do
+    if outcome ~= 1 and outcome[1] ~= 'full' then outcome[2] = shown(outcome[2]) end
+  end
   return outcomes
 end
 

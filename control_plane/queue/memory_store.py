@@ -13,8 +13,8 @@ from control_plane.queue.store import (
     Accepted,
     Backlog,
     Failure,
-    Idempotency,
     NewJob,
+    Outcome,
     Page,
     Policy,
     Taken,
@@ -23,7 +23,6 @@ from control_plane.queue.store import (
 from infra.contracts.base import JobId, ModelName
 from infra.contracts.job import JobState, WebhookCall
 from infra.contracts.tenancy import TenantName
-from infra.errors import IdempotencyKeyReused, JobsFull
 
 BATCH = 100
 
@@ -44,9 +43,11 @@ class MemoryJobStore:
     def policy(self) -> Policy:
         return self._policy
 
-    async def accept(
-        self, job: Job, body: bytes, *, idempotency: Idempotency | None, now: float
-    ) -> Accepted:
+    async def accept(self, new: Sequence[NewJob], *, now: float) -> tuple[Outcome, ...]:
+        return tuple(self._accept(it, now) for it in new)
+
+    def _accept(self, new: NewJob, now: float) -> Outcome:
+        job, body, idempotency = new
         if job.job_id in self._jobs:
             return Accepted(job, is_new=True)
         if idempotency is not None:
@@ -55,11 +56,11 @@ class MemoryJobStore:
             )
             if known_id in self._jobs and now < until:
                 if fingerprint != idempotency.fingerprint:
-                    raise key_reused(self._jobs[known_id])
+                    return key_reused(self._jobs[known_id])
                 return Accepted(self._jobs[known_id], is_new=False)
         kept_bytes = self._kept_bytes()
         if kept_bytes + len(body) + JOB_BYTES > self._policy.most_bytes:
-            raise jobs_full(kept_bytes, self._policy)
+            return jobs_full(kept_bytes, self._policy)
         if idempotency is not None:
             until = now + self._policy.idempotency_s
             known = (job.job_id, idempotency.fingerprint, until)
@@ -68,17 +69,6 @@ class MemoryJobStore:
         self._bodies[job.job_id] = body
         self._due[job.job_id] = now
         return Accepted(job, is_new=True)
-
-    async def accept_all(
-        self, new: Sequence[NewJob], *, now: float
-    ) -> tuple[Accepted | IdempotencyKeyReused | JobsFull, ...]:
-        outcomes: list[Accepted | IdempotencyKeyReused | JobsFull] = []
-        for job, body, idempotency in new:
-            try:
-                outcomes.append(await self.accept(job, body, idempotency=idempotency, now=now))
-            except (IdempotencyKeyReused, JobsFull) as error:
-                outcomes.append(error)
-        return tuple(outcomes)
 
     async def get(self, job_id: JobId, *, tenant: TenantName | None) -> Job | None:
         job = self._jobs.get(job_id)

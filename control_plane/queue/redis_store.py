@@ -34,8 +34,8 @@ from control_plane.queue.store import (
     Accepted,
     Backlog,
     Failure,
-    Idempotency,
     NewJob,
+    Outcome,
     Page,
     Policy,
     Taken,
@@ -44,7 +44,6 @@ from control_plane.queue.store import (
 from infra.contracts.base import JobId, ModelName, RequestId
 from infra.contracts.job import JobState, WebhookCall
 from infra.contracts.tenancy import TenantName
-from infra.errors import IdempotencyKeyReused, JobsFull
 from infra.redis_function import Argument, RedisFunction
 
 BASE = "{firstlight}:jobs"
@@ -73,17 +72,7 @@ class RedisJobStore:
     def policy(self) -> Policy:
         return self._policy
 
-    async def accept(
-        self, job: Job, body: bytes, *, idempotency: Idempotency | None, now: float
-    ) -> Accepted:
-        [outcome] = await self.accept_all([NewJob(job, body, idempotency)], now=now)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    async def accept_all(
-        self, new: Sequence[NewJob], *, now: float
-    ) -> tuple[Accepted | IdempotencyKeyReused | JobsFull, ...]:
+    async def accept(self, new: Sequence[NewJob], *, now: float) -> tuple[Outcome, ...]:
         arguments: list[Argument] = []
         for job, body, idempotency in new:
             key, fingerprint = idempotency or ("", "")
@@ -94,7 +83,7 @@ class RedisJobStore:
         outcomes = await self._call("accept", now, *arguments)
         return tuple(map(self._accepted, new, outcomes))
 
-    def _accepted(self, new: NewJob, outcome: Any) -> Accepted | IdempotencyKeyReused | JobsFull:
+    def _accepted(self, new: NewJob, outcome: Any) -> Outcome:
         if outcome == 1:
             return Accepted(new.job, is_new=True)
         word, found = outcome

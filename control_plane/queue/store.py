@@ -52,6 +52,9 @@ class Accepted(NamedTuple):
     is_new: bool
 
 
+Outcome = Accepted | IdempotencyKeyReused | JobsFull
+
+
 class Backlog(NamedTuple):
     """A model's waiting jobs; the first is due at `due_at`."""
 
@@ -100,20 +103,9 @@ class JobStore(Protocol):
     @property
     def policy(self) -> Policy: ...
 
-    async def accept(
-        self, job: Job, body: bytes, *, idempotency: Idempotency | None, now: float
-    ) -> Accepted:
-        """Keeps a new job; when it returns, the job is on disk.
-
-        Raises IdempotencyKeyReused where the key was used for something else, JobsFull.
-        """
-        ...
-
-    async def accept_all(
-        self, new: Sequence[NewJob], *, now: float
-    ) -> tuple[Accepted | IdempotencyKeyReused | JobsFull, ...]:
-        """As many calls of `accept`, in this order, whose errors are given back; when it returns,
-        all that were accepted are on disk."""
+    async def accept(self, new: Sequence[NewJob], *, now: float) -> tuple[Outcome, ...]:
+        """Keeps new jobs, one after the other; when it returns, all that were accepted are on
+        disk. Gives IdempotencyKeyReused where a key was used for something else, and JobsFull."""
         ...
 
     async def get(self, job_id: JobId, *, tenant: TenantName | None) -> Job | None: ...

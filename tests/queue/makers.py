@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from control_plane.queue.job import Answer, Job, Verdict, Webhook
-from control_plane.queue.store import Failure
+from control_plane.queue.store import Accepted, Failure, Idempotency, JobStore, NewJob
 from infra.contracts.base import JobId, ModelName, RequestId
 from infra.contracts.tenancy import TenantName
 
@@ -35,6 +35,16 @@ def a_job(number: int = 1, *, webhook: str | None = None, **changes: Any) -> Job
         webhook=None if webhook is None else Webhook(webhook),
     )
     return replace(job, **changes)
+
+
+async def accept(
+    store: JobStore, job: Job, *, key: Idempotency | None = None, now: float = T0
+) -> Accepted:
+    """Leaves one job; raises why it is not accepted."""
+    [outcome] = await store.accept([NewJob(job, BODY, key)], now=now)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def an_answer(body: bytes = b"ok", **changes: Any) -> Answer:

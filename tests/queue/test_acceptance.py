@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -15,7 +16,15 @@ from control_plane.queue.acceptance import (
     Terms,
 )
 from control_plane.queue.memory_store import MemoryJobStore
-from control_plane.queue.store import JOB_BYTES, Accepted, JobStore, NewJob, Policy
+from control_plane.queue.store import (
+    JOB_BYTES,
+    Accepted,
+    Idempotency,
+    JobStore,
+    NewJob,
+    Outcome,
+    Policy,
+)
 from infra.contracts.base import ModelName, RequestId
 from infra.contracts.job import JobState
 from infra.errors import IdempotencyKeyReused, JobsFull, StoreUnavailable
@@ -24,6 +33,7 @@ from tests.queue.conftest import MakeStore
 from tests.queue.makers import BODY, CHAT, HOOK, NOBODY, T0, a_job
 
 CALL_S = 0.01
+OTHER = ModelName("other")
 
 
 class Slow(MemoryJobStore):
@@ -34,15 +44,13 @@ class Slow(MemoryJobStore):
         self.calls: list[int] = []
         self.failures = failures
 
-    async def accept_all(
-        self, new: Sequence[NewJob], *, now: float
-    ) -> tuple[Accepted | IdempotencyKeyReused | JobsFull, ...]:
+    async def accept(self, new: Sequence[NewJob], *, now: float) -> tuple[Outcome, ...]:
         self.calls.append(len(new))
         await asyncio.sleep(CALL_S)
         if self.failures:
             self.failures -= 1
             raise StoreUnavailable("away")
-        return await super().accept_all(new, now=now)
+        return await super().accept(new, now=now)
 
 
 class Desk:
@@ -181,19 +189,31 @@ def test_one_that_cannot_be_told_keeps_nobody_else_from_it() -> None:
 
 
 async def test_every_store_accepts_many_as_it_does_one(make_store: MakeStore) -> None:
-    store = make_store(Policy(most_bytes=2 * (JOB_BYTES + len(BODY))))
-    first, second, third = a_job(1), a_job(2, webhook=HOOK), a_job(3)
+    store = make_store(Policy(most_bytes=4 * (JOB_BYTES + len(BODY))))
+    key = Idempotency("key", "print")
+    jobs = [
+        a_job(1),
+        a_job(2, webhook=HOOK),
+        a_job(3, model=OTHER),
+        a_job(4),
+        a_job(5),
+        a_job(6),
+        a_job(7),
+    ]
+    keys = {4: key, 5: key, 6: key._replace(fingerprint="another")}
 
-    outcomes = await store.accept_all(
-        [NewJob(first, BODY), NewJob(second, BODY), NewJob(third, BODY)], now=T0
+    outcomes = await store.accept(
+        [NewJob(job, BODY, keys.get(n)) for n, job in enumerate(jobs, 1)], now=T0
     )
 
-    assert outcomes[:2] == (Accepted(first, is_new=True), Accepted(second, is_new=True))
-    assert isinstance(outcomes[2], JobsFull)
-    assert await store.get(first.job_id, tenant=NOBODY) == first
-    assert await store.get(second.job_id, tenant=NOBODY) == second
-    assert await store.get(third.job_id, tenant=NOBODY) is None
-    assert await store.counts() == {(CHAT, JobState.QUEUED): 2}
+    assert outcomes[:3] == tuple(Accepted(job, is_new=True) for job in jobs[:3])
+    assert isinstance(outcomes[3], Accepted)
+    assert outcomes[4] == Accepted(replace(jobs[3], is_idempotent=True), is_new=False)
+    assert isinstance(outcomes[5], IdempotencyKeyReused)
+    assert isinstance(outcomes[6], JobsFull)
+    kept = [await store.get(job.job_id, tenant=NOBODY) for job in jobs]
+    assert kept == [*jobs[:3], replace(jobs[3], is_idempotent=True), None, None, None]
+    assert await store.counts() == {(CHAT, JobState.QUEUED): 3, (OTHER, JobState.QUEUED): 1}
 
 
 @pytest.mark.parametrize("webhook", [None, HOOK])

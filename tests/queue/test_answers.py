@@ -12,7 +12,7 @@ from infra.contracts.base import JobId
 from infra.objectstore.memory import MemoryObjects
 from infra.supervise import TaskSet
 from infra.virtual_time import run_virtual
-from tests.queue.makers import BODY, CHAT, NOBODY, T0, a_job
+from tests.queue.makers import CHAT, NOBODY, T0, a_job, accept
 
 LARGE = Answered(200, "text/plain", bytes(INLINE_BYTES + 1))
 SMALL = Answered(200, "text/plain", b"small")
@@ -21,7 +21,7 @@ SMALL = Answered(200, "text/plain", b"small")
 async def taken(store: MemoryJobStore, number: int, *, attempts: int = 1) -> Job:
     """A job in its so-many-th execution; the owners of those before died."""
     job = a_job(number)
-    await store.accept(job, BODY, idempotency=None, now=T0)
+    await accept(store, job)
     for attempt in range(attempts):
         [(job, _)] = await store.take(CHAT, 1, owner=f"owner-{attempt}", now=T0)
         if attempt < attempts - 1:

@@ -25,7 +25,7 @@ from infra.metrics import Metrics
 from infra.objectstore.memory import MemoryObjects
 from infra.redis import EmbeddedRedis, connect, durability_doubt
 from infra.supervise import TaskSet
-from tests.queue.makers import BODY, CHAT, NOBODY, a_job
+from tests.queue.makers import CHAT, NOBODY, a_job, accept
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(60)]
 
@@ -69,7 +69,7 @@ class Setting:
     async def accept(self, number: int) -> JobId:
         now = SystemClock.start().now()
         job = a_job(number, created_at=now, updated_at=now, deadline_at=now + 600)
-        await self.store.accept(job, BODY, idempotency=None, now=now)
+        await accept(self.store, job, now=now)
         return job.job_id
 
     async def until_all_succeeded(self, count: int) -> None:

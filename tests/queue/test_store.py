@@ -20,7 +20,18 @@ from infra.contracts.job import JobState, WebhookCall
 from infra.contracts.tenancy import TenantName
 from infra.errors import IdempotencyKeyReused, JobsFull
 from tests.queue.conftest import MakeStore
-from tests.queue.makers import BODY, CHAT, HOOK, NOBODY, PROBLEM, T0, a_failure, a_job, an_answer
+from tests.queue.makers import (
+    BODY,
+    CHAT,
+    HOOK,
+    NOBODY,
+    PROBLEM,
+    T0,
+    a_failure,
+    a_job,
+    accept,
+    an_answer,
+)
 
 ME, OTHER = "me", "other"
 US, THEM = TenantName("us"), TenantName("them")
@@ -29,7 +40,7 @@ KEY = Idempotency("key", "print")
 
 async def accepted(store: JobStore, job: Job | None = None, *, now: float = T0) -> Job:
     job = job or a_job()
-    found = await store.accept(job, BODY, idempotency=None, now=now)
+    found = await accept(store, job, now=now)
     assert found.is_new
     return found.job
 
@@ -71,31 +82,31 @@ async def test_a_job_that_is_accepted_twice_is_one(store: JobStore):
 
 
 async def test_a_known_key_gives_the_job_it_was_used_for(store: JobStore):
-    first = await store.accept(a_job(1), BODY, idempotency=KEY, now=T0)
+    first = await accept(store, a_job(1), key=KEY)
     await store.take(CHAT, 1, owner=ME, now=T0)
-    again = await store.accept(a_job(2), BODY, idempotency=KEY, now=T0 + 1)
+    again = await accept(store, a_job(2), key=KEY, now=T0 + 1)
     assert (again.is_new, again.job.job_id) == (False, first.job.job_id)
     assert again.job == await known(store, first.job.job_id)
     assert await store.get(a_job(2).job_id, tenant=NOBODY) is None
 
 
 async def test_a_key_used_for_something_else_is_refused_and_changes_nothing(store: JobStore):
-    await store.accept(a_job(1), BODY, idempotency=KEY, now=T0)
+    await accept(store, a_job(1), key=KEY)
     with pytest.raises(IdempotencyKeyReused) as refusal:
-        await store.accept(a_job(2), BODY, idempotency=KEY._replace(fingerprint="x"), now=T0)
+        await accept(store, a_job(2), key=KEY._replace(fingerprint="x"))
     assert refusal.value.facts["job_id"] == a_job(1).job_id
     assert await counted(store) == {JobState.QUEUED: 1}
 
 
 async def test_keys_of_tenants_do_not_mix(store: JobStore):
-    await store.accept(a_job(1), BODY, idempotency=KEY, now=T0)
-    other = await store.accept(a_job(2, tenant=THEM), BODY, idempotency=KEY, now=T0)
+    await accept(store, a_job(1), key=KEY)
+    other = await accept(store, a_job(2, tenant=THEM), key=KEY)
     assert other.is_new
 
 
 async def test_a_job_with_a_key_outlives_its_key(make_store: MakeStore):
     store = make_store(Policy(keep_s=10, idempotency_s=3600))
-    await store.accept(a_job(), BODY, idempotency=KEY, now=T0)
+    await accept(store, a_job(), key=KEY)
     await store.cancel(a_job().job_id, tenant=NOBODY, now=T0)
     assert (await known(store, a_job().job_id)).kept_until == T0 + 3600
 

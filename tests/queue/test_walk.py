@@ -9,7 +9,14 @@ import pytest
 from control_plane.queue.job import Verdict
 from control_plane.queue.memory_store import MemoryJobStore
 from control_plane.queue.redis_store import RedisJobStore, job_function
-from control_plane.queue.store import Idempotency, JobStore, Policy, WebhookReport
+from control_plane.queue.store import (
+    Accepted,
+    Idempotency,
+    JobStore,
+    NewJob,
+    Policy,
+    WebhookReport,
+)
 from infra.contracts.base import JobId, ModelName
 from infra.errors import PlatformError
 from infra.redis import EmbeddedRedis, connect
@@ -55,20 +62,25 @@ class Walker:
         return self._dice.choice(names), self._dice.randrange(1 << 30)
 
     async def _do_accept(self, store: JobStore, dice: random.Random) -> Any:
-        number = dice.randrange(1, 13)
-        job = a_job(
-            number,
-            model=dice.choice(MODELS),
-            created_at=self.now,
-            updated_at=self.now,
-            deadline_at=self.now + dice.choice((20, 200, 2000)),
-            webhook=dice.choice((None, HOOK)),
-        )
-        key = dice.choice((None, Idempotency(f"key-{number % 3}", str(number % 4))))
-        if await store.get(job.job_id, tenant=NOBODY) is not None:
+        new = []
+        for number in dice.sample(range(1, 13), dice.randrange(1, 4)):
+            job = a_job(
+                number,
+                model=dice.choice(MODELS),
+                created_at=self.now,
+                updated_at=self.now,
+                deadline_at=self.now + dice.choice((20, 200, 2000)),
+                webhook=dice.choice((None, HOOK)),
+            )
+            key = dice.choice((None, Idempotency(f"key-{number % 3}", str(number % 4))))
+            if await store.get(job.job_id, tenant=NOBODY) is None:
+                new.append(NewJob(job, BODY, key))
+        if not new:
             return None
-        accepted = await store.accept(job, BODY, idempotency=key, now=self.now)
-        return accepted.job.job_id, accepted.is_new
+        return [
+            (outcome.job, outcome.is_new) if isinstance(outcome, Accepted) else outcome.slug
+            for outcome in await store.accept(new, now=self.now)
+        ]
 
     async def _do_take(self, store: JobStore, dice: random.Random) -> Any:
         owner = dice.choice(OWNERS)
