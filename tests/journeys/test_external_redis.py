@@ -28,7 +28,7 @@ def test_models_live_in_the_external_redis(
         first = RunningPlatform(tmp_path / "first", environment | redis)
         first.start()
         first.deploy("chat", smollm2_dir)
-        assert not [p for p in first.processes() if "redis" in p.name()]
+        assert not first.named("redis")
         first.stop()
 
         second = RunningPlatform(tmp_path / "second", environment | redis)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.journeys.test_cold_start import assert_adds_up
 from tests.support.platform import RunningPlatform
-from tests.support.processes import until
+from tests.support.processes import running, runs, until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 
@@ -69,7 +69,7 @@ def test_a_sleeper_that_dies_as_it_is_woken_costs_the_request_time_and_nothing_e
     answer = ask(platform)
     platform.until_idle("chat")
     platform.until_asleep()
-    (sleeper,) = [it for it in platform.processes() if it.name() == "fl-sleeper"]
+    (sleeper,) = running(platform.processes(), "fl-sleeper")
     sleeper.suspend()
 
     with concurrent.futures.ThreadPoolExecutor(1) as caller:
@@ -85,12 +85,12 @@ def test_nothing_that_sleeps_outlives_a_killed_control_plane(platform: RunningPl
     ask(platform)
     platform.until_idle("chat")
     platform.until_asleep()
-    asleep = [it for it in platform.processes() if it.name() == "fl-sleeper"]
+    asleep = running(platform.processes(), "fl-sleeper")
     assert len(asleep) == 1
 
     platform.process.kill()
 
-    until(lambda: not asleep[0].is_running(), seconds=60, what="the sleeper is gone")
+    until(lambda: not runs(asleep[0]), seconds=60, what="the sleeper is gone")
     platform.stop()
     platform.start()
     assert ask(platform)

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.support.platform import RunningPlatform
-from tests.support.processes import until
+from tests.support.processes import running, until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
@@ -40,7 +40,7 @@ def sleepers(platform: RunningPlatform) -> list[dict[str, Any]]:
 
 
 def ranks(platform: RunningPlatform) -> list[psutil.Process]:
-    return [it for it in platform.processes() if it.name() == "fl-rank" and it.status() != "zombie"]
+    return running(platform.processes(), "fl-rank")
 
 
 def test_two_processes_answer_as_one_does(divided: RunningPlatform) -> None:

@@ -21,7 +21,7 @@ from infra.contracts.base import NodeId, ReplicaId
 from infra.contracts.node import NodeRegistration, NodeReport, ReplicaReport
 from infra.contracts.revision import ReplicaState
 from infra.tether import tethered
-from tests.support.processes import alive, descendants
+from tests.support.processes import alive, descendants, running
 from worker.node.control_plane import UnknownNode
 from worker.node.fake_control_plane import FakeControlPlane
 
@@ -130,7 +130,7 @@ class RealNode:
         """Processes of that name under the agent now, itself included."""
         found = descendants(self.process.pid)
         self.seen += [process for process in found if process not in self.seen]
-        return [process for process in found if _name(process) == name]
+        return running(found, name)
 
     def report(self, replica: str = "r1") -> ReplicaReport | None:
         return self.fake.replicas.get(ReplicaId(replica))
@@ -162,12 +162,6 @@ class RealNode:
 
     async def until_nothing_is_left(self, seconds: float = 60) -> None:
         await self.until(lambda: not alive(self.seen), "no process is left", seconds)
-
-
-def _name(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return str(process.name())
-    return ""
 
 
 @contextlib.asynccontextmanager

@@ -22,7 +22,7 @@ from infra.contracts.revision import ResolvedSource
 from infra.errors import PlatformError, ReplicaFailed, SourceInvalid
 from tests.engine.test_embeddings import alone, embedding, run, vector_of
 from tests.engine.tiny import greedy_alone, load_model, make_engine, write_model
-from tests.support.processes import until
+from tests.support.processes import running, runs, until
 from worker.boot.followers import Part, ProcessFollowers
 from worker.boot.ranks import Rank
 from worker.engine.request import Pooling
@@ -92,7 +92,7 @@ def led(
         weights = open_weights(folder, lambda _: None, reads_ahead=False)
         decoder = build_model(read_config(folder), weights, SETTINGS, group=group)
         followers.until_ready()
-        [rank] = [it for it in psutil.Process().children() if it.name() == "fl-rank"]
+        [rank] = running(psutil.Process().children(), "fl-rank")
         yield LedModel(decoder, group, followers), followers, rank
     finally:
         followers.end()
@@ -238,7 +238,7 @@ def test_ranks_end_with_the_first_one(folder: Path, tmp_path: Path) -> None:
         assert leader.stdout is not None
         rank = psutil.Process(int(leader.stdout.readline()))
         leader.kill()
-    until(lambda: not rank.is_running() or rank.status() == "zombie", seconds=100, what="gone")
+    until(lambda: not runs(rank), seconds=100, what="gone")
 
 
 LEADER = """
@@ -259,4 +259,4 @@ def test_a_meeting_that_nobody_comes_to_ends(tmp_path: Path) -> None:
 
 
 def ranks() -> list[psutil.Process]:
-    return [it for it in psutil.Process(os.getpid()).children() if it.name() == "fl-rank"]
+    return running(psutil.Process().children(), "fl-rank")

@@ -16,7 +16,7 @@ from infra.containerd.methods import Snapshots
 from infra.containerd.protos import snapshots_pb2
 from infra.tether import tethered
 from tests.support.mounts import unmount_below
-from tests.support.processes import alive, require, until
+from tests.support.processes import alive, descendants, require, until
 
 SNAPSHOTTER = "firstlight"
 _RUNC = Path("/run/containerd/runc")
@@ -97,8 +97,9 @@ class RunningContainerd:
         self.kill()
         shims = [it for it in psutil.process_iter(["cmdline"]) if self._is_shim(it)]
         for shim in shims:
-            for process in (*shim.children(recursive=True), shim):
-                process.kill()
+            for process in descendants(shim.pid):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
         until(lambda: not alive(shims), seconds=60, what="the shims are gone")
         unmount_below(self.folder)
         shutil.rmtree(_RUNC / self.namespace, ignore_errors=True)

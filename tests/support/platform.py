@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.support.processes import alive, descendants, until
+from tests.support.processes import alive, descendants, running, until
 
 
 class RunningPlatform:
@@ -104,15 +104,10 @@ class RunningPlatform:
 
     def named(self, kind: str) -> list[psutil.Process]:
         """Its processes of one kind: `redis`, or the name they gave themselves (fl-node, …)."""
-        found = []
-        for process in self.processes():
-            try:
-                name = process.name()
-            except psutil.NoSuchProcess:
-                continue
-            if name == kind or (kind == "redis" and "server" in name):
-                found.append(process)
-        return found
+        below = self.processes()
+        if kind == "redis":
+            return running(below, "redis-server")
+        return running(below, kind)
 
     def restart(self, how: signal.Signals) -> None:
         """Ends the platform, with nothing left of it, and starts it again."""

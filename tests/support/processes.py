@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -36,13 +37,28 @@ def descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
+def runs(process: psutil.Process) -> bool:
+    """Whether it still does (a zombie does not)."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def running(processes: Iterable[psutil.Process], name: str) -> list[psutil.Process]:
+    """Those that run under the name they gave themselves; any may end while it is looked at."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.name() == name and runs(process):
+                found.append(process)
+    return found
+
+
 def alive(processes: Iterable[psutil.Process]) -> list[str]:
-    """Command lines of those that still run (zombies do not)."""
+    """Command lines of those that still run."""
     lines = []
     for process in processes:
-        try:
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        with suppress(psutil.NoSuchProcess):
+            if runs(process):
                 lines.append(f"{process.pid} {' '.join(process.cmdline())[:120]}")
-        except psutil.NoSuchProcess:
-            continue
     return lines

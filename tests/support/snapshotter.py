@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -84,7 +84,8 @@ class RunningSnapshotter:
         self._end(signal.SIGKILL)
         ours = [it for it in psutil.process_iter() if self._is_ours(it)]
         for process in ours:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         until(lambda: not alive(ours), seconds=60, what="the keeper has ended")
         unmount_below(self.state_dir)
 
