@@ -8,12 +8,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from control_plane.queue.acceptance import Acceptance, Order, Terms
+from control_plane.queue.acceptance import Acceptance
 from control_plane.queue.job import Job
+from control_plane.queue.order import NewJob, Order, Terms
 from control_plane.queue.redis_store import RedisJobStore, job_function
-from control_plane.queue.store import Accepted, Policy
+from control_plane.queue.store import Policy
 from infra.clock import SystemClock
 from infra.contracts.base import RequestId
 from infra.redis import EmbeddedRedis
@@ -28,6 +30,7 @@ _ORDER = Order(
     *(NOBODY, CHAT, NOBODY, "/invoke", RequestId("req_1"), BODY),
     Terms(deadline_s=3600, max_attempts=3),
 )
+_Outcome = NewJob | Job | Exception
 _NO_LOG_FLUSH = (2).to_bytes(4, "little")
 
 
@@ -44,7 +47,7 @@ async def cut(*, after_s: float) -> tuple[int, int]:
         image, mount = Path(folder) / "image", Path(folder) / "mount"
         mount.mkdir()
         _make_image(image)
-        accepted: list[Job] = []
+        accepted: list[NewJob] = []
         with _mounted(image, mount):
             await _accept_until_cut(mount, accepted, after_s)
         with _mounted(image, mount):
@@ -52,7 +55,7 @@ async def cut(*, after_s: float) -> tuple[int, int]:
         return len(accepted), lost
 
 
-async def _accept_until_cut(mount: Path, accepted: list[Job], after_s: float) -> None:
+async def _accept_until_cut(mount: Path, accepted: list[NewJob], after_s: float) -> None:
     tasks = TaskSet()
     async with EmbeddedRedis(mount / "redis") as server:
         script = job_function(server.url, Policy())
@@ -68,19 +71,24 @@ async def _accept_until_cut(mount: Path, accepted: list[Job], after_s: float) ->
         await script.close()
 
 
-async def _leave_jobs(acceptance: Acceptance, accepted: list[Job]) -> None:
+async def _leave_jobs(acceptance: Acceptance, accepted: list[NewJob]) -> None:
     """One after the other, as a request does, until the store is away."""
     loop = asyncio.get_running_loop()
     while True:
-        told: asyncio.Future[Accepted | Exception] = loop.create_future()
-        acceptance.accept(_ORDER, told.set_result)
+        told: asyncio.Future[_Outcome] = loop.create_future()
+        acceptance.accept(_ORDER, partial(_tell, told))
         outcome = await told
-        if not isinstance(outcome, Accepted):
+        if not isinstance(outcome, NewJob):
             return
-        accepted.append(outcome.job)
+        accepted.append(outcome)
 
 
-async def _lost(mount: Path, accepted: list[Job]) -> int:
+def _tell(told: "asyncio.Future[_Outcome]", outcome: _Outcome) -> None:
+    if not told.done():  # else who asked was ended with the power
+        told.set_result(outcome)
+
+
+async def _lost(mount: Path, accepted: list[NewJob]) -> int:
     async with EmbeddedRedis(mount / "redis") as server:
         script = job_function(server.url, Policy())
         store = RedisJobStore(script)

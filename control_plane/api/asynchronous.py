@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Mapping
+from typing import Final
 
-from control_plane.queue.acceptance import Terms
+from control_plane.queue.order import Terms
 from control_plane.queue.webhook_url import CheckUrl
 from infra.errors import Invalid
 
@@ -17,6 +18,11 @@ _RESPOND_ASYNC = re.compile(rb"(?:^|[,;\s])respond-async\s*(?:$|[,;])", re.IGNOR
 _SECONDS = re.compile(r"[0-9]{1,7}(?:\.[0-9]{1,3})?")
 _VISIBLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
+_DEADLINE: Final = b"firstlight-deadline"
+_ATTEMPTS: Final = b"firstlight-max-attempts"
+_WEBHOOK: Final = b"firstlight-webhook"
+_KEY: Final = b"idempotency-key"
+
 Headers = Mapping[bytes, bytes]
 
 
@@ -27,39 +33,35 @@ def wants_job(headers: Headers) -> bool:
 
 def terms_of(headers: Headers, check_webhook: CheckUrl) -> Terms:
     """The terms in the headers of a job; raises Invalid, also what `check_webhook` raises."""
-    webhook_url = _text(headers, "Firstlight-Webhook", most=2048)
+    webhook_url = _text(headers, _WEBHOOK, most=2048)
     if webhook_url is not None:
         check_webhook(webhook_url)
-    return Terms(
-        deadline_s=_deadline_s(headers),
-        max_attempts=_attempts(headers),
-        webhook_url=webhook_url,
-        idempotency_key=_text(headers, "Idempotency-Key", most=MOST_KEY_CHARACTERS),
-    )
+    idempotency_key = _text(headers, _KEY, most=MOST_KEY_CHARACTERS)
+    return Terms(_deadline_s(headers), _attempts(headers), webhook_url, idempotency_key)
 
 
 def _deadline_s(headers: Headers) -> float:
-    text = _text(headers, "Firstlight-Deadline", most=16)
+    text = _text(headers, _DEADLINE, most=16)
     if text is None:
         return DEFAULT_DEADLINE_S
     seconds = float(text) if _SECONDS.fullmatch(text) else 0.0
     if not 0 < seconds <= MOST_DEADLINE_S:
-        raise _wrong("Firstlight-Deadline", f"is not seconds from 0.001 to {MOST_DEADLINE_S:.0f}")
+        raise _wrong(_DEADLINE, f"is not seconds from 0.001 to {MOST_DEADLINE_S:.0f}")
     return seconds
 
 
 def _attempts(headers: Headers) -> int:
-    text = _text(headers, "Firstlight-Max-Attempts", most=2)
+    text = _text(headers, _ATTEMPTS, most=2)
     if text is None:
         return DEFAULT_ATTEMPTS
     attempts = int(text) if text.isascii() and text.isdigit() else 0
     if not 1 <= attempts <= MOST_ATTEMPTS:
-        raise _wrong("Firstlight-Max-Attempts", f"is not a number from 1 to {MOST_ATTEMPTS}")
+        raise _wrong(_ATTEMPTS, f"is not a number from 1 to {MOST_ATTEMPTS}")
     return attempts
 
 
-def _text(headers: Headers, name: str, *, most: int) -> str | None:
-    value = headers.get(name.lower().encode())
+def _text(headers: Headers, name: bytes, *, most: int) -> str | None:
+    value = headers.get(name)
     if value is None:
         return None
     text = value.decode("latin-1")
@@ -68,5 +70,6 @@ def _text(headers: Headers, name: str, *, most: int) -> str | None:
     return text
 
 
-def _wrong(name: str, problem: str) -> Invalid:
-    return Invalid(f"the header {name} {problem}", param=name)
+def _wrong(name: bytes, problem: str) -> Invalid:
+    shown = name.decode().title()
+    return Invalid(f"the header {shown} {problem}", param=shown)

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from control_plane.activator.call import Call, Downstream
 from control_plane.api.asynchronous import Headers, terms_of, wants_job
-from control_plane.queue.acceptance import Order
+from control_plane.queue.job import Job
+from control_plane.queue.order import NewJob, Order
 from control_plane.queue.service import Jobs
-from control_plane.queue.store import Accepted
 from control_plane.queue.webhook_url import CheckUrl
+from infra.contracts.base import JobId, RequestId
 from infra.contracts.revision import Revision
 from infra.errors import Invalid
 
@@ -38,35 +39,35 @@ class JobDesk:
                 "a job's answer cannot be a stream", hint="leave stream out", param="stream"
             )
         order = Order(
-            tenant=call.tenant,
-            model=revision.model,
-            model_owner=revision.tenant,
-            path=call.path,
-            request_id=call.request_id,
-            body=call.body,
-            terms=terms_of(headers, self._check_webhook),
+            call.tenant,
+            revision.model,
+            revision.tenant,
+            call.path,
+            call.request_id,
+            call.body,
+            terms_of(headers, self._check_webhook),
         )
 
-        def told(outcome: Accepted | Exception) -> None:
+        def told(outcome: NewJob | Job | Exception) -> None:
             if isinstance(outcome, Exception):
                 failed(outcome)
+            elif isinstance(outcome, NewJob):
+                _answer(client, outcome.job_id, outcome.order.request_id, outcome.status_json())
             else:
-                _answer(client, outcome)
+                _answer(client, outcome.job_id, outcome.request_id, outcome.status_json())
 
         self._jobs.accept(order, told)
 
 
-def _answer(client: Downstream, accepted: Accepted) -> None:
-    job = accepted.job
-    body = job.fresh_status() if accepted.is_new else job.status_json()
+def _answer(client: Downstream, job_id: JobId, request_id: RequestId, body: bytes) -> None:
     client.start(
         202,
         (
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
-            (b"location", b"/v1/jobs/%s" % job.job_id.encode("ascii")),
+            (b"location", b"/v1/jobs/%s" % job_id.encode("ascii")),
             (b"preference-applied", b"respond-async"),
-            (b"firstlight-request-id", job.request_id.encode("ascii")),
+            (b"firstlight-request-id", request_id.encode("ascii")),
         ),
     )
     client.finish(body)

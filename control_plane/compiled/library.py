@@ -43,7 +43,10 @@ HOT_MODULES = (
     "control_plane.deployments.release",
     "control_plane.deployments.service",
     "control_plane.fleet.timeline",
-    *(f"control_plane.queue.{name}" for name in ("acceptance", "job", "redis_store", "service")),
+    *(
+        f"control_plane.queue.{name}"
+        for name in ("acceptance", "job", "order", "redis_store", "service")
+    ),
     *(f"control_plane.tenancy.{name}" for name in ("identity", "keys", "quotas", "usage")),
     *(
         f"infra.{name}"

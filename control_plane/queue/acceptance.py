@@ -4,15 +4,14 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import structlog
 
-from control_plane.queue.job import Job, Webhook
-from control_plane.queue.store import Accepted, Idempotency, JobStore, NewJob
+from control_plane.queue.job import Job
+from control_plane.queue.order import Idempotency, NewJob, Order
+from control_plane.queue.store import JobStore
 from infra.clock import Clock
-from infra.contracts.base import JobId, ModelName, RequestId
-from infra.contracts.tenancy import TenantName
+from infra.contracts.base import JobId, ModelName
 from infra.errors import StoreUnavailable
 from infra.supervise import TaskSet
 
@@ -23,30 +22,7 @@ MOST_BYTES_AT_ONCE = 8 << 20  # of bodies: Redis does nothing else while it take
 MOST_CALLS = 2  # under way: one is written while the next one is made
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a caller asks beside the request itself."""
-
-    deadline_s: float
-    max_attempts: int
-    webhook_url: str | None = None
-    idempotency_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A valid request that its caller does not wait for; `path` is the replica's."""
-
-    tenant: TenantName
-    model: ModelName
-    model_owner: TenantName
-    path: str
-    request_id: RequestId
-    body: bytes
-    terms: Terms
-
-
-Told = Callable[[Accepted | Exception], None]
+Told = Callable[[NewJob | Job | Exception], None]
 
 
 class Acceptance:
@@ -65,8 +41,8 @@ class Acceptance:
         self._tasks = TaskSet()
 
     def accept(self, order: Order, told: Told) -> None:
-        """Tells once: that the job is on disk, or a StoreUnavailable, IdempotencyKeyReused or
-        JobsFull."""
+        """Tells once: of the job, which is new or has the order's key, and is on disk, or of a
+        StoreUnavailable, IdempotencyKeyReused or JobsFull."""
         self._waiting.append((_new_job(order, now=self._clock.now()), told))
         self._ask_soon()
 
@@ -86,7 +62,7 @@ class Acceptance:
         self._ask_soon()
 
     async def _accept(self, some: list[tuple[NewJob, Told]]) -> None:
-        outcomes: Sequence[Accepted | Exception]
+        outcomes: Sequence[NewJob | Job | Exception]
         try:
             outcomes = await self._store.accept([new for new, _ in some], now=self._clock.now())
         except Exception as error:
@@ -101,7 +77,7 @@ class Acceptance:
                 told(outcome)
             except Exception:  # the others are to be told, too
                 log.exception("jobs.not-told")
-        for model in {it.job.model for it in outcomes if isinstance(it, Accepted) and it.is_new}:
+        for model in {it.order.model for it in outcomes if isinstance(it, NewJob)}:
             self._waits(model)
 
 
@@ -109,28 +85,16 @@ def _fitting(waiting: Sequence[tuple[NewJob, Told]]) -> int:
     """How many of the first ones one call takes; a body that is too large goes alone."""
     size = 0
     for count, (new, _) in enumerate(waiting[:MOST_AT_ONCE]):
-        size += len(new.body)
+        size += len(new.order.body)
         if count and size > MOST_BYTES_AT_ONCE:
             return count
     return min(len(waiting), MOST_AT_ONCE)
 
 
 def _new_job(order: Order, *, now: float) -> NewJob:
-    now, terms = round(now, 3), order.terms  # as the store keeps it
-    job = Job(
-        job_id=JobId(f"job_{round(now * 1000):012x}{os.urandom(8).hex()}"),  # ids sort by age
-        tenant=order.tenant,
-        model=order.model,
-        model_owner=order.model_owner,
-        path=order.path,
-        request_id=order.request_id,
-        created_at=now,
-        updated_at=now,
-        deadline_at=now + terms.deadline_s,
-        max_attempts=terms.max_attempts,
-        webhook=None if terms.webhook_url is None else Webhook(terms.webhook_url),
-    )
-    return NewJob(job, order.body, _idempotency(order))
+    milliseconds = round(now * 1000)  # as the store keeps it
+    job_id = JobId(f"job_{milliseconds:012x}{os.urandom(8).hex()}")  # ids sort by age
+    return NewJob(job_id, milliseconds / 1000, order, _idempotency(order))
 
 
 def _idempotency(order: Order) -> Idempotency | None:

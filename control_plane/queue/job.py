@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-import orjson
-
 from infra.contracts.base import JobId, ModelName, RequestId
 from infra.contracts.job import JobAnswer, JobState, JobStatus, WebhookCall, WebhookStatus
 from infra.contracts.problem import Problem
@@ -110,26 +108,6 @@ class Job:
     def status_json(self) -> bytes:
         """What its caller gets to see."""
         return self.status().model_dump_json(exclude_none=True).encode()
-
-    def fresh_status(self) -> bytes:
-        """The same of one that was just accepted, at a tenth of the cost."""
-        status: dict[str, object] = {
-            "id": self.job_id,
-            "object": "job",
-            "model": self.model,
-            "state": "queued",
-            "request_id": self.request_id,
-            "created_at": self.created_at,
-            "updated_at": self.updated_at,
-            "deadline_at": self.deadline_at,
-            "attempts": 0,
-            "failures": 0,
-            "max_attempts": self.max_attempts,
-            "is_dead_letter": False,
-        }
-        if self.webhook is not None:
-            status["webhook"] = {"url": self.webhook.url, "state": "waiting", "calls": ()}
-        return orjson.dumps(status)
 
     def status(self) -> JobStatus:
         """What its caller gets to see."""

@@ -6,14 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from control_plane.queue.job import MOVES, Answer, Job, Verdict
+from control_plane.queue.order import NewJob
 from control_plane.queue.problems import ABANDONED, jobs_full, key_reused
 from control_plane.queue.store import (
     JOB_BYTES,
     MOST_SCANNED,
-    Accepted,
     Backlog,
     Failure,
-    NewJob,
     Outcome,
     Page,
     Policy,
@@ -47,9 +46,9 @@ class MemoryJobStore:
         return tuple(self._accept(it, now) for it in new)
 
     def _accept(self, new: NewJob, now: float) -> Outcome:
-        job, body, idempotency = new
+        job, idempotency = new.job(), new.idempotency
         if job.job_id in self._jobs:
-            return Accepted(job, is_new=True)
+            return new
         if idempotency is not None:
             known_id, fingerprint, until = self._known.get(
                 (job.tenant, idempotency.key), (None, "", 0.0)
@@ -57,18 +56,18 @@ class MemoryJobStore:
             if known_id in self._jobs and now < until:
                 if fingerprint != idempotency.fingerprint:
                     return key_reused(self._jobs[known_id])
-                return Accepted(self._jobs[known_id], is_new=False)
+                return self._jobs[known_id]
         kept_bytes = self._kept_bytes()
-        if kept_bytes + len(body) + JOB_BYTES > self._policy.most_bytes:
+        if kept_bytes + len(new.order.body) + JOB_BYTES > self._policy.most_bytes:
             return jobs_full(kept_bytes, self._policy)
         if idempotency is not None:
             until = now + self._policy.idempotency_s
             known = (job.job_id, idempotency.fingerprint, until)
             self._known[job.tenant, idempotency.key] = known
-        self._jobs[job.job_id] = replace(job, is_idempotent=idempotency is not None)
-        self._bodies[job.job_id] = body
+        self._jobs[job.job_id] = job
+        self._bodies[job.job_id] = new.order.body
         self._due[job.job_id] = now
-        return Accepted(job, is_new=True)
+        return new
 
     async def get(self, job_id: JobId, *, tenant: TenantName | None) -> Job | None:
         job = self._jobs.get(job_id)

@@ -27,14 +27,13 @@ from importlib.resources import files
 from typing import Any, Protocol
 
 from control_plane.queue.job import MOVES, Answer, Job, Webhook
+from control_plane.queue.order import NewJob
 from control_plane.queue.problems import ABANDONED, jobs_full, key_reused
 from control_plane.queue.store import (
     JOB_BYTES,
     MOST_SCANNED,
-    Accepted,
     Backlog,
     Failure,
-    NewJob,
     Outcome,
     Page,
     Policy,
@@ -74,22 +73,23 @@ class RedisJobStore:
 
     async def accept(self, new: Sequence[NewJob], *, now: float) -> tuple[Outcome, ...]:
         arguments: list[Argument] = []
-        for job, body, idempotency in new:
+        for job_id, created_at, order, idempotency in new:
             key, fingerprint = idempotency or ("", "")
-            arguments += (job.job_id, job.tenant, job.model, _ms(job.deadline_at))
-            arguments += (key, fingerprint, body)
-            arguments += (job.path, job.request_id, job.model_owner, _ms(job.created_at))
-            arguments += (job.max_attempts, "" if job.webhook is None else job.webhook.url)
+            tenant, model, model_owner, path, request_id, body, terms = order
+            deadline_at = created_at + terms.deadline_s
+            arguments += (job_id, tenant, model, _ms(deadline_at), key, fingerprint, body)
+            arguments += (path, request_id, model_owner, _ms(created_at))
+            arguments += (terms.max_attempts, terms.webhook_url or "")
         outcomes = await self._call("accept", now, *arguments)
         return tuple(map(self._accepted, new, outcomes))
 
     def _accepted(self, new: NewJob, outcome: Any) -> Outcome:
         if outcome == 1:
-            return Accepted(new.job, is_new=True)
+            return new
         word, found = outcome
         match word.decode():
             case "known":
-                return Accepted(_job(found), is_new=False)
+                return _job(found)
             case "mismatch":
                 return key_reused(_job(found))
             case _:

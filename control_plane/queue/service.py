@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable
 
 from control_plane.queue import problems
-from control_plane.queue.acceptance import Acceptance, Order, Told
+from control_plane.queue.acceptance import Acceptance, Told
 from control_plane.queue.answers import Answers
 from control_plane.queue.job import Job
+from control_plane.queue.order import Order
 from control_plane.queue.store import JobStore, Page
 from infra.clock import Clock
 from infra.contracts.base import JobId, ModelName

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from control_plane.queue.job import Answer, Job, Verdict
+from control_plane.queue.order import NewJob
 from infra.contracts.base import JobId, ModelName
 from infra.contracts.job import JobState
 from infra.contracts.tenancy import TenantName
@@ -30,29 +31,8 @@ class Policy:
 JOB_BYTES = 1024  # what Redis takes for a job without its bodies, and some more
 
 
-class Idempotency(NamedTuple):
-    """The caller's key as a digest, and a digest of all that has to be the same."""
-
-    key: str
-    fingerprint: str
-
-
-class NewJob(NamedTuple):
-    """A job that is to be kept, with its request's body."""
-
-    job: Job
-    body: bytes
-    idempotency: Idempotency | None = None
-
-
-class Accepted(NamedTuple):
-    """The job that a request became; not new where its idempotency key was known."""
-
-    job: Job
-    is_new: bool
-
-
-Outcome = Accepted | IdempotencyKeyReused | JobsFull
+# The order itself: it is kept from now on, or was by a call before; a job: it has the order's key.
+Outcome = NewJob | Job | IdempotencyKeyReused | JobsFull
 
 
 class Backlog(NamedTuple):
@@ -104,8 +84,10 @@ class JobStore(Protocol):
     def policy(self) -> Policy: ...
 
     async def accept(self, new: Sequence[NewJob], *, now: float) -> tuple[Outcome, ...]:
-        """Keeps new jobs, one after the other; when it returns, all that were accepted are on
-        disk. Gives IdempotencyKeyReused where a key was used for something else, and JobsFull."""
+        """Keeps jobs, one after the other; when it returns, all that were accepted are on disk.
+
+        Gives IdempotencyKeyReused where a key was used for something else, and JobsFull.
+        """
         ...
 
     async def get(self, job_id: JobId, *, tenant: TenantName | None) -> Job | None: ...

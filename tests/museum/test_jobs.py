@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from control_plane.queue.acceptance import Order, Terms
 from control_plane.queue.executor import Answered, Failed
 from control_plane.queue.job import Job
 from control_plane.queue.memory_store import MemoryJobStore
+from control_plane.queue.order import NewJob, Order, Terms
 from control_plane.queue.plane import JobPlane
-from control_plane.queue.store import Accepted, Policy
+from control_plane.queue.store import Policy
 from infra.contracts.base import ModelName, RequestId
 from infra.contracts.job import JobState
 from infra.errors import JobNotFound
@@ -57,11 +57,11 @@ def working(
 
 
 async def accepted(plane: JobPlane, order: Order) -> Job:
-    told: asyncio.Future[Accepted | Exception] = asyncio.get_running_loop().create_future()
+    told: asyncio.Future[NewJob | Job | Exception] = asyncio.get_running_loop().create_future()
     plane.jobs.accept(order, told.set_result)
     outcome = await told
-    assert isinstance(outcome, Accepted)
-    return outcome.job
+    assert isinstance(outcome, NewJob)
+    return outcome.job()
 
 
 def an_order() -> Order:

@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from control_plane.queue.job import Answer, Job, Verdict, Webhook
-from control_plane.queue.store import Accepted, Failure, Idempotency, JobStore, NewJob
+from control_plane.queue.order import Idempotency, NewJob, Order, Terms
+from control_plane.queue.store import Failure, JobStore
 from infra.contracts.base import JobId, ModelName, RequestId
 from infra.contracts.tenancy import TenantName
 
@@ -37,11 +38,22 @@ def a_job(number: int = 1, *, webhook: str | None = None, **changes: Any) -> Job
     return replace(job, **changes)
 
 
+def a_new(job: Job, *, key: Idempotency | None = None) -> NewJob:
+    """What becomes this job."""
+    webhook_url = None if job.webhook is None else job.webhook.url
+    terms = Terms(job.deadline_at - job.created_at, job.max_attempts, webhook_url)
+    order = Order(
+        *(job.tenant, job.model, job.model_owner, job.path, job.request_id, BODY),
+        terms,
+    )
+    return NewJob(job.job_id, job.created_at, order, key)
+
+
 async def accept(
     store: JobStore, job: Job, *, key: Idempotency | None = None, now: float = T0
-) -> Accepted:
+) -> NewJob | Job:
     """Leaves one job; raises why it is not accepted."""
-    [outcome] = await store.accept([NewJob(job, BODY, key)], now=now)
+    [outcome] = await store.accept([a_new(job, key=key)], now=now)
     if isinstance(outcome, Exception):
         raise outcome
     return outcome

@@ -12,25 +12,17 @@ from control_plane.queue.acceptance import (
     MOST_BYTES_AT_ONCE,
     MOST_CALLS,
     Acceptance,
-    Order,
-    Terms,
 )
+from control_plane.queue.job import Job
 from control_plane.queue.memory_store import MemoryJobStore
-from control_plane.queue.store import (
-    JOB_BYTES,
-    Accepted,
-    Idempotency,
-    JobStore,
-    NewJob,
-    Outcome,
-    Policy,
-)
+from control_plane.queue.order import Idempotency, NewJob, Order, Terms
+from control_plane.queue.store import JOB_BYTES, JobStore, Outcome, Policy
 from infra.contracts.base import ModelName, RequestId
 from infra.contracts.job import JobState
 from infra.errors import IdempotencyKeyReused, JobsFull, StoreUnavailable
 from infra.virtual_time import EPOCH, LoopClock, run_virtual
 from tests.queue.conftest import MakeStore
-from tests.queue.makers import BODY, CHAT, HOOK, NOBODY, T0, a_job
+from tests.queue.makers import BODY, CHAT, HOOK, NOBODY, T0, a_job, a_new
 
 CALL_S = 0.01
 OTHER = ModelName("other")
@@ -57,7 +49,7 @@ class Desk:
     """Orders, and what became of each, in the order in which it was told."""
 
     def __init__(self, store: JobStore) -> None:
-        self.told: list[tuple[int, Accepted | Exception]] = []
+        self.told: list[tuple[int, NewJob | Job | Exception]] = []
         self.waits: list[ModelName] = []
         self.acceptance = Acceptance(store, clock=LoopClock(), waits=self.waits.append)
 
@@ -84,7 +76,7 @@ def test_what_comes_while_calls_are_under_way_goes_together_into_the_next_one() 
 
         assert store.calls == [3, 1, 6], "two at a time"
         assert [number for number, _ in desk.told] == list(range(10))
-        assert all(isinstance(it, Accepted) and it.is_new for _, it in desk.told)
+        assert all(isinstance(it, NewJob) for _, it in desk.told)
         assert desk.waits == [CHAT] * 3, "once a call"
         assert (await store.counts()) == {(CHAT, JobState.QUEUED): 10}
 
@@ -143,7 +135,7 @@ def test_while_the_store_is_away_whoever_came_is_told_and_the_next_one_is_accept
         assert store.calls == [1] * MOST_CALLS, "who came meanwhile has waited as long"
         desk.order(9)
         await asyncio.sleep(2 * CALL_S)
-        assert isinstance(desk.told[-1][1], Accepted)
+        assert isinstance(desk.told[-1][1], NewJob)
 
     run_virtual(main())
 
@@ -161,11 +153,10 @@ def test_each_of_those_that_came_together_is_told_its_own_end() -> None:
 
         outcomes = dict(desk.told)
         first, again = outcomes[1], outcomes[2]
-        assert isinstance(first, Accepted) and isinstance(again, Accepted)
-        assert (first.is_new, again.is_new) == (True, False)
-        assert first.job.job_id == again.job.job_id
+        assert isinstance(first, NewJob)
+        assert again == first.job()
         assert isinstance(outcomes[3], IdempotencyKeyReused)
-        assert isinstance(outcomes[4], Accepted) and isinstance(outcomes[5], Accepted)
+        assert isinstance(outcomes[4], NewJob) and isinstance(outcomes[5], NewJob)
         assert isinstance(outcomes[6], JobsFull)
 
     run_virtual(main())
@@ -176,7 +167,7 @@ def test_one_that_cannot_be_told_keeps_nobody_else_from_it() -> None:
         desk = Desk(Slow())
         terms = Terms(deadline_s=60, max_attempts=3)
 
-        def broken(outcome: Accepted | Exception) -> None:
+        def broken(outcome: NewJob | Job | Exception) -> None:
             raise KeyError("a defect")
 
         order = Order(NOBODY, CHAT, NOBODY, "/invoke", RequestId("req_0"), BODY, terms)
@@ -202,13 +193,11 @@ async def test_every_store_accepts_many_as_it_does_one(make_store: MakeStore) ->
     ]
     keys = {4: key, 5: key, 6: key._replace(fingerprint="another")}
 
-    outcomes = await store.accept(
-        [NewJob(job, BODY, keys.get(n)) for n, job in enumerate(jobs, 1)], now=T0
-    )
+    new = [a_new(job, key=keys.get(number)) for number, job in enumerate(jobs, 1)]
+    outcomes = await store.accept(new, now=T0)
 
-    assert outcomes[:3] == tuple(Accepted(job, is_new=True) for job in jobs[:3])
-    assert isinstance(outcomes[3], Accepted)
-    assert outcomes[4] == Accepted(replace(jobs[3], is_idempotent=True), is_new=False)
+    assert list(outcomes[:4]) == new[:4]
+    assert outcomes[4] == replace(jobs[3], is_idempotent=True)
     assert isinstance(outcomes[5], IdempotencyKeyReused)
     assert isinstance(outcomes[6], JobsFull)
     kept = [await store.get(job.job_id, tenant=NOBODY) for job in jobs]
@@ -218,5 +207,5 @@ async def test_every_store_accepts_many_as_it_does_one(make_store: MakeStore) ->
 
 @pytest.mark.parametrize("webhook", [None, HOOK])
 def test_what_is_said_of_a_fresh_job_is_its_status(webhook: str | None) -> None:
-    job = a_job(webhook=webhook, created_at=EPOCH + 0.123, updated_at=EPOCH + 0.123)
-    assert orjson.loads(job.fresh_status()) == orjson.loads(job.status_json())
+    new = a_new(a_job(webhook=webhook, created_at=EPOCH + 0.123))
+    assert orjson.loads(new.status_json()) == orjson.loads(new.job().status_json())

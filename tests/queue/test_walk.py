@@ -8,12 +8,10 @@ import pytest
 
 from control_plane.queue.job import Verdict
 from control_plane.queue.memory_store import MemoryJobStore
+from control_plane.queue.order import Idempotency
 from control_plane.queue.redis_store import RedisJobStore, job_function
 from control_plane.queue.store import (
-    Accepted,
-    Idempotency,
     JobStore,
-    NewJob,
     Policy,
     WebhookReport,
 )
@@ -21,7 +19,7 @@ from infra.contracts.base import JobId, ModelName
 from infra.errors import PlatformError
 from infra.redis import EmbeddedRedis, connect
 from tests.queue.books import check_books
-from tests.queue.makers import BODY, HOOK, NOBODY, T0, a_failure, a_job, an_answer
+from tests.queue.makers import HOOK, NOBODY, T0, a_failure, a_job, a_new, an_answer
 
 POLICY = Policy(
     lease_s=30,
@@ -74,11 +72,11 @@ class Walker:
             )
             key = dice.choice((None, Idempotency(f"key-{number % 3}", str(number % 4))))
             if await store.get(job.job_id, tenant=NOBODY) is None:
-                new.append(NewJob(job, BODY, key))
+                new.append(a_new(job, key=key))
         if not new:
             return None
         return [
-            (outcome.job, outcome.is_new) if isinstance(outcome, Accepted) else outcome.slug
+            outcome.slug if isinstance(outcome, PlatformError) else outcome
             for outcome in await store.accept(new, now=self.now)
         ]
 
