@@ -14,10 +14,10 @@ from snapshotter.settings import SnapshotterSettings
 
 if TYPE_CHECKING:  # each program loads what it needs
     from infra.containerd.client import Containerd
+    from infra.registry.client import Registry
     from snapshotter.blob.peers.peering import Sharing
     from snapshotter.blob.store import ChunkStore
     from snapshotter.index.publish import Published, Publisher
-    from snapshotter.registry.client import Registry
 
 PROGRAM = (sys.executable, "-m", "snapshotter.main")
 
@@ -80,10 +80,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _pull(arguments: argparse.Namespace) -> None:
     from infra.clock import SystemClock
+    from infra.registry.reference import Reference
     from snapshotter.containerd.pull_report import JsonPullReport, PullReport
     from snapshotter.containerd.puller import Puller
     from snapshotter.registry.image import this_architecture
-    from snapshotter.registry.reference import Reference
 
     settings = SnapshotterSettings()
     image = Reference.parse(arguments.reference)
@@ -114,14 +114,14 @@ def _remove(arguments: argparse.Namespace) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> None:
-    from snapshotter.registry.reference import Reference
+    from infra.registry.reference import Reference
 
     with _publisher(arguments) as publisher:
         _told(publisher.index(Reference.parse(arguments.reference)), arguments)
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from snapshotter.registry.reference import Reference
+    from infra.registry.reference import Reference
 
     target = Reference.parse(arguments.target)
     with _publisher(arguments) as publisher:
@@ -288,9 +288,9 @@ def _containerd(
 
 
 def _registry(settings: SnapshotterSettings) -> "Registry":
-    from snapshotter.registry.authorization import Authorization, docker_logins
-    from snapshotter.registry.client import Registry
-    from snapshotter.registry.connections import Connections
+    from infra.registry.authorization import Authorization, docker_logins
+    from infra.registry.client import Registry
+    from infra.registry.connections import Connections
 
     connections = Connections(is_plain=settings.is_plain)
     logins = docker_logins(settings.docker_config)

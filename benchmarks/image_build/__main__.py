@@ -6,10 +6,10 @@ import time
 
 from benchmarks.image_build.image import CONTROL_PLANE, WORKER, build_and_push
 from infra.errors import PlatformError
-from snapshotter.registry.authorization import Authorization, docker_logins
-from snapshotter.registry.client import Registry
-from snapshotter.registry.connections import Connections
-from snapshotter.registry.reference import Reference
+from infra.registry.authorization import Authorization, docker_logins
+from infra.registry.client import Registry
+from infra.registry.connections import Connections
+from infra.registry.reference import Reference
 from snapshotter.settings import SnapshotterSettings
 
 RECIPES = {"worker": WORKER, "control-plane": CONTROL_PLANE}

@@ -11,9 +11,9 @@ from typing import Any
 
 from benchmarks.image_build.contents import CODE, SITE, File, code, interpreter, libraries, packages
 from benchmarks.image_build.layer import MEDIA_TYPE, USER, WrittenLayer, write_layer
-from snapshotter.registry.client import Registry
-from snapshotter.registry.manifest import MANIFEST
-from snapshotter.registry.reference import Reference
+from infra.registry.client import Registry
+from infra.registry.manifest import MANIFEST
+from infra.registry.reference import Reference
 
 CONFIG = "application/vnd.oci.image.config.v1+json"
 _FOLDERS = {

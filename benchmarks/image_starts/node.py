@@ -13,12 +13,12 @@ from benchmarks.measure.link import RunningLink
 from benchmarks.measure.torch_image import ENVIRONMENT, in_image
 from infra.clock import SystemClock
 from infra.containerd.client import Containerd
+from infra.registry.authorization import Authorization, no_login
+from infra.registry.client import Registry
+from infra.registry.connections import Connections
+from infra.registry.reference import Reference
 from snapshotter.containerd.puller import Puller
-from snapshotter.registry.authorization import Authorization, no_login
-from snapshotter.registry.client import Registry
-from snapshotter.registry.connections import Connections
 from snapshotter.registry.image import this_architecture
-from snapshotter.registry.reference import Reference
 from tests.support.containerd import SNAPSHOTTER, RunningContainerd, running_containerd
 from tests.support.processes import until
 from tests.support.snapshotter import RunningSnapshotter, running_snapshotter

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure.torch_image import torch_layers
+from infra.registry.authorization import Authorization, no_login
+from infra.registry.client import Registry
+from infra.registry.connections import Connections
+from infra.registry.reference import Reference
 from snapshotter.index.publish import Publisher
-from snapshotter.registry.authorization import Authorization, no_login
-from snapshotter.registry.client import Registry
-from snapshotter.registry.connections import Connections
 from snapshotter.registry.image import this_architecture
-from snapshotter.registry.reference import Reference
 from tests.support.oci import Layer, push_image
 
 REPOSITORY = "bench/torch"

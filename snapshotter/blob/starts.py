@@ -8,9 +8,9 @@ from typing import Final
 
 import structlog
 
+from infra.registry.reference import Reference
 from snapshotter.blob.blob import Blob
 from snapshotter.blob.flight import Priority
-from snapshotter.registry.reference import Reference
 from snapshotter.trace.files import TraceFiles
 from snapshotter.trace.trace import Recording, Trace
 

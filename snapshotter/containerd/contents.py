@@ -9,7 +9,7 @@ import grpc
 from infra.containerd.client import CallFailed, Containerd
 from infra.containerd.methods import Content
 from infra.containerd.protos import content_pb2 as pb
-from snapshotter.registry.manifest import Descriptor
+from infra.registry.manifest import Descriptor
 
 _PART_BYTES: Final = 1 << 20
 

@@ -10,13 +10,13 @@ import structlog
 
 from infra.clock import Clock
 from infra.errors import PlatformError, StoreUnavailable
+from infra.registry.client import Registry
+from infra.registry.reference import Reference
 from snapshotter.containerd.index_files import IndexFiles
 from snapshotter.containerd.layers import FoundLayer, WantedLayer
 from snapshotter.fs.control_client import ControlClient
 from snapshotter.fs.layer_mounts import LayerMounts
 from snapshotter.index.image_index import ImageIndex, find_index
-from snapshotter.registry.client import Registry
-from snapshotter.registry.reference import Reference
 from snapshotter.trace.files import TraceFiles
 from snapshotter.trace.shared import fetch_traces
 

@@ -8,6 +8,8 @@ from threading import Lock
 from typing import Any
 
 from infra.errors import Invalid
+from infra.registry.client import Registry
+from infra.registry.reference import Reference
 from snapshotter.blob.blob import Blob
 from snapshotter.blob.codec import codec_of
 from snapshotter.blob.fetcher import Fetcher
@@ -22,8 +24,6 @@ from snapshotter.fs.ports import ServedFile
 from snapshotter.index.erofs_writer import erofs_metadata
 from snapshotter.index.layer_index import LayerIndex
 from snapshotter.registry.blob_ranges import RegistryBlob
-from snapshotter.registry.client import Registry
-from snapshotter.registry.reference import Reference
 
 
 class BlobBytes:

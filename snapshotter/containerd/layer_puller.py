@@ -15,12 +15,12 @@ from infra.containerd.client import CallFailed, Containerd
 from infra.containerd.methods import Diff, Snapshots
 from infra.containerd.protos import diff_pb2, snapshots_pb2, types_pb2
 from infra.errors import ImageInvalid, SourceUnavailable
+from infra.registry.client import Registry
+from infra.registry.reference import Reference
 from snapshotter.containerd.contents import Contents
 from snapshotter.containerd.layers import WantedLayer
 from snapshotter.containerd.snapshotter import TARGET
-from snapshotter.registry.client import Registry
 from snapshotter.registry.image import ImageLayer
-from snapshotter.registry.reference import Reference
 
 _APPLY_S: Final = 3600.0
 _FIND_S: Final = 120.0

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from snapshotter.registry.reference import Reference
+from infra.registry.reference import Reference
 
 IMAGE_REFERENCE = "containerd.io/snapshot/cri.image-ref"
 MANIFEST_DIGEST = "containerd.io/snapshot/cri.manifest-digest"

@@ -14,9 +14,11 @@ from infra.containerd.client import CallFailed, Containerd
 from infra.containerd.methods import Images, Leases
 from infra.containerd.protos import images_pb2, leases_pb2, types_pb2
 from infra.json_file import parse_json_object
+from infra.registry.client import Registry
+from infra.registry.manifest import LISTS, Descriptor
+from infra.registry.reference import Reference
 from snapshotter.containerd.contents import Contents
 from snapshotter.containerd.layer_puller import How, LayerPuller
-from snapshotter.registry.client import Registry
 from snapshotter.registry.image import (
     MOST_CONFIG_BYTES,
     ImageLayer,
@@ -24,8 +26,6 @@ from snapshotter.registry.image import (
     configuration_of,
     layers_of,
 )
-from snapshotter.registry.manifest import LISTS, Descriptor
-from snapshotter.registry.reference import Reference
 
 _LEASE_S: Final = 3600.0  # what a killed pull left is collected after that
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from infra.errors import ImageInvalid
+from infra.registry.client import Registry
+from infra.registry.manifest import Descriptor
+from infra.registry.reference import Reference
 from snapshotter.index.layer_index import MEDIA_TYPE, MOST_INDEX_BYTES, LayerIndex
-from snapshotter.registry.client import Registry
-from snapshotter.registry.manifest import Descriptor
-from snapshotter.registry.reference import Reference
 from snapshotter.registry.referrers import attached
 
 ARTIFACT_TYPE: Final = "application/vnd.firstlight.image-index.v1"

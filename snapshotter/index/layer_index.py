@@ -21,11 +21,11 @@ import orjson
 import zstandard
 
 from infra.errors import ImageInvalid
+from infra.registry.reference import DIGEST
 from snapshotter.index.chunk_table import ChunkTable
 from snapshotter.index.entry import MOST_NAME_BYTES, MOST_PATH_BYTES, Entry, Kind
 from snapshotter.index.gzip_spans import GzipPoint
 from snapshotter.index.tar_scan import MOST_ENTRIES
-from snapshotter.registry.reference import DIGEST
 
 MEDIA_TYPE: Final = "application/vnd.firstlight.layer-index.v1"
 MOST_INDEX_BYTES: Final = 256 << 20

@@ -8,11 +8,13 @@ from typing import Any, Final
 
 from infra.errors import ImageInvalid
 from infra.json_file import parse_json_object
+from infra.registry.client import Registry
+from infra.registry.manifest import LISTS, MANIFEST, Descriptor, Manifest
+from infra.registry.reference import Reference
 from snapshotter.index.build import index_layer, unpack_tar
 from snapshotter.index.image_index import ARTIFACT_TYPE, LAYER
 from snapshotter.index.layer_index import MEDIA_TYPE, LayerIndex
 from snapshotter.index.zstd_frames import cuts, write_frames
-from snapshotter.registry.client import Registry
 from snapshotter.registry.image import (
     MOST_CONFIG_BYTES,
     ImageLayer,
@@ -20,8 +22,6 @@ from snapshotter.registry.image import (
     configuration_of,
     layers_of,
 )
-from snapshotter.registry.manifest import LISTS, MANIFEST, Descriptor, Manifest
-from snapshotter.registry.reference import Reference
 from snapshotter.registry.referrers import attach
 
 LEAST_LAYER_BYTES: Final = 10 << 20  # smaller ones are downloaded before an index pays

@@ -1,8 +1,8 @@
 """One blob of a registry as a source of ranges."""
 
 from infra.errors import Forbidden, NotFound, SourceUnavailable, Unauthorized
-from snapshotter.registry.client import Registry
-from snapshotter.registry.reference import Reference
+from infra.registry.client import Registry
+from infra.registry.reference import Reference
 
 
 class RegistryBlob:

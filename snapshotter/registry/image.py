@@ -7,8 +7,8 @@ from hashlib import sha256
 from typing import Any, Final
 
 from infra.errors import ImageInvalid
-from snapshotter.registry.manifest import Descriptor
-from snapshotter.registry.reference import DIGEST
+from infra.registry.manifest import Descriptor
+from infra.registry.reference import DIGEST
 
 MOST_LAYERS: Final = 512
 MOST_CONFIG_BYTES: Final = 4 << 20

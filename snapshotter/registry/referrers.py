@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from infra.errors import NotFound, SourceUnavailable
-from snapshotter.registry.client import Registry
-from snapshotter.registry.manifest import INDEX, MANIFEST, Descriptor
-from snapshotter.registry.reference import Reference
+from infra.registry.client import Registry
+from infra.registry.manifest import INDEX, MANIFEST, Descriptor
+from infra.registry.reference import Reference
 
 _EMPTY: Final = b"{}"
 _EMPTY_TYPE: Final = "application/vnd.oci.empty.v1+json"

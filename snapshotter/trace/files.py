@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from infra.errors import ImageInvalid
-from snapshotter.registry.reference import DIGEST
+from infra.registry.reference import DIGEST
 from snapshotter.trace.trace import MOST_TRACE_BYTES, Trace, better
 
 log = structlog.get_logger()

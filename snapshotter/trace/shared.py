@@ -5,9 +5,9 @@ from typing import Final
 import structlog
 
 from infra.errors import ImageInvalid, PlatformError
-from snapshotter.registry.client import Registry
-from snapshotter.registry.manifest import Descriptor
-from snapshotter.registry.reference import Reference
+from infra.registry.client import Registry
+from infra.registry.manifest import Descriptor
+from infra.registry.reference import Reference
 from snapshotter.registry.referrers import attach, attached
 from snapshotter.trace.trace import MOST_TRACE_BYTES, Trace
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from infra.errors import ImageInvalid
-from snapshotter.registry.reference import DIGEST
+from infra.registry.reference import DIGEST
 
 MOST_TOUCHES: Final = 200_000
 MOST_TRACE_BYTES: Final = 4 << 20

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Sequence
 
-from snapshotter.registry.manifest import MANIFEST
-from snapshotter.registry.reference import Reference
+from infra.registry.manifest import MANIFEST
+from infra.registry.reference import Reference
 from tests.snapshotter.makers import digest_of
 from tests.snapshotter.registry_server import RegistryServer
 from tests.snapshotter.tars import gzipped

@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from snapshotter.registry.authorization import Authorization, Logins, no_login
-from snapshotter.registry.client import Registry
-from snapshotter.registry.connections import Connections
+from infra.registry.authorization import Authorization, Logins, no_login
+from infra.registry.client import Registry
+from infra.registry.connections import Connections
 from tests.snapshotter.makers import digest_of
 
 Fault = Callable[["Handler"], bool]  # True: it answered

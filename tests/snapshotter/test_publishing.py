@@ -3,14 +3,14 @@ import json
 import pytest
 
 from infra.errors import ImageInvalid, SourceUnavailable
+from infra.registry.manifest import MANIFEST, Descriptor
+from infra.registry.reference import Reference
 from snapshotter.blob.codec import codec_of
 from snapshotter.blob.source import Decoded
 from snapshotter.index.image_index import ARTIFACT_TYPE, find_index
 from snapshotter.index.layer_index import Compression
 from snapshotter.index.publish import ZSTD_LAYER, Publisher
 from snapshotter.registry.blob_ranges import RegistryBlob
-from snapshotter.registry.manifest import MANIFEST, Descriptor
-from snapshotter.registry.reference import Reference
 from snapshotter.registry.referrers import attach, attached
 from tests.snapshotter.images import add_image
 from tests.snapshotter.makers import digest_of

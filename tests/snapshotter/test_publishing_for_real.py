@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
+from infra.registry.reference import Reference
 from snapshotter.blob.codec import codec_of
 from snapshotter.blob.source import Decoded
 from snapshotter.index.image_index import find_index
 from snapshotter.registry.blob_ranges import RegistryBlob
-from snapshotter.registry.reference import Reference
 from tests.snapshotter.registry_server import Clients
 from tests.support.oci import base_layer, digest_of, push_image
 from tests.support.registry import running_registry

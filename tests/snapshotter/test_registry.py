@@ -3,10 +3,10 @@ import threading
 import pytest
 
 from infra.errors import Forbidden, ImageInvalid, NotFound, SourceUnavailable, Unauthorized
-from snapshotter.registry.authorization import Login, docker_logins
+from infra.registry.authorization import Login, docker_logins
+from infra.registry.manifest import MANIFEST, Descriptor
+from infra.registry.reference import Reference
 from snapshotter.registry.blob_ranges import RegistryBlob
-from snapshotter.registry.manifest import MANIFEST, Descriptor
-from snapshotter.registry.reference import Reference
 from tests.snapshotter.registry_server import (
     Clients,
     Handler,
@@ -283,8 +283,8 @@ def test_redirects_end(server, image, client):
 
 
 def test_a_token_of_an_encrypted_registry_is_never_asked_for_in_the_clear(server):
-    from snapshotter.registry.authorization import Authorization, no_login
-    from snapshotter.registry.connections import Connections
+    from infra.registry.authorization import Authorization, no_login
+    from infra.registry.connections import Connections
 
     connections = Connections(is_plain=lambda host: False)
     said = f'Bearer realm="http://{server.address}/token"'

@@ -5,11 +5,11 @@ import orjson
 import pytest
 
 from infra.errors import ImageInvalid
+from infra.registry.reference import Reference
 from snapshotter.blob.blob import Blob
 from snapshotter.blob.fetcher import Fetcher
 from snapshotter.blob.starts import Starts
 from snapshotter.blob.store import ChunkStore
-from snapshotter.registry.reference import Reference
 from snapshotter.trace.files import TraceFiles
 from snapshotter.trace.shared import fetch_traces, push_trace
 from snapshotter.trace.trace import Recording, Touch, Trace, better

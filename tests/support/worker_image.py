@@ -1,10 +1,10 @@
 """An image with the scripted worker in it, built from what is installed here, in a registry."""
 
 from benchmarks.image_build.image import Recipe, build_and_push
-from snapshotter.registry.authorization import Authorization, no_login
-from snapshotter.registry.client import Registry
-from snapshotter.registry.connections import Connections
-from snapshotter.registry.reference import Reference
+from infra.registry.authorization import Authorization, no_login
+from infra.registry.client import Registry
+from infra.registry.connections import Connections
+from infra.registry.reference import Reference
 
 SCRIPTED = Recipe(
     ("pydantic", "pydantic-settings", "structlog", "uvloop", "llguidance", "httptools"),

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from infra.registry.connections import Connections
 from snapshotter.blob.blob import Blob
 from snapshotter.blob.peers.directory import Directory
 from snapshotter.blob.peers.neighbourhood import Neighbourhood
@@ -14,7 +15,6 @@ from snapshotter.blob.peers.source import PeerSource
 from snapshotter.blob.source import ChunkSource
 from snapshotter.blob.store import ChunkStore
 from snapshotter.blob.stored_blob import BlobRef
-from snapshotter.registry.connections import Connections
 
 _FIRST_WORD_S = 0.1  # how long the first read of a blob may wait to hear who shares it
 _CONNECT_S = 0.5

@@ -5,12 +5,12 @@ from http import HTTPStatus
 from typing import Final
 
 from infra.errors import SourceUnavailable
+from infra.registry.connections import Connections
 from snapshotter.blob.peers.neighbourhood import Neighbourhood
 from snapshotter.blob.peers.placement import Ask, whom_to_ask
 from snapshotter.blob.peers.wire import chunks_path
 from snapshotter.blob.stored_blob import BlobRef
 from snapshotter.index.chunk_table import Chunk
-from snapshotter.registry.connections import Connections
 
 
 class PeerSource:

@@ -6,12 +6,12 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from infra.registry.authorization import Authorization, no_login
+from infra.registry.client import Registry
+from infra.registry.connections import Connections
+from infra.registry.reference import Reference
 from snapshotter.index.publish import Publisher
-from snapshotter.registry.authorization import Authorization, no_login
-from snapshotter.registry.client import Registry
-from snapshotter.registry.connections import Connections
 from snapshotter.registry.image import this_architecture
-from snapshotter.registry.reference import Reference
 from tests.support.containerd import running_containerd
 from tests.support.oci import LayerWriter, base_layer, push_image
 from tests.support.processes import until

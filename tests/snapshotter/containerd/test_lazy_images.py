@@ -13,12 +13,12 @@ from infra.containerd.client import CallFailed, Containerd
 from infra.containerd.methods import Content, CriImages
 from infra.containerd.protos import content_pb2, cri_pb2
 from infra.redis import EmbeddedRedis
+from infra.registry.authorization import Authorization, no_login
+from infra.registry.client import Registry
+from infra.registry.connections import Connections
+from infra.registry.reference import Reference
 from snapshotter.index.publish import Publisher
-from snapshotter.registry.authorization import Authorization, no_login
-from snapshotter.registry.client import Registry
-from snapshotter.registry.connections import Connections
 from snapshotter.registry.image import this_architecture
-from snapshotter.registry.reference import Reference
 from tests.support.containerd import RunningContainerd, running_containerd
 from tests.support.mounts import mounts_below
 from tests.support.oci import LayerWriter, PushedImage, base_layer, push_image

@@ -13,15 +13,15 @@ from infra.containerd.client import CallFailed, Containerd
 from infra.containerd.methods import Content, CriImages
 from infra.containerd.protos import content_pb2, cri_pb2
 from infra.errors import ImageInvalid, NotFound
+from infra.registry.authorization import Authorization, no_login
+from infra.registry.client import Registry
+from infra.registry.connections import Connections
+from infra.registry.reference import Reference
 from snapshotter.containerd.image_list import list_images, remove_image
 from snapshotter.containerd.layer_puller import How
 from snapshotter.containerd.layers import FolderLayers
 from snapshotter.containerd.puller import PulledImage, Puller
-from snapshotter.registry.authorization import Authorization, no_login
-from snapshotter.registry.client import Registry
-from snapshotter.registry.connections import Connections
 from snapshotter.registry.image import this_architecture
-from snapshotter.registry.reference import Reference
 from tests.snapshotter.containerd.conftest import Asked, serving
 from tests.support.containerd import SNAPSHOTTER, RunningContainerd
 from tests.support.oci import Layer, LayerWriter, PushedImage, base_layer, push_image

@@ -18,9 +18,9 @@ from infra.errors import (
     Unauthorized,
 )
 from infra.json_file import parse_json_object
-from snapshotter.registry.authorization import Authorization
-from snapshotter.registry.connections import Answer, Body, Connections
-from snapshotter.registry.manifest import (
+from infra.registry.authorization import Authorization
+from infra.registry.connections import Answer, Body, Connections
+from infra.registry.manifest import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     INDEX,
@@ -28,7 +28,7 @@ from snapshotter.registry.manifest import (
     Descriptor,
     Manifest,
 )
-from snapshotter.registry.reference import Reference
+from infra.registry.reference import Reference
 
 _ACCEPT: Final = ", ".join((MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_LIST))
 MOST_MANIFEST_BYTES: Final = 4 << 20

@@ -12,7 +12,7 @@ from urllib.parse import urlencode, urlsplit
 
 from infra.errors import SourceUnavailable, Unauthorized
 from infra.json_file import parse_json_object, read_json_object
-from snapshotter.registry.connections import Connections
+from infra.registry.connections import Connections
 
 _MOST_TOKEN_BYTES: Final = 64 << 10
 _PARAMETER: Final = re.compile(r'([a-z_]{1,32})="([^"]{0,2048})"', re.IGNORECASE)

@@ -1,0 +1,1 @@
+"""Registries of images and models (OCI distribution): the one client of all programs."""
