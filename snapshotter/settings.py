@@ -1,12 +1,13 @@
 """What the environment may say to the snapshotter; nothing else of it reads it."""
 
-from ipaddress import ip_address
 from pathlib import Path
 from socket import gethostname
 from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from infra.registry.reference import is_this_machine
 
 NODE_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ADDRESS = r"^([A-Za-z0-9.-]{1,253}|\[[0-9a-fA-F:.]{2,45}\]):\d{1,5}$"
@@ -122,10 +123,4 @@ class SnapshotterSettings(BaseSettings):
 
     def is_plain(self, host: str) -> bool:
         """Whether to speak HTTP without TLS with a registry; containerd decides the same way."""
-        if host in self.plain_http:
-            return True
-        name = host.rpartition(":")[0] or host
-        try:
-            return ip_address(name).is_loopback
-        except ValueError:
-            return name == "localhost"
+        return host in self.plain_http or is_this_machine(host)

@@ -17,7 +17,9 @@ from infra.contracts.base import MODEL_NAME_PATTERN, Contract, ModelName
 SOURCE_PATTERN = re.compile(
     r"^(?:file:///[^\0]{1,4000}"
     r"|hf://[A-Za-z0-9._-]{1,96}/[A-Za-z0-9._-]{1,96}(?:@[A-Za-z0-9._/-]{1,128})?"
-    r"|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[^\0]{0,1000})?)$"
+    r"|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[^\0]{0,1000})?"
+    r"|oci://[A-Za-z0-9.:-]{1,260}/[a-z0-9._/-]{1,255}(?::[A-Za-z0-9._-]{1,128})?"
+    r"(?:@sha256:[0-9a-f]{64})?)$"
 )
 
 Seconds = Annotated[float, Field(ge=0, le=7 * 24 * 3600, strict=False)]
@@ -49,7 +51,10 @@ SecondsOrAuto = Annotated[
 def checked_source(source: str) -> str:
     """The source itself; raises ValueError for what no source is written like."""
     if not SOURCE_PATTERN.match(source):
-        raise ValueError("is not file:///dir, hf://org/repo@revision or s3://bucket/prefix")
+        raise ValueError(
+            "is not file:///dir, hf://org/repo@revision, s3://bucket/prefix or"
+            " oci://host/repository:tag"
+        )
     return source
 
 
@@ -224,7 +229,9 @@ class ModelSpec(Contract):
     )
     source: str = Field(
         max_length=4096,
-        description="file:///dir, hf://org/repo@revision or s3://bucket/prefix.",
+        description=(
+            "file:///dir, hf://org/repo@revision, s3://bucket/prefix or oci://host/repository:tag."
+        ),
     )
     shared: bool = Field(
         default=False, description="Other tenants may call it; only its own may see more of it."

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, Final
@@ -35,6 +36,14 @@ MOST_MANIFEST_BYTES: Final = 4 << 20
 _TRIES: Final = 4
 _BACKOFF: Final = Backoff(first_s=0.1, most_s=2.0)
 _MOST_RETRY_AFTER_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a blob can be read by whoever sends these headers."""
+
+    url: str
+    headers: Mapping[str, str]
 
 
 class Registry:
@@ -125,6 +134,18 @@ class Registry:
         if len(answer.body) != length:
             raise SourceUnavailable(f"{image.host} answers {len(answer.body)} bytes of {length}")
         return answer.body
+
+    def blob_place(self, image: Reference, digest: str, *, is_checked: bool) -> Place:
+        """For readers of ranges that bring their own connections.
+
+        Checked, the registry has been asked for the blob now, and has let us in.
+        """
+        path = f"/v2/{image.repository}/blobs/{digest}"
+        if is_checked:
+            self._ask("HEAD", image, path, most_bytes=0)
+        header = self._authorization.header(image.host, _scope(image, "pull"))
+        headers = {} if header is None else {"Authorization": header}
+        return Place(f"{self._connections.origin(image.endpoint)}{path}", headers)
 
     def has_blob(self, image: Reference, digest: str) -> bool:
         """Whether the repository has it already."""
@@ -223,7 +244,7 @@ class Registry:
         origin = self._connections.origin(image.endpoint)
         url = path if path.startswith("http") else f"{origin}{path}"
         is_ours = url.startswith(f"{origin}/")  # uploads may go elsewhere, our token may not
-        scope = f"repository:{image.repository}:{scope}"
+        scope = _scope(image, scope)
         token = self._authorization.header(image.host, scope) if is_ours else None
 
         def exchange(token: str | None) -> Answer:
@@ -242,6 +263,10 @@ class Registry:
         if 200 <= answer.status < 300:
             return answer
         raise _refusal(answer, image, method)
+
+
+def _scope(image: Reference, actions: str) -> str:
+    return f"repository:{image.repository}:{actions}"
 
 
 def _refusal(answer: Answer, image: Reference, method: str) -> PlatformError:

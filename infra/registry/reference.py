@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 
 from infra.errors import ImageInvalid
@@ -13,6 +14,15 @@ _REFERENCE: Final = re.compile(
     r"(@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
 DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a registry's `host[:port]` is on this machine, by its name alone."""
+    name = host.rpartition(":")[0] or host
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
 
 
 @dataclass(frozen=True)

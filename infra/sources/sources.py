@@ -8,6 +8,7 @@ from infra.errors import SourceInvalid
 from infra.sources.file import FileSource
 from infra.sources.hub import HubSource
 from infra.sources.port import Land, ModelSource, OnProgress, OpenedSource
+from infra.sources.registry import RegistrySource
 from infra.sources.s3 import S3Source
 
 
@@ -25,13 +26,14 @@ class Sources:
             "file": FileSource(),
             "hf": HubSource(hub_endpoint, hub_token),
             "s3": S3Source(s3_endpoint),
+            "oci": RegistrySource(),
         }
 
     def for_uri(self, uri: str) -> ModelSource:
         """Raises SourceInvalid for schemes that nobody knows."""
         source = self._by_scheme.get(uri.partition(":")[0])
         if source is None:
-            raise SourceInvalid(f"{uri[:200]} is none of file://, hf:// and s3://")
+            raise SourceInvalid(f"{uri[:200]} is none of file://, hf://, s3:// and oci://")
         return source
 
     def resolve(self, uri: str) -> tuple[ResolvedSource, ModelFacts]:

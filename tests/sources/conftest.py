@@ -7,17 +7,22 @@ from typing import Any, Protocol
 import pytest
 
 from infra.backoff import Backoff
+from infra.registry.manifest import MANIFEST
 from infra.sources.file import FileSource
 from infra.sources.hub import HubSource
 from infra.sources.memory import MemorySource
 from infra.sources.patience import Patience
 from infra.sources.port import ModelSource
+from infra.sources.registry import RegistrySource
 from infra.sources.s3 import S3Source
+from tests.snapshotter.registry_server import RegistryServer, registry_server
 from tests.sources.hub_standin import HubStandin, hub_standin
 from tests.sources.models import WEIGHTS
 
 IMPATIENT = Patience(attempts=3, failures=6, backoff=Backoff(first_s=0.001, most_s=0.01))
 SMALL_CHUNK_BYTES = 16_000
+RAW = "application/vnd.cncf.model.weight.v1.raw"
+TITLE = "org.opencontainers.image.title"
 NUM_CHUNKS = -(-len(WEIGHTS) // SMALL_CHUNK_BYTES)
 
 
@@ -102,6 +107,33 @@ class S3World:
         return "s3://models/nothing"
 
 
+class RegistryWorld:
+    def __init__(self, server: RegistryServer, folder: Path) -> None:
+        self.server = server
+        self.login = folder / "docker.json"
+        self.source: ModelSource = RegistrySource(self.login, patience=IMPATIENT)
+
+    def put(self, files: dict[str, bytes]) -> str:
+        return self.push({name: (RAW, content) for name, content in files.items()})
+
+    def push(self, files: dict[str, tuple[str, bytes]], **annotations: str) -> str:
+        """An artifact of one layer a file, each with its media type."""
+        layers = [
+            {
+                "mediaType": media_type,
+                "digest": self.server.add_blob(content),
+                "size": len(content),
+                "annotations": {TITLE: name} | annotations,
+            }
+            for name, (media_type, content) in files.items()
+        ]
+        self.server.add_manifest("v1", {"mediaType": MANIFEST, "layers": layers})
+        return f"oci://{self.server.address}/org/model:v1"
+
+    def unknown(self) -> str:
+        return f"oci://{self.server.address}/org/nothing:v1"
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """A store that speaks S3, in this process."""
@@ -142,13 +174,19 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubStandin]
 
 
 @pytest.fixture
+def registry() -> Iterator[RegistryServer]:
+    with registry_server() as server:
+        yield server
+
+
+@pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights of test models come in several chunks."""
     monkeypatch.setattr("infra.sources.chunks.FIRST_BYTES", SMALL_CHUNK_BYTES)
     monkeypatch.setattr("infra.sources.chunks.CHUNK_BYTES", SMALL_CHUNK_BYTES)
 
 
-@pytest.fixture(params=["file", "hub", "s3", "memory"])
+@pytest.fixture(params=["file", "hub", "s3", "registry", "memory"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
     match request.param:
         case "file":
@@ -157,6 +195,8 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
             return MemoryWorld(tmp_path)
         case "hub":
             return HubWorld(request.getfixturevalue("hub"))
+        case "registry":
+            return RegistryWorld(request.getfixturevalue("registry"), tmp_path)
         case _:
             found: S3World = request.getfixturevalue("s3")
             return found

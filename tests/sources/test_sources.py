@@ -22,7 +22,7 @@ def test_the_scheme_chooses_the_source(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("uri", ["", "http://x", "ftp://x/y", "x", "gs://b/p"])
 def test_other_schemes_are_refused(uri: str) -> None:
-    with pytest.raises(SourceInvalid, match="none of file://, hf:// and s3://"):
+    with pytest.raises(SourceInvalid, match="none of file://, hf://, s3:// and oci://"):
         Sources().resolve(uri)
 
 

@@ -20,7 +20,7 @@ CACHE = f"{MODELS}/kept"  # what one replica of a model leaves for the next
 # Named as the hub's own cache names a repository: links from one of its snapshots stay inside.
 _TARGETS = (f"{MODELS}/models--model", f"{MODELS}/models--draft")
 _FOLDER_OF_KEPT = "kept"
-_ORIGINS = {"hf": "hub", "s3": "s3"}
+_ORIGINS = {"hf": "hub", "s3": "s3", "oci": "registry"}
 
 
 @dataclass(frozen=True, slots=True)
