@@ -52,6 +52,20 @@ def test_packed_tensors_begin_on_a_cache_line(tmp_path: Path) -> None:
     assert found is not None and found["packed"].data_ptr() % 64 == 0
 
 
+def test_tensors_that_end_within_the_pieces_that_are_written_are_whole(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    sizes = (1, 3 << 20, 64, (9 << 20) + 5, 0, (4 << 20) - 64, 7)
+    written = {
+        f"of {size} bytes": torch.randint(0, 256, (size,), dtype=torch.uint8, generator=generator)
+        for size in sizes
+    }
+    store = PackedStore(tmp_path)
+
+    store.write(KEY, written, now=NOW)
+
+    assert_same(store.open(KEY), written)
+
+
 def truncated(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 1)
 

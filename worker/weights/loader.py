@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from infra.errors import SourceInvalid, UnsupportedModel
-from infra.paging import POPULATE_READ, advise, steps
+from infra.paging import HUGE, POPULATE_READ, advise, steps
 from infra.sources.port import WeightStream
 from worker.weights.header import LENGTH_BYTES, TensorEntry, header_bytes, parse_header
 from worker.weights.plan import Shard, plan_weights, read_file
@@ -201,7 +201,11 @@ def _map(shard: Shard, advance: Callable[[int], None] | None) -> torch.Tensor:
 
 
 def _read_ahead(address: int, size: int, advance: Callable[[int], None]) -> None:
-    """Has every page in memory; `advance` hears of bytes in the order of the file."""
+    """Has every page in memory; `advance` hears of bytes in the order of the file.
+
+    In huge pages where the file system has them, which are read faster in every step.
+    """
+    advise(address, size, HUGE)
 
     def populate(step: tuple[int, int]) -> int:
         start, length = step
