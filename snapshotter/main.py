@@ -199,9 +199,12 @@ def _keeper(arguments: argparse.Namespace) -> None:
 def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
     """Serves layers on a descriptor; all that it needs is imported now, before a fork."""
     from infra.clock import boot_id
+    from infra.json_socket import JsonServer
+    from infra.sources.sources import Sources
     from snapshotter.blob.fetcher import Fetcher
     from snapshotter.blob.starts import Starts, ignore_trace
     from snapshotter.blob.store import ChunkStore
+    from snapshotter.blob.weights.open_weights import OpenWeights
     from snapshotter.containerd.index_files import IndexFiles
     from snapshotter.containerd.layer_opener import LayerOpener
     from snapshotter.fs.data_process import DataProcess
@@ -220,13 +223,17 @@ def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
         on_new_trace = TracePusher(registry) if settings.share_traces else ignore_trace
         starts = Starts(TraceFiles(settings.traces_dir), on_new_trace=on_new_trace)
         starts.watch()
+        sharing = share(store)
+        deadline_s = settings.read_deadline_s
+        weights = OpenWeights(Sources().remote, fetcher, sharing, deadline_s=deadline_s)
+        JsonServer(settings.weights_socket, weights.verbs).start()
         opener = LayerOpener(
             IndexFiles(settings.indexes_dir),
             registry,
             fetcher,
             starts,
-            share(store),
-            deadline_s=settings.read_deadline_s,
+            sharing,
+            deadline_s=deadline_s,
         )
         layout = Layout(settings.fs_dir)
         DataProcess(layout, descriptor, opener, opener.verbs(), opener.close).serve()

@@ -121,6 +121,10 @@ class SnapshotterSettings(BaseSettings):
     def indexes_dir(self) -> Path:
         return self.state_dir / "indexes"
 
+    @property
+    def weights_socket(self) -> Path:
+        return self.state_dir / "weights.sock"
+
     def is_plain(self, host: str) -> bool:
         """Whether to speak HTTP without TLS with a registry; containerd decides the same way."""
         return host in self.plain_http or is_this_machine(host)

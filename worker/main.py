@@ -18,7 +18,7 @@ def run() -> None:
         case "node":
             _node()
         case "zygote":
-            _zygote(arguments.link, arguments.parent, arguments.cache)
+            _zygote(arguments)
         case "replica":
             _replica(arguments)
         case "import-gguf":
@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         program.add_argument("--link", type=int, required=not is_replica, help="inherited socket")
         program.add_argument("--parent", type=int, help="process id of the agent")
         program.add_argument("--cache", type=Path, required=True, help="folder of fetched models")
+        program.add_argument("--store", type=Path, help="socket of the node's chunk store")
         if is_replica:
             program.add_argument(
                 "--socket", help="instead of an inherited one: the agent's, in a container"
@@ -71,16 +72,16 @@ def _node() -> None:
     )
 
 
-def _zygote(link: int, parent: int, cache_dir: Path) -> NoReturn:
+def _zygote(arguments: argparse.Namespace) -> NoReturn:
     from worker.boot.process import begin
 
-    begin("fl-zygote", parent=parent)
+    begin("fl-zygote", parent=arguments.parent)
     from worker.boot.zygote import run_zygote
 
     def become(link: int, ranks: int) -> NoReturn:
-        _become(link, cache_dir, origin="fork", num_ranks=ranks)
+        _become(link, arguments, origin="fork", num_ranks=ranks)
 
-    run_zygote(link, preload=load, become=become)
+    run_zygote(arguments.link, preload=load, become=become)
 
 
 def _replica(arguments: argparse.Namespace) -> NoReturn:
@@ -95,7 +96,7 @@ def _replica(arguments: argparse.Namespace) -> NoReturn:
         link, listening = enter(arguments.socket)
     load()
     gc.freeze()  # nothing of it ends before the process: no collection has to look at it
-    _become(link, arguments.cache, origin="spawn", num_ranks=arguments.ranks, listening=listening)
+    _become(link, arguments, origin="spawn", num_ranks=arguments.ranks, listening=listening)
 
 
 def load() -> None:
@@ -104,6 +105,7 @@ def load() -> None:
 
     preload(
         without_torch=(
+            "infra.sources.node_chunks",
             "infra.sources.sources",
             "worker.boot.replica",
             "worker.node.machine",
@@ -115,7 +117,7 @@ def load() -> None:
 
 def _become(
     link: int,
-    cache_dir: Path,
+    arguments: argparse.Namespace,
     *,
     origin: Literal["fork", "spawn"],
     num_ranks: int,
@@ -124,6 +126,7 @@ def _become(
     """Composes a replica's process: the climb below it, the server above it, ranks beside it."""
     from infra.clock import Clock
     from infra.contracts.node import ReplicaAssignment
+    from infra.sources.node_chunks import share_through
     from infra.sources.sources import Sources
     from worker.boot.climb import ModelClimb
     from worker.boot.follower import run_follower
@@ -149,7 +152,8 @@ def _become(
 
     closes = [link] if listening is None else [link, listening]
     ranks = fork_ranks(num_ranks, run_follower, closes=closes)  # before anything starts a thread
-    climb = ModelClimb(Sources(), cache_dir=cache_dir, cpus=cpus(), ranks=ranks)
+    sources = Sources(share=share_through(arguments.store))
+    climb = ModelClimb(sources, cache_dir=arguments.cache, cpus=cpus(), ranks=ranks)
     run_replica(link, origin=origin, climb=climb, build_server=build_server)
 
 

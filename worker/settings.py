@@ -49,6 +49,10 @@ class NodeSettings(BaseSettings):
         pattern=r"^[a-z0-9-]{1,64}$",
         description="Which of its snapshotters has the image's layers.",
     )
+    weights_socket: Path | None = Field(
+        default=None,
+        description="Where the snapshotter of this node gives weights; unset reads their source.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe event that is logged."
     )

@@ -20,7 +20,8 @@ from infra.sources.http_ranges import HttpRanges, Location
 from infra.sources.landing import Landing, landing_bytes
 from infra.sources.partial import KnownDigests
 from infra.sources.patience import PATIENT
-from infra.sources.staging import DIGESTS_SUFFIX, Remote, fetch
+from infra.sources.port import Remote
+from infra.sources.staging import DIGESTS_SUFFIX, fetch
 from infra.sources.stream import open_source
 from worker.weights.loader import FLOATS, Weights, open_weights
 from worker.weights.plan import SINGLE_FILE, plan_weights
@@ -90,7 +91,7 @@ def streamed(folder: Path, url: str, *, digest: str | None, is_known: bool = Fal
     def bring(*_: object) -> None:
         raise NotImplementedError("there is nothing but weights")
 
-    remote = Remote(bring, lambda: HttpRanges(locate, PATIENT), PATIENT)
+    remote = Remote(bring, lambda: HttpRanges(locate, PATIENT), PATIENT, lambda: "http")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="cache-") as cache:
         if is_known:
             whole = fetch(resolved, Path(cache), remote, lambda fraction: None)
@@ -101,7 +102,7 @@ def streamed(folder: Path, url: str, *, digest: str | None, is_known: bool = Fal
         landing.touch()
         begin = time.perf_counter()
         opened = open_source(
-            resolved, Path(cache), remote, lambda _: landing, lambda fraction: None, origin="http"
+            resolved, Path(cache), remote, lambda _: landing, lambda fraction: None
         )
         assert opened.stream is not None
         opened.folder.mkdir(exist_ok=True)

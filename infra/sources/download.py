@@ -12,15 +12,13 @@ from infra.contracts.revision import SourceFile
 from infra.errors import SourceUnavailable, WeightsUnavailable
 from infra.sources.chunks import Chunk, ChunkBoard, Task, plan_chunks
 from infra.sources.partial import KnownDigests, PartialFile
-from infra.sources.patience import Patience
-from infra.sources.port import OnProgress, RangeReader
+from infra.sources.port import OnProgress, RangeReader, Remote
 from infra.sources.proof import Proof
 
 READERS: Final = 4
 _LOOK_S: Final = 0.25  # how often those who wait look for readers that take too long
 _REPAID: Final = 0.1
 
-OpenReader = Callable[[], RangeReader]
 OnArrival = Callable[[Chunk, memoryview], None]
 
 
@@ -50,16 +48,15 @@ class Download:
         self,
         uri: str,
         files: Sequence[Arriving],
-        open_reader: OpenReader,
-        patience: Patience,
+        remote: Remote,
         clock: Clock,
         on_progress: OnProgress,
         on_arrival: OnArrival,
     ) -> None:
         self._uri = uri
         self._files = files
-        self._open_reader = open_reader
-        self._patience = patience
+        self._remote = remote
+        self._patience = remote.patience
         self._clock = clock
         self._on_progress = on_progress
         self._on_arrival = on_arrival
@@ -76,10 +73,10 @@ class Download:
         self._total = max(1, sum(arriving.file.size for arriving in files))
         # The condition's lock guards everything below.
         self._changed = threading.Condition()
-        self._board = ChunkBoard(chunks, hedge_s=patience.hedge_s)
+        self._board = ChunkBoard(chunks, hedge_s=remote.patience.hedge_s)
         self._arrived_bytes = 0
         self._fetched_bytes = 0
-        self._budget = patience.failures
+        self._budget = remote.patience.failures
         self._attempts: dict[RangeReader, tuple[Chunk, float]] = {}  # since when it reads what
         self._rescued: dict[int, memoryview] = {}  # chunks that a hedge brought first
         self._end: BaseException | None = None
@@ -117,6 +114,7 @@ class Download:
         for arriving, proof in zip(self._files, self._proofs, strict=True):
             if not proof.succeeded:
                 arriving.partial.forget()
+                self._remote.on_damage(arriving.file)
                 name = arriving.file.path
                 raise WeightsUnavailable(f"{name} arrived damaged", path=name)
 
@@ -148,7 +146,7 @@ class Download:
 
     def _read(self) -> None:
         """The life of one thread."""
-        reader = self._open_reader()
+        reader = self._remote.open_reader()
         try:
             while (task := self._next()) is not None:
                 if task.is_hedge:

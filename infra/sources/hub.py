@@ -13,8 +13,17 @@ from infra.sources.digests import content_digest
 from infra.sources.http_ranges import HttpRanges, Location
 from infra.sources.model_files import MAX_LISTED, checked_name, describe_model
 from infra.sources.patience import PATIENT, Patience
-from infra.sources.port import Land, OnProgress, OpenedSource
-from infra.sources.staging import OnBytes, Remote, fetch
+from infra.sources.port import (
+    Land,
+    OnBytes,
+    OnProgress,
+    OpenedSource,
+    RangeReader,
+    Remote,
+    Share,
+    unshared,
+)
+from infra.sources.staging import fetch
 from infra.sources.stream import open_source
 
 if TYPE_CHECKING:
@@ -34,10 +43,12 @@ class HubSource:
         token: str | None = None,
         *,
         patience: Patience = PATIENT,
+        share: Share = unshared,
     ) -> None:
         self._endpoint = endpoint
         self._token = token
         self._patience = patience
+        self._share = share
 
     def resolve(self, uri: str) -> tuple[ResolvedSource, ModelFacts]:
         from huggingface_hub import HfApi
@@ -62,15 +73,15 @@ class HubSource:
         return ResolvedSource(uri=f"hf://{repository}@{commit}", digest=digest, files=files), facts
 
     def fetch(self, resolved: ResolvedSource, cache_dir: Path, on_progress: OnProgress) -> Path:
-        return fetch(resolved, cache_dir, self._remote(resolved), on_progress)
+        return fetch(resolved, cache_dir, self.remote(resolved), on_progress)
 
     def open(
         self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
     ) -> OpenedSource:
-        remote = self._remote(resolved)
-        return open_source(resolved, cache_dir, remote, land, on_progress, origin="hub")
+        remote = self.remote(resolved)
+        return open_source(resolved, cache_dir, remote, land, on_progress)
 
-    def _remote(self, resolved: ResolvedSource) -> Remote:
+    def remote(self, resolved: ResolvedSource) -> Remote:
         repository, commit = _parsed(resolved.uri)
 
         def bring(file: SourceFile, path: Path, on_bytes: OnBytes) -> None:
@@ -86,7 +97,11 @@ class HubSource:
             url = hf_hub_url(repository, name, revision=commit, endpoint=self._endpoint)
             return Location(url, build_hf_headers(token=self._token))
 
-        return Remote(bring, lambda: HttpRanges(locate, self._patience), self._patience)
+        def open_reader() -> RangeReader:
+            return HttpRanges(locate, self._patience)
+
+        remote = Remote(bring, open_reader, self._patience, came_from=lambda: "hub")
+        return self._share(resolved, remote)
 
     def _download(
         self,

@@ -7,7 +7,10 @@ from typing import Protocol
 
 from infra.contracts.revision import ModelFacts, ResolvedSource, SourceFile
 from infra.sources.landing import Landing
+from infra.sources.patience import Patience
 
+OnBytes = Callable[[int], None]
+Bring = Callable[[SourceFile, Path, OnBytes], None]
 OnProgress = Callable[[float], None]
 Land = Callable[[int], Landing | None]
 
@@ -41,6 +44,11 @@ class WeightStream(Protocol):
         """The files that come this way; all others are in the folder."""
         ...
 
+    @property
+    def origin(self) -> str:
+        """Where what has come until now came from."""
+        ...
+
     def memory(self, name: str) -> memoryview:
         """Where the whole file will be; nobody else writes there."""
         ...
@@ -61,6 +69,28 @@ class WeightStream(Protocol):
         ...
 
 
+OpenReader = Callable[[], RangeReader]
+
+
+def nobody_lied(file: SourceFile) -> None:
+    """Bytes come from the source alone: there is nobody else to be asked the next time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """How the files of one source are had: small ones whole, weights in parts.
+
+    `came_from` says where the parts that were read came from; `on_damage` hears of a file whose
+    parts, all together, are not what was pinned.
+    """
+
+    bring: Bring
+    open_reader: OpenReader
+    patience: Patience
+    came_from: Callable[[], str]
+    on_damage: Callable[[SourceFile], None] = nobody_lied
+
+
 @dataclass(frozen=True, slots=True)
 class OpenedSource:
     """A source of which everything can be read now, weights perhaps as they come."""
@@ -68,6 +98,22 @@ class OpenedSource:
     folder: Path
     origin: str
     stream: WeightStream | None = None
+
+
+Share = Callable[[ResolvedSource, Remote], Remote]
+
+
+def unshared(resolved: ResolvedSource, remote: Remote) -> Remote:
+    """What comes from the source is read from it, whoever else has it."""
+    return remote
+
+
+class RemoteSource(Protocol):
+    """A source that is not on this machine."""
+
+    def remote(self, resolved: ResolvedSource) -> Remote:
+        """Raises SourceInvalid for what is not of this source."""
+        ...
 
 
 class ModelSource(Protocol):

@@ -26,8 +26,17 @@ from infra.sources.digests import content_digest
 from infra.sources.http_ranges import HttpRanges, Location
 from infra.sources.model_files import MAX_LISTED, MAX_READ_BYTES, checked_name, describe_model
 from infra.sources.patience import PATIENT, Patience
-from infra.sources.port import Land, OnProgress, OpenedSource, RangeReader
-from infra.sources.staging import OnBytes, Remote, fetch
+from infra.sources.port import (
+    Land,
+    OnBytes,
+    OnProgress,
+    OpenedSource,
+    RangeReader,
+    Remote,
+    Share,
+    unshared,
+)
+from infra.sources.staging import fetch
 from infra.sources.stream import open_source
 
 SCHEME: Final = "oci://"
@@ -47,10 +56,15 @@ class RegistrySource:
     """
 
     def __init__(
-        self, docker_config: Path = DOCKER_CONFIG, *, patience: Patience = PATIENT
+        self,
+        docker_config: Path = DOCKER_CONFIG,
+        *,
+        patience: Patience = PATIENT,
+        share: Share = unshared,
     ) -> None:
         self._docker_config = docker_config
         self._patience = patience
+        self._share = share
 
     @cached_property
     def _registry(self) -> Registry:
@@ -89,7 +103,7 @@ class RegistrySource:
         self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
     ) -> OpenedSource:
         remote = self.remote(resolved)
-        return open_source(resolved, cache_dir, remote, land, on_progress, origin="registry")
+        return open_source(resolved, cache_dir, remote, land, on_progress)
 
     def remote(self, resolved: ResolvedSource) -> Remote:
         model = _parsed(resolved.uri)
@@ -107,7 +121,8 @@ class RegistrySource:
         def open_reader() -> RangeReader:
             return HttpRanges(locate, self._patience)
 
-        return Remote(bring, open_reader, self._patience)
+        remote = Remote(bring, open_reader, self._patience, came_from=lambda: "registry")
+        return self._share(resolved, remote)
 
     @contextmanager
     def _asking(self, uri: str) -> Iterator[Registry]:

@@ -21,8 +21,17 @@ from infra.sources.digests import content_digest
 from infra.sources.http_ranges import HttpRanges, Location
 from infra.sources.model_files import MAX_LISTED, checked_name, describe_model
 from infra.sources.patience import PATIENT, Patience
-from infra.sources.port import Land, OnProgress, OpenedSource
-from infra.sources.staging import OnBytes, Remote, fetch
+from infra.sources.port import (
+    Land,
+    OnBytes,
+    OnProgress,
+    OpenedSource,
+    RangeReader,
+    Remote,
+    Share,
+    unshared,
+)
+from infra.sources.staging import fetch
 from infra.sources.stream import open_source
 
 URI: Final = re.compile(r"s3://(?P<bucket>[^/]+)(?:/(?P<prefix>.*))?")
@@ -36,9 +45,16 @@ URL_LIVES_S: Final = 3600
 class S3Source:
     """Credentials and region come from where boto3 finds them; `endpoint` is for other stores."""
 
-    def __init__(self, endpoint: str | None = None, *, patience: Patience = PATIENT) -> None:
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        patience: Patience = PATIENT,
+        share: Share = unshared,
+    ) -> None:
         self._endpoint = endpoint
         self._patience = patience
+        self._share = share
 
     @cached_property
     def _client(self) -> Any:
@@ -67,15 +83,15 @@ class S3Source:
         return ResolvedSource(uri=folder, digest=digest, files=files), facts
 
     def fetch(self, resolved: ResolvedSource, cache_dir: Path, on_progress: OnProgress) -> Path:
-        return fetch(resolved, cache_dir, self._remote(resolved), on_progress)
+        return fetch(resolved, cache_dir, self.remote(resolved), on_progress)
 
     def open(
         self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
     ) -> OpenedSource:
-        remote = self._remote(resolved)
-        return open_source(resolved, cache_dir, remote, land, on_progress, origin="s3")
+        remote = self.remote(resolved)
+        return open_source(resolved, cache_dir, remote, land, on_progress)
 
-    def _remote(self, resolved: ResolvedSource) -> Remote:
+    def remote(self, resolved: ResolvedSource) -> Remote:
         bucket, prefix = _parsed(resolved.uri)
 
         def bring(file: SourceFile, path: Path, on_bytes: OnBytes) -> None:
@@ -86,7 +102,11 @@ class S3Source:
             with _s3_errors(resolved.uri):
                 return self._locate(bucket, prefix, file, is_checked=again)
 
-        return Remote(bring, lambda: HttpRanges(locate, self._patience), self._patience)
+        def open_reader() -> RangeReader:
+            return HttpRanges(locate, self._patience)
+
+        remote = Remote(bring, open_reader, self._patience, came_from=lambda: "s3")
+        return self._share(resolved, remote)
 
     def _locate(self, bucket: str, prefix: str, file: SourceFile, *, is_checked: bool) -> Location:
         """A signed URL of the pinned version.

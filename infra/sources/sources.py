@@ -7,7 +7,16 @@ from infra.contracts.revision import ModelFacts, ResolvedSource
 from infra.errors import SourceInvalid
 from infra.sources.file import FileSource
 from infra.sources.hub import HubSource
-from infra.sources.port import Land, ModelSource, OnProgress, OpenedSource
+from infra.sources.port import (
+    Land,
+    ModelSource,
+    OnProgress,
+    OpenedSource,
+    Remote,
+    RemoteSource,
+    Share,
+    unshared,
+)
 from infra.sources.registry import RegistrySource
 from infra.sources.s3 import S3Source
 
@@ -21,12 +30,17 @@ class Sources:
         hub_endpoint: str | None = None,
         hub_token: str | None = None,
         s3_endpoint: str | None = None,
+        share: Share = unshared,
     ) -> None:
+        """`share`: where else than at its origin a model may be found."""
+        hub = HubSource(hub_endpoint, hub_token, share=share)
+        s3, registry = S3Source(s3_endpoint, share=share), RegistrySource(share=share)
+        self._remote: dict[str, RemoteSource] = {"hf": hub, "s3": s3, "oci": registry}
         self._by_scheme: dict[str, ModelSource] = {
             "file": FileSource(),
-            "hf": HubSource(hub_endpoint, hub_token),
-            "s3": S3Source(s3_endpoint),
-            "oci": RegistrySource(),
+            "hf": hub,
+            "s3": s3,
+            "oci": registry,
         }
 
     def for_uri(self, uri: str) -> ModelSource:
@@ -46,6 +60,13 @@ class Sources:
         self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
     ) -> OpenedSource:
         return self.for_uri(resolved.uri).open(resolved, cache_dir, land, on_progress)
+
+    def remote(self, resolved: ResolvedSource) -> Remote:
+        """Raises SourceInvalid for what is on this machine, and for what nobody knows."""
+        source = self._remote.get(resolved.uri.partition(":")[0])
+        if source is None:
+            raise SourceInvalid(f"{resolved.uri[:200]} is none of hf://, s3:// and oci://")
+        return source.remote(resolved)
 
 
 class ThreadedResolver:

@@ -5,7 +5,6 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -14,29 +13,16 @@ from infra.contracts.revision import ResolvedSource, SourceFile
 from infra.errors import SourceInvalid, SourceUnavailable
 from infra.sources.chunks import CHUNK_BYTES, FIRST_BYTES, Chunk, plan_chunks
 from infra.sources.digests import matches
-from infra.sources.download import Arriving, Download, OpenReader
+from infra.sources.download import Arriving, Download
 from infra.sources.model_files import checked_name
 from infra.sources.partial import KnownDigests, PartialFile
-from infra.sources.patience import Patience
-from infra.sources.port import OnProgress
-
-OnBytes = Callable[[int], None]
-Bring = Callable[[SourceFile, Path, OnBytes], None]
+from infra.sources.port import OnProgress, Remote
 
 DIGEST_PREFIX: Final = "sha256:"
 WEIGHTS_SUFFIX: Final = ".safetensors"
 # Of the folder with the digests of chunks: they mean something for chunks of this length only.
 DIGESTS_SUFFIX: Final = f".sha256-{FIRST_BYTES}-{CHUNK_BYTES}"
 _LOOK_S: Final = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """How the files of one source are had: small ones whole, weights in parts."""
-
-    bring: Bring
-    open_reader: OpenReader
-    patience: Patience
 
 
 class Shelf:
@@ -154,8 +140,7 @@ def _bring_weights(shelf: Shelf, remote: Remote, on_progress: OnProgress) -> Non
         download = Download(
             shelf.resolved.uri,
             arriving,
-            remote.open_reader,
-            remote.patience,
+            remote,
             SystemClock.start(),
             on_progress,
             arrived,

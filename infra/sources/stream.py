@@ -16,8 +16,8 @@ from infra.contracts.revision import ResolvedSource, SourceFile
 from infra.sources.chunks import Chunk
 from infra.sources.download import Arriving, Download
 from infra.sources.landing import Landing, landing_bytes
-from infra.sources.port import Land, OnProgress, OpenedSource
-from infra.sources.staging import Remote, Shelf, disk_errors, fetch
+from infra.sources.port import Land, OnProgress, OpenedSource, Remote
+from infra.sources.staging import Shelf, disk_errors, fetch
 
 log = structlog.get_logger()
 
@@ -32,8 +32,6 @@ def open_source(
     remote: Remote,
     land: Land,
     on_progress: OnProgress,
-    *,
-    origin: str,
 ) -> OpenedSource:
     """The source from the cache, or with its weights on their way to where `land` has room.
 
@@ -52,8 +50,8 @@ def open_source(
             landing = land(landing_bytes([file.size for file in wanted]))
             if landing is not None:
                 stream = SourceStream(shelf, wanted, remote, landing, on_progress, held.pop_all())
-                return OpenedSource(shelf.folder, origin, stream)
-    return OpenedSource(fetch(resolved, cache_dir, remote, on_progress), origin)
+                return OpenedSource(shelf.folder, stream.origin, stream)
+    return OpenedSource(fetch(resolved, cache_dir, remote, on_progress), remote.came_from())
 
 
 class SourceStream:
@@ -71,6 +69,7 @@ class SourceStream:
         """`held` is let go when all files are in the cache, or no more of them will be."""
         self._index = {file.path: index for index, file in enumerate(files)}
         self._landing = landing
+        self._came_from = remote.came_from
         places = landing.places([file.size for file in files])
         self._arriving: list[Arriving] = []
         with held:
@@ -83,8 +82,7 @@ class SourceStream:
         self._download = Download(
             shelf.resolved.uri,
             self._arriving,
-            remote.open_reader,
-            remote.patience,
+            remote,
             SystemClock.start(),
             on_progress,
             self._keeper.add,
@@ -96,6 +94,10 @@ class SourceStream:
     @property
     def names(self) -> frozenset[str]:
         return frozenset(self._index)
+
+    @property
+    def origin(self) -> str:
+        return self._came_from()
 
     def memory(self, name: str) -> memoryview:
         return self._arriving[self._index[name]].memory

@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import Final
@@ -65,9 +66,32 @@ class Blob:
         self._touch(chunks)
         flights = self._fetcher.request(self._target, chunks, priority)
         self._read_ahead(chunks)
-        unkept = self._await(flights, priority)
+        unkept = {
+            flight.chunk.index: flight.data
+            for flight in self._await(flights, priority)
+            if flight.data is not None
+        }
         end = min(offset + length, self.size)
         return b"".join(self._part(chunk, unkept, offset, end) for chunk in chunks)
+
+    def bring(self, offset: int, length: int) -> Counter[str]:
+        """Returns when these bytes are in the store, with how many came from where just now.
+
+        Those that were here are the cache's. Raises OSError: EIO as `read`, ENOSPC where the store
+        has no room for them.
+        """
+        chunks = self.ref.table.covering(offset, length)
+        flights = self._await(
+            self._fetcher.request(self._target, chunks, Priority.DEMAND), Priority.DEMAND
+        )
+        if any(flight.data is not None for flight in flights):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        came = Counter({"cache": sum(chunk.length for chunk in chunks)})
+        for flight in flights:
+            if flight.came_from in {"peer", "origin"}:
+                came[flight.came_from] += flight.chunk.length
+                came["cache"] -= flight.chunk.length
+        return came
 
     def cached(self, offset: int, length: int) -> bytes | None:
         """Up to `length` bytes, if all of them are here; never waits for a source."""
@@ -130,19 +154,19 @@ class Blob:
         if ahead:
             self._fetcher.request(self._target, ahead, Priority.TRACE)
 
-    def _await(self, flights: Sequence[Flight], priority: Priority) -> dict[int, bytes]:
-        """Chunks that the store had no room for; every other one is in the store."""
+    def _await(self, flights: Sequence[Flight], priority: Priority) -> list[Flight]:
+        """Those that landed, once all have; what has no data with it is in the store."""
         give_up_at = time.monotonic() + self._deadline_s
-        unkept: dict[int, bytes] = {}
+        landed: list[Flight] = []
         failures = 0
         while True:
             for flight in flights:
                 self._await_landing(flight, give_up_at)
-                if flight.data is not None:
-                    unkept[flight.chunk.index] = flight.data
+                if flight.error is None:
+                    landed.append(flight)
             failed = [flight for flight in flights if flight.error is not None]
             if not failed:
-                return unkept
+                return landed
             failures += 1
             delay_s = _BACKOFF.delay_s(failures)
             if time.monotonic() + delay_s >= give_up_at:

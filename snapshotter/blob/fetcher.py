@@ -217,6 +217,7 @@ class Fetcher:
             self.fetched_bytes[source] += len(data)
             if not flight.landed.is_set():
                 flight.data = None if is_kept else data
+                flight.came_from = source
                 self._end(flight)
 
     def _give_up(self, flights: Sequence[Flight], error: Exception) -> None:

@@ -42,6 +42,7 @@ class Flight:
         self.landed = Event()
         self.data: bytes | None = None  # only where the store had no room
         self.error: Exception | None = None
+        self.came_from: str | None = None  # the source that it landed from
 
     @property
     def key(self) -> tuple[str, int]:

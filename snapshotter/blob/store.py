@@ -14,8 +14,8 @@ from typing import Final
 import structlog
 
 from infra.errors import ImageInvalid
-from snapshotter.blob.stored_blob import BlobRef, StoredBlob
-from snapshotter.index.chunk_table import Chunk, ChunkTable
+from snapshotter.blob.stored_blob import BlobRef, StoredBlob, hex_of
+from snapshotter.index.chunk_table import UNKNOWN, Chunk, ChunkTable
 
 log = structlog.get_logger()
 
@@ -144,6 +144,14 @@ class ChunkStore:
             data = self._open[location.blob].pread(chunk.offset, chunk.length)
         return data if chunk.is_genuine(data) else None
 
+    def data_path(self, digest: str) -> Path:
+        """Where the bytes of a blob are, those that are here."""
+        return self._folder / hex_of(digest) / "data"
+
+    def empty(self, digest: str) -> None:
+        """Nothing of a blob that is open is right."""
+        self._open[digest].empty()
+
     def has_room(self, num_bytes: int) -> bool:
         """Whether that much more could be kept without evicting anything."""
         return self.used_bytes + num_bytes <= self._capacity_bytes
@@ -171,7 +179,8 @@ class ChunkStore:
         stored = StoredBlob(self._folder / ref.hex, ref, boot_id=self._boot_id)
         self._open[ref.digest] = stored
         for chunk in ref.table:
-            self._by_digest.setdefault(chunk.digest, []).append((ref.digest, chunk.index))
+            if chunk.digest != UNKNOWN:
+                self._by_digest.setdefault(chunk.digest, []).append((ref.digest, chunk.index))
         return stored
 
     def _make_room(self, length: int, *, is_disk_full: bool = False) -> bool:
@@ -189,7 +198,9 @@ class ChunkStore:
     def _forget(self, digest: str) -> None:
         stored = self._open.pop(digest)
         for chunk in stored.table:
-            places = self._by_digest[chunk.digest]
+            places = self._by_digest.get(chunk.digest)
+            if places is None:  # its digest is unknown
+                continue
             places.remove((digest, chunk.index))
             if not places:
                 del self._by_digest[chunk.digest]

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Final
 
 from infra.errors import ImageInvalid
-from snapshotter.index.chunk_table import Chunk, ChunkTable
+from snapshotter.index.chunk_table import UNKNOWN, Chunk, ChunkTable
 
 _HEADER: Final = Struct("<8s32s40s")  # magic, sha256 of the table, boot id
 _MAGIC: Final = b"FLCHUNK1"
@@ -101,7 +101,8 @@ class StoredBlob:
                 return True
             case ChunkState.DOUBTED:
                 chunk = self.table[index]
-                is_genuine = chunk.is_genuine(self.pread(chunk.offset, chunk.length))
+                data = self.pread(chunk.offset, chunk.length)
+                is_genuine = chunk.digest != UNKNOWN and chunk.is_genuine(data)
                 self._set(index, ChunkState.VERIFIED if is_genuine else ChunkState.ABSENT)
                 return is_genuine
             case _:
@@ -120,6 +121,11 @@ class StoredBlob:
     def pread(self, offset: int, length: int) -> bytes:
         """Bytes of the file; meaningful only where every chunk is verified."""
         return os.pread(self.descriptor, length, offset)
+
+    def empty(self) -> None:
+        """None of it is here any more; who reads it meanwhile may read anything."""
+        for chunk in self.table:
+            self._set(chunk.index, ChunkState.ABSENT)
 
     def num_verified(self) -> int:
         return self._states[_STATES_AT:].count(ChunkState.VERIFIED)

@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Any
 
 from infra.errors import Invalid
+from infra.json_socket import Verb
 from infra.registry.client import Registry
 from infra.registry.reference import Reference
 from snapshotter.blob.blob import Blob
@@ -18,7 +19,6 @@ from snapshotter.blob.source import Decoded
 from snapshotter.blob.starts import Starts
 from snapshotter.blob.stored_blob import BlobRef
 from snapshotter.containerd.index_files import IndexFiles
-from snapshotter.fs.control import Verb
 from snapshotter.fs.layer_file import LayerFile
 from snapshotter.fs.ports import ServedFile
 from snapshotter.index.erofs_writer import erofs_metadata

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from infra.backoff import Backoff
 from infra.errors import PlatformError, StoreUnavailable
-from snapshotter.fs.control import receive, send
+from infra.json_socket import receive, send
 
 _BACKOFF = Backoff(first_s=0.02, most_s=0.5)
 _ANSWER_S = 30.0

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import structlog
 
 from infra.errors import Invalid, PlatformError
+from infra.json_socket import JsonServer, Verb
 from snapshotter.fs.catalog import Catalog
-from snapshotter.fs.control import ControlServer, Verb
 from snapshotter.fs.fuse_server import FuseServer
 from snapshotter.fs.layout import Layout
 from snapshotter.fs.ports import OpenFile, ServedFile
@@ -47,7 +48,8 @@ class DataProcess:
             "counts": lambda _: self._server.counts(),
             "keeper": lambda _: os.getppid(),
         }
-        self._control = ControlServer(layout.control, verbs | dict(further or {}))
+        all_verbs = verbs | dict(further or {})
+        self._control = JsonServer(layout.control, lambda: nullcontext(all_verbs))
 
     def serve(self) -> None:
         """Returns when the folder is unmounted; raises what ended the service otherwise."""

@@ -22,7 +22,7 @@ import zstandard
 
 from infra.errors import ImageInvalid
 from infra.registry.reference import DIGEST
-from snapshotter.index.chunk_table import ChunkTable
+from snapshotter.index.chunk_table import UNKNOWN, ChunkTable
 from snapshotter.index.entry import MOST_NAME_BYTES, MOST_PATH_BYTES, Entry, Kind
 from snapshotter.index.gzip_spans import GzipPoint
 from snapshotter.index.tar_scan import MOST_ENTRIES
@@ -115,6 +115,8 @@ def _parse(packed: memoryview, layer: str) -> LayerIndex:
     if begin != len(packed) or any(length < 0 for length in header["sections"]):
         raise ImageInvalid("the layer's index has another length than it says")
     table = ChunkTable.parse(bytes(table_bytes))
+    if any(chunk.digest == UNKNOWN for chunk in table):
+        raise ImageInvalid("the index has a chunk without a digest")
     compression = Compression(header["compression"])
     points = _parse_points(point_bytes, table) if compression is Compression.GZIP else ()
     entries = _parse_entries(entry_bytes, table.size)

@@ -4,15 +4,15 @@ import socket
 import stat
 import struct
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infra.errors import ImageInvalid, Invalid, PlatformError, StoreUnavailable
+from infra.json_socket import MOST_MESSAGE_BYTES, JsonServer, receive, send
 from snapshotter.fs.catalog import Catalog
-from snapshotter.fs.control import MOST_MESSAGE_BYTES, ControlServer, receive, send
 from snapshotter.fs.control_client import ControlClient
 from snapshotter.fs.linux import Mount, mounts_below, parsed_mounts
 
@@ -28,7 +28,8 @@ def fail(question: Mapping[str, Any]) -> None:
 @pytest.fixture
 def client(tmp_path: Path) -> ControlClient:
     path = tmp_path / "control.sock"
-    ControlServer(path, {"echo": dict, "refuse": refuse, "fail": fail}).start()
+    verbs = {"echo": dict, "refuse": refuse, "fail": fail}
+    JsonServer(path, lambda: nullcontext(verbs)).start()
     return ControlClient(path)
 
 

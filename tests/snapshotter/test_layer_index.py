@@ -2,6 +2,7 @@ import gzip
 import io
 import struct
 import zlib
+from dataclasses import replace
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from snapshotter.blob.codec import codec_of
 from snapshotter.blob.source import Decoded, MemorySource
 from snapshotter.index import gzip_spans
 from snapshotter.index.build import index_layer
-from snapshotter.index.chunk_table import Chunk, ChunkTable
+from snapshotter.index.chunk_table import UNKNOWN, Chunk, ChunkTable
 from snapshotter.index.entry import Entry, Kind
 from snapshotter.index.gzip_spans import GzipPoint, inflate_span
 from snapshotter.index.layer_index import LayerIndex
@@ -267,6 +268,14 @@ def test_an_index_with_a_hostile_file_is_refused(hostile, small):
         LayerIndex.parse(
             packed[:8] + struct.pack("<I", len(header)) + header + body + entries, layer=small.layer
         )
+
+
+def test_an_index_whose_chunks_could_be_anything_is_refused(small):
+    first, *others = small.table
+    table = ChunkTable([replace(first, digest=UNKNOWN), *others])
+
+    with pytest.raises(ImageInvalid, match="without a digest"):
+        LayerIndex.parse(replace(small, table=table).packed(), layer=small.layer)
 
 
 def test_a_gzip_bomb_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from snapshotter.blob.store import ChunkStore
 from snapshotter.blob.stored_blob import BlobRef, StoredBlob
+from snapshotter.index.chunk_table import UNKNOWN, Chunk, ChunkTable
 from tests.snapshotter.makers import raw_blob
 
 PARTS = [b"a" * 5000, b"b" * 3000, b"c" * 7000]
@@ -68,6 +69,23 @@ def test_what_a_crash_of_the_machine_damaged_is_not_believed(tmp_path):
     second = store_in(tmp_path, boot="boot-2")
 
     assert [second.has(ref.digest, index) for index in range(3)] == [True, False, True]
+
+
+def test_chunks_of_no_known_digest_are_not_taken_for_one_another_nor_kept_through_a_crash(tmp_path):
+    table = ChunkTable([Chunk(0, 0, 5, UNKNOWN, 0, 5), Chunk(1, 5, 5, UNKNOWN, 5, 5)])
+    ref = BlobRef("sha256:" + "1" * 64, table)
+    store = store_in(tmp_path)
+    fill(store, ref, b"one..two..")
+
+    assert (store.find(UNKNOWN), store.read_chunk(UNKNOWN)) == (None, None)
+    assert [store.has(ref.digest, index) for index in range(2)] == [True, True]
+    with pytest.raises(ValueError, match="chunk 0"):
+        store.open(ref).write(table[0], b"longer")
+    store.close()
+
+    again = store_in(tmp_path, boot="boot-2")
+    assert [again.has(ref.digest, index) for index in range(2)] == [False, False]
+    again.close()
 
 
 def test_another_cut_of_the_same_blob_begins_anew(tmp_path):

@@ -17,8 +17,8 @@ from infra.sources.http_ranges import HttpRanges, Location
 from infra.sources.landing import Landing
 from infra.sources.partial import DIGEST_BYTES, SUFFIX
 from infra.sources.patience import Patience
-from infra.sources.port import OpenedSource, WeightStream
-from infra.sources.staging import DIGESTS_SUFFIX, OnBytes, Remote, fetch
+from infra.sources.port import OnBytes, OpenedSource, Remote, WeightStream
+from infra.sources.staging import DIGESTS_SUFFIX, fetch
 from infra.sources.stream import open_source
 from tests.support import range_server as faults
 from tests.support.processes import until
@@ -75,7 +75,7 @@ class Source:
         def open_reader() -> HttpRanges:
             return HttpRanges(self.locate, self.patience)
 
-        return Remote(bring, open_reader, self.patience)
+        return Remote(bring, open_reader, self.patience, came_from=lambda: "s3")
 
     def locate(self, file: SourceFile, *, again: bool) -> Location:
         self.located += 1
@@ -86,7 +86,7 @@ class Source:
         land: Callable[[int], Landing | None] = Landing,
         on_progress: Callable[[float], None] = lambda fraction: None,
     ) -> OpenedSource:
-        return open_source(self.resolved, self.cache, self.remote, land, on_progress, origin="s3")
+        return open_source(self.resolved, self.cache, self.remote, land, on_progress)
 
     def fetch(self) -> Path:
         return fetch(self.resolved, self.cache, self.remote, lambda fraction: None)

@@ -8,8 +8,8 @@ from worker.boot.stages import StageTimer
 
 
 class EndWeights(Protocol):
-    def __call__(self, *, at: float) -> None:
-        """The stage `weights` ended then."""
+    def __call__(self, *, at: float, source: str) -> None:
+        """The stage `weights` ended then; where they came from."""
 
 
 class Arrival:
@@ -30,7 +30,7 @@ class Arrival:
             stream.finish()
         assert self._at is not None, "every byte is there"
         self._stages.part("stream", at=self._at)
-        end_weights(at=self._at)
+        end_weights(at=self._at, source=stream.origin)
         self._stages.part("model")
         stream.finish()
         self._stages.part("proof")

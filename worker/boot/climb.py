@@ -183,11 +183,10 @@ class ModelClimb:
         end_weights = partial(
             stages.done,
             Stage.WEIGHTS,
-            source=PACKED if files.is_packed and stream is None else opened.origin,
             size=sum(each.num_bytes for each in all_files),
         )
         if stream is None:
-            end_weights()
+            end_weights(source=PACKED if files.is_packed else opened.origin)
         reading = self._read_tokenizer(source, opened.folder)
         model, followers = build(files, assignment, self._site(assignment, gpu_ids))
         if stream is None:

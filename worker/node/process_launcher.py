@@ -30,18 +30,20 @@ STRAYS = frozenset({"fl-zygote", "fl-standby"})
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """How the two programs are started; `--link`, `--parent` and `--cache` are appended."""
+    """How the two programs are started; what both are told is appended: `--link`, `--cache` …"""
 
     zygote: tuple[str, ...]
     replica: tuple[str, ...]
     environment: dict[str, str]
     cache_dir: Path
     zygote_log: Path
+    weights_socket: Path | None = None
 
     def argv(self, program: tuple[str, ...]) -> tuple[str, ...]:
         """The whole argument vector of one of them."""
-        cache = str(self.cache_dir)
-        return (*program, "--link", "3", "--parent", str(os.getpid()), "--cache", cache)
+        store = [] if self.weights_socket is None else ["--store", str(self.weights_socket)]
+        cache = ["--cache", str(self.cache_dir)]
+        return (*program, "--link", "3", "--parent", str(os.getpid()), *cache, *store)
 
 
 @dataclass(slots=True)

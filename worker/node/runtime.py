@@ -2,6 +2,7 @@
 
 import sys
 
+from infra.sources.node_chunks import share_through
 from infra.sources.sources import Sources
 from worker.node.clock import NodeClock
 from worker.node.launcher import Launcher
@@ -42,7 +43,9 @@ def build_launcher(settings: NodeSettings, programs: Programs, clock: NodeClock)
     return ContainerLauncher(
         ContainerdContainers(containerd, node=settings.id, **where),
         ImageKeeper(settings.image, images, puller, clock),
-        Furnishing(Sources(), settings.cache_dir, clock),
+        Furnishing(
+            Sources(share=share_through(settings.weights_socket)), settings.cache_dir, clock
+        ),
         Premises(
             settings.containers_dir, CGROUP, container_environment(), read_gpus(), open_files()
         ),

@@ -60,6 +60,7 @@ async def _serve(
         replica=(*program, "replica"),
         environment=environment,
         cache_dir=settings.cache_dir,
+        weights_socket=settings.weights_socket,
         zygote_log=settings.logs_dir / "zygote.log",
     )
     agent = Agent(build_launcher(settings, programs, clock), logs, clock, host=settings.host)

@@ -20,7 +20,6 @@ CACHE = f"{MODELS}/kept"  # what one replica of a model leaves for the next
 # Named as the hub's own cache names a repository: links from one of its snapshots stay inside.
 _TARGETS = (f"{MODELS}/models--model", f"{MODELS}/models--draft")
 _FOLDER_OF_KEPT = "kept"
-_ORIGINS = {"hf": "hub", "s3": "s3", "oci": "registry"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class Furnishing:
         Raises PlatformError.
         """
         sources = _sources(assignment)
-        remote = [source for source in sources if _scheme(source) in _ORIGINS]
+        remote = [source for source in sources if not source.uri.startswith("file:")]
         began_at = self._clock.now()
         loop = asyncio.get_running_loop()
 
@@ -60,15 +59,17 @@ class Furnishing:
 
         if remote:
             tell(_took(Stage.RUNTIME, began_at, began_at))
-        folders = [
-            await asyncio.to_thread(self._sources.fetch, source, self._cache_dir, on_progress)
+        opened = [
+            await asyncio.to_thread(
+                self._sources.open, source, self._cache_dir, _nowhere, on_progress
+            )
             for source in sources
         ]
         if remote:
             size = sum(source.total_bytes for source in remote)
-            origin = _ORIGINS[_scheme(remote[0])]
+            origin = opened[sources.index(remote[0])].origin
             tell(_took(Stage.WEIGHTS, began_at, self._clock.now(), size=size, origin=origin))
-        return Furniture(tuple(folders), was_fetched=bool(remote))
+        return Furniture(tuple(each.folder for each in opened), was_fetched=bool(remote))
 
     def mount(self, assignment: ReplicaAssignment, furniture: Furniture, pid: int) -> None:
         """Blocks. Raises OSError. The files can be read and no more."""
@@ -113,8 +114,8 @@ def _sources(assignment: ReplicaAssignment) -> list[ResolvedSource]:
     return [assignment.source] if draft is None else [assignment.source, draft]
 
 
-def _scheme(source: ResolvedSource) -> str:
-    return source.uri.partition(":")[0]
+def _nowhere(size: int) -> None:
+    """No memory of the agent's: files come into the cache."""
 
 
 def _seen(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The data process's control socket: one JSON object asks, one answers.
+"""A unix socket on which programs of one machine talk: one JSON object asks, one answers.
 
 Each is preceded by its length in four bytes, big endian. A question is `{"verb": …, …}`; the
 answer `{"result": …}`, or `{"error": slug, "detail": …}` for an error of the platform's.
@@ -8,7 +8,7 @@ import json
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from threading import BoundedSemaphore, Event, Thread
 from typing import Any
@@ -21,6 +21,7 @@ from infra.json_file import parse_json_object
 log = structlog.get_logger()
 
 Verb = Callable[[Mapping[str, Any]], Any]  # the question to the result; raises PlatformError
+Verbs = Mapping[str, Verb]
 
 MOST_MESSAGE_BYTES = 2 << 20
 _MOST_CONNECTIONS = 32
@@ -29,10 +30,13 @@ _PAUSE_S = 0.1
 _LENGTH = struct.Struct(">I")
 
 
-class ControlServer:
-    """Listens on a socket that only its owner may use; a thread for each connection."""
+class JsonServer:
+    """Listens on a socket that only its owner may use; a thread for each connection.
 
-    def __init__(self, path: Path, verbs: Mapping[str, Verb]) -> None:
+    What a connection may ask is made when it comes, and its end ends that.
+    """
+
+    def __init__(self, path: Path, verbs: Callable[[], AbstractContextManager[Verbs]]) -> None:
         self._verbs = verbs
         self._room = BoundedSemaphore(_MOST_CONNECTIONS)
         path.unlink(missing_ok=True)
@@ -59,24 +63,25 @@ class ControlServer:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            with connection, suppress(OSError, Invalid):
+            with connection, self._verbs() as verbs, suppress(OSError, Invalid):
                 connection.settimeout(_PATIENCE_S)
                 while (question := receive(connection)) is not None:
-                    send(connection, self._answer(question))
+                    send(connection, _answer(verbs, question))
         finally:
             self._room.release()
 
-    def _answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        verb = self._verbs.get(str(question.get("verb")))
-        try:
-            if verb is None:
-                raise Invalid(f"there is no verb {str(question.get('verb'))[:50]!a}")
-            return {"result": verb(question)}
-        except PlatformError as error:
-            return {"error": error.slug, "detail": error.detail}
-        except Exception:
-            log.exception("control.failed", verb=question.get("verb"))
-            return {"error": PlatformError.slug, "detail": "the data process's log has the reason"}
+
+def _answer(verbs: Verbs, question: Mapping[str, Any]) -> dict[str, Any]:
+    verb = verbs.get(str(question.get("verb")))
+    try:
+        if verb is None:
+            raise Invalid(f"there is no verb {str(question.get('verb'))[:50]!a}")
+        return {"result": verb(question)}
+    except PlatformError as error:
+        return {"error": error.slug, "detail": error.detail}
+    except Exception:
+        log.exception("control.failed", verb=question.get("verb"))
+        return {"error": PlatformError.slug, "detail": "the data process's log has the reason"}
 
 
 def send(connection: socket.socket, message: Mapping[str, Any]) -> None:
