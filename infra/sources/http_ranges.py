@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from socket import SHUT_RDWR, socket
+from socket import MSG_WAITALL, SHUT_RDWR, SO_RCVTIMEO, SOL_SOCKET, socket
+from struct import Struct
 from typing import Final, Protocol
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -19,6 +20,7 @@ from infra.sources.patience import Patience
 MOST_REDIRECTS: Final = 5
 MOST_RETRY_AFTER_S: Final = 30.0
 _SLICE_BYTES: Final = 1 << 20  # what is lost at most of bytes that came before a line stalls
+_TIME: Final = Struct("@ll")  # seconds and microseconds, as the kernel has them
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
@@ -152,7 +154,7 @@ class HttpRanges:
             case _:
                 raise SourceUnavailable(f"the source leads to {parts.scheme[:20]!a} addresses")
         connection.connect()
-        connection.sock.settimeout(self._patience.stall_s)
+        _bound_silence(connection.sock, self._patience.stall_s)
         self._connection, self._origin = connection, origin
         with self._lock:
             self._socket = connection.sock
@@ -165,7 +167,7 @@ class HttpRanges:
         got = 0
         while got < len(memory):
             try:
-                count = answer.readinto(memory[got : got + _SLICE_BYTES])
+                count = self._receive_some(answer, memory[got:], is_first=got == 0)
             except (OSError, ValueError, HTTPException):
                 count = 0
             if count == 0:
@@ -173,6 +175,24 @@ class HttpRanges:
                 break
             got += count
         return got
+
+    def _receive_some(self, answer: HTTPResponse, memory: memoryview, *, is_first: bool) -> int:
+        """Next bytes of the body; 0 where there are no more.
+
+        Of plain HTTP all but the last byte comes in one call of the kernel, after what http.client
+        has read with the head: threads that are woken for each packet hold one another up. The
+        last byte is http.client's again, which has to know that the answer is over.
+        """
+        connected = None if self._connection is None else self._connection.sock
+        if connected is None or isinstance(connected, ssl.SSLSocket):  # None: it closes after this
+            return answer.readinto(memory[:_SLICE_BYTES])
+        early = len(answer.peek(1)) if is_first else 0
+        if early or len(memory) == 1:
+            return answer.readinto(memory[: early or 1])
+        assert answer.length is not None, "it was compared with the range"
+        count = connected.recv_into(memory, len(memory) - 1, MSG_WAITALL)
+        answer.length -= count
+        return count
 
     def _hang_up(self) -> None:
         with self._lock:
@@ -183,6 +203,18 @@ class HttpRanges:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _bound_silence(connected: socket, seconds: float) -> None:
+    """The kernel ends what is silent for so long: a timeout of Python's would make it return with
+    whatever has come, where more than that is asked for.
+    """
+    if isinstance(connected, ssl.SSLSocket):
+        connected.settimeout(seconds)
+        return
+    connected.settimeout(None)
+    whole, part = divmod(seconds, 1)
+    connected.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _TIME.pack(int(whole), int(part * 1e6)))
 
 
 @cache
