@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -68,8 +68,8 @@ def read_object(contract: type[Body], data: JsonObject) -> Body:
     if contract is not InvokeRequest:
         refuse_unsupported(data)
     request = validated(contract, data)
-    if not isinstance(request, EmbeddingsRequest):
-        refuse_contradictions(request)
+    if contract is not EmbeddingsRequest:
+        refuse_contradictions(cast(GenerationBody, request))
     return request
 
 
@@ -114,7 +114,8 @@ def refuse_contradictions(request: GenerationBody) -> None:
     """Raises Invalid for values that are each fine and do not go together."""
     if request.response_format is not None or request.structured_outputs is not None:
         _refuse_guides(request)
-    if (request.min_tokens or 0) > (request.output_limit or request.min_tokens or 0):
+    least = request.min_tokens
+    if least and least > (request.output_limit or least):
         raise Invalid("min_tokens is more than max_tokens", param="min_tokens")
     if isinstance(request, ChatCompletionRequest):
         if request.top_logprobs is not None and not request.logprobs:

@@ -6,10 +6,10 @@ from typing import Final, Protocol, cast
 
 import httptools
 
+from control_plane.activator.outbox import HeldTransport, Outbox
 from control_plane.activator.replica_client import Headers, Reader
 
 MAX_HEAD_BYTES: Final = 64 << 10
-_COPIED_BYTES: Final = 16 << 10  # to copy so much costs less than to hand over two buffers
 
 
 class _Phase(Enum):
@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         "_is_interim",
         "_is_paused",
         "_is_reusable",
+        "_outbox",
         "_parser",
         "_phase",
         "_pool",
@@ -74,10 +75,11 @@ class Connection(asyncio.Protocol):
         "_transport",
     )
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, outbox: Outbox) -> None:
         self._pool = pool
+        self._outbox: Final = outbox
         self._parser = httptools.HttpResponseParser(self)
-        self._transport: asyncio.Transport | None = None
+        self._transport: HeldTransport | None = None
         self._sender: Sender | None = None
         self._reader: Reader | None = None
         self._phase = _IDLE
@@ -108,10 +110,8 @@ class Connection(asyncio.Protocol):
         self._fields = []
         self._framing_bytes = 0
         head, body = request
-        if len(body) <= _COPIED_BYTES:
-            self._transport.write(head + body)
-        else:
-            self._transport.writelines(request)
+        self._transport.write(head)
+        self._transport.write(body)
         return True
 
     def pause(self, sender: Sender) -> None:
@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
     # The transport's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = self._outbox.hold(cast(asyncio.Transport, transport))
 
     def data_received(self, data: bytes) -> None:
         if self._phase is not _HEAD and self._phase is not _BODY:

@@ -4,6 +4,7 @@ import asyncio
 from typing import Final
 
 from control_plane.activator.connection import Connection
+from control_plane.activator.outbox import Outbox
 from control_plane.activator.replica_client import (
     Reader,
     ReplicaGone,
@@ -29,6 +30,7 @@ class HttpReplicaClient:
         self._last_words_s = last_words_s
         self._peers: dict[ReplicaId, _Peer] = {}
         self._connecting = TaskSet()
+        self._outbox = Outbox()
 
     def send(self, endpoint: Endpoint, request: ReplicaRequest, reader: Reader) -> Sending:
         peer = self._peers.get(endpoint.replica_id)
@@ -65,7 +67,7 @@ class HttpReplicaClient:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(peer), endpoint.host, endpoint.port
+                    lambda: Connection(peer, self._outbox), endpoint.host, endpoint.port
                 )
         except TimeoutError:
             sending.fail(f"no connection within {self._connect_timeout_s:g} s")

@@ -50,12 +50,14 @@ class Succession:
 
     def is_in_charge(self) -> bool:
         """Whether decisions may be made here, and what they are about is known."""
-        return self._leader.is_leading() and self._leader.fence == self._reign
+        fence = self._leader.fence
+        return fence is not None and fence == self._reign
 
     def check(self) -> None:
         """Raises NotLeader while requests are another's to answer."""
-        is_in_doubt = self._leader.standing is Standing.DOUBTS and self._reign is not None
-        if not (is_in_doubt or self.is_in_charge()):
+        if self.is_in_charge():
+            return
+        if self._reign is None or self._leader.standing is not Standing.DOUBTS:
             raise _not_leader()
 
     def _changed(self, standing: Standing) -> None:

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from control_plane.activator.outbox import Outbox
 from control_plane.api import problems
 from control_plane.api.auth import IDENTITY, KeyRing
 from control_plane.api.callers import Callers
@@ -59,6 +60,7 @@ class Edge:
     hot: HotPath
     app: AsgiApp
     dated: DateLine
+    outbox: Outbox
 
     def connection(
         self,
@@ -68,7 +70,7 @@ class Edge:
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> HotHttp:
         """What uvicorn calls its `http` protocol class."""
-        return HotHttp(self.hot, self.dated, config, server_state, app_state)
+        return HotHttp(self.hot, self.dated, self.outbox, config, server_state, app_state)
 
 
 def create_edge(services: Services) -> Edge:
@@ -86,7 +88,7 @@ def create_edge(services: Services) -> Edge:
     app = Gate(
         management_app(services, requests), services.keys, services.node_keys, services.check_lead
     )
-    return Edge(hot, app, DateLine())
+    return Edge(hot, app, DateLine(), Outbox())
 
 
 class Gate:

@@ -23,6 +23,7 @@ from infra.generation_requests import ModelBody
 
 _MOST_GUESSED = 500
 _SHOWN_NAME = 64
+_OF_TEXT: Final = (ChatCompletionRequest, InvokeRequest)  # never of token ids
 
 
 class Bounds:
@@ -67,14 +68,14 @@ def refuse_what_cannot_fit(request: ModelBody, body_bytes: int, bounds: Bounds) 
         )
     room = bounds.context_tokens
     wanted, param = None, "input"
-    if isinstance(request, EmbeddingsRequest):
+    if type(request) is EmbeddingsRequest:  # isinstance would ask pydantic's metaclass
         _refuse_dimensions(request.dimensions, bounds.facts)
     else:
         wanted, param = request.output_limit, "prompt"
         _refuse_output(wanted, bounds)
         room -= wanted or 1
     text_fits = body_bytes <= room * bounds.bytes_per_token
-    if text_fits and not isinstance(request, (CompletionRequest, EmbeddingsRequest)):
+    if text_fits and type(request) in _OF_TEXT:
         return
     facts = bounds.facts
     for prompt in _prompts(request):
@@ -89,12 +90,14 @@ def refuse_what_cannot_fit(request: ModelBody, body_bytes: int, bounds: Bounds) 
 
 def sequences_of(request: ModelBody) -> int:
     """How many sequences a replica makes of a request: one for each answer or vector."""
-    if isinstance(request, EmbeddingsRequest):
+    if type(request) is ChatCompletionRequest:
+        return request.n or 1
+    if type(request) is EmbeddingsRequest:
         return len(request.inputs)
-    if isinstance(request, InvokeRequest):
+    if type(request) is not CompletionRequest:
         return 1
     prompts = 1
-    if isinstance(request, CompletionRequest) and not isinstance(request.prompt, str):
+    if not isinstance(request.prompt, str):
         prompts = 1 if isinstance(request.prompt[0], int) else len(request.prompt)
     return prompts * (request.n or 1)
 

@@ -1,12 +1,14 @@
 """One client connection: hot requests are answered here, before there is an ASGI app."""
 
-from typing import Any, Final
+import asyncio
+from typing import Any, Final, cast
 
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
+from control_plane.activator.outbox import HeldTransport, Outbox
 from control_plane.api.hot_request import Desk, HotRequest
 from control_plane.api.targets import target_of
 from infra.bounded_http import BoundedHttp
@@ -31,10 +33,13 @@ class HotHttp(BoundedHttp):
     uvicorn's for both, and requests to both may follow one another on a connection.
     """
 
+    held: HeldTransport  # what `transport` is
+
     def __init__(
         self,
         desk: Desk,
         dated: DateLine,
+        outbox: Outbox,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
@@ -42,6 +47,7 @@ class HotHttp(BoundedHttp):
         super().__init__(config, server_state, app_state)
         self._desk: Final = desk
         self._dated: Final = dated
+        self._outbox: Final = outbox
         self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self.is_stalled = False
@@ -53,6 +59,10 @@ class HotHttp(BoundedHttp):
         if dated.headers is not headers:
             dated.build(headers)
         return dated.lines
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.held = self._outbox.hold(transport)
+        super().connection_made(cast(asyncio.Transport, self.held))
 
     # -- parser callbacks ----------------------------------------------------------------------
 

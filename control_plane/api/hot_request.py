@@ -8,6 +8,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from control_plane.activator.call import Header, TokenCount
 from control_plane.activator.exchange import Exchange
+from control_plane.activator.outbox import HeldTransport
 from control_plane.api.intake import Body, length_of
 from control_plane.api.targets import Target
 from control_plane.tenancy.identity import Identity
@@ -22,7 +23,7 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 class Connection(Protocol):
     """Where the request came from."""
 
-    transport: asyncio.Transport
+    held: HeldTransport
 
     @property
     def date(self) -> bytes:
@@ -121,7 +122,7 @@ class HotRequest:
     ) -> None:
         self._desk = desk
         self._connection = connection
-        self._transport = connection.transport
+        self._transport: Final = connection.held
         self._early: list[bytes] | None = []
         self._head = b""
         self._is_chunked = False

@@ -22,8 +22,8 @@ HOT_MODULES = (
         for name in (
             *("activator", "admission", "answers", "balancer", "call", "cold_start", "connection"),
             *("ejection", "exchange", "flights", "http_client", "ledger", "line", "lines"),
-            *("meters", "permits", "relay", "replica_client", "ticket", "ticket_queue"),
-            "waiting_room",
+            *("meters", "outbox", "permits", "relay", "replica_client", "succession", "ticket"),
+            *("ticket_queue", "waiting_room"),
         )
     ),
     *(

@@ -121,12 +121,16 @@ class UsageLedger:
     async def write(self) -> None:
         """Writes what was counted; raises StoreUnavailable, and then it is written later."""
         async with self._writing:
-            while self._batch is not None or self._counted:
-                if self._batch is None:
-                    usages = {row: Used(*counts) for row, counts in self._counted.items()}
-                    self._batch, self._counted = (secrets.token_hex(8), usages), {}
-                await self._store.add(*self._batch)
-                self._batch = None
+            if self._batch is not None:  # a store that was away may have it already
+                await self._tell(self._batch)
+            if self._counted:  # what is counted while this is written waits for the next time
+                usages = {row: Used(*counts) for row, counts in self._counted.items()}
+                self._batch, self._counted = (secrets.token_hex(8), usages), {}
+                await self._tell(self._batch)
+
+    async def _tell(self, batch: tuple[str, Usages]) -> None:
+        await self._store.add(*batch)
+        self._batch = None
 
     def _today(self) -> date:
         now = self._clock.now()

@@ -1,6 +1,6 @@
 """What a client may ask of an embedding, in OpenAI's words."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, final
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ Input = (
 )
 
 
+@final
 class EmbeddingsRequest(Wire):
     """`POST /v1/embeddings`; every input gets a vector."""
 

@@ -64,6 +64,7 @@ class Client(asyncio.Transport):
         await self._may_send.wait()
         if self._is_open:
             self._protocol.data_received(data)
+            await asyncio.sleep(0)  # what it is answered goes out when the turn is over
         return self._is_open
 
     def hang_up(self) -> None:

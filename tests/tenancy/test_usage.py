@@ -77,3 +77,29 @@ async def test_what_was_done_and_said_to_have_failed_is_not_done_twice():
     [row] = await ledger.rows(since=FIRST, until=FIRST)
 
     assert (row.requests, row.prompt_tokens) == (3, 2)
+
+
+async def test_what_is_counted_while_usage_is_written_waits_for_the_next_time():
+    class Busy:
+        calls = 0
+        within = MemoryUsageStore()
+
+        async def add(self, batch_id: str, usages: Usages) -> None:
+            self.calls += 1
+            assert self.calls < 5, "it would never end under load"
+            ledger.count(ACME, CHAT, 1, 0)
+            await self.within.add(batch_id, usages)
+
+        async def read(self, days: list[date]) -> list[UsageRow]:
+            return await self.within.read(days)
+
+    store = Busy()
+    ledger = UsageLedger(store, clock=StoppedClock())
+    ledger.count(ACME, CHAT, 1, 0)
+
+    await ledger.write()
+    first = (store.calls, (await store.read([FIRST]))[0].requests)
+    await ledger.write()
+
+    assert first == (1, 1)
+    assert (store.calls, (await store.read([FIRST]))[0].requests) == (2, 2)
