@@ -171,6 +171,7 @@ class _StoreReader:
                 self._hang_up()
                 if self._is_interrupted:
                     raise SourceUnavailable("interrupted") from error
+                self._is_away = True  # a store that fails takes its time over each failure
             else:
                 self._last = file.path, offset
                 return len(memory)
@@ -186,11 +187,7 @@ class _StoreReader:
     def _connected(self) -> _Store:
         with self._lock:
             if self._store is None:
-                try:
-                    self._store = _Store(self._path, self._source)
-                except OSError:
-                    self._is_away = True
-                    raise
+                self._store = _Store(self._path, self._source)
             return self._store
 
     def interrupt(self) -> None:
