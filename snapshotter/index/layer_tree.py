@@ -44,20 +44,26 @@ def layer_tree(entries: Iterable[Entry]) -> Node:
     """
     root = Node(Kind.DIRECTORY)
     whiteouts: list[tuple[Node, bytes]] = []
+    folders: dict[str, Node] = {"": root}  # by path: a pull waits for tens of thousands of these
     for entry in entries:
         if not entry.path:
             _become(root, _node(entry, root))
             continue
-        *parents, name = _names(entry.path)
-        folder = _folder(root, parents)
+        above, _, last = entry.path.rpartition("/")
+        folder = folders.get(above)
+        if folder is None or entry.path.startswith("/"):
+            *parents, name = _names(entry.path)
+            folder = folders[above] = _folder(root, parents)
+        else:
+            (name,) = _names(last)
         if name == _OPAQUE_MARK:
             folder.is_opaque = True
         elif name.startswith(_RESERVED):
             continue
         elif name.startswith(_WHITEOUT):
             whiteouts.append((folder, _hidden(name)))
-        else:
-            _put(folder, name, _node(entry, root))
+        elif _put(folder, name, _node(entry, root)):
+            folders = {"": root}
     for folder, name in whiteouts:
         if (node := folder.children.get(name)) is None:
             folder.children[name] = Node(Kind.CHAR, mode=0)
@@ -142,12 +148,14 @@ def _target(entry: Entry, root: Node) -> Node:
     return node
 
 
-def _put(folder: Node, name: bytes, node: Node) -> None:
+def _put(folder: Node, name: bytes, node: Node) -> bool:
+    """Whether a folder is gone by that, with all that was in it."""
     present = folder.children.get(name)
     if present is not None and present.kind is node.kind is Kind.DIRECTORY:
         _become(present, node)
-    else:
-        folder.children[name] = node
+        return False
+    folder.children[name] = node
+    return present is not None and present.kind is Kind.DIRECTORY
 
 
 def _become(folder: Node, described: Node) -> None:

@@ -184,6 +184,9 @@ def test_a_layer_cannot_set_the_attributes_that_overlayfs_believes() -> None:
     [
         [Entry("a/../b", Kind.FILE, 0)],
         [Entry("/a", Kind.FILE, 0)],
+        [Entry("a", Kind.FILE, 0), Entry("/b", Kind.FILE, 0)],
+        [Entry("a/b", Kind.FILE, 0), Entry("a/", Kind.FILE, 0)],
+        [Entry("a/b", Kind.FILE, 0), Entry("a", Kind.FILE, 0), Entry("a/c", Kind.FILE, 0)],
         [Entry("a\0b", Kind.FILE, 0)],
         [Entry("n" * 256, Kind.FILE, 0)],
         [Entry("l", Kind.SYMLINK, 0o777, target="/etc"), Entry("l/passwd", Kind.FILE, 0)],
