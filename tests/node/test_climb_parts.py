@@ -18,6 +18,7 @@ class Stream:
     """A stream whose last byte comes when it is finished, at the latest."""
 
     names: frozenset[str] = frozenset()
+    origin = "file"
 
     def __init__(self, arrival: Arrival, clock: HandClock) -> None:
         self._arrival = arrival
@@ -51,8 +52,8 @@ def test_the_stage_ends_with_the_last_byte_and_the_model_is_what_came_after_it(
         arrival.on_progress(1.0)
     clock.at = 105  # the model is built
 
-    def end_weights(*, at: float) -> None:
-        stages.done(Stage.WEIGHTS, at=at)
+    def end_weights(*, at: float, source: str) -> None:
+        stages.done(Stage.WEIGHTS, at=at, source=source)
 
     arrival.end(Stream(arrival, clock), end_weights)
     stages.done(Stage.ENGINE)
@@ -62,6 +63,7 @@ def test_the_stage_ends_with_the_last_byte_and_the_model_is_what_came_after_it(
         (Stage.WEIGHTS, weights_s),
         (Stage.ENGINE, engine_s),
     ]
+    assert [timing.source for timing in done] == ["file", None]
     assert [part.name for part in done[0].parts] == ["headers", "stream"]
     assert [part.name for part in done[1].parts] == ["model", "proof"]
     assert done[1].started_at == done[0].ended_at

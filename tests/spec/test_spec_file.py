@@ -408,8 +408,8 @@ def test_a_draft_models_source_is_read_as_the_models_own() -> None:
         ),
         (
             "{speculation: draft, draft_source: 'http://small'}",
-            "3: engine.draft_source: is not file:///dir, hf://org/repo@revision or "
-            "s3://bucket/prefix",
+            "3: engine.draft_source: is not file:///dir, hf://org/repo@revision, "
+            "s3://bucket/prefix or oci://host/repository:tag",
         ),
     ],
 )
