@@ -21,7 +21,7 @@ from infra.contracts.base import NodeId, ReplicaId
 from infra.contracts.node import NodeRegistration, NodeReport, ReplicaReport
 from infra.contracts.revision import ReplicaState
 from infra.tether import tethered
-from tests.support.processes import alive, descendants, running
+from tests.support.processes import alive, called, descendants
 from worker.node.control_plane import UnknownNode
 from worker.node.fake_control_plane import FakeControlPlane
 
@@ -130,7 +130,7 @@ class RealNode:
         """Processes of that name under the agent now, itself included."""
         found = descendants(self.process.pid)
         self.seen += [process for process in found if process not in self.seen]
-        return running(found, name)
+        return called(found, name)
 
     def report(self, replica: str = "r1") -> ReplicaReport | None:
         return self.fake.replicas.get(ReplicaId(replica))

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.support.processes import alive, descendants, running, until
+from tests.support.processes import alive, called, descendants, until
 
 
 class RunningPlatform:
@@ -106,8 +106,8 @@ class RunningPlatform:
         """Its processes of one kind: `redis`, or the name they gave themselves (fl-node, …)."""
         below = self.processes()
         if kind == "redis":
-            return running(below, "redis-server")
-        return running(below, kind)
+            return called(below, "redis-server")
+        return called(below, kind)
 
     def restart(self, how: signal.Signals) -> None:
         """Ends the platform, with nothing left of it, and starts it again."""

@@ -44,14 +44,19 @@ def runs(process: psutil.Process) -> bool:
     return False
 
 
-def running(processes: Iterable[psutil.Process], name: str) -> list[psutil.Process]:
-    """Those that run under the name they gave themselves; any may end while it is looked at."""
+def called(processes: Iterable[psutil.Process], name: str) -> list[psutil.Process]:
+    """Those of the name that they gave themselves, zombies too; any may end meanwhile."""
     found = []
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            if process.name() == name and runs(process):
+            if process.name() == name:
                 found.append(process)
     return found
+
+
+def running(processes: Iterable[psutil.Process], name: str) -> list[psutil.Process]:
+    """Those of that name that run."""
+    return [process for process in called(processes, name) if runs(process)]
 
 
 def alive(processes: Iterable[psutil.Process]) -> list[str]:
