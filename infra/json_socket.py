@@ -81,7 +81,7 @@ def _answer(verbs: Verbs, question: Mapping[str, Any]) -> dict[str, Any]:
         return {"error": error.slug, "detail": error.detail}
     except Exception:
         log.exception("control.failed", verb=question.get("verb"))
-        return {"error": PlatformError.slug, "detail": "the data process's log has the reason"}
+        return {"error": PlatformError.slug, "detail": "the log of who was asked has the reason"}
 
 
 def send(connection: socket.socket, message: Mapping[str, Any]) -> None:

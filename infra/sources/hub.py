@@ -13,18 +13,7 @@ from infra.sources.digests import content_digest
 from infra.sources.http_ranges import HttpRanges, Location
 from infra.sources.model_files import MAX_LISTED, checked_name, describe_model
 from infra.sources.patience import PATIENT, Patience
-from infra.sources.port import (
-    Land,
-    OnBytes,
-    OnProgress,
-    OpenedSource,
-    RangeReader,
-    Remote,
-    Share,
-    unshared,
-)
-from infra.sources.staging import fetch
-from infra.sources.stream import open_source
+from infra.sources.port import OnBytes, RangeReader, Remote
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -43,12 +32,10 @@ class HubSource:
         token: str | None = None,
         *,
         patience: Patience = PATIENT,
-        share: Share = unshared,
     ) -> None:
         self._endpoint = endpoint
         self._token = token
         self._patience = patience
-        self._share = share
 
     def resolve(self, uri: str) -> tuple[ResolvedSource, ModelFacts]:
         from huggingface_hub import HfApi
@@ -72,15 +59,6 @@ class HubSource:
         )
         return ResolvedSource(uri=f"hf://{repository}@{commit}", digest=digest, files=files), facts
 
-    def fetch(self, resolved: ResolvedSource, cache_dir: Path, on_progress: OnProgress) -> Path:
-        return fetch(resolved, cache_dir, self.remote(resolved), on_progress)
-
-    def open(
-        self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
-    ) -> OpenedSource:
-        remote = self.remote(resolved)
-        return open_source(resolved, cache_dir, remote, land, on_progress)
-
     def remote(self, resolved: ResolvedSource) -> Remote:
         repository, commit = _parsed(resolved.uri)
 
@@ -100,8 +78,7 @@ class HubSource:
         def open_reader() -> RangeReader:
             return HttpRanges(locate, self._patience)
 
-        remote = Remote(bring, open_reader, self._patience, came_from=lambda: "hub")
-        return self._share(resolved, remote)
+        return Remote(bring, open_reader, self._patience, came_from=lambda: "hub")
 
     def _download(
         self,

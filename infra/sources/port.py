@@ -109,7 +109,11 @@ def unshared(resolved: ResolvedSource, remote: Remote) -> Remote:
 
 
 class RemoteSource(Protocol):
-    """A source that is not on this machine."""
+    """One kind of source that is not on this machine; blocks, from any thread."""
+
+    def resolve(self, uri: str) -> tuple[ResolvedSource, ModelFacts]:
+        """As ModelSource.resolve."""
+        ...
 
     def remote(self, resolved: ResolvedSource) -> Remote:
         """Raises SourceInvalid for what is not of this source."""

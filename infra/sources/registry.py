@@ -26,18 +26,7 @@ from infra.sources.digests import content_digest
 from infra.sources.http_ranges import HttpRanges, Location
 from infra.sources.model_files import MAX_LISTED, MAX_READ_BYTES, checked_name, describe_model
 from infra.sources.patience import PATIENT, Patience
-from infra.sources.port import (
-    Land,
-    OnBytes,
-    OnProgress,
-    OpenedSource,
-    RangeReader,
-    Remote,
-    Share,
-    unshared,
-)
-from infra.sources.staging import fetch
-from infra.sources.stream import open_source
+from infra.sources.port import OnBytes, RangeReader, Remote
 
 SCHEME: Final = "oci://"
 DOCKER_CONFIG: Final = Path("~/.docker/config.json")
@@ -60,11 +49,9 @@ class RegistrySource:
         docker_config: Path = DOCKER_CONFIG,
         *,
         patience: Patience = PATIENT,
-        share: Share = unshared,
     ) -> None:
         self._docker_config = docker_config
         self._patience = patience
-        self._share = share
 
     @cached_property
     def _registry(self) -> Registry:
@@ -96,15 +83,6 @@ class RegistrySource:
         )
         return ResolvedSource(uri=f"{SCHEME}{model}", digest=digest, files=files), facts
 
-    def fetch(self, resolved: ResolvedSource, cache_dir: Path, on_progress: OnProgress) -> Path:
-        return fetch(resolved, cache_dir, self.remote(resolved), on_progress)
-
-    def open(
-        self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
-    ) -> OpenedSource:
-        remote = self.remote(resolved)
-        return open_source(resolved, cache_dir, remote, land, on_progress)
-
     def remote(self, resolved: ResolvedSource) -> Remote:
         model = _parsed(resolved.uri)
 
@@ -121,8 +99,7 @@ class RegistrySource:
         def open_reader() -> RangeReader:
             return HttpRanges(locate, self._patience)
 
-        remote = Remote(bring, open_reader, self._patience, came_from=lambda: "registry")
-        return self._share(resolved, remote)
+        return Remote(bring, open_reader, self._patience, came_from=lambda: "registry")
 
     @contextmanager
     def _asking(self, uri: str) -> Iterator[Registry]:

@@ -21,18 +21,7 @@ from infra.sources.digests import content_digest
 from infra.sources.http_ranges import HttpRanges, Location
 from infra.sources.model_files import MAX_LISTED, checked_name, describe_model
 from infra.sources.patience import PATIENT, Patience
-from infra.sources.port import (
-    Land,
-    OnBytes,
-    OnProgress,
-    OpenedSource,
-    RangeReader,
-    Remote,
-    Share,
-    unshared,
-)
-from infra.sources.staging import fetch
-from infra.sources.stream import open_source
+from infra.sources.port import OnBytes, RangeReader, Remote
 
 URI: Final = re.compile(r"s3://(?P<bucket>[^/]+)(?:/(?P<prefix>.*))?")
 PLAIN_MD5: Final = re.compile(r"[0-9a-f]{32}")
@@ -50,11 +39,9 @@ class S3Source:
         endpoint: str | None = None,
         *,
         patience: Patience = PATIENT,
-        share: Share = unshared,
     ) -> None:
         self._endpoint = endpoint
         self._patience = patience
-        self._share = share
 
     @cached_property
     def _client(self) -> Any:
@@ -82,15 +69,6 @@ class S3Source:
         folder = f"s3://{bucket}/{prefix}".removesuffix("/")
         return ResolvedSource(uri=folder, digest=digest, files=files), facts
 
-    def fetch(self, resolved: ResolvedSource, cache_dir: Path, on_progress: OnProgress) -> Path:
-        return fetch(resolved, cache_dir, self.remote(resolved), on_progress)
-
-    def open(
-        self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
-    ) -> OpenedSource:
-        remote = self.remote(resolved)
-        return open_source(resolved, cache_dir, remote, land, on_progress)
-
     def remote(self, resolved: ResolvedSource) -> Remote:
         bucket, prefix = _parsed(resolved.uri)
 
@@ -105,8 +83,7 @@ class S3Source:
         def open_reader() -> RangeReader:
             return HttpRanges(locate, self._patience)
 
-        remote = Remote(bring, open_reader, self._patience, came_from=lambda: "s3")
-        return self._share(resolved, remote)
+        return Remote(bring, open_reader, self._patience, came_from=lambda: "s3")
 
     def _locate(self, bucket: str, prefix: str, file: SourceFile, *, is_checked: bool) -> Location:
         """A signed URL of the pinned version.

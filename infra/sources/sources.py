@@ -5,6 +5,7 @@ from pathlib import Path
 
 from infra.contracts.revision import ModelFacts, ResolvedSource
 from infra.errors import SourceInvalid
+from infra.sources.fetched import FetchedSource
 from infra.sources.file import FileSource
 from infra.sources.hub import HubSource
 from infra.sources.port import (
@@ -13,7 +14,6 @@ from infra.sources.port import (
     OnProgress,
     OpenedSource,
     Remote,
-    RemoteSource,
     Share,
     unshared,
 )
@@ -33,15 +33,12 @@ class Sources:
         share: Share = unshared,
     ) -> None:
         """`share`: where else than at its origin a model may be found."""
-        hub = HubSource(hub_endpoint, hub_token, share=share)
-        s3, registry = S3Source(s3_endpoint, share=share), RegistrySource(share=share)
-        self._remote: dict[str, RemoteSource] = {"hf": hub, "s3": s3, "oci": registry}
-        self._by_scheme: dict[str, ModelSource] = {
-            "file": FileSource(),
-            "hf": hub,
-            "s3": s3,
-            "oci": registry,
+        self._remote = {
+            "hf": FetchedSource(HubSource(hub_endpoint, hub_token), share),
+            "s3": FetchedSource(S3Source(s3_endpoint), share),
+            "oci": FetchedSource(RegistrySource(), share),
         }
+        self._by_scheme: dict[str, ModelSource] = {"file": FileSource(), **self._remote}
 
     def for_uri(self, uri: str) -> ModelSource:
         """Raises SourceInvalid for schemes that nobody knows."""

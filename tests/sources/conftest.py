@@ -8,6 +8,7 @@ import pytest
 
 from infra.backoff import Backoff
 from infra.registry.manifest import MANIFEST
+from infra.sources.fetched import FetchedSource
 from infra.sources.file import FileSource
 from infra.sources.hub import HubSource
 from infra.sources.memory import MemorySource
@@ -79,7 +80,9 @@ class MemoryWorld:
 
 class HubWorld:
     def __init__(self, hub: HubStandin) -> None:
-        self.source: ModelSource = HubSource(hub.url, token="secret-token", patience=IMPATIENT)
+        self.source: ModelSource = FetchedSource(
+            HubSource(hub.url, token="secret-token", patience=IMPATIENT)
+        )
         self._hub = hub
 
     def put(self, files: dict[str, bytes]) -> str:
@@ -92,7 +95,7 @@ class HubWorld:
 
 class S3World:
     def __init__(self, endpoint: str, client: Any) -> None:
-        self.source: ModelSource = S3Source(endpoint, patience=IMPATIENT)
+        self.source: ModelSource = FetchedSource(S3Source(endpoint, patience=IMPATIENT))
         self.client = client
 
     def put(self, files: dict[str, bytes]) -> str:
@@ -111,7 +114,7 @@ class RegistryWorld:
     def __init__(self, server: RegistryServer, folder: Path) -> None:
         self.server = server
         self.login = folder / "docker.json"
-        self.source: ModelSource = RegistrySource(self.login, patience=IMPATIENT)
+        self.source: ModelSource = FetchedSource(RegistrySource(self.login, patience=IMPATIENT))
 
     def put(self, files: dict[str, bytes]) -> str:
         return self.push({name: (RAW, content) for name, content in files.items()})

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import PlatformError, SourceInvalid, SourceUnavailable
+from infra.sources.fetched import FetchedSource
 from infra.sources.hub import HubSource
 from infra.sources.staging import DIGESTS_SUFFIX
 from tests.sources.conftest import IMPATIENT, NUM_CHUNKS, Contents
@@ -14,9 +15,9 @@ URI = "hf://org/model@main"
 
 
 @pytest.fixture
-def source(hub: HubStandin) -> HubSource:
+def source(hub: HubStandin) -> FetchedSource:
     hub.repositories["org/model"] = model_files()
-    return HubSource(hub.url, patience=IMPATIENT)
+    return FetchedSource(HubSource(hub.url, patience=IMPATIENT))
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def silent(fraction: float) -> None:
 
 
 def test_a_branch_is_pinned_to_its_commit_and_files_to_their_blobs(
-    hub: HubStandin, source: HubSource
+    hub: HubStandin, source: FetchedSource
 ) -> None:
     resolved, _ = source.resolve(URI)
 
@@ -41,19 +42,19 @@ def test_a_branch_is_pinned_to_its_commit_and_files_to_their_blobs(
 
 
 def test_resolving_reads_config_and_tokenizer_and_no_weights(
-    hub: HubStandin, source: HubSource
+    hub: HubStandin, source: FetchedSource
 ) -> None:
     source.resolve(URI)
 
     assert not [request for request in hub.requests if "safetensors" in request]
 
 
-def test_no_revision_means_the_default_branch(hub: HubStandin, source: HubSource) -> None:
+def test_no_revision_means_the_default_branch(hub: HubStandin, source: FetchedSource) -> None:
     assert source.resolve("hf://org/model")[0] == source.resolve(URI)[0]
 
 
 def test_a_pinned_commit_is_fetched_although_the_branch_moved_on(
-    hub: HubStandin, source: HubSource, tmp_path: Path
+    hub: HubStandin, source: FetchedSource, tmp_path: Path
 ) -> None:
     resolved, _ = source.resolve(URI)
     folder = source.fetch(resolved, tmp_path, silent)
@@ -66,7 +67,7 @@ def test_a_pinned_commit_is_fetched_although_the_branch_moved_on(
 
 
 def test_only_the_models_files_stay_in_the_cache(
-    hub: HubStandin, source: HubSource, tmp_path: Path, contents: Contents
+    hub: HubStandin, source: FetchedSource, tmp_path: Path, contents: Contents
 ) -> None:
     resolved, _ = source.resolve(URI)
 
@@ -82,7 +83,7 @@ def test_only_the_models_files_stay_in_the_cache(
 
 def test_a_dropped_line_is_resumed_where_it_broke(
     hub: HubStandin,
-    source: HubSource,
+    source: FetchedSource,
     tmp_path: Path,
     contents: Contents,
     small_chunks: None,
@@ -99,7 +100,7 @@ def test_a_dropped_line_is_resumed_where_it_broke(
 
 
 def test_a_line_that_keeps_dropping_leaves_nothing_partial_visible_and_keeps_what_was_whole(
-    hub: HubStandin, source: HubSource, tmp_path: Path
+    hub: HubStandin, source: FetchedSource, tmp_path: Path
 ) -> None:
     hub.repositories["org/model"] = sharded(3)
     resolved, _ = source.resolve(URI)
@@ -122,7 +123,7 @@ def test_a_line_that_keeps_dropping_leaves_nothing_partial_visible_and_keeps_wha
 
 
 def test_damaged_bytes_are_refused_and_asked_for_again(
-    hub: HubStandin, source: HubSource, tmp_path: Path
+    hub: HubStandin, source: FetchedSource, tmp_path: Path
 ) -> None:
     resolved, _ = source.resolve(URI)
     hub.flips_bytes = True
@@ -136,7 +137,7 @@ def test_damaged_bytes_are_refused_and_asked_for_again(
 
 
 def test_many_that_want_the_same_model_download_it_once(
-    hub: HubStandin, source: HubSource, tmp_path: Path
+    hub: HubStandin, source: FetchedSource, tmp_path: Path
 ) -> None:
     resolved, _ = source.resolve(URI)
     folders: list[Path] = []
@@ -155,7 +156,9 @@ def test_many_that_want_the_same_model_download_it_once(
     assert hub.downloads()["model.safetensors"] == 1
 
 
-def test_a_file_missing_from_the_cache_is_fetched_again(source: HubSource, tmp_path: Path) -> None:
+def test_a_file_missing_from_the_cache_is_fetched_again(
+    source: FetchedSource, tmp_path: Path
+) -> None:
     resolved, _ = source.resolve(URI)
     folder = source.fetch(resolved, tmp_path, silent)
     (folder / "model.safetensors").unlink()
@@ -174,7 +177,7 @@ def test_a_file_missing_from_the_cache_is_fetched_again(source: HubSource, tmp_p
     ],
 )
 def test_what_does_not_exist_is_said_so(
-    source: HubSource, uri: str, error: type[PlatformError], words: str
+    source: FetchedSource, uri: str, error: type[PlatformError], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         source.resolve(uri)
@@ -194,7 +197,7 @@ def test_what_does_not_exist_is_said_so(
 @pytest.mark.parametrize("when", ["resolving", "downloading"])
 def test_what_the_hub_answers_becomes_a_typed_error(
     hub: HubStandin,
-    source: HubSource,
+    source: FetchedSource,
     tmp_path: Path,
     when: str,
     status: int,
@@ -214,7 +217,7 @@ def test_what_the_hub_answers_becomes_a_typed_error(
             source.fetch(resolved, tmp_path, silent)
 
 
-def test_a_gated_model_opens_with_the_token(hub: HubStandin, source: HubSource) -> None:
+def test_a_gated_model_opens_with_the_token(hub: HubStandin, source: FetchedSource) -> None:
     hub.token = "a-secret"
     with pytest.raises(SourceUnavailable) as caught:
         source.resolve(URI)
@@ -230,7 +233,9 @@ def test_a_hub_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
         HubSource("http://127.0.0.1:9").resolve(URI)
 
 
-def test_files_in_subfolders_are_no_part_of_the_model(hub: HubStandin, source: HubSource) -> None:
+def test_files_in_subfolders_are_no_part_of_the_model(
+    hub: HubStandin, source: FetchedSource
+) -> None:
     hub.repositories["org/model"]["onnx/config.json"] = b"{}"
     hub.repositories["org/model"]["../config.json"] = b"{}"
 

@@ -16,14 +16,14 @@ from snapshotter.blob.source import ChunkSource
 from snapshotter.blob.store import ChunkStore
 from snapshotter.blob.stored_blob import BlobRef
 
-_FIRST_WORD_S = 0.1  # how long the first read of a blob may wait to hear who shares it
 _CONNECT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class PeerTerms:
     """`address` is what other nodes are told, as `host:port`; by default what is listened on.
-    `patience_s`: how long a peer may be silent that brings a chunk for us.
+    `patience_s`: how long a peer may be silent that brings a chunk for us; `first_word_s`: how
+    long the first read of a blob may wait to hear who shares it.
     """
 
     node_id: str
@@ -33,6 +33,7 @@ class PeerTerms:
     address: str | None = None
     upload_bytes_per_s: float | None = None
     patience_s: float = 3.0
+    first_word_s: float = 0.1
 
 
 class Sharing(Protocol):
@@ -68,6 +69,7 @@ class Peering:
     def __init__(self, store: ChunkStore, directory: Directory, terms: PeerTerms) -> None:
         """Raises OSError where it cannot listen."""
         self._token = terms.token
+        self._first_word_s = terms.first_word_s
         self._shared = SharedBlobs(store)
         self._connections = Connections(
             stall_s=terms.patience_s, connect_s=_CONNECT_S, is_plain=lambda host: True
@@ -91,7 +93,7 @@ class Peering:
     def opened(self, blob: Blob) -> None:
         """Who else shares the blob is known soon."""
         self._shared.add(blob)
-        self._neighbourhood.refresh(within_s=_FIRST_WORD_S)
+        self._neighbourhood.refresh(within_s=self._first_word_s)
 
     def closed(self, digest: str) -> None:
         self._shared.remove(digest)

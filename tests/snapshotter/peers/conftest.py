@@ -27,7 +27,9 @@ class Node:
         self.name = name
         self.store = ChunkStore(folder / name, capacity_bytes=1 << 30, boot_id="boot")
         self.fetcher = Fetcher(self.store, num_workers=4)
-        terms = PeerTerms(name, "127.0.0.1", 0, TOKEN, patience_s=patience_s)
+        terms = PeerTerms(
+            name, "127.0.0.1", 0, TOKEN, patience_s=patience_s, first_word_s=patience_s
+        )
         self.peering = Peering(self.store, directory, terms)
         stack.callback(self.store.close)
         stack.callback(self.fetcher.close)

@@ -132,7 +132,7 @@ struct Ahead {
   void fetch(int64_t group) const {
     if (from == nullptr) return;
     const uint8_t* line = from + group * lines_per_group * kLine;
-    for (int64_t i = 0; i < lines_per_group; ++i) fetch_second_level(line + i * kLine);
+    for (int64_t i = 0; i < lines_per_group; ++i) firstlight::fetch(line + i * kLine);
   }
 };
 

@@ -35,9 +35,6 @@ inline Pairs load_bytes_as_pairs(const void* from) {
 inline void fetch(const void* line) {
   _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T1);
 }
-inline void fetch_second_level(const void* line) {
-  _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T1);
-}
 
 // Fills whole vectors: up to 15 numbers more than `count`.
 inline void fill(float* to, float x, int64_t count) {
