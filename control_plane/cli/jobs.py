@@ -109,7 +109,8 @@ def _reason(job: JobStatus) -> str:
 
 def _describe(session: Session, job: JobStatus) -> None:
     say = session.err.print
-    say(f"{job.id} of {job.model} is {job.state.value}, {job.attempts} attempts")
+    attempts = "1 attempt" if job.attempts == 1 else f"{job.attempts} attempts"
+    say(f"{job.id} of {job.model}: {job.state.value}, {attempts}")
     if job.problem is not None:
         say(_reason(job))
     if job.started_at is not None and job.finished_at is not None:

@@ -20,12 +20,16 @@ def as_json(error: PlatformError) -> bytes:
 
 
 ABANDONED = as_json(
-    JobAbandoned("too many processes that ran the job died", hint="redrive it to try again")
+    JobAbandoned(
+        "too many processes that ran the job died", hint="`platform jobs redrive` tries it again"
+    )
 )
 
 
 def job_not_found(job_id: str) -> JobNotFound:
-    return JobNotFound(f"there is no job {job_id}", hint="jobs are kept for a time, see docs")
+    return JobNotFound(
+        f"there is no job {job_id}", hint="`platform jobs ls` lists those that are kept"
+    )
 
 
 def key_reused(job: Job) -> IdempotencyKeyReused:
