@@ -1,7 +1,7 @@
 """Starts of images: recorded until ready, replayed the next time, the rest filled in afterwards."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from threading import Event, Lock, Thread
 from typing import Final
@@ -20,6 +20,7 @@ _QUIET_S: Final = 20.0
 _MOST_S: Final = 600.0
 _LOOK_EVERY_S: Final = 1.0
 
+_Program = tuple[str, str]  # digest of its image, entrypoint: "" where nobody says what it is
 OnNewTrace = Callable[[Reference, Trace], None]
 
 
@@ -30,8 +31,9 @@ def ignore_trace(image: Reference, trace: Trace) -> None:
 class Starts:
     """Images by the digest of their manifest, layers by that of their index. Any thread may use it.
 
-    A start ends when somebody says that it is ready, or when it has touched nothing new for a
-    while. Only then are the other chunks of the image fetched, in the background.
+    A start ends when it is said to be ready; one of which nobody said what it runs, when it has
+    touched nothing new for a while. Only then, and while the image has no other that goes on, are
+    the other chunks of the image fetched, in the background.
     """
 
     def __init__(
@@ -49,8 +51,8 @@ class Starts:
         self._open: dict[str, Blob] = {}
         self._images: dict[str, Reference] = {}
         self._layers: dict[str, tuple[str, ...]] = {}  # of each image
-        self._recordings: dict[str, Recording] = {}
-        self._to_replay: dict[str, Trace] = {}
+        self._recordings: dict[_Program, Recording] = {}
+        self._to_replay: dict[_Program, Trace] = {}
         self._is_closed = Event()
         self._watch = Thread(target=self._look, name="starts", daemon=True)
 
@@ -71,8 +73,9 @@ class Starts:
             for image, layers in list(self._layers.items()):
                 if not any(each in self._open for each in layers):
                     del self._layers[image], self._images[image]
-                    self._recordings.pop(image, None)
-                    self._to_replay.pop(image, None)
+                    for program in _programs_of(image, [*self._recordings, *self._to_replay]):
+                        self._recordings.pop(program, None)
+                        self._to_replay.pop(program, None)
 
     def touched(self, layer: str, chunk: int) -> None:
         """Somebody reads the chunk."""
@@ -93,24 +96,40 @@ class Starts:
         trace = self._files.find(digest, entrypoint)
         with self._lock:
             self._images[digest] = image
-            known = self._layers.setdefault(digest, tuple(layers))
-            under_way = self._recordings.get(digest)
-            if under_way is None or under_way.entrypoint != (entrypoint or ""):
-                recording = Recording(digest, entrypoint or "", known, now=self._now())
-                self._recordings[digest] = recording
+            self._layers.setdefault(digest, tuple(layers))
+            self._record(digest, entrypoint)
             if trace is not None:
-                self._to_replay[digest] = trace
+                self._to_replay[trace.image, trace.entrypoint] = trace
         self._replay()
 
-    def ready(self, image: str) -> None:
-        """The program that was starting has started."""
+    def _record(self, image: str, entrypoint: str | None) -> None:
+        """Joins a start of that program. A start of an unknown one is, as long as any of the image
+        goes on, taken for that: it may be what was pulled, or looks at what runs.
+        """
+        under_way = _programs_of(image, self._recordings)
+        if entrypoint is not None:
+            self._recordings.pop((image, ""), None)
+        elif under_way:
+            return
+        program = image, entrypoint or ""
+        if program not in under_way:
+            layers = self._layers[image]
+            self._recordings[program] = Recording(*program, layers, now=self._now())
+
+    def ready(self, image: str, entrypoint: str | None = None) -> None:
+        """The program that was starting has started; without a name, all of the image."""
         with self._lock:
-            recording = self._recordings.pop(image, None)
+            ready = _programs_of(image, self._recordings)
+            if entrypoint is not None:
+                ready = [program for program in ready if program == (image, entrypoint)]
+            recordings = [self._recordings.pop(program) for program in ready]
             name = self._images.get(image)
-            layers = self._layers.get(image, ())
+            goes_on = bool(_programs_of(image, self._recordings))
+            layers = () if goes_on else self._layers.get(image, ())
             blobs = [self._open[layer] for layer in layers if layer in self._open]
-        if recording is not None and name is not None:
-            self._keep(name, recording.trace())
+        for recording in recordings:
+            if name is not None:
+                self._keep(name, recording.trace())
         for blob in blobs:
             blob.fill()
 
@@ -124,7 +143,8 @@ class Starts:
             return
         is_new = self._files.find(trace.image, trace.entrypoint) is None
         self._files.keep(trace)
-        log.info("start.recorded", image=trace.image, touches=len(trace.touches))
+        facts = {"entrypoint": trace.entrypoint, "touches": len(trace.touches)}
+        log.info("start.recorded", image=trace.image, **facts)
         if is_new:
             self._on_new_trace(image, trace)
 
@@ -133,7 +153,7 @@ class Starts:
         with self._lock:
             traces = [trace for trace in self._to_replay.values() if self._can_replay(trace)]
             for trace in traces:
-                del self._to_replay[trace.image]
+                del self._to_replay[trace.image, trace.entrypoint]
             blobs = dict(self._open)
         for trace in traces:
             log.info("start.replayed", image=trace.image, touches=len(trace.touches))
@@ -150,16 +170,20 @@ class Starts:
                 log.exception("start.not_ended")
 
     def end_quiet(self) -> None:
-        """Takes for ready what has touched nothing new for a while."""
+        """Takes for ready what has touched nothing new for a while, or was never called it."""
         now = self._now()
         with self._lock:
             quiet = [
-                image
-                for image, recording in self._recordings.items()
-                if recording.is_quiet(now=now, quiet_s=_QUIET_S, most_s=_MOST_S)
+                program
+                for program, recording in self._recordings.items()
+                if recording.is_over(now=now, quiet_s=_QUIET_S, most_s=_MOST_S)
             ]
-        for image in quiet:
-            self.ready(image)
+        for image, entrypoint in quiet:
+            self.ready(image, entrypoint)
+
+
+def _programs_of(image: str, programs: Iterable[_Program]) -> list[_Program]:
+    return [program for program in programs if program[0] == image]
 
 
 def replay(trace: Trace, blobs: Mapping[str, Blob]) -> None:

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Final
 
 import structlog
@@ -79,11 +79,21 @@ class IndexedLayers:
         except PlatformError:
             return 0  # how much a layer takes is no reason to fail
 
-    def starting(self, image: str, layers: Sequence[str]) -> None:
+    def starting(self, image: str, layers: Sequence[str], entrypoint: str | None) -> None:
         try:
-            self._control.ask("starting", image=image, layers=list(layers))
+            self._control.ask("starting", image=image, layers=list(layers), entrypoint=entrypoint)
         except PlatformError as error:  # a start without its trace is slower, and that is all
             log.warning("start.not_announced", image=image, error=error.detail)
+
+    def ready(self, image: str, entrypoint: str) -> None:
+        """In a thread: the trace may be pushed, and containerd's database waits for our answer."""
+        Thread(target=self._say_ready, args=(image, entrypoint), name="ready", daemon=True).start()
+
+    def _say_ready(self, image: str, entrypoint: str) -> None:
+        try:
+            self._control.ask("ready", image=image, entrypoint=entrypoint)
+        except PlatformError as error:  # then its start is over when it has lasted too long
+            log.warning("start.not_ended", image=image, error=error.detail)
 
     def _check_keeper(self) -> None:
         if not self._can_mount():
@@ -113,4 +123,4 @@ class IndexedLayers:
                     self._traces.keep(trace)
         except PlatformError as error:
             log.warning("trace.not_fetched", image=str(image), error=error.detail)
-        self.starting(str(image), [described.digest for described in beside.layers.values()])
+        self.starting(str(image), [described.digest for described in beside.layers.values()], None)

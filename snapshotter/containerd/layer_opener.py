@@ -123,21 +123,21 @@ class LayerOpener:
 
     def verbs(self) -> dict[str, Verb]:
         """For the data process: `kept_bytes` {name} → bytes of that layer on this disk; `starting`
-        {image, layers?, entrypoint?} and `ready` {image}, which is pinned to its manifest.
+        {image, layers?, entrypoint?} and `ready` {image, entrypoint?}, pinned to its manifest.
         """
         return {
             "kept_bytes": self._kept_bytes,
             "starting": self._starting,
-            "ready": lambda question: self._starts.ready(str(_image(question).digest)),
+            "ready": lambda question: self._starts.ready(
+                str(_image(question).digest), _entrypoint(question)
+            ),
         }
 
     def _starting(self, question: Mapping[str, Any]) -> None:
-        layers, entrypoint = question.get("layers", []), question.get("entrypoint")
+        layers = question.get("layers", [])
         if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
             raise Invalid("the image's layers are no list of names")
-        if not isinstance(entrypoint, str | None):
-            raise Invalid("the image's entrypoint is no text")
-        self._starts.starting(_image(question), layers, entrypoint)
+        self._starts.starting(_image(question), layers, _entrypoint(question))
 
     def _kept_bytes(self, question: Mapping[str, Any]) -> int:
         with self._lock:
@@ -151,6 +151,10 @@ def _image(question: Mapping[str, Any]) -> Reference:
     if image.digest is None:
         raise Invalid(f"{image} is not pinned to a manifest")
     return image
+
+
+def _entrypoint(question: Mapping[str, Any]) -> str | None:
+    return None if question.get("entrypoint") is None else _text(question, "entrypoint")
 
 
 def _text(spec: Mapping[str, Any], name: str) -> str:

@@ -66,8 +66,15 @@ class Layers(Protocol):
         """Of the layer, on this node's disk."""
         ...
 
-    def starting(self, image: str, layers: Sequence[str]) -> None:
-        """A container of that image, pinned to its manifest, is about to read those layers."""
+    def starting(self, image: str, layers: Sequence[str], entrypoint: str | None) -> None:
+        """A container of that image, pinned to its manifest, is about to read those layers.
+
+        Where it is known what it runs, it is said when that is ready, too.
+        """
+        ...
+
+    def ready(self, image: str, entrypoint: str) -> None:
+        """What such a container runs has started. Returns at once; may be repeated."""
         ...
 
 
@@ -77,7 +84,8 @@ class FolderLayers:
 
     known: dict[str, Path] = field(default_factory=dict)  # by layer digest
     mounted: dict[str, Path] = field(default_factory=dict)
-    started: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    started: list[tuple[str, tuple[str, ...], str | None]] = field(default_factory=list)
+    are_ready: list[tuple[str, str]] = field(default_factory=list)
 
     def find(self, wanted: WantedLayer) -> FoundLayer | None:
         folder = self.known.get(wanted.layer)
@@ -93,5 +101,8 @@ class FolderLayers:
     def kept_bytes(self, name: str) -> int:
         return 0
 
-    def starting(self, image: str, layers: Sequence[str]) -> None:
-        self.started.append((image, tuple(layers)))
+    def starting(self, image: str, layers: Sequence[str], entrypoint: str | None) -> None:
+        self.started.append((image, tuple(layers), entrypoint))
+
+    def ready(self, image: str, entrypoint: str) -> None:
+        self.are_ready.append((image, entrypoint))

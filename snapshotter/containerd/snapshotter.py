@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from threading import Lock
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
 from infra.clock import Clock
+from infra.containerd.labels import ENTRYPOINT, READY
 from infra.errors import PlatformError
 from snapshotter.containerd.filters import parse_filters
 from snapshotter.containerd.folders import Folders
@@ -19,6 +20,13 @@ log = structlog.get_logger()
 
 TARGET: Final = "containerd.io/snapshot.ref"  # the name that an unpacked layer will be committed as
 _NS = 1_000_000_000
+
+
+class _Start(NamedTuple):
+    """A container's image, pinned to its manifest, and the layers of it that are mounted."""
+
+    image: str
+    layers: list[str]
 
 
 class Snapshotter:
@@ -65,8 +73,8 @@ class Snapshotter:
         if target is not None and self._is_there(target, parent, labels):
             raise Refused(Reason.ALREADY_EXISTS, f"target snapshot {target!r}")
         mount = self._create(key, Kind.ACTIVE, parent, labels)
-        if target is None:
-            self._announce_start(parent)
+        if target is None and (start := self._start_on(parent)) is not None:
+            self._layers.starting(start.image, start.layers, labels.get(ENTRYPOINT))
         return mount
 
     def view(self, key: str, parent: str, labels: Mapping[str, str]) -> Mount:
@@ -100,9 +108,20 @@ class Snapshotter:
         return self._store.get(name)
 
     def update(self, name: str, labels: Mapping[str, str], paths: Sequence[str]) -> Snapshot:
-        """Labels by a field mask; nothing else of a snapshot can change."""
-        changed = masked(self._store.get(name).labels, labels, paths, name=name)
-        return self._store.relabel(name, changed, now_ns=self._now_ns())
+        """Labels by a field mask; nothing else of a snapshot can change.
+
+        One that is new may say that what a container runs is ready.
+        """
+        before = self._store.get(name)
+        changed = masked(before.labels, labels, paths, name=name)
+        after = self._store.relabel(name, changed, now_ns=self._now_ns())
+        entrypoint = before.labels.get(ENTRYPOINT)
+        is_ready = READY in changed and READY not in before.labels
+        if is_ready and entrypoint is not None:
+            start = self._start_on(before.parent)
+            if start is not None:
+                self._layers.ready(start.image, entrypoint)
+        return after
 
     def walk(self, filters: Sequence[str]) -> list[Snapshot]:
         """All that match one of the filters."""
@@ -124,13 +143,14 @@ class Snapshotter:
             self._drop_unused_layers()
         self._remove_strangers(is_alone=False)
 
-    def _announce_start(self, parent: str) -> None:
+    def _start_on(self, parent: str) -> "_Start | None":
         """What is not unpacked into is a container's; the image is that of its highest layer."""
         mounted = [it for it in self._store.chain(parent) if it.layer is not None]
         highest = WantedLayer.of(mounted[0].labels) if mounted else None
-        if highest is not None:
-            names = [it.layer for it in mounted if it.layer is not None]
-            self._layers.starting(str(highest.image), names[::-1])
+        if highest is None:
+            return None
+        names = [it.layer for it in mounted if it.layer is not None]
+        return _Start(str(highest.image), names[::-1])
 
     def _is_there(self, target: str, parent: str, labels: Mapping[str, str]) -> bool:
         existing = self._store.find(target)

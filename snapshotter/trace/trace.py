@@ -6,12 +6,12 @@ from typing import Any, Final
 
 import orjson
 
+from infra.containerd.labels import MOST_ENTRYPOINT_CHARACTERS
 from infra.errors import ImageInvalid
 from infra.registry.reference import DIGEST
 
 MOST_TOUCHES: Final = 200_000
 MOST_TRACE_BYTES: Final = 4 << 20
-MOST_ENTRYPOINT_CHARACTERS: Final = 1024
 _MOST_LAYERS: Final = 512
 
 
@@ -99,11 +99,16 @@ class Recording:
                 self._touches[touch] = None
                 self.touched_at = now
 
-    def is_quiet(self, *, now: float, quiet_s: float, most_s: float) -> bool:
-        """Whether a start that nobody calls ready has to be taken for it."""
+    def is_over(self, *, now: float, quiet_s: float, most_s: float) -> bool:
+        """Whether a start that was not called ready has to be taken for it.
+
+        One of which somebody says what it runs will be called so: it may be quiet, parked above
+        all, but not for ever.
+        """
         if not self._touches:
             return False  # it was pulled, and nothing of it was started yet
-        return now - self.touched_at > quiet_s or now - self.began_at > most_s
+        is_quiet = not self.entrypoint and now - self.touched_at > quiet_s
+        return is_quiet or now - self.began_at > most_s
 
     def trace(self) -> Trace:
         return Trace(self.image, self.entrypoint, tuple(self._touches))

@@ -10,6 +10,7 @@ from benchmarks.image_build.image import WORKER
 from tests.journeys.test_cold_start import assert_adds_up, invoke
 from tests.support.containerd import SNAPSHOTTER, running_containerd
 from tests.support.platform import RunningPlatform, running_platform
+from tests.support.processes import until
 from tests.support.registry import running_registry
 from tests.support.snapshotter import RunningSnapshotter, running_snapshotter
 from tests.support.worker_image import push
@@ -67,3 +68,14 @@ def test_a_request_at_zero_mounts_the_image_starts_a_container_and_is_answered(
     assert 0 < image["bytes"] < 50 << 20, "what is read is fetched, not the image"
     runtime = next(share for share in report["shares"] if share["stage"] == "runtime")
     assert runtime["source"] == "container"
+
+
+def test_a_replica_that_is_ready_ends_the_recording_of_its_start(
+    contained: RunningPlatform, node: RunningSnapshotter
+) -> None:
+    assert invoke(contained).status_code == 200
+
+    until(lambda: node.logged("start.recorded"), seconds=60, what="a start is recorded")
+
+    recorded = node.logged("start.recorded")[0]
+    assert str(recorded["entrypoint"]).startswith("python3 -m worker.main replica --socket ")

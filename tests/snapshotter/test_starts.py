@@ -172,6 +172,55 @@ def test_a_second_container_of_an_image_that_is_starting_does_not_begin_anew(wor
     assert world.told == [Trace(IMAGE, "", touches((BASE, 4), (BASE, 5)))]
 
 
+def test_a_start_that_says_what_it_runs_is_not_over_while_it_is_quiet(world, tmp_path):
+    world.starts.starting(PINNED, [BASE])  # the pull
+    world.open(BASE)
+    world.starts.starting(PINNED, [BASE], "serve")
+    world.read(BASE, 4)
+    world.starts.starting(PINNED, [BASE])  # somebody pulls it again, or looks into it
+    world.now = 500.0
+    world.starts.end_quiet()
+    world.settle(BASE)
+    assert world.asked(BASE) == {4}
+
+    world.starts.ready(IMAGE, "serve")
+    world.settle(BASE)
+
+    assert world.told == [Trace(IMAGE, "serve", touches((BASE, 4)))]
+    assert world.asked(BASE) == set(range(10))
+
+
+def test_a_start_that_is_never_called_ready_ends_all_the_same(world):
+    world.starts.starting(PINNED, [BASE], "serve")
+    world.open(BASE)
+    world.read(BASE, 4)
+    world.now = 601.0
+
+    world.starts.end_quiet()
+
+    assert world.told == [Trace(IMAGE, "serve", touches((BASE, 4)))]
+
+
+def test_two_programs_of_an_image_are_recorded_apart_and_the_last_lets_the_rest_be_fetched(world):
+    for entrypoint in ("serve", "train"):
+        world.starts.starting(PINNED, [BASE], entrypoint)
+    world.open(BASE)
+    world.read(BASE, 4)
+    world.starts.ready(IMAGE, "serve")
+    world.read(BASE, 5)
+    world.settle(BASE)
+    assert world.asked(BASE) == {4, 5}
+
+    world.starts.ready(IMAGE, "train")
+    world.settle(BASE)
+
+    assert world.told == [
+        Trace(IMAGE, "serve", touches((BASE, 4))),
+        Trace(IMAGE, "train", touches((BASE, 4), (BASE, 5))),
+    ]
+    assert world.asked(BASE) == set(range(10))
+
+
 def test_an_image_that_is_pulled_and_not_started_is_not_fetched(world):
     world.starts.starting(PINNED, [BASE])
     world.open(BASE)

@@ -1,6 +1,8 @@
 """The launcher of containers, ended at every stage: what is told, and that nothing is left."""
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,14 +10,19 @@ from pathlib import Path
 import pytest
 
 from infra.contracts.image_pull import Pulled
+from infra.contracts.node import ClockReading, ReplicaAssignment
+from infra.contracts.revision import ModelFacts
 from infra.contracts.stage import Rung
-from infra.contracts.worker_link import FromWorker
+from infra.contracts.worker_link import Asleep, FromWorker, Ready, Start
 from infra.errors import ImageUnavailable
 from infra.sources.memory import MemorySource
+from tests.node.makers import assignment
+from tests.support.processes import require
+from worker.boot.entrance import enter
 from worker.node.clock import NodeClock
 from worker.node.container.cdi import NO_EDITS
 from worker.node.container.fake_containers import FakeContainers
-from worker.node.container.furnishing import Furnishing
+from worker.node.container.furnishing import Furnishing, Furniture
 from worker.node.container.image import Image, OnProgress
 from worker.node.container.image_keeper import ImageKeeper
 from worker.node.container.launcher import ContainerLauncher, Premises
@@ -23,6 +30,9 @@ from worker.node.container.spec import Program
 from worker.node.launcher import Exit
 from worker.node.plan import Origin, WorkerId
 
+FACTS = ModelFacts(
+    architecture="tiny", context_tokens=1, vocabulary=1, weight_bytes=0, longest_token_bytes=1
+)
 IMAGE = Image("registry/worker:1", "sha256:chain", Program(("python3",), {}))
 
 
@@ -49,9 +59,10 @@ class Heard:
 
     exits: "asyncio.Queue[tuple[WorkerId, Exit]]" = field(default_factory=asyncio.Queue)
     zygotes: "asyncio.Queue[Exit | None]" = field(default_factory=asyncio.Queue)
+    said: "asyncio.Queue[FromWorker]" = field(default_factory=asyncio.Queue)
 
     def on_message(self, worker_id: WorkerId, message: FromWorker) -> None:
-        """Nobody here says anything."""
+        self.said.put_nowait(message)
 
     def on_exit(self, worker_id: WorkerId, end: Exit) -> None:
         self.exits.put_nowait((worker_id, end))
@@ -63,6 +74,13 @@ class Heard:
         self.zygotes.put_nowait(end)
 
 
+class SharedFurnishing(Furnishing):
+    """For workers that see this machine as it is."""
+
+    def mount(self, assignment: ReplicaAssignment, furniture: Furniture, pid: int) -> None:
+        """Everything is there."""
+
+
 @dataclass
 class World:
     launcher: ContainerLauncher
@@ -70,6 +88,21 @@ class World:
     registry: Registry
     heard: Heard
     folder: Path
+
+    async def enter(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The link of the only worker, for its process, which sleeps and says nothing."""
+        self.containers.may_start.set()
+        while not self.containers.alive:  # noqa: ASYNC110 - a thread of the launcher starts it
+            await asyncio.sleep(0.001)
+        (name,) = self.containers.alive
+        folder = os.open(self.folder / name / "inside", os.O_RDONLY)
+        try:
+            entrance = await asyncio.to_thread(enter, f"/proc/self/fd/{folder}/link.sock")
+        finally:
+            os.close(folder)
+        os.close(entrance.listening)
+        link = socket.socket(fileno=entrance.link)
+        return await asyncio.open_connection(sock=link)
 
     async def until_starting(self) -> None:
         await asyncio.to_thread(self.containers.is_starting.wait)
@@ -80,12 +113,13 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    containers, registry, heard = FakeContainers(), Registry(), Heard()
+    containers, registry, heard, sources = FakeContainers(), Registry(), Heard(), MemorySource()
+    sources.add("tiny", assignment().source, FACTS, tmp_path)
     folder = tmp_path / "containers"
     launcher = ContainerLauncher(
         containers,
         ImageKeeper(IMAGE.reference, registry, registry, NodeClock()),
-        Furnishing(MemorySource(), tmp_path, NodeClock()),
+        SharedFurnishing(sources, tmp_path, NodeClock()),
         Premises(folder, "/firstlight-tests", {}, NO_EDITS, open_files=100),
     )
     launcher.listen(heard)
@@ -205,6 +239,35 @@ async def test_workers_are_started_by_a_socket_that_only_their_container_sees(
     assert inside == world.folder / name / "inside"
     assert names_in(inside) == ["link.sock"]
     assert spec["linux"]["cgroupsPath"] == f"/firstlight-tests/{name}"
+
+
+@pytest.mark.parametrize("refuses", [None, "containerd is away"])
+async def test_the_runtime_hears_once_that_what_it_runs_has_started(
+    world: World, tmp_path: Path, refuses: str | None
+) -> None:
+    require(os.geteuid() == 0, "root, which gives logs away,")
+    world.launcher.spawn(1, Path("unused"), ranks=0)
+    hears, says = await world.enter()
+    world.containers.refuses = refuses
+    start = Start(
+        assignment=assignment(),
+        clock=ClockReading(wall=0, monotonic=0, boot_id="boot"),
+        host="127.0.0.1",
+        log_path=str(tmp_path / "r1.log"),
+    )
+    world.launcher.send(1, start)
+    await hears.readline()
+    assert world.containers.ready == []
+
+    for message in (Ready(host="", port=0), Asleep(memory_bytes=1), Ready(host="", port=0)):
+        says.write(message.model_dump_json().encode() + b"\n")
+
+    said = [await world.heard.said.get() for _ in range(3)]
+    assert [type(message) for message in said] == [Ready, Asleep, Ready]
+    while not world.containers.ready:  # noqa: ASYNC110 - a thread of the launcher says it
+        await asyncio.sleep(0.001)
+    assert world.containers.ready == list(world.containers.alive)
+    says.close()
 
 
 def names_in(folder: Path) -> list[str]:

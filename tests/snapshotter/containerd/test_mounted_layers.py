@@ -9,6 +9,8 @@ import pytest
 from grpc import StatusCode
 
 from infra.containerd.client import Containerd
+from infra.containerd.labels import ENTRYPOINT, READY
+from infra.containerd.protos import snapshots_pb2 as pb
 from infra.errors import SourceUnavailable
 from snapshotter.containerd.layers import FolderLayers, FoundLayer, WantedLayer
 from snapshotter.containerd.snapshotter import TARGET
@@ -17,6 +19,7 @@ from tests.snapshotter.containerd.conftest import Asked, refusal, serving
 REFERENCE = "registry.example/image:1"
 MANIFEST = "sha256:" + "0" * 64
 LAYER = "sha256:" + "1" * 64
+IMAGE = f"registry.example/image@{MANIFEST}"
 
 
 @pytest.fixture
@@ -187,4 +190,23 @@ def test_a_container_that_is_about_to_read_layers_is_announced(
     asked.committed("ordinary")
     asked.prepare("another", "ordinary")
 
-    assert layers.started == [(f"registry.example/image@{MANIFEST}", (LAYER,))]
+    assert layers.started == [(IMAGE, (LAYER,), None)]
+
+
+def test_a_container_that_says_what_it_runs_says_once_that_it_is_ready(
+    asked: Asked, layers: FolderLayers
+) -> None:
+    unpack(asked, "chain")
+    asked.prepare_labelled("container", "chain", {ENTRYPOINT: "python3 serve"})
+    asked.prepare("unknown", "chain")
+    asked.committed("ordinary")
+    asked.prepare_labelled("unpacked", "ordinary", {ENTRYPOINT: "python3 serve"})
+    assert layers.started[0] == (IMAGE, (LAYER,), "python3 serve")
+    assert layers.are_ready == []
+
+    for name in ("container", "unknown", "unpacked", "container"):
+        said = asked.update(pb.Info(name=name, labels={READY: "true"}), f"labels.{READY}")
+        assert said.labels[READY] == "true"
+    asked.update(pb.Info(name="container", labels={"note": "x"}), "labels.note")
+
+    assert layers.are_ready == [(IMAGE, "python3 serve")]

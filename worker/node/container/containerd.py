@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import Any
 import grpc
 from google.protobuf.any_pb2 import Any as Packed
 
-from infra.containerd import methods
+from infra.containerd import labels, methods
 from infra.containerd.client import CallFailed, Containerd
 from infra.containerd.protos import (
     containers_pb2,
@@ -70,7 +71,10 @@ class ContainerdContainers:
         prepared = call(
             methods.Snapshots.PREPARE,
             snapshots_pb2.PrepareSnapshotRequest(
-                snapshotter=self._snapshotter, key=name, parent=image.chain_id
+                snapshotter=self._snapshotter,
+                key=name,
+                parent=image.chain_id,
+                labels={labels.ENTRYPOINT: _entrypoint(spec)},
             ),
         )
         into = output.as_uri()
@@ -80,6 +84,16 @@ class ContainerdContainers:
         pid = call(methods.Tasks.CREATE, request).pid
         call(methods.Tasks.START, tasks_pb2.StartRequest(container_id=name))
         return int(pid)
+
+    def started(self, name: str) -> None:
+        """The snapshotter hears of it: the order of what it read is kept, the rest may come."""
+        snapshot = snapshots_pb2.Info(name=name, labels={labels.READY: "true"})
+        request = snapshots_pb2.UpdateSnapshotRequest(snapshotter=self._snapshotter, info=snapshot)
+        request.update_mask.paths.append(f"labels.{labels.READY}")
+        try:
+            self._containerd.call(methods.Snapshots.UPDATE, request)
+        except CallFailed as error:
+            raise ContainerFailed(f"containerd: {error}") from error
 
     def remove(self, name: str) -> int | None:
         try:
@@ -131,6 +145,10 @@ class ContainerdContainers:
         except CallFailed as error:
             if error.code is not grpc.StatusCode.NOT_FOUND:
                 raise
+
+
+def _entrypoint(spec: dict[str, Any]) -> str:
+    return shlex.join(spec["process"]["args"])[: labels.MOST_ENTRYPOINT_CHARACTERS]
 
 
 class ContainerdImages:

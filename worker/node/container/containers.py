@@ -22,6 +22,9 @@ class Containers(Protocol):
         What it prints is appended to `output`.
         """
 
+    def started(self, name: str) -> None:
+        """What runs in the container serves now. May be repeated."""
+
     def remove(self, name: str) -> int | None:
         """Kills what runs and forgets the container; its exit status, where it is known.
 

@@ -20,6 +20,7 @@ class FakeContainers:
     left: list[str] = field(default_factory=list)
     alive: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     specs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ready: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     is_starting: threading.Event = field(default_factory=threading.Event)
     may_start: threading.Event = field(default_factory=threading.Event)
@@ -32,6 +33,11 @@ class FakeContainers:
         self.specs[name] = spec
         self.alive[name] = subprocess.Popen(["sleep", "600"])
         return self.alive[name].pid
+
+    def started(self, name: str) -> None:
+        self.ready.append(name)
+        if self.refuses is not None:
+            raise ContainerFailed(self.refuses)
 
     def remove(self, name: str) -> int | None:
         self.removed.append(name)

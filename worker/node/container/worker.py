@@ -71,6 +71,7 @@ class _Life:
     furniture: Furniture | None = None
     was_fetched: bool = False
     has_said_hello: bool = False
+    has_started: bool = False
     memory_bytes: int | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     silent: asyncio.Event = field(default_factory=asyncio.Event)
@@ -243,6 +244,7 @@ class ContainerWorker:
                 if self._address is None:  # an address of its own choice is none of ours
                     return
                 message = Ready(host=self._address[0], port=self._address[1])
+                self._has_started()
             case Asleep():
                 self._close_relay()
                 if self._life.place is not None:
@@ -250,6 +252,17 @@ class ContainerWorker:
             case _:
                 pass
         self._tell(message)
+
+    def _has_started(self) -> None:
+        """Once, not when it wakes; nobody waits for the runtime to hear of it."""
+        if not self._life.has_started:
+            self._life.has_started = True
+            telling = self._blocking(lambda: self._site.containers.started(self._name))
+            telling.add_done_callback(self._start_told)
+
+    def _start_told(self, telling: "asyncio.Future[None]") -> None:
+        if not telling.cancelled() and (error := telling.exception()) is not None:
+            log.warning("container.start-not-told", container=self._name, why=str(error))
 
     def _link_closed(self) -> None:
         """Of no use without its link."""

@@ -1,0 +1,12 @@
+"""Labels of snapshots by which a node agent and the snapshotter speak of a container's start.
+
+containerd hands a snapshotter only labels of this prefix.
+"""
+
+from typing import Final
+
+# What a container runs, as one line of a shell: starts of equal programs are alike.
+ENTRYPOINT: Final = "containerd.io/snapshot/firstlight.entrypoint"
+# Set once the container serves.
+READY: Final = "containerd.io/snapshot/firstlight.ready"
+MOST_ENTRYPOINT_CHARACTERS: Final = 1024
