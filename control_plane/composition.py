@@ -313,17 +313,19 @@ def _root_key(settings: Settings) -> str | None:
 
 
 def _runtime(settings: Settings) -> dict[str, str]:
-    """What our own agent's workers run as, in the agent's own settings."""
-    if settings.runtime == "process":
-        return {}
-    told = {
-        "RUNTIME": settings.runtime,
-        "IMAGE": settings.image,
-        "CONTAINERD": str(settings.containerd),
-        "CONTAINERD_NAMESPACE": settings.containerd_namespace,
-        "SNAPSHOTTER": settings.snapshotter,
+    """What our own agent's workers run as and read from, in the agent's own settings."""
+    told: dict[str, object] = {"WEIGHTS_SOCKET": settings.weights_socket}
+    if settings.runtime == "container":
+        told |= {
+            "RUNTIME": settings.runtime,
+            "IMAGE": settings.image,
+            "CONTAINERD": settings.containerd,
+            "CONTAINERD_NAMESPACE": settings.containerd_namespace,
+            "SNAPSHOTTER": settings.snapshotter,
+        }
+    return {
+        f"PLATFORM_NODE_{name}": str(value) for name, value in told.items() if value is not None
     }
-    return {f"PLATFORM_NODE_{name}": value for name, value in told.items() if value is not None}
 
 
 def _secret(settings: Settings) -> str:

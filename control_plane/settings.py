@@ -61,6 +61,10 @@ class Settings(BaseSettings):
         pattern=r"^[a-z0-9-]{1,64}$",
         description="Which of its snapshotters has the image's layers.",
     )
+    weights_socket: Path | None = Field(
+        default=None,
+        description="Where this machine's snapshotter gives weights; unset reads their source.",
+    )
     standby_max: int = Field(
         default=4, ge=0, le=64, description="Standby workers a node keeps at most."
     )

@@ -93,9 +93,12 @@ def waterfall(report: ColdStartReport, canvas: Canvas) -> RenderableType:
 
 
 def _source(share: StageShare) -> str:
-    """Where it came from and, where bytes moved, how fast."""
+    """Where it came from, each with its bytes where there are several, and how fast if at all."""
+    source = share.source or ""
+    if len(share.came) > 1:
+        source = ", ".join(f"{each.source} {amount(each.bytes)}" for each in share.came)
     rate = "" if share.bytes_per_s is None else f"{amount(round(share.bytes_per_s))}/s"
-    return f"{share.source or ''} {rate}".strip()
+    return f"{source} {rate}".strip()
 
 
 def _heading(report: ColdStartReport) -> Text:

@@ -72,6 +72,8 @@ def _shares(
     for timing in sorted(timings, key=lambda it: (_PRECEDENCE.index(it.stage), it.started_at)):
         start = timing.started_at - arrived_at
         taken, free = _take(free, start, start + timing.seconds)
+        if timing.moved is not None and not timing.seconds and 0 <= start <= ttft_s:
+            taken = [(start, start)]  # its bytes came beside what follows, and took no time
         shares.extend(
             StageShare(
                 stage=timing.stage,
@@ -80,6 +82,7 @@ def _shares(
                 bytes=timing.bytes,
                 bytes_per_s=timing.bytes_per_s,
                 source=timing.source,
+                came=() if timing.moved is None else timing.moved.came,
                 parts=timing.parts if end - begin > timing.seconds - _SAME_S else (),
             )
             for begin, end in taken

@@ -9,4 +9,6 @@ from typing import Final
 ENTRYPOINT: Final = "containerd.io/snapshot/firstlight.entrypoint"
 # Set once the container serves.
 READY: Final = "containerd.io/snapshot/firstlight.ready"
+# In answers only, until READY: what the container has read of its image, a contract (stage.Moved).
+READ: Final = "containerd.io/snapshot/firstlight.read"
 MOST_ENTRYPOINT_CHARACTERS: Final = 1024

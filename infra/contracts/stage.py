@@ -42,6 +42,20 @@ class StagePart(Contract):
     seconds: float = Field(ge=0)
 
 
+class Came(Contract):
+    """Bytes of one source."""
+
+    source: str = Field(max_length=64, description="cache, peer, origin.")
+    bytes: int = Field(ge=0)
+
+
+class Moved(Contract):
+    """Bytes that came while stages went on, by where they came from."""
+
+    came: tuple[Came, ...] = Field(default=(), max_length=16, description="Most bytes first.")
+    seconds: float = Field(ge=0, description="In which any of them were on their way.")
+
+
 class StageTiming(Contract):
     """One measured interval of one stage, in the control plane's clock (unix seconds)."""
 
@@ -53,6 +67,10 @@ class StageTiming(Contract):
         default=None, description="Where it came from: fork, mmap, cache, peer, s3, hub …"
     )
     parts: tuple[StagePart, ...] = ()
+    moved: Moved | None = Field(
+        default=None,
+        description="What `bytes` consists of, where some came while later stages went on.",
+    )
 
     @property
     def ended_at(self) -> float:
@@ -61,9 +79,12 @@ class StageTiming(Contract):
     @property
     def bytes_per_s(self) -> float | None:
         """How fast bytes came; None where none moved."""
-        if not self.bytes or not self.seconds or self.source in IN_PLACE:
-            return None
-        return self.bytes / self.seconds
+        came: tuple[Came, ...] = (Came(source=self.source or "", bytes=self.bytes or 0),)
+        seconds = self.seconds
+        if self.moved is not None:
+            came, seconds = self.moved.came, self.moved.seconds
+        size = sum(each.bytes for each in came if each.source not in IN_PLACE)
+        return size / seconds if size and seconds else None
 
 
 class StageProgress(Contract):
@@ -81,9 +102,14 @@ class StageShare(Contract):
     seconds: float
     bytes: int | None = None
     bytes_per_s: float | None = Field(
-        default=None, description="Over the whole stage; null where bytes did not move."
+        default=None,
+        description="Over the whole stage, or the time in which bytes were on their way where they "
+        "came while later stages went on; null where none moved.",
     )
     source: str | None = None
+    came: tuple[Came, ...] = Field(
+        default=(), description="What `bytes` consists of, where more than one source is known."
+    )
     parts: tuple[StagePart, ...] = Field(
         default=(), description="What the stage did, where all of it falls into the wait."
     )

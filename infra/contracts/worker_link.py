@@ -7,7 +7,7 @@ from pydantic import Field, TypeAdapter
 from infra.contracts.base import Contract, GpuId
 from infra.contracts.node import ClockReading, Failure, ReplicaAssignment
 from infra.contracts.revision import ResolvedSource
-from infra.contracts.stage import StageProgress, StageTiming
+from infra.contracts.stage import Moved, StageProgress, StageTiming
 
 
 class Hello(Contract):
@@ -30,6 +30,13 @@ class StageDone(Contract):
 
     kind: Literal["stage"] = "stage"
     timing: StageTiming
+
+
+class ImageRead(Contract):
+    """What the worker's container has read of its image until now; said by its launcher."""
+
+    kind: Literal["image-read"] = "image-read"
+    read: Moved
 
 
 class Ready(Contract):
@@ -81,7 +88,8 @@ class Drain(Contract):
 
 
 FromWorker = Annotated[
-    Hello | Progress | StageDone | Ready | Failed | Asleep, Field(discriminator="kind")
+    Hello | Progress | StageDone | ImageRead | Ready | Failed | Asleep,
+    Field(discriminator="kind"),
 ]
 ToWorker = Annotated[Start | Prepare | Drain, Field(discriminator="kind")]
 

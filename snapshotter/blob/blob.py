@@ -13,7 +13,7 @@ import structlog
 from infra.backoff import Backoff
 from infra.errors import PlatformError
 from snapshotter.blob.fetcher import Fetcher
-from snapshotter.blob.flight import Flight, Priority, Target
+from snapshotter.blob.flight import Flight, OnLand, Priority, Target, ignore_landing
 from snapshotter.blob.source import ChunkSource
 from snapshotter.blob.stored_blob import BlobRef
 from snapshotter.index.chunk_table import Chunk
@@ -41,11 +41,12 @@ class Blob:
         *,
         deadline_s: float = 30.0,
         on_touch: OnTouch = ignore_touch,
+        on_land: OnLand = ignore_landing,
     ) -> None:
         self.ref = ref
         self.size = ref.table.size
         self._stored = fetcher.store.open(ref)
-        self._target = Target(ref, sources)
+        self._target = Target(ref, sources, on_land)
         self._fetcher = fetcher
         self._deadline_s = deadline_s
         self._on_touch = on_touch

@@ -218,6 +218,7 @@ class Fetcher:
             if not flight.landed.is_set():
                 flight.data = None if is_kept else data
                 flight.came_from = source
+                flight.target.on_land(flight)
                 self._end(flight)
 
     def _give_up(self, flights: Sequence[Flight], error: Exception) -> None:

@@ -1,6 +1,7 @@
 """What is to be fetched, and in which order: wanted chunks, grouped into requests. Pure."""
 
 import heapq
+import time
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from itertools import count
@@ -22,12 +23,25 @@ class Priority(IntEnum):
     BACKGROUND = 2  # nobody may ever
 
 
-class Target:
-    """A blob that can be fetched: its chunks and where they are, best source first."""
+def ignore_landing(flight: "Flight") -> None:
+    """Nobody counts."""
 
-    def __init__(self, ref: BlobRef, sources: Sequence[ChunkSource]) -> None:
+
+class Target:
+    """A blob that can be fetched: its chunks and where they are, best source first.
+
+    `on_land` hears of each chunk before who waits for it does, and must not wait itself.
+    """
+
+    def __init__(
+        self,
+        ref: BlobRef,
+        sources: Sequence[ChunkSource],
+        on_land: "OnLand" = ignore_landing,
+    ) -> None:
         self.ref = ref
         self.sources = tuple(sources)
+        self.on_land = on_land
 
 
 class Flight:
@@ -37,6 +51,7 @@ class Flight:
         self.target = target
         self.chunk = chunk
         self.priority = priority
+        self.asked_at = time.monotonic()
         self.num_trips = 1  # queued or under way; a hedge is the second
         self.has_left = False
         self.landed = Event()
@@ -47,6 +62,9 @@ class Flight:
     @property
     def key(self) -> tuple[str, int]:
         return self.target.ref.digest, self.chunk.index
+
+
+OnLand = Callable[[Flight], None]
 
 
 class Agenda:

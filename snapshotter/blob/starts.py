@@ -8,9 +8,11 @@ from typing import Final
 
 import structlog
 
+from infra.contracts.stage import Came, Moved
 from infra.registry.reference import Reference
 from snapshotter.blob.blob import Blob
-from snapshotter.blob.flight import Priority
+from snapshotter.blob.flight import Flight, Priority
+from snapshotter.blob.tally import Tallies
 from snapshotter.trace.files import TraceFiles
 from snapshotter.trace.trace import Recording, Trace
 
@@ -19,6 +21,7 @@ log = structlog.get_logger()
 _QUIET_S: Final = 20.0
 _MOST_S: Final = 600.0
 _LOOK_EVERY_S: Final = 1.0
+_SAME_START_S: Final = 5.0
 
 _Program = tuple[str, str]  # digest of its image, entrypoint: "" where nobody says what it is
 OnNewTrace = Callable[[Reference, Trace], None]
@@ -53,6 +56,7 @@ class Starts:
         self._layers: dict[str, tuple[str, ...]] = {}  # of each image
         self._recordings: dict[_Program, Recording] = {}
         self._to_replay: dict[_Program, Trace] = {}
+        self._tallies = Tallies(same_s=_SAME_START_S, most_s=_MOST_S)
         self._is_closed = Event()
         self._watch = Thread(target=self._look, name="starts", daemon=True)
 
@@ -64,6 +68,7 @@ class Starts:
         """The layer can be read now."""
         with self._lock:
             self._open[layer] = blob
+            self._tallies.open(layer, now=self._now())
         self._replay()
 
     def closed(self, layer: str) -> None:
@@ -79,24 +84,42 @@ class Starts:
 
     def touched(self, layer: str, chunk: int) -> None:
         """Somebody reads the chunk."""
-        if not self._recordings:  # nearly always: costs nothing
+        if not (self._recordings or self._tallies):  # nearly always: costs nothing
             return
         with self._lock:
+            if layer in self._open:
+                self._tallies.touch(layer, self._open[layer].ref.table[chunk])
             for recording in self._recordings.values():
                 recording.touch(layer, chunk, now=self._now())
 
+    def landed(self, layer: str, flight: Flight) -> None:
+        """A chunk came to this node. What is fetched for nobody counts for no start."""
+        if self._tallies and flight.priority is not Priority.BACKGROUND:
+            source, asked_at = flight.came_from or "", flight.asked_at
+            with self._lock:
+                self._tallies.land(layer, flight.chunk, source, asked_at=asked_at, now=self._now())
+
     def starting(
-        self, image: Reference, layers: Sequence[str] = (), entrypoint: str | None = None
+        self,
+        image: Reference,
+        layers: Sequence[str] = (),
+        entrypoint: str | None = None,
+        container: str | None = None,
     ) -> None:
         """A program of the pinned image is about to start; its layers need to be told once.
 
         Without an entrypoint it is the image's own, and the newest trace is replayed, whose ever.
+        Without a container the image has been pulled for one.
         """
         digest = str(image.digest)
         trace = self._files.find(digest, entrypoint)
         with self._lock:
             self._images[digest] = image
-            self._layers.setdefault(digest, tuple(layers))
+            known = self._layers.setdefault(digest, tuple(layers))
+            if container is None:
+                self._tallies.pull(digest, known, now=self._now())
+            else:
+                self._tallies.start(container, digest, known, now=self._now())
             self._record(digest, entrypoint)
             if trace is not None:
                 self._to_replay[trace.image, trace.entrypoint] = trace
@@ -115,6 +138,21 @@ class Starts:
         if program not in under_way:
             layers = self._layers[image]
             self._recordings[program] = Recording(*program, layers, now=self._now())
+
+    def read(self, container: str) -> Moved | None:
+        """What the container has read until now; None for one that does not start."""
+        with self._lock:
+            tally = self._tallies.find(container)
+            if tally is None:
+                return None
+            came, seconds = tally.came(), tally.seconds()
+        sources = tuple(Came(source=name, bytes=size) for name, size in came.most_common() if size)
+        return Moved(came=sources, seconds=seconds)
+
+    def started(self, container: str) -> None:
+        """What it reads from now on is no start's."""
+        with self._lock:
+            self._tallies.end(container)
 
     def ready(self, image: str, entrypoint: str | None = None) -> None:
         """The program that was starting has started; without a name, all of the image."""
@@ -178,6 +216,7 @@ class Starts:
                 for program, recording in self._recordings.items()
                 if recording.is_over(now=now, quiet_s=_QUIET_S, most_s=_MOST_S)
             ]
+            self._tallies.forget_old(now=now)
         for image, entrypoint in quiet:
             self.ready(image, entrypoint)
 

@@ -9,11 +9,12 @@ from typing import Final
 import structlog
 
 from infra.clock import Clock
+from infra.contracts.stage import Moved
 from infra.errors import PlatformError, StoreUnavailable
 from infra.registry.client import Registry
 from infra.registry.reference import Reference
 from snapshotter.containerd.index_files import IndexFiles
-from snapshotter.containerd.layers import FoundLayer, WantedLayer
+from snapshotter.containerd.layers import ContainerStart, FoundLayer, WantedLayer
 from snapshotter.fs.control_client import ControlClient
 from snapshotter.fs.layer_mounts import LayerMounts
 from snapshotter.index.image_index import ImageIndex, find_index
@@ -79,21 +80,34 @@ class IndexedLayers:
         except PlatformError:
             return 0  # how much a layer takes is no reason to fail
 
-    def starting(self, image: str, layers: Sequence[str], entrypoint: str | None) -> None:
+    def starting(self, start: ContainerStart) -> None:
+        program = {"entrypoint": start.entrypoint, "container": start.container}
+        self._announce(start.image, start.layers, **program)
+
+    def _announce(self, image: str, layers: Sequence[str], **program: str | None) -> None:
         try:
-            self._control.ask("starting", image=image, layers=list(layers), entrypoint=entrypoint)
+            self._control.ask("starting", image=image, layers=list(layers), **program)
         except PlatformError as error:  # a start without its trace is slower, and that is all
             log.warning("start.not_announced", image=image, error=error.detail)
 
-    def ready(self, image: str, entrypoint: str) -> None:
-        """In a thread: the trace may be pushed, and containerd's database waits for our answer."""
-        Thread(target=self._say_ready, args=(image, entrypoint), name="ready", daemon=True).start()
-
-    def _say_ready(self, image: str, entrypoint: str) -> None:
+    def read(self, start: ContainerStart) -> Moved | None:
         try:
-            self._control.ask("ready", image=image, entrypoint=entrypoint)
+            read = self._control.ask("read", container=start.container)
+        except PlatformError as error:  # an account is no reason to fail
+            log.warning("start.not_accounted", image=start.image, error=error.detail)
+            return None
+        return None if read is None else Moved.model_validate(read)
+
+    def ready(self, start: ContainerStart) -> None:
+        """In a thread: the trace may be pushed, and containerd's database waits for our answer."""
+        Thread(target=self._say_ready, args=(start,), name="ready", daemon=True).start()
+
+    def _say_ready(self, start: ContainerStart) -> None:
+        program = {"entrypoint": start.entrypoint, "container": start.container}
+        try:
+            self._control.ask("ready", image=start.image, **program)
         except PlatformError as error:  # then its start is over when it has lasted too long
-            log.warning("start.not_ended", image=image, error=error.detail)
+            log.warning("start.not_ended", image=start.image, error=error.detail)
 
     def _check_keeper(self) -> None:
         if not self._can_mount():
@@ -123,4 +137,4 @@ class IndexedLayers:
                     self._traces.keep(trace)
         except PlatformError as error:
             log.warning("trace.not_fetched", image=str(image), error=error.detail)
-        self.starting(str(image), [described.digest for described in beside.layers.values()], None)
+        self._announce(str(image), [described.digest for described in beside.layers.values()])

@@ -104,6 +104,7 @@ class LayerOpener:
             self._fetcher,
             deadline_s=self._deadline_s,
             on_touch=lambda _, chunk: self._starts.touched(name, chunk),
+            on_land=lambda flight: self._starts.landed(name, flight),
         )
         stream = BlobBytes(blob)
         with self._lock:
@@ -123,21 +124,32 @@ class LayerOpener:
 
     def verbs(self) -> dict[str, Verb]:
         """For the data process: `kept_bytes` {name} → bytes of that layer on this disk; `starting`
-        {image, layers?, entrypoint?} and `ready` {image, entrypoint?}, pinned to its manifest.
+        {image, layers?, entrypoint?, container?} and `ready` {image, entrypoint?, container?},
+        pinned to its manifest; `read` {container} → what it has read of its image, while it starts.
         """
         return {
             "kept_bytes": self._kept_bytes,
             "starting": self._starting,
-            "ready": lambda question: self._starts.ready(
-                str(_image(question).digest), _entrypoint(question)
-            ),
+            "read": self._has_read,
+            "ready": self._ready,
         }
 
     def _starting(self, question: Mapping[str, Any]) -> None:
         layers = question.get("layers", [])
         if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
             raise Invalid("the image's layers are no list of names")
-        self._starts.starting(_image(question), layers, _entrypoint(question))
+        entrypoint, container = _maybe(question, "entrypoint"), _maybe(question, "container")
+        self._starts.starting(_image(question), layers, entrypoint, container)
+
+    def _has_read(self, question: Mapping[str, Any]) -> dict[str, Any] | None:
+        read = self._starts.read(_text(question, "container"))
+        return None if read is None else read.model_dump()
+
+    def _ready(self, question: Mapping[str, Any]) -> None:
+        container = _maybe(question, "container")
+        if container is not None:
+            self._starts.started(container)
+        self._starts.ready(str(_image(question).digest), _maybe(question, "entrypoint"))
 
     def _kept_bytes(self, question: Mapping[str, Any]) -> int:
         with self._lock:
@@ -153,8 +165,8 @@ def _image(question: Mapping[str, Any]) -> Reference:
     return image
 
 
-def _entrypoint(question: Mapping[str, Any]) -> str | None:
-    return None if question.get("entrypoint") is None else _text(question, "entrypoint")
+def _maybe(question: Mapping[str, Any], name: str) -> str | None:
+    return None if question.get(name) is None else _text(question, name)
 
 
 def _text(spec: Mapping[str, Any], name: str) -> str:

@@ -1,10 +1,11 @@
 """The port to layers that are mounted instead of unpacked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from infra.contracts.stage import Moved
 from infra.registry.reference import Reference
 
 IMAGE_REFERENCE = "containerd.io/snapshot/cri.image-ref"
@@ -47,6 +48,18 @@ class FoundLayer:
     spec: Mapping[str, Any]  # JSON: all that mounting it again needs
 
 
+@dataclass(frozen=True, slots=True)
+class ContainerStart:
+    """A container that starts: its snapshot's key, its image, pinned to its manifest, the layers of
+    it that are mounted, and what it runs, where that is known.
+    """
+
+    container: str
+    image: str
+    layers: tuple[str, ...]
+    entrypoint: str | None
+
+
 class Layers(Protocol):
     """Called from any thread; `mount` and `unmount` from one at a time."""
 
@@ -66,15 +79,16 @@ class Layers(Protocol):
         """Of the layer, on this node's disk."""
         ...
 
-    def starting(self, image: str, layers: Sequence[str], entrypoint: str | None) -> None:
-        """A container of that image, pinned to its manifest, is about to read those layers.
-
-        Where it is known what it runs, it is said when that is ready, too.
-        """
+    def starting(self, start: ContainerStart) -> None:
+        """A container is about to read its image. Whose program is known will be called ready."""
         ...
 
-    def ready(self, image: str, entrypoint: str) -> None:
-        """What such a container runs has started. Returns at once; may be repeated."""
+    def read(self, start: ContainerStart) -> Moved | None:
+        """What it has read of its image until now, where that is known; until it is ready."""
+        ...
+
+    def ready(self, start: ContainerStart) -> None:
+        """What it runs has started. Returns at once; may be repeated."""
         ...
 
 
@@ -84,8 +98,9 @@ class FolderLayers:
 
     known: dict[str, Path] = field(default_factory=dict)  # by layer digest
     mounted: dict[str, Path] = field(default_factory=dict)
-    started: list[tuple[str, tuple[str, ...], str | None]] = field(default_factory=list)
-    are_ready: list[tuple[str, str]] = field(default_factory=list)
+    started: list[ContainerStart] = field(default_factory=list)
+    are_ready: list[ContainerStart] = field(default_factory=list)
+    moved: Moved | None = None  # what every container has read
 
     def find(self, wanted: WantedLayer) -> FoundLayer | None:
         folder = self.known.get(wanted.layer)
@@ -101,8 +116,11 @@ class FolderLayers:
     def kept_bytes(self, name: str) -> int:
         return 0
 
-    def starting(self, image: str, layers: Sequence[str], entrypoint: str | None) -> None:
-        self.started.append((image, tuple(layers), entrypoint))
+    def starting(self, start: ContainerStart) -> None:
+        self.started.append(start)
 
-    def ready(self, image: str, entrypoint: str) -> None:
-        self.are_ready.append((image, entrypoint))
+    def read(self, start: ContainerStart) -> Moved | None:
+        return self.moved
+
+    def ready(self, start: ContainerStart) -> None:
+        self.are_ready.append(start)

@@ -1,17 +1,18 @@
 """What a snapshotter of containerd does: layers are mounted where they can be, else unpacked."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from threading import Lock
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 
 from infra.clock import Clock
-from infra.containerd.labels import ENTRYPOINT, READY
+from infra.containerd.labels import ENTRYPOINT, READ, READY
 from infra.errors import PlatformError
 from snapshotter.containerd.filters import parse_filters
 from snapshotter.containerd.folders import Folders
-from snapshotter.containerd.layers import FoundLayer, Layers, WantedLayer
+from snapshotter.containerd.layers import ContainerStart, FoundLayer, Layers, WantedLayer
 from snapshotter.containerd.mounts import Mount, mount_of
 from snapshotter.containerd.snapshot import Kind, Reason, Refused, Snapshot, Usage, masked
 from snapshotter.containerd.store import SnapshotStore
@@ -20,13 +21,6 @@ log = structlog.get_logger()
 
 TARGET: Final = "containerd.io/snapshot.ref"  # the name that an unpacked layer will be committed as
 _NS = 1_000_000_000
-
-
-class _Start(NamedTuple):
-    """A container's image, pinned to its manifest, and the layers of it that are mounted."""
-
-    image: str
-    layers: list[str]
 
 
 class Snapshotter:
@@ -73,8 +67,8 @@ class Snapshotter:
         if target is not None and self._is_there(target, parent, labels):
             raise Refused(Reason.ALREADY_EXISTS, f"target snapshot {target!r}")
         mount = self._create(key, Kind.ACTIVE, parent, labels)
-        if target is None and (start := self._start_on(parent)) is not None:
-            self._layers.starting(start.image, start.layers, labels.get(ENTRYPOINT))
+        if target is None and (start := self._start_of(key, parent, labels)) is not None:
+            self._layers.starting(start)
         return mount
 
     def view(self, key: str, parent: str, labels: Mapping[str, str]) -> Mount:
@@ -105,7 +99,16 @@ class Snapshotter:
             self._drop_unused_layers()
 
     def stat(self, name: str) -> Snapshot:
-        return self._store.get(name)
+        """While a container starts of which is known what it runs, with what it has read."""
+        snapshot = self._store.get(name)
+        labels = snapshot.labels
+        if ENTRYPOINT not in labels or READY in labels:
+            return snapshot
+        start = self._start_of(name, snapshot.parent, labels)
+        read = None if start is None else self._layers.read(start)
+        if read is None:
+            return snapshot
+        return replace(snapshot, labels={**labels, READ: read.model_dump_json()})
 
     def update(self, name: str, labels: Mapping[str, str], paths: Sequence[str]) -> Snapshot:
         """Labels by a field mask; nothing else of a snapshot can change.
@@ -115,12 +118,10 @@ class Snapshotter:
         before = self._store.get(name)
         changed = masked(before.labels, labels, paths, name=name)
         after = self._store.relabel(name, changed, now_ns=self._now_ns())
-        entrypoint = before.labels.get(ENTRYPOINT)
-        is_ready = READY in changed and READY not in before.labels
-        if is_ready and entrypoint is not None:
-            start = self._start_on(before.parent)
+        if READY in changed and READY not in before.labels and ENTRYPOINT in before.labels:
+            start = self._start_of(name, before.parent, before.labels)
             if start is not None:
-                self._layers.ready(start.image, entrypoint)
+                self._layers.ready(start)
         return after
 
     def walk(self, filters: Sequence[str]) -> list[Snapshot]:
@@ -143,14 +144,14 @@ class Snapshotter:
             self._drop_unused_layers()
         self._remove_strangers(is_alone=False)
 
-    def _start_on(self, parent: str) -> "_Start | None":
+    def _start_of(self, key: str, parent: str, labels: Mapping[str, str]) -> ContainerStart | None:
         """What is not unpacked into is a container's; the image is that of its highest layer."""
         mounted = [it for it in self._store.chain(parent) if it.layer is not None]
         highest = WantedLayer.of(mounted[0].labels) if mounted else None
         if highest is None:
             return None
-        names = [it.layer for it in mounted if it.layer is not None]
-        return _Start(str(highest.image), names[::-1])
+        names = tuple(it.layer for it in reversed(mounted) if it.layer is not None)
+        return ContainerStart(key, str(highest.image), names, labels.get(ENTRYPOINT))
 
     def _is_there(self, target: str, parent: str, labels: Mapping[str, str]) -> bool:
         existing = self._store.find(target)

@@ -8,7 +8,7 @@ from control_plane.cli.failure import CommandFailed
 from control_plane.cli.sse import Comment, Event, read_events
 from control_plane.cli.units import amount, duration, elapsed, milliseconds
 from control_plane.cli.waterfall import Canvas, waterfall
-from infra.contracts.stage import Stage, StagePart
+from infra.contracts.stage import Came, Stage, StagePart
 from tests.cli.fake_platform import report
 
 
@@ -114,6 +114,18 @@ def test_bytes_that_moved_say_how_fast() -> None:
         console.print(waterfall(whole.model_copy(update={"shares": (share,)}), Canvas(20)))
 
     assert "3.0 GB s3 1.5 GB/s" in capture.get()
+
+
+def test_bytes_of_several_sources_are_told_apart() -> None:
+    whole = report(((Stage.IMAGE, 0.0, 90_000_000, "origin+cache"),))
+    came = (Came(source="origin", bytes=80_000_000), Came(source="cache", bytes=10_000_000))
+    share = whole.shares[0].model_copy(update={"came": came, "bytes_per_s": 4e7})
+    console = Console(width=120, file=StringIO())
+
+    with console.capture() as capture:
+        console.print(waterfall(whole.model_copy(update={"shares": (share,)}), Canvas(20)))
+
+    assert "90.0 MB origin 80.0 MB, cache 10.0 MB 40.0 MB/s" in capture.get()
 
 
 def test_a_request_that_took_no_time_can_be_drawn() -> None:

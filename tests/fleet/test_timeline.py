@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from control_plane.fleet.timeline import ColdRequest, attribute
 from infra.contracts.base import ModelName, NodeId, ReplicaId, RequestId, RevisionName
-from infra.contracts.stage import ColdStartReport, Rung, Stage, StagePart, StageTiming
+from infra.contracts.stage import Came, ColdStartReport, Moved, Rung, Stage, StagePart, StageTiming
 
 EPOCH = 1_700_000_000.0
 
@@ -81,6 +81,27 @@ def test_bytes_that_moved_have_a_rate_over_the_whole_stage(source: str, rate: fl
     moved = timing(Stage.WEIGHTS, -1, 4).model_copy(update={"bytes": 2000, "source": source})
     (share,) = attribute(a_request(), [moved]).shares
     assert (share.seconds, share.bytes, share.bytes_per_s) == (3, 2000, rate)
+
+
+def test_bytes_that_came_beside_other_stages_are_told_and_take_no_time():
+    came = (Came(source="origin", bytes=600), Came(source="cache", bytes=300))
+    image = timing(Stage.IMAGE, 1, 0).model_copy(
+        update={"bytes": 900, "source": "origin+cache", "moved": Moved(came=came, seconds=2)}
+    )
+    climb = [timing(Stage.PROVISION, 0, 1), image, timing(Stage.RUNTIME, 1, 9)]
+
+    report = attribute(a_request(), climb)
+
+    assert explained(report) == [
+        (Stage.PROVISION, 0, 1),
+        (Stage.IMAGE, 1, 0),
+        (Stage.RUNTIME, 1, 9),
+    ]
+    share = report.shares[1]
+    assert (share.bytes, share.came, share.bytes_per_s) == (900, came, 300)
+    assert_conserved(report)
+    late = attribute(a_request(arrived_at=EPOCH + 2), climb)
+    assert Stage.IMAGE not in late.stage_seconds()
 
 
 def test_gaps_are_unattributed():

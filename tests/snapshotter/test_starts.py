@@ -4,6 +4,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from infra.contracts.stage import Came, Moved
 from infra.errors import ImageInvalid
 from infra.registry.reference import Reference
 from snapshotter.blob.blob import Blob
@@ -53,6 +54,7 @@ class World:
             [self.sources[layer]],
             self.fetcher,
             on_touch=lambda _, chunk: self.starts.touched(layer, chunk),
+            on_land=lambda flight: self.starts.landed(layer, flight),
         )
         self.blobs[layer] = blob
         self.starts.opened(layer, blob)
@@ -207,18 +209,48 @@ def test_two_programs_of_an_image_are_recorded_apart_and_the_last_lets_the_rest_
     world.open(BASE)
     world.read(BASE, 4)
     world.starts.ready(IMAGE, "serve")
-    world.read(BASE, 5)
+    world.read(BASE, 8)
     world.settle(BASE)
-    assert world.asked(BASE) == {4, 5}
+    assert world.asked(BASE) == {4, 8}
 
     world.starts.ready(IMAGE, "train")
     world.settle(BASE)
 
     assert world.told == [
         Trace(IMAGE, "serve", touches((BASE, 4))),
-        Trace(IMAGE, "train", touches((BASE, 4), (BASE, 5))),
+        Trace(IMAGE, "train", touches((BASE, 4), (BASE, 8))),
     ]
     assert world.asked(BASE) == set(range(10))
+
+
+def test_a_container_that_starts_is_told_what_it_has_read_and_from_where(world):
+    world.open(BASE)
+    size = world.blobs[BASE].ref.table[0].length
+    world.read(BASE, 1)
+    world.starts.starting(PINNED, [BASE], "serve", "container")
+
+    world.read(BASE, 1, 5, 3, 5)
+    read = world.starts.read("container")
+    world.starts.started("container")
+    world.starts.ready(IMAGE, "serve")
+    world.settle(BASE)
+
+    assert read is not None
+    assert read.came == (
+        Came(source="origin", bytes=2 * size),
+        Came(source="cache", bytes=size),
+    )
+    assert world.starts.read("container") is None
+
+
+def test_what_is_fetched_in_the_background_counts_for_no_start(world):
+    world.starts.starting(PINNED, [BASE], "serve")
+    world.open(BASE)
+    world.starts.starting(PINNED, [BASE], "train", "container")
+    world.blobs[BASE].fill()
+    world.settle(BASE)
+
+    assert world.starts.read("container") == Moved(came=(), seconds=0)
 
 
 def test_an_image_that_is_pulled_and_not_started_is_not_fetched(world):

@@ -4,17 +4,19 @@ from dataclasses import dataclass, replace
 
 from infra.contracts.node import Failure, ReplicaAssignment, ReplicaReport
 from infra.contracts.revision import ReplicaState
-from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
+from infra.contracts.stage import Moved, Rung, Stage, StageProgress, StageTiming
 from infra.contracts.worker_link import (
     Asleep,
     Failed,
     FromWorker,
     Hello,
+    ImageRead,
     Progress,
     Ready,
     StageDone,
 )
 from infra.errors import ReplicaFailed, ReplicaLost
+from worker.node.image_stage import with_image_read
 from worker.node.plan import WorkerId
 
 ENDS = frozenset({ReplicaState.STOPPED, ReplicaState.FAILED, ReplicaState.LOST})
@@ -38,6 +40,7 @@ class Replica:
     host: str | None = None
     port: int | None = None
     stages: tuple[StageTiming, ...] = ()
+    image_read: Moved | None = None
     progress: StageProgress | None = None
     failure: Failure | None = None
     is_unwanted: bool = False
@@ -77,6 +80,9 @@ class Replica:
                 return replace(self, progress=progress) if self.is_climbing else self
             case StageDone(timing=timing):
                 return replace(self, stages=(*self.stages, self._from_receipt(timing)))
+            case ImageRead(read=read):  # who was parked had read it before there was a replica
+                is_whole = self.rung not in {Rung.RUNTIME, Rung.WEIGHTS}
+                return replace(self, image_read=read) if is_whole else self
             case Ready(host=host, port=port):
                 if not self.is_climbing:
                     return self
@@ -129,7 +135,7 @@ class Replica:
             from_rung=self.rung,
             host=self.host,
             port=self.port,
-            stages=self.stages,
+            stages=with_image_read(self.stages, self.image_read, began_at=self.received_at),
             progress=self.progress,
             failure=self.failure,
         )

@@ -12,8 +12,16 @@ import pytest
 from infra.contracts.image_pull import Pulled
 from infra.contracts.node import ClockReading, ReplicaAssignment
 from infra.contracts.revision import ModelFacts
-from infra.contracts.stage import Rung
-from infra.contracts.worker_link import Asleep, FromWorker, Ready, Start
+from infra.contracts.stage import Came, Moved, Rung, Stage, StageTiming
+from infra.contracts.worker_link import (
+    Asleep,
+    FromWorker,
+    ImageRead,
+    Progress,
+    Ready,
+    StageDone,
+    Start,
+)
 from infra.errors import ImageUnavailable
 from infra.sources.memory import MemorySource
 from tests.node.makers import assignment
@@ -32,6 +40,9 @@ from worker.node.plan import Origin, WorkerId
 
 FACTS = ModelFacts(
     architecture="tiny", context_tokens=1, vocabulary=1, weight_bytes=0, longest_token_bytes=1
+)
+WEIGHTS_ARE_THERE = StageDone(
+    timing=StageTiming(stage=Stage.WEIGHTS, started_at=0, seconds=1, bytes=5, source="mmap")
 )
 IMAGE = Image("registry/worker:1", "sha256:chain", Program(("python3",), {}))
 
@@ -62,7 +73,8 @@ class Heard:
     said: "asyncio.Queue[FromWorker]" = field(default_factory=asyncio.Queue)
 
     def on_message(self, worker_id: WorkerId, message: FromWorker) -> None:
-        self.said.put_nowait(message)
+        if not isinstance(message, Progress):
+            self.said.put_nowait(message)
 
     def on_exit(self, worker_id: WorkerId, end: Exit) -> None:
         self.exits.put_nowait((worker_id, end))
@@ -90,7 +102,9 @@ class World:
     folder: Path
 
     async def enter(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """The link of the only worker, for its process, which sleeps and says nothing."""
+        """Starts a worker, and is in the place of its process, which sleeps and says nothing."""
+        require(os.geteuid() == 0, "root, which gives logs away,")
+        self.launcher.spawn(1, Path("unused"), ranks=0)
         self.containers.may_start.set()
         while not self.containers.alive:  # noqa: ASYNC110 - a thread of the launcher starts it
             await asyncio.sleep(0.001)
@@ -241,33 +255,61 @@ async def test_workers_are_started_by_a_socket_that_only_their_container_sees(
     assert spec["linux"]["cgroupsPath"] == f"/firstlight-tests/{name}"
 
 
-@pytest.mark.parametrize("refuses", [None, "containerd is away"])
 async def test_the_runtime_hears_once_that_what_it_runs_has_started(
-    world: World, tmp_path: Path, refuses: str | None
+    world: World, tmp_path: Path
 ) -> None:
-    require(os.geteuid() == 0, "root, which gives logs away,")
-    world.launcher.spawn(1, Path("unused"), ranks=0)
     hears, says = await world.enter()
-    world.containers.refuses = refuses
-    start = Start(
+    moved = Moved(came=(Came(source="origin", bytes=7),), seconds=0.5)
+    world.containers.moved = moved
+    world.launcher.send(1, start(tmp_path))
+    await hears.readline()
+
+    say(says, WEIGHTS_ARE_THERE)
+    assert [await world.heard.said.get() for _ in range(2)] == [
+        WEIGHTS_ARE_THERE,
+        ImageRead(read=moved),
+    ]
+    assert world.containers.ready == []
+    for message in (Ready(host="", port=0), Asleep(memory_bytes=1), Ready(host="", port=0)):
+        say(says, message)
+
+    said = [await world.heard.said.get() for _ in range(4)]
+    assert said.count(ImageRead(read=moved)) == 1
+    assert [type(message) for message in said if not isinstance(message, ImageRead)] == [
+        *(Ready, Asleep, Ready)
+    ]
+    assert world.containers.ready == list(world.containers.alive)
+    says.close()
+
+
+async def test_a_runtime_that_is_away_is_no_reason_for_a_start_to_fail(
+    world: World, tmp_path: Path
+) -> None:
+    hears, says = await world.enter()
+    world.containers.refuses = "containerd is away"
+    world.launcher.send(1, start(tmp_path))
+    await hears.readline()
+
+    for message in (WEIGHTS_ARE_THERE, Ready(host="", port=0), Asleep(memory_bytes=1)):
+        say(says, message)
+
+    said = [type(await world.heard.said.get()) for _ in range(3)]
+    assert said == [StageDone, Ready, Asleep]
+    assert world.containers.alive
+    says.close()
+
+
+def start(folder: Path) -> Start:
+    return Start(
         assignment=assignment(),
         clock=ClockReading(wall=0, monotonic=0, boot_id="boot"),
         host="127.0.0.1",
-        log_path=str(tmp_path / "r1.log"),
+        log_path=str(folder / "r1.log"),
     )
-    world.launcher.send(1, start)
-    await hears.readline()
-    assert world.containers.ready == []
 
-    for message in (Ready(host="", port=0), Asleep(memory_bytes=1), Ready(host="", port=0)):
-        says.write(message.model_dump_json().encode() + b"\n")
 
-    said = [await world.heard.said.get() for _ in range(3)]
-    assert [type(message) for message in said] == [Ready, Asleep, Ready]
-    while not world.containers.ready:  # noqa: ASYNC110 - a thread of the launcher says it
-        await asyncio.sleep(0.001)
-    assert world.containers.ready == list(world.containers.alive)
-    says.close()
+def say(says: asyncio.StreamWriter, message: FromWorker) -> None:
+    says.write(message.model_dump_json().encode() + b"\n")
 
 
 def names_in(folder: Path) -> list[str]:

@@ -9,10 +9,11 @@ import pytest
 from grpc import StatusCode
 
 from infra.containerd.client import Containerd
-from infra.containerd.labels import ENTRYPOINT, READY
+from infra.containerd.labels import ENTRYPOINT, READ, READY
 from infra.containerd.protos import snapshots_pb2 as pb
+from infra.contracts.stage import Came, Moved
 from infra.errors import SourceUnavailable
-from snapshotter.containerd.layers import FolderLayers, FoundLayer, WantedLayer
+from snapshotter.containerd.layers import ContainerStart, FolderLayers, FoundLayer, WantedLayer
 from snapshotter.containerd.snapshotter import TARGET
 from tests.snapshotter.containerd.conftest import Asked, refusal, serving
 
@@ -190,7 +191,7 @@ def test_a_container_that_is_about_to_read_layers_is_announced(
     asked.committed("ordinary")
     asked.prepare("another", "ordinary")
 
-    assert layers.started == [(IMAGE, (LAYER,), None)]
+    assert layers.started == [ContainerStart("container", IMAGE, (LAYER,), None)]
 
 
 def test_a_container_that_says_what_it_runs_says_once_that_it_is_ready(
@@ -201,7 +202,8 @@ def test_a_container_that_says_what_it_runs_says_once_that_it_is_ready(
     asked.prepare("unknown", "chain")
     asked.committed("ordinary")
     asked.prepare_labelled("unpacked", "ordinary", {ENTRYPOINT: "python3 serve"})
-    assert layers.started[0] == (IMAGE, (LAYER,), "python3 serve")
+    start = ContainerStart("container", IMAGE, (LAYER,), "python3 serve")
+    assert layers.started[0] == start
     assert layers.are_ready == []
 
     for name in ("container", "unknown", "unpacked", "container"):
@@ -209,4 +211,22 @@ def test_a_container_that_says_what_it_runs_says_once_that_it_is_ready(
         assert said.labels[READY] == "true"
     asked.update(pb.Info(name="container", labels={"note": "x"}), "labels.note")
 
-    assert layers.are_ready == [(IMAGE, "python3 serve")]
+    assert layers.are_ready == [start]
+
+
+def test_a_container_that_starts_tells_what_it_has_read_of_its_image(
+    asked: Asked, layers: FolderLayers
+) -> None:
+    unpack(asked, "chain")
+    asked.prepare_labelled("container", "chain", {ENTRYPOINT: "python3 serve"})
+    asked.prepare("unknown", "chain")
+    assert READ not in asked.stat("container").labels
+    layers.moved = Moved(came=(Came(source="origin", bytes=5),), seconds=0.5)
+
+    told = {name: asked.stat(name).labels for name in ("container", "unknown", "chain")}
+
+    assert Moved.model_validate_json(told["container"][READ]) == layers.moved
+    assert READ not in told["unknown"]
+    assert READ not in told["chain"]
+    asked.update(pb.Info(name="container", labels={READY: "true"}), f"labels.{READY}")
+    assert READ not in asked.stat("container").labels

@@ -5,16 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from infra.registry.authorization import Authorization, no_login
-from infra.registry.client import Registry
-from infra.registry.connections import Connections
-from infra.registry.manifest import MANIFEST
-from infra.registry.reference import Reference
 from infra.sources.node_chunks import share_through
 from infra.sources.sources import Sources
 from tests.sources.models import WEIGHTS, model_files
 from tests.support.containerd import running_containerd
 from tests.support.processes import until
+from tests.support.pushed_model import push_model
 from tests.support.registry import RunningRegistry
 from tests.support.snapshotter import RunningSnapshotter, running_snapshotter
 
@@ -33,18 +29,7 @@ def node(environment: dict[str, str]) -> Iterator[RunningSnapshotter]:
 @pytest.fixture
 def uri(registry: RunningRegistry) -> str:
     """A model as `oras push` leaves it."""
-    connections = Connections(is_plain=lambda host: True)
-    client = Registry(connections, Authorization(connections, no_login))
-    reference = Reference(registry.address, "models/tiny", "v1")
-    layers = []
-    for name, content in model_files().items():
-        blob = client.push_blob(reference, content, "application/octet-stream").as_json()
-        layers.append(blob | {"annotations": {"org.opencontainers.image.title": name}})
-    config = client.push_blob(reference, b"{}", "application/vnd.oci.empty.v1+json").as_json()
-    manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}
-    client.push_manifest(reference, manifest, name="v1")
-    client.close()
-    return f"oci://{reference}"
+    return push_model(model_files(), registry.address, "tiny")
 
 
 def test_what_the_store_has_outlives_the_process_that_has_it(

@@ -21,6 +21,7 @@ from infra.containerd.protos import (
     snapshots_pb2,
     tasks_pb2,
 )
+from infra.contracts.stage import Moved
 from infra.errors import ImageUnavailable
 from worker.node.container.containers import ContainerFailed
 from worker.node.container.image import Image
@@ -84,6 +85,15 @@ class ContainerdContainers:
         pid = call(methods.Tasks.CREATE, request).pid
         call(methods.Tasks.START, tasks_pb2.StartRequest(container_id=name))
         return int(pid)
+
+    def read(self, name: str) -> Moved | None:
+        request = snapshots_pb2.StatSnapshotRequest(snapshotter=self._snapshotter, key=name)
+        try:
+            info = self._containerd.call(methods.Snapshots.STAT, request).info
+        except CallFailed as error:
+            raise ContainerFailed(f"containerd: {error}") from error
+        said = info.labels.get(labels.READ)  # by our own snapshotter
+        return None if said is None else Moved.model_validate_json(said)
 
     def started(self, name: str) -> None:
         """The snapshotter hears of it: the order of what it read is kept, the rest may come."""

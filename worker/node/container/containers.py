@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol
 
+from infra.contracts.stage import Moved
 from worker.node.container.image import Image
 
 
@@ -21,6 +22,9 @@ class Containers(Protocol):
 
         What it prints is appended to `output`.
         """
+
+    def read(self, name: str) -> Moved | None:
+        """What a container that starts has read of its image until now, where that is known."""
 
     def started(self, name: str) -> None:
         """What runs in the container serves now. May be repeated."""

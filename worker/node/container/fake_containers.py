@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infra.contracts.stage import Moved
 from worker.node.container.containers import ContainerFailed
 from worker.node.container.image import Image
 
@@ -21,6 +22,7 @@ class FakeContainers:
     alive: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     specs: dict[str, dict[str, Any]] = field(default_factory=dict)
     ready: list[str] = field(default_factory=list)
+    moved: Moved | None = None  # what every container has read
     removed: list[str] = field(default_factory=list)
     is_starting: threading.Event = field(default_factory=threading.Event)
     may_start: threading.Event = field(default_factory=threading.Event)
@@ -34,10 +36,13 @@ class FakeContainers:
         self.alive[name] = subprocess.Popen(["sleep", "600"])
         return self.alive[name].pid
 
-    def started(self, name: str) -> None:
-        self.ready.append(name)
+    def read(self, name: str) -> Moved | None:
         if self.refuses is not None:
             raise ContainerFailed(self.refuses)
+        return self.moved
+
+    def started(self, name: str) -> None:
+        self.ready.append(name)
 
     def remove(self, name: str) -> int | None:
         self.removed.append(name)

@@ -37,6 +37,7 @@ from worker.node.container.image import Image
 from worker.node.container.place import Place
 from worker.node.container.relay import Relay
 from worker.node.container.spec import INSIDE, Limits
+from worker.node.container.start_watch import StartWatch
 from worker.node.launcher import Exit
 from worker.node.logs import last_line
 from worker.node.worker_link import WorkerLink
@@ -71,7 +72,6 @@ class _Life:
     furniture: Furniture | None = None
     was_fetched: bool = False
     has_said_hello: bool = False
-    has_started: bool = False
     memory_bytes: int | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     silent: asyncio.Event = field(default_factory=asyncio.Event)
@@ -100,6 +100,7 @@ class ContainerWorker:
         self._ended = ended
         self._cgroup = Cgroup(site.cgroup(name))
         self._life = _Life()
+        self._start = StartWatch(name, site.containers, site.threads, tell)
         self._living: asyncio.Task[None] | None = None
         self._is_killed = False
         self._orders: asyncio.Queue[ToWorker] = asyncio.Queue()
@@ -244,7 +245,6 @@ class ContainerWorker:
                 if self._address is None:  # an address of its own choice is none of ours
                     return
                 message = Ready(host=self._address[0], port=self._address[1])
-                self._has_started()
             case Asleep():
                 self._close_relay()
                 if self._life.place is not None:
@@ -252,17 +252,7 @@ class ContainerWorker:
             case _:
                 pass
         self._tell(message)
-
-    def _has_started(self) -> None:
-        """Once, not when it wakes; nobody waits for the runtime to hear of it."""
-        if not self._life.has_started:
-            self._life.has_started = True
-            telling = self._blocking(lambda: self._site.containers.started(self._name))
-            telling.add_done_callback(self._start_told)
-
-    def _start_told(self, telling: "asyncio.Future[None]") -> None:
-        if not telling.cancelled() and (error := telling.exception()) is not None:
-            log.warning("container.start-not-told", container=self._name, why=str(error))
+        self._start.heard(message)
 
     def _link_closed(self) -> None:
         """Of no use without its link."""
