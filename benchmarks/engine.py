@@ -222,12 +222,12 @@ async def _take(
     except (RequestFailed, OSError) as error:
         results.remarks.append(f"{server.name}, {server.number_format}, {seed}: {error}")
         return
-    if server.name == PLAIN:
-        results.add("tpot/plain", server.number_format, OURS, values["tpot"])
-        return
     values |= _shares(setup, server, values)
     for metric, value in values.items():
-        results.add(metric, server.number_format, server.name, value)
+        if server.name == PLAIN:
+            results.add(f"{metric}/plain", server.number_format, OURS, value)
+        else:
+            results.add(metric, server.number_format, server.name, value)
 
 
 def _shares(setup: Setup, server: Running, values: Values) -> Values:

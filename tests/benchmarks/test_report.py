@@ -66,7 +66,17 @@ def test_without_guesses_we_are_compared_with_peers_as_they_are() -> None:
     row = as_markdown(engines_table(results, ["peer"])).splitlines()[3]
 
     assert (target.what, target.shown) == ("the same without guesses, bf16", "0.7 x")
-    assert row == "| the same, without guesses, ms | bf16 | 7.0 (7.0) |  | 0.70 |"
+    assert row == "| the same, without guesses, ms | bf16 | 7.0 (7.0) | 10.0 (10.0) | 0.70 |"
+
+
+def test_bandwidth_is_judged_without_guesses() -> None:
+    results = Results()
+    results.add("mbu", "bf16", OURS, 4.0)
+    results.add("mbu/plain", "bf16", OURS, 0.8)
+
+    (target,) = [t for t in targets(results) if t.what.startswith("MBU")]
+
+    assert (target.shown.strip(), target.verdict) == ("0.8", "missed")
 
 
 def test_results_survive_a_file() -> None:
