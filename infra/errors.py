@@ -266,7 +266,7 @@ class ReplicaLost(PlatformError):
 
 
 class ReplicaFailed(PlatformError):
-    """Replicas of this revision cannot start; the detail says why."""
+    """Replicas of this revision cannot start; the detail says why and on which node."""
 
     slug = "replica-failed"
     status = HTTPStatus.SERVICE_UNAVAILABLE

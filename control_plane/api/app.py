@@ -170,6 +170,9 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     details = error.errors()
     if details[0]["type"] == "json_invalid":
         return _rendered(request, MalformedJson(f"the body is not JSON: {details[0]['msg']}"))
+    if isinstance(error.body, bytes):  # it was not read as JSON: pages elsewhere may send it so
+        hint = "send the header Content-Type: application/json"
+        return _rendered(request, Invalid("the body is not said to be JSON", hint=hint))
     within = [{**detail, "loc": detail["loc"][1:]} for detail in details]
     is_body = details[0]["loc"][0] == "body"
     return _rendered(request, invalid(within, error.body if is_body else {}))

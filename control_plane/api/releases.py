@@ -87,6 +87,7 @@ def releases_router(services: Services, requests: Counter) -> APIRouter:
             until=until,
             state=explanation.state,
             reason=explanation.reason,
+            hint=explanation.hint,
         )
 
     @router.post("/rollback")

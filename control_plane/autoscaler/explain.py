@@ -14,11 +14,13 @@ from infra.contracts.stage import StageProgress
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One word and one line for a model; `desired_replicas` is what was decided."""
+    """One word and one line for a model; `desired_replicas` is what was decided, `hint` what can be
+    done where its replicas failed."""
 
     state: ModelState
     reason: str
     desired_replicas: int
+    hint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,9 @@ class Situation:
 def explain(situation: Situation, *, now: float, zone: tzinfo | None = UTC) -> Explanation:
     """Says where a model is and what would change it; `zone` is for the time of day."""
     state, reason = _explain(situation, now, zone)
-    return Explanation(state, reason, situation.standing.desired)
+    standing = situation.standing
+    hint = standing.crash.hint if standing.crash.failures else None
+    return Explanation(state, reason, standing.desired, hint)
 
 
 def of_all(parts: Sequence[tuple[Share, Explanation]]) -> Explanation:
@@ -50,7 +54,8 @@ def of_all(parts: Sequence[tuple[Share, Explanation]]) -> Explanation:
         return leading
     reasons = (f"{it.revision.name} ({it.percent} %): {one.reason}" for it, one in parts)
     desired = sum(one.desired_replicas for _, one in parts)
-    return Explanation(leading.state, "; ".join(reasons), desired)
+    hint = next((one.hint for _, one in parts if one.hint), None)
+    return Explanation(leading.state, "; ".join(reasons), desired, hint)
 
 
 def _explain(situation: Situation, now: float, zone: tzinfo | None) -> tuple[ModelState, str]:
@@ -62,13 +67,13 @@ def _explain(situation: Situation, now: float, zone: tzinfo | None) -> tuple[Mod
     if standing.crash.is_open:
         return ModelState.FAILING, _failing(standing, now)
     if climb is not None:
-        return ModelState.STARTING, _starting(climb)
+        return ModelState.STARTING, _starting(climb) + _last_failure(standing)
     if standing.refused is not None:
         return ModelState.FAILING, f"no machine: {standing.refused}; next request tries again"
     if standing.desired and standing.blocked is not None:
         return ModelState.STARTING, f"waiting for room: {standing.blocked}"
     if standing.desired:
-        return ModelState.STARTING, f"about to start: {standing.reason}"
+        return ModelState.STARTING, f"about to start: {standing.reason}" + _last_failure(standing)
     if draining:
         return ModelState.DRAINING, f"{_count(draining)} draining: {standing.reason}"
     return ModelState.IDLE, _idle(situation, zone)
@@ -79,7 +84,7 @@ def _serving(situation: Situation, ready: int, now: float) -> str:
     if situation.climb is not None:
         parts.append(_starting(situation.climb))
     if situation.standing.crash.failures:
-        parts.append(f"last failure: {situation.standing.crash.detail}")
+        parts.append(f"last failure: {situation.standing.crash.why()}")
     if situation.standing.blocked is not None:
         parts.append(f"others wait for room: {situation.standing.blocked}")
     demand = situation.demand
@@ -102,11 +107,16 @@ def _failing(standing: Standing, now: float) -> str:
     wait_s = crash.wait_s(now)
     again = f"next try in {wait_s:.0f} s at the earliest" if wait_s else "next request tries again"
     verb = "cannot start" if crash.is_permanent else "crash"
-    return f"replicas {verb}: {crash.detail}; {again}"
+    return f"replicas {verb}: {crash.why()}; {again}"
 
 
 def _starting(climb: Climb) -> str:
     return f"{_count(climb.starting)} starting: {_progress(climb.progress)}"
+
+
+def _last_failure(standing: Standing) -> str:
+    crash = standing.crash
+    return f"; last failure: {crash.why()}" if crash.failures else ""
 
 
 def _progress(progress: StageProgress | None) -> str:

@@ -8,16 +8,20 @@ from control_plane.cli.session import printable
 from control_plane.cli.table import table
 from control_plane.cli.units import duration
 from infra.contracts.explanation import DecisionStatus, KeepAliveStatus, ModelExplanation
+from infra.contracts.revision import ModelState
 
 HEADINGS = ("TIME", "REVISION", "REPLICAS", "REASON")
 
 
 def explanation(found: ModelExplanation) -> list[Text]:
-    """A line on the model, one on its grace, and a table of decisions, newest first."""
-    lines = [
-        Text(printable(f"{found.name} is {found.state.value}: {found.reason}")),
-        Text(_kept(found.keep_alive)),
-    ]
+    """Where the model is and what can be done, its grace, and its decisions, newest first."""
+    lines = [Text(printable(f"{found.name} is {found.state.value}: {found.reason}"))]
+    hint = found.hint
+    if hint is None and found.state is ModelState.FAILING:
+        hint = f"platform logs {found.name}"
+    if hint is not None:
+        lines.append(Text(printable(f"hint: {hint}")))
+    lines.append(Text(_kept(found.keep_alive)))
     if found.decisions:
         rows = [_row(decision) for decision in found.decisions]
         lines += [Text(""), *table(HEADINGS, rows, numbers={"REPLICAS"})]

@@ -19,7 +19,8 @@ def wait_for(session: Session, name: str, state: ModelState, *, timeout_s: float
                 return status
             if status.state is ModelState.FAILING and state is ModelState.READY:
                 raise CommandFailed(
-                    f"{name} cannot start: {status.reason}", hint=f"platform logs {name}"
+                    f"{name} cannot start: {status.reason}",
+                    hint=status.hint or f"platform logs {name}",
                 )
             line.show(describe_state(status))
             if session.now() >= give_up_at:

@@ -61,5 +61,5 @@ def replicas_wanted(kept: Sequence[RevisionStatus], percents: Mapping[str, int])
 def _not_switched(status: WarmStatus, why: str) -> CommandFailed:
     return CommandFailed(
         f"{status.revision} {why}: {status.reason}; no request was switched to it",
-        hint="--now switches at once, and requests wait for it",
+        hint=status.hint or "--now switches at once, and requests wait for it",
     )

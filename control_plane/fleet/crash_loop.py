@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from infra.backoff import Backoff
+from infra.contracts.base import NodeId
 from infra.contracts.node import Failure
 
 
@@ -23,7 +24,7 @@ class CrashPolicy:
 
 @dataclass(frozen=True, slots=True)
 class CrashLoop:
-    """Failures in a row, why the last one was, and when the next try may be."""
+    """Failures in a row, why and where the last one was, and when the next try may be."""
 
     failures: int = 0
     failed_at: float = -math.inf
@@ -31,10 +32,14 @@ class CrashLoop:
     is_open: bool = False
     detail: str = ""
     code: str = ""
+    hint: str | None = None
+    node_id: NodeId | None = None
     is_permanent: bool = False
 
-    def after(self, failure: Failure, policy: CrashPolicy, *, now: float) -> "CrashLoop":
-        """One failure more."""
+    def after(
+        self, failure: Failure, policy: CrashPolicy, *, node_id: NodeId, now: float
+    ) -> "CrashLoop":
+        """One failure more, on that node."""
         failures = self.failures + 1
         if failure.is_permanent:
             wait_s = policy.permanent.delay_s(failures)
@@ -52,6 +57,8 @@ class CrashLoop:
             is_open=failure.is_permanent or failures >= policy.patience,
             detail=failure.detail,
             code=failure.code,
+            hint=failure.hint,
+            node_id=node_id,
             is_permanent=failure.is_permanent,
         )
 
@@ -62,6 +69,10 @@ class CrashLoop:
     def half_closed(self) -> "CrashLoop":
         """A replica came up: more may be started; until it proves healthy the count stands."""
         return replace(self, is_open=False, retry_at=0.0)
+
+    def why(self) -> str:
+        """The last failure, and where it was."""
+        return f"{self.detail} (on node {self.node_id})"
 
     def wait_s(self, now: float) -> float:
         """Seconds until a replica may be started again."""

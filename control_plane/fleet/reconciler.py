@@ -338,7 +338,9 @@ class Reconciler:
         failure = replica.failure or Failure(
             code="replica-lost", detail=replica.detail or "it exited", is_permanent=False
         )
-        plan.crash = plan.crash.after(failure, self._policy, now=replica.since)
+        plan.crash = plan.crash.after(
+            failure, self._policy, node_id=replica.node_id, now=replica.since
+        )
         log.warning(
             "replica.failed",
             replica=replica.replica_id,

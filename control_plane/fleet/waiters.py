@@ -62,7 +62,8 @@ class Waiters:
     def _crash_error(self, plan: Plan) -> PlatformError:
         crash = plan.crash
         return ReplicaFailed(
-            f"replicas of {plan.name} cannot start: {crash.detail}",
+            f"replicas of {plan.name} cannot start: {crash.why()}",
+            hint=crash.hint or f"`platform logs {plan.revision.model}` has their last words",
             revision=plan.name,
             cause=crash.code,
             failures=crash.failures,

@@ -55,6 +55,7 @@ class ModelExplanation(Contract):
     revision: RevisionName
     state: ModelState
     reason: str = Field(description="Why it is where it is, in a line.")
+    hint: str | None = Field(default=None, description="What to do where its replicas failed.")
     desired_replicas: int
     keep_alive: KeepAliveStatus
     decisions: tuple[DecisionStatus, ...] = Field(description="The last ones, newest first.")

@@ -31,6 +31,7 @@ class Failure(Contract):
     code: str = Field(description="A slug of infra.errors.")
     detail: str
     is_permanent: bool = Field(description="Starting it again would fail the same way.")
+    hint: str | None = Field(default=None, description="What somebody can do about it.")
 
 
 class ReplicaAssignment(Contract):

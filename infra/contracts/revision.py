@@ -128,6 +128,7 @@ class ModelStatus(Contract):
     created_at: float
     desired_replicas: int
     reason: str = Field(description="Why it is where it is, in a line.")
+    hint: str | None = Field(default=None, description="What to do where its replicas failed.")
     in_flight: int
     waiting: int
     traffic: tuple[TrafficShare, ...] = Field(description="The largest share first.")

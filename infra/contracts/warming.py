@@ -24,6 +24,7 @@ class WarmStatus(Contract):
     until: float = Field(description="When they are let go, unless it is in traffic then.")
     state: ModelState
     reason: str
+    hint: str | None = Field(default=None, description="What to do where its replicas failed.")
 
     @property
     def is_warm(self) -> bool:

@@ -12,7 +12,7 @@ from infra.contracts.revision import SourceFile
 from infra.errors import SourceUnavailable, WeightsUnavailable
 from infra.sources.chunks import Chunk, ChunkBoard, Task, plan_chunks
 from infra.sources.partial import KnownDigests, PartialFile
-from infra.sources.port import OnProgress, RangeReader, Remote
+from infra.sources.port import UNREACHED, OnProgress, RangeReader, Remote
 from infra.sources.proof import Proof
 
 READERS: Final = 4
@@ -220,7 +220,7 @@ class Download:
             if failures >= self._patience.attempts or self._budget < 0:
                 raise WeightsUnavailable(
                     f"cannot download {self._uri}: {why}",
-                    hint=None if what is None else what.hint,
+                    hint=(None if what is None else what.hint) or UNREACHED,
                     path=file.path,
                     attempts=failures,
                 )

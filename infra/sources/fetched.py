@@ -1,9 +1,13 @@
 """A source elsewhere as one to read from here: out of the cache, or on its way into it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from infra.contracts.revision import ModelFacts, ResolvedSource
+from infra.errors import SourceUnavailable
 from infra.sources.port import (
+    UNREACHED,
     Land,
     OnProgress,
     OpenedSource,
@@ -24,16 +28,31 @@ class FetchedSource:
         self._share = share
 
     def resolve(self, uri: str) -> tuple[ResolvedSource, ModelFacts]:
-        return self._source.resolve(uri)
+        with _named(uri):
+            return self._source.resolve(uri)
 
     def remote(self, resolved: ResolvedSource) -> Remote:
         """See RemoteSource."""
         return self._share(resolved, self._source.remote(resolved))
 
     def fetch(self, resolved: ResolvedSource, cache_dir: Path, on_progress: OnProgress) -> Path:
-        return fetch(resolved, cache_dir, self.remote(resolved), on_progress)
+        with _named(resolved.uri):
+            return fetch(resolved, cache_dir, self.remote(resolved), on_progress)
 
     def open(
         self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
     ) -> OpenedSource:
-        return open_source(resolved, cache_dir, self.remote(resolved), land, on_progress)
+        with _named(resolved.uri):
+            return open_source(resolved, cache_dir, self.remote(resolved), land, on_progress)
+
+
+@contextmanager
+def _named(uri: str) -> Iterator[None]:
+    """Whatever could not be had, the error says of which source, and what can be done."""
+    try:
+        yield
+    except SourceUnavailable as error:
+        if uri not in error.detail:
+            error.detail = f"cannot read {uri}: {error.detail}"
+        error.hint = error.hint or UNREACHED
+        raise

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from infra.contracts.revision import ModelFacts, ResolvedSource, SourceFile
 from infra.sources.landing import Landing
@@ -70,6 +70,8 @@ class WeightStream(Protocol):
 
 
 OpenReader = Callable[[], RangeReader]
+
+UNREACHED: Final = "check that the source is up and that this machine reaches it, then try again"
 
 
 def nobody_lied(file: SourceFile) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import orjson
 import pytest
 
-from infra.contracts.node import DesiredState, NodeLease
+from control_plane.capacity.simulated import Script
+from infra.contracts.node import DesiredState, Failure, NodeLease
+from infra.contracts.revision import ReplicaState
 from infra.errors import PlatformError
 from tests.api.world import CHAT, EdgeWorld, scenario
 from tests.fleet.makers import SOURCE, a_registration
@@ -70,6 +72,53 @@ async def test_a_model_is_explained_with_its_last_decisions_and_what_they_looked
     assert explained["keep_alive"]["grace_s"] == stopped["inputs"]["grace_s"]
     assert one["decisions"] == [stopped]
     assert (await edge.call("GET", "/v1/models/none/explain")).status == 404
+
+
+@scenario
+async def test_a_body_that_is_sent_as_a_form_is_told_what_to_send(edge: EdgeWorld) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}  # as curl -d does
+
+    answer = await edge.call(
+        "POST", "/v1/models/chat/warm", b'{"revision": "chat@1"}', headers=form
+    )
+
+    assert answer.status == 400
+    assert answer.problem()["hint"] == "send the header Content-Type: application/json"
+
+
+DOWN = Failure(
+    code="weights-unavailable",
+    detail="cannot download oci://registry:5000/chat: connection refused",
+    is_permanent=False,
+    hint="check that the source is up",
+)
+
+
+@scenario
+async def test_a_replica_that_cannot_start_is_told_with_the_cause_the_place_and_a_hint(
+    edge: EdgeWorld,
+) -> None:
+    edge.world.capacity.next_scripts.extend([Script(fails_after=1, failure=DOWN)] * 3)
+    call = edge.start("POST", "/v1/chat/completions", orjson.dumps(CHAT))
+    await edge.world.until(lambda: edge.world.moves(ReplicaState.FAILED))
+    climbing = (await edge.call("GET", "/v1/models/chat")).json()
+    await call.done()
+    later = await edge.chat()
+    shown = (await edge.call("GET", "/v1/models/chat")).json()
+    explained = (await edge.call("GET", "/v1/models/chat/explain")).json()
+
+    why = f"{DOWN.detail} (on node local)"
+    assert climbing["state"] == "starting"
+    assert climbing["reason"].endswith(f"last failure: {why}") and climbing["hint"] == DOWN.hint
+    for answer in (call, later):
+        problem = answer.problem()
+        assert (answer.status, problem["cause"]) == (503, DOWN.code)
+        assert problem["detail"] == f"replicas of chat@1 cannot start: {why}"
+        assert problem["hint"] == DOWN.hint
+        assert "retry-after" in answer.headers
+    for told in (shown, explained):
+        assert told["state"] == "failing" and why in told["reason"]
+        assert told["hint"] == DOWN.hint
 
 
 @pytest.mark.parametrize("kind", ["application/yaml", "text/yaml; charset=utf-8"])

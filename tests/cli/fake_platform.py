@@ -65,6 +65,7 @@ def model(
     *,
     state: ModelState = ModelState.IDLE,
     reason: str = "nobody calls",
+    hint: str | None = None,
     progress: StageProgress | None = None,
     minimum: int = 0,
     number: int = 1,
@@ -98,6 +99,7 @@ def model(
         created_at=1_700_000_000,
         desired_replicas=0 if state is ModelState.IDLE else 1,
         reason=reason,
+        hint=hint,
         in_flight=0,
         waiting=0,
         traffic=tuple(

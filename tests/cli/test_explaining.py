@@ -26,12 +26,15 @@ INPUTS = DecisionInputs(
 )
 
 
-def an_explanation(*decisions: DecisionStatus, is_automatic: bool = True) -> ModelExplanation:
+def an_explanation(
+    *decisions: DecisionStatus, is_automatic: bool = True, hint: str | None = None
+) -> ModelExplanation:
     return ModelExplanation(
         name="chat",
         revision="chat@1",
         state=ModelState.READY,
         reason="1 replica ready, idle, stops in 7 s",
+        hint=hint,
         desired_replicas=1,
         keep_alive=KeepAliveStatus(
             grace_s=61.3,
@@ -64,3 +67,9 @@ def test_a_line_on_the_model_one_on_its_grace_and_the_decisions() -> None:
 def test_a_grace_that_was_given_is_said_to_be_and_no_decision_is_no_table() -> None:
     lines = [line.plain for line in explanation(an_explanation(is_automatic=False))]
     assert lines[1:] == ["an idle replica is kept for 61 s, as scaling.grace says"]
+
+
+def test_what_can_be_done_is_said_after_what_is_wrong() -> None:
+    lines = [line.plain for line in explanation(an_explanation(hint="look at\x1b[2J the source"))]
+    assert lines[0] == "chat is ready: 1 replica ready, idle, stops in 7 s"
+    assert lines[1].startswith("hint: look at") and "\x1b" not in lines[1]

@@ -402,6 +402,11 @@ def test_wait_prints_the_status_as_json(run: Run, platform: FakePlatform) -> Non
             model(state=ModelState.FAILING, reason="no memory"),
             "error: chat cannot start: no memory\nhint: platform logs chat\n",
         ),
+        (
+            "ready",
+            model(state=ModelState.FAILING, reason="no registry", hint="start the registry"),
+            "error: chat cannot start: no registry\nhint: start the registry\n",
+        ),
     ],
 )
 def test_a_wait_that_leads_nowhere_fails(

@@ -5,7 +5,12 @@ import pytest
 from infra.contracts.node import Failure
 from infra.contracts.stage import Stage, StagePart, StageProgress, StageTiming
 from infra.contracts.worker_link import FromWorker, Progress, StageDone
-from infra.errors import DependencyMissing, SourceUnavailable, UnsupportedModel
+from infra.errors import (
+    DependencyMissing,
+    SourceUnavailable,
+    UnsupportedModel,
+    WeightsUnavailable,
+)
 from worker.boot.failure import failure_of
 from worker.boot.stages import StageTimer
 
@@ -82,6 +87,10 @@ class Told:
         (
             SourceUnavailable("no"),
             Failure(code="source-unavailable", detail="no", is_permanent=False),
+        ),
+        (
+            WeightsUnavailable("no", hint="ask them"),
+            Failure(code="weights-unavailable", detail="no", is_permanent=False, hint="ask them"),
         ),
         (
             MemoryError(),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import SourceInvalid, SourceUnavailable
+from infra.errors import SourceInvalid, SourceUnavailable, WeightsUnavailable
 from infra.registry.manifest import INDEX
-from tests.snapshotter.registry_server import RegistryServer, status
+from infra.sources.port import UNREACHED
+from tests.snapshotter.registry_server import RegistryServer, dropped, status
 from tests.sources.conftest import RAW, RegistryWorld
 from tests.sources.models import WEIGHTS, model_files, sha256, sharded
 
@@ -126,3 +127,20 @@ def test_a_registry_that_asks_for_a_login_that_nobody_made_says_so(world: Regist
 
 def _encoded(login: str) -> str:
     return base64.b64encode(login.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("config.json", SourceUnavailable), ("model.safetensors", WeightsUnavailable)],
+)
+def test_a_registry_that_is_down_is_named_with_a_hint(
+    world: RegistryWorld, tmp_path: Path, name: str, error: type[SourceUnavailable]
+) -> None:
+    resolved, _ = world.source.resolve(world.put(model_files()))
+    world.server.fail(f"GET .*{sha256(model_files()[name])}", *[dropped] * 99)
+
+    with pytest.raises(error) as told:
+        world.source.fetch(resolved, tmp_path / "cache", lambda fraction: None)
+
+    assert resolved.uri in told.value.detail and world.server.address in told.value.detail
+    assert told.value.hint == UNREACHED

@@ -13,6 +13,7 @@ def failure_of(error: BaseException) -> Failure:
             code=error.slug,
             detail=error.detail[:LONGEST_DETAIL],
             is_permanent=isinstance(error, Invalid | DependencyMissing),
+            hint=None if error.hint is None else error.hint[:LONGEST_DETAIL],
         )
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return Failure(code=ReplicaFailed.slug, detail=what[:LONGEST_DETAIL], is_permanent=False)
