@@ -29,7 +29,7 @@ from infra.clock import Clock
 from infra.contracts.base import ModelName, RequestId, RevisionName
 from infra.contracts.model_spec import Limits
 from infra.contracts.revision import Revision
-from infra.errors import MethodNotAllowed, PlatformError
+from infra.errors import MethodNotAllowed, PlatformError, ShuttingDown
 from infra.generation_requests import read_request
 from infra.metrics import Counter
 
@@ -145,7 +145,8 @@ class HotPath:
             error = problems.unexpected()
         status = _status(error)
         if status >= 500:
-            log.warning("request.refused", request_id=request.request_id, error=str(error))
+            say = log.info if isinstance(error, ShuttingDown) else log.warning
+            say("request.refused", request_id=request.request_id, error=str(error))
         self.settle(request, status)
         if isinstance(error, ReplicaRefused) or request.has_started:
             if request.is_streaming:

@@ -36,9 +36,12 @@ class Chronicle:
         self.note(after.model, at=after.since, text=_sentence(after))
 
     def node_changed(self, before: Node | None, after: Node | None) -> None:
-        """A log event when a node goes; its registration is logged where it is answered."""
+        """A log event when a node goes, for whatever reason; who knows of a bad one warns of it.
+
+        Its registration is logged where it is answered.
+        """
         if before is not None and after is None:
-            log.warning("node.left", node=before.node_id)
+            log.info("node.left", node=before.node_id)
 
     def deployment_changed(self, change: Change) -> None:
         """A deleted model's lines go with it."""

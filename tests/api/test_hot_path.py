@@ -301,3 +301,16 @@ async def test_a_defect_of_ours_is_a_problem_without_its_insides(edge: EdgeWorld
     assert exchange.status == 500
     assert "secret" not in exchange.text
     assert exchange.problem()["type"] == "/problems/internal"
+
+
+@scenario
+async def test_who_is_sent_away_by_an_orderly_end_is_nothing_to_warn_of(edge: EdgeWorld) -> None:
+    held = [edge.start("POST", "/v1/chat/completions", orjson.dumps(CHAT)) for _ in range(3)]
+    await edge.settled()
+
+    await edge.activator.drain(within_s=10)
+
+    for exchange in held:
+        await exchange.done()
+    assert {exchange.status for exchange in held} == {503}
+    assert {entry["log_level"] for entry in edge.world.logs} <= {"debug", "info"}

@@ -128,12 +128,22 @@ def test_no_process_is_left_however_the_platform_ends(
     with running_platform(environment) as platform:
         platform.deploy("chat", smollm2_dir, scaling={"grace": 30})
         assert Call(platform, BODY).result().status_code == 200
+        platform.until_standby()
+        last = None
+        if how is not signal.SIGKILL:
+            last = Call(platform, LONG)
+            until(lambda: platform.status("chat")["in_flight"], seconds=60, what="it runs")
         seen = platform.processes()
-        assert len(seen) >= 4
+        assert len(seen) >= 5
+        said = platform.log.stat().st_size
 
         platform.stop(how)
 
         until(lambda: not alive(seen), seconds=60, what="every process is gone")
+        if last is not None:
+            assert last.result().status_code == 200, "what runs is finished"
+            assert platform.complaints(said) == [], "an end in order is nothing to warn of"
+            assert not [path for path in platform.state_dir.rglob("*") if path.is_socket()]
         platform.start()
 
 

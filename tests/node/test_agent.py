@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from infra.contracts.base import NodeId, ReplicaId
 from infra.contracts.node import Failure, ReplicaAssignment, ReplicaReport
@@ -608,14 +609,20 @@ def test_log_lines_are_shipped_and_survive_an_outage(simulate) -> None:
     simulate(story)
 
 
-def test_closing_ends_every_process(simulate) -> None:
+def test_closing_ends_every_process_and_is_no_failure_of_any(simulate) -> None:
     async def story(node: Node) -> None:
         node.control_plane.want(desired(assignment(), standby=2))
         await asyncio.sleep(5)
+        node.climb()
+        await asyncio.sleep(5)
+        assert node.agent.standby_ready() == 2
 
-        await node.agent.close()
+        with capture_logs() as logs:
+            await node.agent.close()
 
-        assert node.launcher.is_closed
+        assert node.launcher.is_closed and not node.launcher.alive
+        assert [it.state for it in node.agent.take_changes()] == [ReplicaState.STOPPED]
+        assert {entry["log_level"] for entry in logs} <= {"debug", "info"}, logs
 
     simulate(story)
 

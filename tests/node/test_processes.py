@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from infra.contracts.revision import ReplicaState, SourceFile
 from infra.contracts.stage import Rung, Stage
 from tests.node.makers import assignment, desired, may_sleep
 from tests.node.real_node import SCRIPTED, RealNode, kill, real_node
+from tests.support.complaints import complaints
 from tests.support.processes import alive
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(60)]
@@ -73,6 +75,26 @@ async def test_a_parked_worker_serves_within_milliseconds_of_being_claimed(
     assert sum(timing.seconds for timing in report.stages) < 0.1
     assert report.stages[1].bytes == 1234
     assert [process.pid for process in node.named("fl-replica")] == [await answer(port)]
+
+
+@pytest.mark.parametrize("moment", ["begun", "parked", "ready"])
+async def test_a_ctrl_c_in_the_agents_terminal_ends_all_in_order(
+    node: RealNode, tmp_path: Path, moment: str
+) -> None:
+    node.fake.want(desired(standby=2, version=1))
+    if moment == "begun":
+        await node.until(lambda: node.named("") or node.seen[1:], "something was started")
+    elif moment == "parked":
+        await node.until_parked(2)
+    else:
+        await ready(node, scripted(tmp_path), standby=1)
+    node.named("")
+
+    os.killpg(node.process.pid, signal.SIGINT)
+
+    await node.until(lambda: node.process.poll() is not None, "the agent ends")
+    await node.until_nothing_is_left()
+    assert (node.process.returncode, complaints(node.log())) == (0, [])
 
 
 async def test_stages_leave_no_gap(node: RealNode, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.support.complaints import complaints
 from tests.support.processes import alive, called, descendants, until
 
 
@@ -123,6 +124,10 @@ class RunningPlatform:
         self.process.wait(timeout=90)
         until(lambda: not alive(self._seen), seconds=60, what="no process left behind")
         (self.state_dir / "endpoint.json").unlink(missing_ok=True)
+
+    def complaints(self, since: int) -> list[str]:
+        """What it logged above info, from that byte of its log on."""
+        return complaints(self.log.read_bytes()[since:].decode())
 
     def _announced(self, endpoint: Path) -> bool:
         return endpoint.exists() and json.loads(endpoint.read_text())["pid"] == self.process.pid

@@ -105,6 +105,8 @@ class Agent:
         replicas = self._tables.replicas
         for replica_id, replica in replicas.items():
             replicas[replica_id] = replica.unwanted()
+        for worker_id in tuple(self._tables.workers):
+            self._hands.kill(worker_id)  # so that nobody takes its end for a failure
         await self._launcher.close()
 
     # What the GPUs' driver says ---------------------------------------------------------------

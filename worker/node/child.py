@@ -67,6 +67,7 @@ def spawn(
             (os.POSIX_SPAWN_DUP2, 1, 2),
             (os.POSIX_SPAWN_DUP2, descriptor, 3),
         ),
+        setpgroup=0,  # a Ctrl-C in our terminal is ours to handle
     )
 
 

@@ -66,7 +66,10 @@ class FakeLauncher:
 
     async def close(self) -> None:
         self.is_closed = True
-        self.alive.clear()
+        for worker_id in tuple(self.alive):
+            self.kill(worker_id)
+        self.stop_zygote()
+        await asyncio.sleep(0)  # in which their ends are told
 
     # What a test makes happen --------------------------------------------------------------
 

@@ -32,6 +32,7 @@ class ZygoteProcess:
     def __init__(self, pid: int, control: socket.socket, listener: ZygoteListener) -> None:
         self._listener = listener
         self._is_up = False
+        self._is_killed = False
         self._waiting: list[tuple[Fork, socket.socket]] = []
         self._control: socket.socket | None = control
         self._loop = asyncio.get_running_loop()
@@ -48,6 +49,7 @@ class ZygoteProcess:
             self._waiting.append((asked, link))
 
     def kill(self) -> None:
+        self._is_killed = True
         self._child.kill()
 
     def _ask(self, asked: Fork, link: socket.socket) -> None:
@@ -70,7 +72,8 @@ class ZygoteProcess:
         except BlockingIOError:
             return
         except (OSError, ValueError) as error:
-            log.warning("zygote.broken", why=str(error))
+            if not self._is_killed:
+                log.warning("zygote.broken", why=str(error))
             self._close()
             self._loop.call_later(LAST_WORDS_S, self.kill)  # unless it is ending by itself
 
