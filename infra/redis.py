@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 _NAMES = ("valkey-server", "redis-server")
 _LONGEST_SOCKET_PATH = 100  # sockaddr_un holds 108 bytes, on some systems 104
+_STEADY_S = 10.0  # what ran so long did not end of its start
 
 Connection = Redis
 
@@ -204,15 +205,18 @@ class EmbeddedRedis:
         return "it wrote no log"
 
     async def _keep(self) -> None:
-        """Starts the server again whenever it ends, until cancelled."""
-        failures = 0
+        """Starts the server again whenever it ends, until cancelled; at once, unless it ends again
+        and again, as on a full disk."""
+        loop, failures = asyncio.get_running_loop(), 0
+        started_at = loop.time()
         while True:
             if self._process is not None:
                 code = await self._process.wait()
-                log.error("redis.ended", code=code)
+                failures = 0 if loop.time() - started_at > _STEADY_S else failures + 1
+                log.error("redis.ended", code=code, last_words=self._last_words())
             try:
                 await self._start()
-                failures = 0
+                started_at = loop.time()
             except (StoreUnavailable, OSError) as error:
                 failures += 1
                 log.error("redis.not-started", error=str(error), failures=failures)

@@ -3,12 +3,15 @@ import os
 import signal
 import stat
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from control_plane.deployments.record import Record
 from control_plane.deployments.redis_store import RedisDeploymentStore
+from infra.backoff import Backoff
 from infra.contracts.base import ModelName
 from infra.errors import Conflict, DependencyMissing, StoreUnavailable
 from infra.redis import EmbeddedRedis, connect, find_server
@@ -146,6 +149,30 @@ async def test_a_server_that_cannot_start_says_why(tmp_path: Path):
     with pytest.raises(StoreUnavailable):
         async with EmbeddedRedis(tmp_path):
             pass
+
+
+@dataclass(frozen=True)
+class Noted(Backoff):
+    """Waits no longer than is good for a test, and tells after how many failures."""
+
+    told: "asyncio.Queue[int]" = field(default_factory=asyncio.Queue)
+
+    def delay_s(self, failures: int, *, jitter: float = 0.0) -> float:
+        self.told.put_nowait(failures)
+        return 0.01
+
+
+async def test_a_server_that_ends_again_and_again_is_started_ever_more_seldom(tmp_path: Path):
+    backoff = Noted()
+    with capture_logs() as logs:
+        async with EmbeddedRedis(tmp_path, backoff=backoff) as server:
+            for failures in (2, 3, 4):
+                pid = server.pid
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+                assert await backoff.told.get() == failures
+    ends = [entry for entry in logs if entry["event"] == "redis.ended"]
+    assert len(ends) == 3 and all("eady to accept connections" in it["last_words"] for it in ends)
 
 
 async def test_a_store_that_is_not_there_is_unavailable(tmp_path: Path):
