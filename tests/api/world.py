@@ -165,6 +165,7 @@ class EdgeWorld:
         for one in self._all():
             demand = self.lines.demand_of(one.model)
             assert (demand.in_flight, demand.waiting) == (0, 0)
+        assert not any(map(self.lines.in_flight, self.world.fleet.replicas())), "permits are out"
         assert self.edge.hot.intake.held_bytes == 0, "a body is still counted"
 
     async def settled(self) -> None:

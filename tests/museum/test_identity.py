@@ -31,6 +31,7 @@ async def test_dynamo_12591_a_replica_under_a_stale_name_freezes_nothing(edge: E
     for _ in range(3):
         report = NodeReport(node_id=LOCAL, standby_ready=0, replicas=stale)
         world.sessions.report(report, now=world.now())
+        assert [it.replica_id for it in world.fleet.replicas()] == [replica.replica_id]
         await asyncio.sleep(1)
 
     assert [it.replica_id for it in world.fleet.replicas()] == [replica.replica_id]

@@ -77,26 +77,6 @@ async def test_a_parked_worker_serves_within_milliseconds_of_being_claimed(
     assert [process.pid for process in node.named("fl-replica")] == [await answer(port)]
 
 
-@pytest.mark.parametrize("moment", ["begun", "parked", "ready"])
-async def test_a_ctrl_c_in_the_agents_terminal_ends_all_in_order(
-    node: RealNode, tmp_path: Path, moment: str
-) -> None:
-    node.fake.want(desired(standby=2, version=1))
-    if moment == "begun":
-        await node.until(lambda: node.named("") or node.seen[1:], "something was started")
-    elif moment == "parked":
-        await node.until_parked(2)
-    else:
-        await ready(node, scripted(tmp_path), standby=1)
-    node.named("")
-
-    os.killpg(node.process.pid, signal.SIGINT)
-
-    await node.until(lambda: node.process.poll() is not None, "the agent ends")
-    await node.until_nothing_is_left()
-    assert (node.process.returncode, complaints(node.log())) == (0, [])
-
-
 async def test_stages_leave_no_gap(node: RealNode, tmp_path: Path) -> None:
     await ready(node, scripted(tmp_path, weights_s=0.1, engine_s=0.05))
 
@@ -467,10 +447,15 @@ async def test_nothing_outlives_the_agent(
     node.named("")
     assert len(node.seen) > (0 if stage == "booting" else 2)
 
-    node.process.send_signal(how)
+    if how is signal.SIGINT:
+        os.killpg(node.process.pid, how)  # as Ctrl-C in its terminal
+    else:
+        node.process.send_signal(how)
 
     await node.until(lambda: node.process.poll() is not None, "the agent ends")
     await node.until_nothing_is_left()
+    if how is not signal.SIGKILL:
+        assert complaints(node.log()) == [], "an end in order is nothing to warn of"
     if how is not signal.SIGKILL and stage in {"ready", "weights", "draining"}:
         assert (await node.until_state(ReplicaState.STOPPED)).failure is None
 

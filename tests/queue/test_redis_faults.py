@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import random
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -15,7 +17,7 @@ from control_plane.queue.dispatcher import Dispatcher
 from control_plane.queue.executor import Answered, Failed
 from control_plane.queue.job import Job
 from control_plane.queue.meters import JobMeters
-from control_plane.queue.redis_store import BASE, RedisJobStore, job_function
+from control_plane.queue.redis_store import BASE, RedisJobStore, Run, job_function
 from control_plane.queue.store import JobStore, Policy
 from infra.clock import SystemClock
 from infra.contracts.base import JobId, ModelName
@@ -24,7 +26,9 @@ from infra.errors import StoreUnavailable
 from infra.metrics import Metrics
 from infra.objectstore.memory import MemoryObjects
 from infra.redis import EmbeddedRedis, connect, durability_doubt
+from infra.redis_function import Argument
 from infra.supervise import TaskSet
+from tests.queue.books import check_books
 from tests.queue.makers import CHAT, NOBODY, a_job, accept
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(60)]
@@ -46,10 +50,25 @@ class Echo:
         return Answered(200, "text/plain", job.job_id.encode())
 
 
+class DoneAndDenied:
+    """Of one call in seven, all made, the caller hears that it failed."""
+
+    def __init__(self, run: Run, dice: random.Random) -> None:
+        self._run = run
+        self._dice = dice
+
+    async def __call__(self, arguments: Sequence[Argument], *, reads: bool = False) -> Any:
+        reply = await self._run(arguments, reads=reads)
+        if self._dice.randrange(7) == 0:
+            raise StoreUnavailable("no reply came")
+        return reply
+
+
 @dataclass
 class Setting:
     server: EmbeddedRedis
     redis: Redis
+    run: Run
     store: JobStore
     tasks: TaskSet
 
@@ -72,7 +91,16 @@ class Setting:
         await accept(self.store, job, now=now)
         return job.job_id
 
+    async def accept_until_told(self, number: int) -> JobId:
+        """The same job again, until it is known to be there."""
+        while True:
+            try:
+                return await self.accept(number)
+            except StoreUnavailable:
+                await asyncio.sleep(0.05)
+
     async def until_all_succeeded(self, count: int) -> None:
+        """They have, and the books say so, too."""
         async with asyncio.timeout(55):
             while True:
                 try:
@@ -80,8 +108,12 @@ class Setting:
                 except StoreUnavailable:
                     counts = {}
                 if counts == {(CHAT, JobState.SUCCEEDED): count}:
-                    return
+                    break
                 await asyncio.sleep(0.05)
+        job_ids = [it.decode() for it in await self.redis.zrange(f"{BASE}:of:{NOBODY}", 0, -1)]
+        jobs = [await RedisJobStore(self.run).get(JobId(it), tenant=NOBODY) for it in job_ids]
+        assert len(jobs) == count
+        await check_books(self.redis, [job for job in jobs if job is not None])
 
 
 @pytest.fixture
@@ -96,7 +128,7 @@ async def setting(tmp_path: Path, lease_s: float) -> AsyncIterator[Setting]:
         policy = Policy(lease_s=lease_s)
         script = job_function(server.url, policy)
         store = RedisJobStore(script, policy)
-        setting = Setting(server, redis, store, TaskSet())
+        setting = Setting(server, redis, script, store, TaskSet())
         yield setting
         await setting.tasks.close()
         await script.close()
@@ -136,27 +168,41 @@ async def test_a_store_that_refuses_writes_keeps_what_it_has_and_goes_on(
 
 
 async def test_a_read_only_replica_refuses_in_a_typed_way(setting: Setting):
-    await setting.accept(1)
+    executor = Echo(0.3)
+    setting.work(executor)
+    first = await setting.accept(1)
+    await asyncio.sleep(0.15)  # it runs now, and cannot be finished
     await setting.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
     with pytest.raises(StoreUnavailable, match="READONLY"):
         await setting.accept(2)
-    assert await setting.store.get(a_job(1).job_id, tenant=NOBODY) is not None
+    await asyncio.sleep(1)
+    kept = await setting.store.get(first, tenant=NOBODY)
+    assert kept is not None and kept.state is JobState.RUNNING
     await setting.redis.execute_command("REPLICAOF", "NO", "ONE")
-    await setting.accept(2)
+    second = await setting.accept(2)
+    await setting.until_all_succeeded(2)
+    assert executor.executed == [first, second], "once each"
 
 
 async def test_a_disk_that_refuses_snapshots_refuses_jobs(setting: Setting, tmp_path: Path):
     """MISCONF: something else is where the snapshot goes."""
     await setting.redis.config_set("save", "1 1")
     (tmp_path / "dump.rdb").mkdir()
+    accepted = []
     with pytest.raises(StoreUnavailable, match="MISCONF"):
         async with asyncio.timeout(50):
             for number in range(1000):
-                await setting.accept(number)
+                accepted.append(await setting.accept(number))
                 await asyncio.sleep(0.1)
+    executor = Echo()
+    setting.work(executor)  # it can be given nothing
+    await asyncio.sleep(0.3)
+    assert dict(await setting.store.counts()) == {(CHAT, JobState.QUEUED): len(accepted)}
     await setting.redis.config_set("save", "")
     await setting.redis.config_set("stop-writes-on-bgsave-error", "no")
-    await setting.accept(1001)
+    accepted.append(await setting.accept(1001))
+    await setting.until_all_succeeded(len(accepted))
+    assert sorted(executor.executed) == sorted(accepted), "once each"
 
 
 async def test_jobs_live_through_kills_of_the_server(setting: Setting):
@@ -168,12 +214,7 @@ async def test_jobs_live_through_kills_of_the_server(setting: Setting):
             pid = setting.server.pid
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
-        while True:  # the same job again, until it is known to be there
-            try:
-                accepted.add(await setting.accept(number))
-                break
-            except StoreUnavailable:
-                await asyncio.sleep(0.05)
+        accepted.add(await setting.accept_until_told(number))
     await setting.until_all_succeeded(60)
     for job_id in accepted:
         assert await setting.store.answer(job_id, tenant=NOBODY) == job_id.encode()
@@ -204,7 +245,8 @@ async def test_jobs_that_somebody_took_away_do_not_keep_the_others_waiting(setti
     assert await setting.store.take_webhooks(9, now=late) == ()
 
 
-async def test_a_store_that_stalls_longer_than_a_lease_loses_nothing(setting: Setting):
+async def test_a_store_that_stalls_for_ten_seconds_loses_nothing(setting: Setting):
+    """Longer than a lease, and than a reply is waited for: what was asked meanwhile may be done."""
     executor = Echo(1.0)
     setting.work(executor)
     for number in range(4):
@@ -213,10 +255,25 @@ async def test_a_store_that_stalls_longer_than_a_lease_loses_nothing(setting: Se
     pid = setting.server.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
-    await asyncio.sleep(4)
-    os.kill(pid, signal.SIGCONT)
-    await setting.until_all_succeeded(4)
-    assert len(executor.executed) == 4, "what its owner renews first is not run again"
+    try:
+        asked = asyncio.create_task(setting.accept(4))
+        await asyncio.sleep(10)
+        with pytest.raises(StoreUnavailable):
+            await asked
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await setting.accept_until_told(4)
+    await setting.until_all_succeeded(5)
+    assert len(executor.executed) == 5, "what its owner renews first is not run again"
+
+
+async def test_what_is_done_and_said_to_have_failed_is_done_once(setting: Setting):
+    setting.store = RedisJobStore(DoneAndDenied(setting.run, random.Random(7)))
+    executor = Echo()
+    setting.work(executor)
+    accepted = [await setting.accept_until_told(number) for number in range(24)]
+    await setting.until_all_succeeded(24)
+    assert sorted(executor.executed) == sorted(accepted), "once each"
 
 
 @pytest.mark.parametrize("lease_s", [3600])
