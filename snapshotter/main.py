@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     remove.add_argument("name")
     serve = programs.add_parser("serve", help="containerd's plugin, until SIGTERM")
     keeper = programs.add_parser("keeper", help="keeps layers mounted; started by serve")
+    keeper.add_argument("--descriptor", type=int, help="of the folder that another one kept")
     for program, run_program in ((serve, _serve), (keeper, _keeper)):
         program.set_defaults(run=run_program)
 
@@ -194,7 +195,8 @@ def _keeper(arguments: argparse.Namespace) -> None:
     from snapshotter.fs.layout import Layout
 
     settings = _settings_of_a_daemon()
-    sys.exit(keep(Layout(settings.fs_dir), _data_process(settings)))
+    layout = Layout(settings.fs_dir)
+    sys.exit(keep(layout, _data_process(settings), arguments.descriptor))
 
 
 def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:

@@ -15,8 +15,8 @@ from snapshotter.fs.linux import Mount, MountFlag
 
 log = structlog.get_logger()
 
-_KIND = "fuse.firstlight"
-_DEVICE = "/dev/fuse"
+KIND = "fuse.firstlight"
+DEVICE = "/dev/fuse"
 # users of containers read trees; the kernel compares modes, and our folder is for root alone
 _ACCESS = "allow_other,default_permissions"
 _FLAGS = MountFlag.READ_ONLY | MountFlag.NO_SUID | MountFlag.NO_DEV | MountFlag.NO_EXEC
@@ -27,10 +27,10 @@ def mount_folder(point: Path) -> tuple[int, Feature]:
 
     Returns the descriptor to serve it on, and what was agreed. Raises OSError, DependencyMissing.
     """
-    descriptor = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
         options = f"fd={descriptor},rootmode=40000,user_id=0,group_id=0,{_ACCESS}"
-        linux.mount("firstlight", point, _KIND, _FLAGS, options)
+        linux.mount("firstlight", point, KIND, _FLAGS, options)
         try:
             return descriptor, _agree(descriptor)
         except BaseException:
@@ -55,7 +55,7 @@ def _agree(descriptor: int) -> Feature:
 def abort_folder(point: Path) -> None:
     """Fails every request of the folder that waits and all that follow."""
     for mount in linux.mounts():
-        if mount.point == point and mount.kind == _KIND:
+        if mount.point == point and mount.kind == KIND:
             connection = mount.device.partition(":")[2]
             with suppress(OSError):  # the control file system is not mounted everywhere
                 Path(f"/sys/fs/fuse/connections/{connection}/abort").write_text("1")
@@ -67,7 +67,7 @@ def unmount_all(layout: Layout) -> list[Mount]:
     Also those whose server is dead (ENOTCONN). Returns what there was.
     """
     below = linux.mounts_below(layout.root, linux.mounts())
-    below.sort(key=lambda mount: mount.kind == _KIND)
+    below.sort(key=lambda mount: mount.kind == KIND)
     for mount in below:
         try:
             linux.unmount(mount.point, lazily=True)

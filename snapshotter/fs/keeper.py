@@ -24,6 +24,7 @@ from infra.tether import die_with_parent
 from snapshotter.fs import linux
 from snapshotter.fs.flat_folder import abort_folder, mount_folder, unmount_all
 from snapshotter.fs.fuse_wire import Feature
+from snapshotter.fs.handover import take_over
 from snapshotter.fs.layout import Layout
 
 log = structlog.get_logger()
@@ -35,21 +36,20 @@ _BACKOFF = Backoff(first_s=0.05, most_s=0.5)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def keep(layout: Layout, serve: Serve) -> int:
+def keep(layout: Layout, serve: Serve, descriptor: int | None = None) -> int:
     """Mounts and serves until SIGTERM (returns 0) or until the folder cannot be served (1).
 
     Call it in a process of one thread that has imported what `serve` needs: a fork of it serves
-    within milliseconds. What an earlier keeper or an earlier run of the machine left mounted is
-    detached first. Raises Conflict when another keeper has the folder, OSError, DependencyMissing.
+    within milliseconds. `descriptor` is that of an earlier keeper, whose mounts are kept if they
+    can be; else what it or an earlier run of the machine left mounted is detached first. Raises
+    Conflict when another keeper has the folder, OSError, DependencyMissing.
     """
-    layout.make()
+    if descriptor is None:  # else it is there, and a look at it waits for who serves it
+        layout.make()
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # the data process's too
     with _locked(layout) as lock:
-        for stale in unmount_all(layout):
-            log.warning("mount.stale", mount=str(stale.point), kind=stale.kind)
-        layout.make()
-        descriptor, features = mount_folder(layout.files)
+        descriptor, features = _taken_over(layout, descriptor) or _mounted(layout)
         try:
             with _ended_by_signals():
                 _serve_for_ever(layout, serve, descriptor, lock, features)
@@ -61,6 +61,24 @@ def keep(layout: Layout, serve: Serve) -> int:
             os.close(descriptor)
 
 
+def _taken_over(layout: Layout, descriptor: int | None) -> tuple[int, Feature] | None:
+    if descriptor is None:
+        return None
+    features = take_over(layout, descriptor)
+    if features is None:
+        os.close(descriptor)  # who reads there fails, once nobody else has it
+        return None
+    log.info("keeper.took_over")
+    return descriptor, features
+
+
+def _mounted(layout: Layout) -> tuple[int, Feature]:
+    for stale in unmount_all(layout):
+        log.warning("mount.stale", mount=str(stale.point), kind=stale.kind)
+    layout.make()
+    return mount_folder(layout.files)
+
+
 def _serve_for_ever(
     layout: Layout, serve: Serve, descriptor: int, lock: int, features: Feature
 ) -> None:
@@ -68,7 +86,7 @@ def _serve_for_ever(
     failures = 0
     while True:
         started = time.monotonic()
-        status = _forked(serve, descriptor, lock)
+        status = _forked(layout, serve, descriptor, lock)
         lived_s = time.monotonic() - started
         if not any(mount.point == layout.files for mount in linux.mounts()):
             log.error("keeper.unmounted", folder=str(layout.files))
@@ -83,12 +101,12 @@ def _serve_for_ever(
             Event().wait(_BACKOFF.delay_s(failures))
 
 
-def _forked(serve: Serve, descriptor: int, lock: int) -> int:
+def _forked(layout: Layout, serve: Serve, descriptor: int, lock: int) -> int:
     """The exit status of a data process, which ends when the keeper does; negative: a signal."""
     keeper = os.getpid()
     process = os.fork()
     if not process:
-        _be_data_process(serve, descriptor, lock, keeper)
+        _be_data_process(layout, serve, descriptor, lock, keeper)
     try:
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     except _Ended:
@@ -97,7 +115,9 @@ def _forked(serve: Serve, descriptor: int, lock: int) -> int:
         raise
 
 
-def _be_data_process(serve: Serve, descriptor: int, lock: int, keeper: int) -> Never:
+def _be_data_process(
+    layout: Layout, serve: Serve, descriptor: int, lock: int, keeper: int
+) -> Never:
     status = 1
     try:
         for number in _SIGNALS:
@@ -105,12 +125,22 @@ def _be_data_process(serve: Serve, descriptor: int, lock: int, keeper: int) -> N
         die_with_parent()
         if os.getppid() == keeper:  # else it died before we were tied to it
             os.close(lock)
+            _wait_for_the_last(layout)
             serve(descriptor)
             status = 0
     except Exception:
         log.exception("data_process.failed")
     finally:
         os._exit(status)  # its threads may wait for an origin
+
+
+def _wait_for_the_last(layout: Layout) -> None:
+    """A data process that dies may take requests until it is gone: they are asked for again then.
+
+    One of a keeper that was killed is nobody's child here, but holds this lock, as we do from now.
+    """
+    ours = os.open(layout.data_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(ours, fcntl.LOCK_EX)
 
 
 class _Ended(BaseException):

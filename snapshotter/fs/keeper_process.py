@@ -17,6 +17,7 @@ import structlog
 from infra.backoff import Backoff
 from infra.errors import PlatformError, StoreUnavailable
 from snapshotter.fs.control_client import ControlClient
+from snapshotter.fs.handover import held_too
 from snapshotter.fs.layout import Layout
 
 log = structlog.get_logger()
@@ -38,6 +39,7 @@ class KeeperProcess:
         self._is_over = Event()
         self._lock = Lock()  # guards that no keeper is started once it is over, and the next
         self._process: Process | None = None  # the one that we started
+        self._descriptor: int | None = None  # of the keeper's folder; the watch's own
         self._is_known = Event()  # set while it is known whether the keeper serves
         self._serves = False
 
@@ -77,6 +79,7 @@ class KeeperProcess:
             self._is_known.set()
             if self._serves:
                 failures = 0
+                self._hold_folder()
                 log.info("keeper.ready", is_new=self._process is not None)
                 try:
                     on_ready()
@@ -84,6 +87,7 @@ class KeeperProcess:
                     log.exception("keeper.not_told")
             else:
                 failures += 1
+                self._let_go()
             self._wait_for_end()
             if not failures:
                 self._is_known.clear()
@@ -94,7 +98,27 @@ class KeeperProcess:
 
     def _started(self) -> Process:
         # a session of its own: a Ctrl-C that ends us is not meant for it
-        return subprocess.Popen(self._command, stdin=subprocess.DEVNULL, start_new_session=True)
+        held = () if self._descriptor is None else (self._descriptor,)
+        return subprocess.Popen(
+            [*self._command, *(f"--descriptor={descriptor}" for descriptor in held)],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=held,
+        )
+
+    def _hold_folder(self) -> None:
+        """So that containers keep their layers when the keeper is killed: the next one goes on."""
+        self._let_go()
+        try:
+            self._descriptor = held_too(int(self._control.ask("keeper")))
+        except (OSError, PlatformError) as error:
+            log.warning("keeper.not_held", error=str(error))
+
+    def _let_go(self) -> None:
+        """When no keeper goes on with the folder, its reads have to fail rather than wait."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def _is_ready(self, process: Process | None) -> bool:
         for _ in range(_START_TRIES):

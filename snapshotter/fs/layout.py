@@ -38,6 +38,11 @@ class Layout:
         """Held by the one keeper."""
         return self.root / "keeper.lock"
 
+    @property
+    def data_lock(self) -> Path:
+        """Held by the one data process."""
+        return self.root / "data.lock"
+
     def make(self) -> None:
         """Makes the folders that are missing."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 
 from infra.errors import ImageInvalid
 from snapshotter.fs import linux
+from snapshotter.fs.handover import held_too
 from snapshotter.fs.image_mounts import MountImage, mount_by_file, mount_by_loop, mount_by_tree
 from snapshotter.fs.layer_mounts import LayerMounts
 from snapshotter.fs.layout import Layout
@@ -235,6 +236,50 @@ def test_a_new_keeper_takes_away_what_a_dead_one_left(
     assert (mortal.mounts().mount(NAME, spec) / "big").read_bytes() == b"light"
     assert mortal.end(signal.SIGTERM) == 0
     assert mounts_below(mortal.layout.root) == []
+
+
+def test_no_read_fails_when_keepers_are_killed_whose_folder_somebody_holds(
+    mortal: RunningLayers, tmp_path: Path
+) -> None:
+    content = os.urandom(BIG_BYTES)
+    spec = local_layer(big_tar(tmp_path / "layer.tar", content), delay_s=0.05)
+    point = mortal.mounts().mount(NAME, spec)
+    mounted = mounts_below(mortal.layout.root)
+    readers = [
+        subprocess.Popen(["sha256sum", path], stdout=subprocess.PIPE)
+        for path in (point / "big", mortal.layout.files / NAME)
+    ]
+
+    for _ in range(3):
+        assert mortal.process is not None
+        until(lambda: waited_bytes(mortal) > 0, seconds=60, what="this one is read from")
+        held = held_too(mortal.process.pid)
+        mortal.end(signal.SIGKILL)
+        mortal.start(held)
+        os.close(held)
+
+    said = [reader.communicate(timeout=100)[0].split()[0].decode() for reader in readers]
+    image = Path(spec["metadata"]).read_bytes() + Path(spec["stream"]).read_bytes()
+    assert said == [hashlib.sha256(each).hexdigest() for each in (content, image)]
+    assert mounts_below(mortal.layout.root) == mounted
+
+
+def test_a_folder_that_is_gone_is_made_anew_whoever_holds_it(
+    mortal: RunningLayers, tmp_path: Path
+) -> None:
+    spec = local_layer(big_tar(tmp_path / "layer.tar", b"light"))
+    point = mortal.mounts().mount(NAME, spec)
+    assert mortal.process is not None
+    held = held_too(mortal.process.pid)
+    with (point / "big").open("rb") as reader:
+        mortal.end(signal.SIGTERM)
+
+        mortal.start(held)
+
+        os.close(held)
+        with pytest.raises(OSError):
+            reader.read()
+    assert (mortal.mounts().mount(NAME, spec) / "big").read_bytes() == b"light"
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -124,9 +124,11 @@ class RunningLayers:
     def mounts(self, way: MountImage = mount_image) -> LayerMounts:
         return LayerMounts(self.layout, self.control, way)
 
-    def start(self) -> None:
-        command = (sys.executable, "-m", __name__, str(self.layout.root))
-        self.process = subprocess.Popen(tethered(*command), cwd=_ROOT)
+    def start(self, held: int | None = None) -> None:
+        """`held`: the descriptor of an earlier keeper's folder."""
+        descriptors = () if held is None else (held,)
+        command = (sys.executable, "-m", __name__, str(self.layout.root), *map(str, descriptors))
+        self.process = subprocess.Popen(tethered(*command), cwd=_ROOT, pass_fds=descriptors)
         self.control.ask("list")
 
     def data_process(self) -> psutil.Process:
@@ -169,8 +171,12 @@ def running_layers(folder: Path) -> Iterator[RunningLayers]:
 
 
 def _main() -> int:
-    layout = Layout(Path(sys.argv[1]))
-    return keep(layout, lambda descriptor: DataProcess(layout, descriptor, open_distant).serve())
+    layout, held = Layout(Path(sys.argv[1])), [int(argument) for argument in sys.argv[2:]]
+
+    def serve(descriptor: int) -> None:
+        DataProcess(layout, descriptor, open_distant).serve()
+
+    return keep(layout, serve, *held)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,13 @@ def test_one_that_lost_a_helper_to_memory_and_ended_in_order_has_no_problem() ->
     assert end(0, kills=1) == Exit(0)
 
 
+def test_a_program_that_loses_its_image_says_more_than_a_signal() -> None:
+    ended = end(135, said="Fatal Python error: Bus error")
+
+    assert ended.status == -7
+    assert str(ended).startswith("killed by SIGBUS: a page of its image or its model could not be")
+
+
 def test_what_the_agent_knows_comes_first() -> None:
     known = Exit(why="registry/x is nowhere", code="image-unavailable")
 

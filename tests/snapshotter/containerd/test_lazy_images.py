@@ -228,16 +228,21 @@ def sharing_node(
         yield node
 
 
-def test_a_keeper_that_is_killed_is_replaced_with_its_mounts(
+def test_a_container_keeps_its_layers_when_the_keeper_is_killed(
     node: RunningSnapshotter, image: LazyImage
 ) -> None:
     node.run("pull", image.name)
-    for generation in (1, 2):
-        node.keeper().kill()
-        until(
-            lambda since=generation: len(node.logged("keeper.ready")) > since,
-            seconds=60,
-            what="another keeper is ready",
-        )
-        assert read_anew(node, image, 1) == (0, image.contents[1])
+    mounted = layer_mounts(node)
+    with running(node, image):
+        for generation in (1, 2):
+            node.keeper().kill()
+            assert read(node, generation) == (0, image.contents[generation])
+            until(
+                lambda since=generation: len(node.logged("keeper.ready")) > since,
+                seconds=60,
+                what="another keeper is ready",
+            )
+        assert read(node, 3) == (0, image.contents[3])
+    assert len(node.logged("keeper.took_over")) == 2
+    assert layer_mounts(node) == mounted
     assert node.logged("layer.not_mounted") == []

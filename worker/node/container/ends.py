@@ -21,7 +21,8 @@ def explained(
 
     1. the reason that the agent has itself, where there is one;
     2. else the memory limit, where the kernel killed for it and the end was not an orderly one;
-    3. else the exit status; None: the runtime is away.
+    3. else what SIGBUS means to a program that maps files;
+    4. else the exit status; None: the runtime is away.
 
     `said` is the last line of a worker that nobody has heard on its link.
     """
@@ -32,4 +33,7 @@ def explained(
         why = f"killed by SIGKILL: it needed more memory than {limit}"
         return Exit(-signal.SIGKILL, why, code=ReplicaOutOfMemory.slug)
     end = end if status is None else exit_of(status)
+    if end.status == -signal.SIGBUS:
+        why = "a page of its image or its model could not be read, or shared memory was full"
+        return Exit(end.status, f"{end}: {why}")
     return Exit(end.status, f"{end}; it said: {said[:_LONGEST]}") if said else end
