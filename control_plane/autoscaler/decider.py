@@ -7,65 +7,12 @@ grace, and nothing shrinks while a replica loads.
 """
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
 
+from control_plane.autoscaler.decision import Decision, Observed, Panic, Tuning
 from control_plane.autoscaler.demand import Demand
 from infra.contracts.model_spec import Scaling
 
 NOISE = 1e-6  # of a mean over the target: rounding is no replica
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """Constants of the decision; seconds and ratios as in Knative's defaults."""
-
-    stable_s: float = 60.0
-    panic_s: float = 6.0
-    panic_threshold: float = 2.0  # wanted over started
-    most_growth: float = 1000.0  # times what was started, a decision
-    most_shrink: float = 2.0  # divides ready, a decision
-
-
-class Panic(NamedTuple):
-    """A burst is being answered: nothing shrinks below `peak` before `until`."""
-
-    until: float
-    peak: int
-
-
-class Observed(NamedTuple):
-    """Everything a decision looks at.
-
-    `stable_mean` and `panic_mean` are requests at once over the long and the short window.
-    `idle_since` is when the last request left or the youngest replica became ready, whichever
-    was later, and `grace_s` what follows until the last replica goes. `scheduled` replicas are
-    kept at this time of day, `warm` ones because requests are about to come. `is_contended` says
-    that others wait for the room this revision idles in; `is_superseded` that requests go to
-    another revision of its model.
-    """
-
-    desired: int
-    ready: int
-    loading: int
-    demand: Demand | None
-    stable_mean: float | None = None
-    panic_mean: float | None = None
-    idle_since: float | None = None
-    grace_s: float = 0.0
-    scheduled: int = 0
-    panic: Panic | None = None
-    is_contended: bool = False
-    is_superseded: bool = False
-    warm: int = 0
-
-
-class Decision(NamedTuple):
-    """So many replicas, and why; `panic` is handed to the next decision."""
-
-    replicas: int
-    reason: str
-    panic: Panic | None = None
 
 
 def decide(
@@ -73,7 +20,7 @@ def decide(
     observed: Observed,
     *,
     now: float,
-    tuning: Tuning = Tuning(),
+    tuning: Tuning = Tuning(),  # noqa: B008 - frozen value
 ) -> Decision:
     """The decision, in this order:
 
@@ -109,9 +56,8 @@ def least_replicas(scaling: Scaling, observed: Observed) -> int:
 def _at_rest(scaling: Scaling, observed: Observed, least: int, *, now: float) -> Decision:
     if observed.ready == 0 and observed.loading == 0:
         return Decision(least, _why_at_least(scaling, observed, least))
-    grace_s = 0.0 if observed.is_contended or observed.is_superseded else observed.grace_s
-    idle_s = 0.0 if observed.idle_since is None else max(0.0, now - observed.idle_since)
-    if idle_s >= grace_s:
+    idle_s, grace_s = idle_for_s(observed, now=now), observed.grace_s
+    if idle_s >= grace_s or observed.is_contended or observed.is_superseded:
         reason = _why_to_rest(observed, idle_s)
         return Decision(
             least, f"{reason}; {_why_at_least(scaling, observed, least)}" if least else reason
@@ -121,6 +67,11 @@ def _at_rest(scaling: Scaling, observed: Observed, least: int, *, now: float) ->
         return Decision(observed.desired, reason, observed.panic)
     wanted = _replicas_for(observed.stable_mean, scaling.target_concurrency)
     return Decision(min(observed.desired, max(wanted, observed.ready // 2, 1)), reason)
+
+
+def idle_for_s(observed: Observed, *, now: float) -> float:
+    """How much of the grace is over."""
+    return 0.0 if observed.idle_since is None else max(0.0, now - observed.idle_since)
 
 
 def _why_at_least(scaling: Scaling, observed: Observed, least: int) -> str:
@@ -180,7 +131,7 @@ def _next_panic(
         return Panic(now + tuning.stable_s, max(peak, before.peak if before else 0))
     if before is None or now >= before.until:
         return None
-    return Panic(before.until, max(peak, before.peak))
+    return before if peak <= before.peak else Panic(before.until, peak)
 
 
 def _or_now(mean: float | None, demand: Demand) -> float:

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple, Protocol
 from infra.contracts.base import RevisionName
 
 SHORTEST_IDLE_S: Final = 1.0
+_STEP_S: Final = 1.0  # the clock stepped back; by less, two that read it told us in another order
 
 
 class IdleTime(NamedTuple):
@@ -15,8 +16,8 @@ class IdleTime(NamedTuple):
     ended_at: float
 
 
-class Demand(NamedTuple):
-    """The load of one revision at one instant.
+class Demand:
+    """The load of one revision at one instant: a value, of which a tick makes ten thousand.
 
     `last_active_at` is when a request last arrived or left (None: never), so that an idle time
     does not depend on when somebody looked. `request_seconds` is the time integral of
@@ -27,14 +28,36 @@ class Demand(NamedTuple):
     over.
     """
 
-    in_flight: int
-    waiting: int
-    last_active_at: float | None
-    request_seconds: float
-    executing_seconds: float = 0.0
-    arrivals: int = 0
-    executed: int = 0
-    idled: IdleTime | None = None
+    __slots__ = (
+        "arrivals",
+        "executed",
+        "executing_seconds",
+        "idled",
+        "in_flight",
+        "last_active_at",
+        "request_seconds",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        in_flight: int,
+        waiting: int,
+        last_active_at: float | None,
+        request_seconds: float,
+        executing_seconds: float = 0.0,
+        arrivals: int = 0,
+        executed: int = 0,
+        idled: IdleTime | None = None,
+    ) -> None:
+        self.in_flight: Final = in_flight
+        self.waiting: Final = waiting
+        self.last_active_at: Final = last_active_at
+        self.request_seconds: Final = request_seconds
+        self.executing_seconds: Final = executing_seconds
+        self.arrivals: Final = arrivals
+        self.executed: Final = executed
+        self.idled: Final = idled
 
     @property
     def concurrency(self) -> int:
@@ -161,3 +184,7 @@ class DemandMeter:
             self._request_seconds += (self.in_flight + self.waiting) * elapsed_s
             self._executing_seconds += self.in_flight * elapsed_s
             self._integrated_to = now
+        elif now < self._integrated_to - _STEP_S:
+            self._integrated_to = now
+            if self._last_active_at is not None:
+                self._last_active_at = min(self._last_active_at, now)

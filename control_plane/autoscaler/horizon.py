@@ -3,55 +3,96 @@
 import math
 from typing import NamedTuple
 
-from control_plane.autoscaler.decider import Decision, Observed, Tuning, fewest_under_load
+from control_plane.autoscaler.decider import fewest_under_load, idle_for_s
+from control_plane.autoscaler.decision import Decision, Observed, Tuning
 from infra.contracts.model_spec import Scaling
 
 _EARLY_S = 1e-3  # a look that comes too early is repeated; one that comes late is a late decision
 
 
 def stands_until(
-    observed: Observed, decision: Decision, *, now: float, changed_at: float, tuning: Tuning
+    observed: Observed,
+    decision: Decision,
+    *,
+    least: int,
+    now: float,
+    changed_at: float,
+    tuning: Tuning,
 ) -> float:
     """Until when a decision stands if nothing happens; `now` where the next tick may differ.
 
-    1. at once: it changed something, what it wants is not there, or it was made in panic;
-    2. at once: nothing is known of the demand, or the windows still see it change;
-    3. at the end of the grace, where one runs;
-    4. for good.
+    1. at once: it changed something, what it wants is not there, others wait for its room, or
+       nothing is known of the demand;
+    2. nothing is asked for: to the end of the grace, in panic no longer than that, and where more
+       replicas than one are to go with time, at once while the windows see what was;
+    3. something is asked for: at once while the windows see the demand change or panic begins,
+       else to the end of the panic, or for good.
     """
+    demand = observed.demand
     is_met = observed.ready + observed.loading == observed.desired == decision.replicas
-    if not is_met or decision.panic is not None or observed.is_contended:
+    if demand is None or not is_met or observed.is_contended:
         return now
-    if observed.demand is None or now - changed_at < tuning.stable_s:
+    is_moving = now - changed_at < tuning.stable_s
+    if demand.concurrency > 0:
+        is_settled = _is_panic_settled(observed, decision, now=now, tuning=tuning)
+        return _panic_ends_at(decision) if is_settled and not is_moving else now
+    if observed.desired == 0 or idle_for_s(observed, now=now) >= observed.grace_s:
+        return math.inf
+    if decision.panic is None and is_moving and observed.desired > max(least, 1):
         return now
-    ends_at = (observed.idle_since or 0.0) + observed.grace_s
-    if observed.demand.concurrency == 0 and now < ends_at:
-        return ends_at - _EARLY_S
-    return math.inf
+    return min(_grace_ends_at(observed) - _EARLY_S, _panic_ends_at(decision))
 
 
 class Band(NamedTuple):
-    """A decision under load is made again while, counted in replicas and but for NOISE, the stable
-    mean is above `low` and at most `high`, and the panic mean is at most `burst`."""
+    """A decision under load is made again before `until` while, counted in replicas and but for
+    NOISE, the stable mean is above `low` and at most `high`, and the panic mean is at most
+    `burst`."""
 
     low: float
     high: float
     burst: float
+    until: float = math.inf
 
 
 def band_of(
-    scaling: Scaling, observed: Observed, decision: Decision, *, least: int, tuning: Tuning
+    scaling: Scaling,
+    observed: Observed,
+    decision: Decision,
+    *,
+    least: int,
+    now: float,
+    tuning: Tuning,
 ) -> Band | None:
     """The band of a decision under load that left everything as it was; None for any other."""
-    demand, ready = observed.demand, observed.ready
-    is_calm = decision.panic is None and observed.loading == 0
-    if demand is None or demand.concurrency == 0 or not is_calm or observed.is_superseded:
+    demand, ready, panic = observed.demand, observed.ready, decision.panic
+    if demand is None or demand.concurrency == 0 or observed.loading or observed.is_superseded:
         return None
     if not ready == observed.desired == decision.replicas:
         return None
-    is_fewest = ready <= max(least, fewest_under_load(ready, tuning))
-    return Band(
-        low=-math.inf if is_fewest else ready - 1,
-        high=math.inf if ready == scaling.max else ready,
-        burst=math.ceil(tuning.panic_threshold * ready) - 1,
-    )
+    high = math.inf if ready == scaling.max else ready
+    burst = math.ceil(tuning.panic_threshold * ready) - 1
+    if panic is None:
+        is_fewest = ready <= max(least, fewest_under_load(ready, tuning))
+        return Band(-math.inf if is_fewest else ready - 1, high, burst)
+    if panic.peak < ready or not _is_panic_settled(observed, decision, now=now, tuning=tuning):
+        return None
+    # `peak` keeps what there is; a burst above it would raise it, and never above the maximum.
+    peak = math.inf if panic.peak >= scaling.max else panic.peak
+    return Band(-math.inf, high, min(burst, peak), panic.until)
+
+
+def _is_panic_settled(
+    observed: Observed, decision: Decision, *, now: float, tuning: Tuning
+) -> bool:
+    """Whether panic is as it was: a burst that goes on makes it last longer every time."""
+    panic = decision.panic
+    is_renewed = panic is not None and panic.until >= now + tuning.stable_s
+    return panic == observed.panic and not is_renewed
+
+
+def _panic_ends_at(decision: Decision) -> float:
+    return math.inf if decision.panic is None else decision.panic.until
+
+
+def _grace_ends_at(observed: Observed) -> float:
+    return math.inf if observed.idle_since is None else observed.idle_since + observed.grace_s

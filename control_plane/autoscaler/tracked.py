@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from control_plane.autoscaler.backlog import service_time_s, wanted_concurrency
-from control_plane.autoscaler.decider import NOISE, Decision, Observed, Panic, Tuning
-from control_plane.autoscaler.demand import Demand
+from control_plane.autoscaler.decider import NOISE
+from control_plane.autoscaler.decision import Decision, Observed, Panic, Tuning
+from control_plane.autoscaler.demand import Demand, IdleTime
 from control_plane.autoscaler.experience import Experience
 from control_plane.autoscaler.horizon import Band
 from control_plane.autoscaler.window import Windows
@@ -37,21 +38,23 @@ class Tracked:
     __slots__ = (
         "_executed",
         "_floor",
+        "_heard_of",
         "_learnt",
         "_warm",
         "band",
         "changed_at",
+        "decided",
         "experience",
         "is_deleted",
         "is_looked_after",
         "is_superseded",
-        "latest",
         "name",
         "panic",
         "place",
         "ready_at",
         "records",
         "revision",
+        "scaling",
         "target_concurrency",
         "warm_until",
         "windows",
@@ -68,7 +71,8 @@ class Tracked:
     ) -> None:
         self.revision = revision
         self.name = revision.name
-        self.target_concurrency = revision.spec.scaling.target_concurrency
+        self.scaling = revision.spec.scaling
+        self.target_concurrency = self.scaling.target_concurrency
         self.place = place  # decisions about several revisions are made in this order
         self.experience = experience
         self._learnt = learnt
@@ -76,13 +80,14 @@ class Tracked:
         self.panic: Panic | None = None
         self.band: Band | None = None
         self.records: deque[DecisionRecord] = deque(maxlen=_REMEMBERED)
-        self.latest: DecisionRecord | None = None
+        self.decided: int | None = None  # replicas, the last time
         self.ready_at: float | None = None
         self.changed_at = -math.inf  # when something about it was last seen to have changed
-        self.is_looked_after = False  # ticks decide for it, though they may have no need to look
+        self.is_looked_after = False  # its demand is known, and looked at when it changes
         self.is_superseded = False
         self.is_deleted = False
         self._executed = 0  # requests that had left at the last look
+        self._heard_of: IdleTime | None = None  # and the idle time
         self._floor = _UNKNOWN
         self._warm = 0
         self.warm_until = -math.inf
@@ -94,12 +99,12 @@ class Tracked:
         """
         carried_to = quiet_until if self.is_looked_after else None
         self.windows.record(demand, now=now, quiet_until=carried_to)
-        if demand.idled is not None and self.experience.learn_idle_time(
-            demand.idled,
-            ready_at=self.ready_at,
-            cold_penalty_s=self.revision.spec.scaling.cold_penalty,
-        ):
-            self._note()
+        if demand.idled is not None and demand.idled is not self._heard_of:
+            self._heard_of = demand.idled
+            if self.experience.learn_idle_time(
+                demand.idled, ready_at=self.ready_at, cold_penalty_s=self.scaling.cold_penalty
+            ):
+                self._note()
 
     def restart(self, demand: Demand, *, now: float) -> None:
         """A revision that wakes is not judged by its sleep."""
@@ -127,7 +132,7 @@ class Tracked:
     def stays(self, demand: Demand, *, now: float) -> bool:
         """Whether the last decision is certain to be made again under this demand."""
         band, target = self.band, self.target_concurrency
-        if band is None or demand.in_flight + demand.waiting == 0:
+        if band is None or now >= band.until or demand.concurrency == 0:
             return False
         if not band.low < self.stable_mean(demand, now=now) / target - NOISE <= band.high:
             return False
@@ -139,14 +144,12 @@ class Tracked:
 
     def grace_s(self) -> float:
         """How long the last replica is kept idle."""
-        scaling = self.revision.spec.scaling
-        if scaling.grace is not None:
-            return scaling.grace
-        return self.experience.grace_s(scaling.cold_penalty)
+        grace_s = self.scaling.grace
+        return self.experience.grace_s(self.scaling.cold_penalty) if grace_s is None else grace_s
 
     def keep_alive(self) -> KeepAliveStatus:
         """What the grace is and what it is computed from."""
-        scaling = self.revision.spec.scaling
+        scaling = self.scaling
         return KeepAliveStatus(
             grace_s=self.grace_s(),
             is_automatic=scaling.grace is None,
@@ -161,7 +164,7 @@ class Tracked:
 
     def scheduled(self, *, now: float) -> int:
         """Replicas that the schedule keeps now, or wants to be ready soon."""
-        schedule = self.revision.spec.scaling.schedule
+        schedule = self.scaling.schedule
         if not schedule:
             return 0
         if now >= self._floor.until:
@@ -171,7 +174,7 @@ class Tracked:
 
     def keep_warm(self, replicas: int, *, until: float) -> None:
         """So many replicas are wanted for requests that are about to come."""
-        self._warm, self.warm_until = min(replicas, self.revision.spec.scaling.max), until
+        self._warm, self.warm_until = min(replicas, self.scaling.max), until
 
     def warm(self, *, now: float) -> int:
         """Replicas that are kept for requests to come."""
@@ -184,7 +187,7 @@ class Tracked:
     @property
     def scheduled_until(self) -> float:
         """When the schedule may keep another number."""
-        return self._floor.until if self.revision.spec.scaling.schedule else math.inf
+        return self._floor.until if self.scaling.schedule else math.inf
 
     def idle_since(self, demand: Demand | None) -> float | None:
         """When the grace began: the last request's end, or the last replica's start if later."""
@@ -192,6 +195,15 @@ class Tracked:
         if self.ready_at is None or last_active_at is None:
             return last_active_at if self.ready_at is None else self.ready_at
         return max(self.ready_at, last_active_at)
+
+    def step_back(self, *, now: float, calm_s: float) -> None:
+        """The clock stepped back to `now`: what was noted of later than that was of now."""
+        self.changed_at = now
+        self._floor = _UNKNOWN
+        if self.ready_at is not None:
+            self.ready_at = min(self.ready_at, now)
+        if self.panic is not None:
+            self.panic = Panic(min(self.panic.until, now + calm_s), self.panic.peak)
 
     def replica_changed(self, before: Replica | None, after: Replica, *, calm_s: float) -> None:
         """A replica got ready. One that ran before us says that the demand was there and that we
@@ -214,10 +226,7 @@ class Tracked:
         if not self.is_deleted:
             self._learnt(self.experience)
 
-    def remember(self, record: DecisionRecord) -> bool:
-        """Keeps a decision; whether it changed the number of replicas."""
-        before, self.latest = self.latest, record
-        if before is not None and before.decision.replicas == record.decision.replicas:
-            return False
+    def remember(self, record: DecisionRecord) -> None:
+        """Keeps a decision, which is another than the last one."""
+        self.decided = record.decision.replicas
         self.records.append(record)
-        return True

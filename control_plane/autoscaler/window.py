@@ -3,7 +3,7 @@
 import math
 from array import array
 from struct import Struct
-from typing import NamedTuple
+from typing import Final
 
 from control_plane.autoscaler.demand import Demand
 
@@ -14,14 +14,19 @@ _BYTES = 8
 _MOST_STALE = 64 * _WIDTH  # readings that nobody needs are thrown away together
 
 
-class Load(NamedTuple):
+class Load:
     """Over some seconds: requests there at once and their arrivals, as means, what was executed
     in all, and how many were finished."""
 
-    concurrency: float
-    arrivals_per_s: float
-    executing_s: float
-    executed: float
+    __slots__ = ("arrivals_per_s", "concurrency", "executed", "executing_s")
+
+    def __init__(
+        self, concurrency: float, arrivals_per_s: float, executing_s: float, executed: float
+    ) -> None:
+        self.concurrency: Final = concurrency
+        self.arrivals_per_s: Final = arrivals_per_s
+        self.executing_s: Final = executing_s
+        self.executed: Final = executed
 
 
 class Windows:
@@ -36,22 +41,26 @@ class Windows:
     """
 
     __slots__ = (
-        "_at_once",
-        "_in_flight",
-        "_long",
-        "_long_s",
-        "_rows",
-        "_short",
-        "_short_from",
-        "_short_s",
+        *("_arrivals", "_at", "_at_before", "_at_once", "_executed", "_executing", "_in_flight"),
+        *("_long", "_long_s", "_requests", "_rows", "_short", "_short_from", "_short_s"),
     )
+
+    _long: int  # where the newest reading at or before the span's begin is
+    _short: int
+    _short_from: float  # request-seconds at some begin of the short span
+    _at_once: int  # at the last reading
+    _in_flight: int
+    _at: float  # the last reading again, where it is at hand
+    _requests: float
+    _executing: float
+    _arrivals: float
+    _executed: float
+    _at_before: float  # when the one before it was
 
     def __init__(self, long_s: float, short_s: float) -> None:
         self._long_s, self._short_s = long_s, short_s
         self._rows = array("d")
-        self._long = self._short = 0  # where the newest reading at or before the span's begin is
-        self._short_from = -math.inf  # request-seconds at some begin of the short span
-        self._at_once = self._in_flight = 0  # at the last reading
+        self._clear()
 
     def __len__(self) -> int:
         return len(self._rows) // _WIDTH
@@ -61,22 +70,26 @@ class Windows:
 
         Nothing happened from the reading before until `quiet_until`, if that is given.
         """
-        in_flight, waiting, _, request_seconds, executing_seconds, arrivals, executed, _ = demand
-        if not math.isfinite(request_seconds):
+        if not math.isfinite(demand.request_seconds):
             return
-        rows = self._rows
-        if rows:
-            if now < rows[-5] or request_seconds < rows[-4]:
-                self._clear()
-            elif quiet_until is not None and quiet_until > rows[-5]:
-                self._carry(quiet_until)
-            # A reading close to the one before the last replaces the last: pokes fill no memory.
-            if len(rows) > _WIDTH and now - rows[-2 * _WIDTH] < _RESOLUTION_S:
-                del rows[-_WIDTH:]
-        rows.extend((now, request_seconds, executing_seconds, arrivals, executed))
-        self._at_once, self._in_flight = in_flight + waiting, in_flight
+        if now < self._at or demand.request_seconds < self._requests:
+            self._clear()
+        elif quiet_until is not None and self._at < quiet_until and self._rows:
+            self._carry(quiet_until)
+        # A reading close to the one before the last replaces the last: pokes fill no memory.
+        if now - self._at_before < _RESOLUTION_S:
+            del self._rows[-_WIDTH:]
+            self._at = self._at_before
+        self._append(
+            now,
+            demand.request_seconds,
+            demand.executing_seconds,
+            demand.arrivals,
+            demand.executed,
+        )
+        self._at_once, self._in_flight = demand.concurrency, demand.in_flight
         if self._long > _MOST_STALE:
-            del rows[: self._long]
+            del self._rows[: self._long]
             self._short = max(0, self._short - self._long)
             self._long = 0
 
@@ -88,14 +101,14 @@ class Windows:
     def long(self, *, now: float) -> Load | None:
         """The load over the long span; None before there are two readings."""
         begin_at = now - self._long_s
-        self._long = place = _begin(self._rows, self._long, begin_at)
-        return _load(self._rows, place, begin_at)
+        self._long = _begin(self._rows, self._long, begin_at)
+        return self._load(self._long, begin_at)
 
     def short(self, *, now: float) -> Load | None:
         """The load over the short span; None before there are two readings."""
         begin_at = now - self._short_s
-        self._short = place = _begin(self._rows, self._short, begin_at)
-        return _load(self._rows, place, begin_at)
+        self._short = _begin(self._rows, self._short, begin_at)
+        return self._load(self._short, begin_at)
 
     def is_short_within(self, most: float, *, now: float) -> bool:
         """Whether requests at once over the short span are `most` at most, for certain.
@@ -104,7 +117,7 @@ class Windows:
         one: that mostly is enough, and spares the look at what was then.
         """
         rows, span_s = self._rows, self._short_s
-        if rows[-4] - self._short_from <= most * span_s:
+        if self._requests - self._short_from <= most * span_s:
             return True
         if len(rows) <= _WIDTH:
             return False
@@ -115,20 +128,67 @@ class Windows:
             return False
         before, after = rows[place + 1], rows[place + _WIDTH + 1]
         self._short_from = before + (begin_at - at) / (next_at - at) * (after - before)
-        return rows[-4] - self._short_from <= most * span_s
+        return self._requests - self._short_from <= most * span_s
 
     def _carry(self, at: float) -> None:
         """Puts the reading at an instant until which nothing arrived or left."""
-        began_at, requests, executing, arrivals, executed = self._rows[-_WIDTH:]
-        elapsed_s = at - began_at
-        requests += self._at_once * elapsed_s
-        executing += self._in_flight * elapsed_s
-        self._rows.extend((at, requests, executing, arrivals, executed))
+        elapsed_s = at - self._at
+        requests = self._requests + self._at_once * elapsed_s
+        executing = self._executing + self._in_flight * elapsed_s
+        self._append(at, requests, executing, self._arrivals, self._executed)
+
+    def _append(
+        self, at: float, requests: float, executing: float, arrivals: float, executed: float
+    ) -> None:
+        rows = self._rows
+        rows.append(at)
+        rows.append(requests)
+        rows.append(executing)
+        rows.append(arrivals)
+        rows.append(executed)
+        self._at_before = self._at
+        self._at, self._requests, self._executing = at, requests, executing
+        self._arrivals, self._executed = arrivals, executed
 
     def _clear(self) -> None:
         del self._rows[:]
-        self._long = self._short = 0
-        self._short_from = -math.inf
+        self._long = self._short = self._at_once = self._in_flight = 0
+        self._short_from = self._at = self._at_before = -math.inf
+        self._requests = self._executing = self._arrivals = self._executed = 0.0
+
+    def _load(self, place: int, begin_at: float) -> Load | None:
+        """From an instant, or the reading at this place if that is later, to the last reading."""
+        rows = self._rows
+        if len(rows) <= _WIDTH:
+            return None
+        (
+            at,
+            requests,
+            executing,
+            arrivals,
+            executed,
+            next_at,
+            next_requests,
+            next_executing,
+            next_arrivals,
+            next_executed,
+        ) = _TWO(rows, place * _BYTES)
+        if at < begin_at < next_at:
+            part = (begin_at - at) / (next_at - at)
+            at = begin_at
+            requests += part * (next_requests - requests)
+            executing += part * (next_executing - executing)
+            arrivals += part * (next_arrivals - arrivals)
+            executed += part * (next_executed - executed)
+        elapsed_s = self._at - at
+        if elapsed_s <= 0:
+            return None
+        return Load(
+            (self._requests - requests) / elapsed_s,
+            (self._arrivals - arrivals) / elapsed_s,
+            self._executing - executing,
+            self._executed - executed,
+        )
 
 
 def _begin(rows: "array[float]", place: int, begin_at: float) -> int:
@@ -139,36 +199,3 @@ def _begin(rows: "array[float]", place: int, begin_at: float) -> int:
     while place < last and rows[place + _WIDTH] <= begin_at:
         place += _WIDTH
     return place
-
-
-def _load(rows: "array[float]", place: int, begin_at: float) -> Load | None:
-    if len(rows) <= _WIDTH:
-        return None
-    (
-        at,
-        requests,
-        executing,
-        arrivals,
-        executed,
-        next_at,
-        next_requests,
-        next_executing,
-        next_arrivals,
-        next_executed,
-    ) = _TWO(rows, place * _BYTES)
-    if at < begin_at < next_at:
-        part = (begin_at - at) / (next_at - at)
-        at = begin_at
-        requests += part * (next_requests - requests)
-        executing += part * (next_executing - executing)
-        arrivals += part * (next_arrivals - arrivals)
-        executed += part * (next_executed - executed)
-    elapsed_s = rows[-5] - at
-    if elapsed_s <= 0:
-        return None
-    return Load(
-        (rows[-4] - requests) / elapsed_s,
-        (rows[-2] - arrivals) / elapsed_s,
-        rows[-3] - executing,
-        rows[-1] - executed,
-    )

@@ -36,8 +36,8 @@ HOT_MODULES = (
     *(
         f"control_plane.autoscaler.{name}"
         for name in (
-            *("backlog", "decider", "demand", "demand_table", "experience", "horizon"),
-            *("keep_alive", "loop", "tracked", "window"),
+            *("backlog", "decider", "decision", "demand", "demand_table", "experience"),
+            *("horizon", "judge", "keep_alive", "loop", "roster", "tracked", "window"),
         )
     ),
     "control_plane.deployments.release",

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from control_plane.capacity.port import Need
 from control_plane.fleet.need import need_of
@@ -41,25 +42,53 @@ class NoRoom:
     may_come: bool
 
 
+class Taken(NamedTuple):
+    """What replicas take of a node, draining ones included; each that loads, a parked worker."""
+
+    memory_bytes: int = 0
+    loading: int = 0
+    replicas: int = 0
+
+    def moved(self, before: Replica | None, after: Replica) -> "Taken":
+        """The same after a replica has come, changed or ended."""
+        was_there, is_there = before is not None and not before.is_over, not after.is_over
+        was_loading, is_loading = before is not None and before.is_loading, after.is_loading
+        if (was_there, was_loading) == (is_there, is_loading):
+            return self
+        more = is_there - was_there
+        memory_bytes = more * need_of(after.revision).memory_bytes if more else 0
+        return Taken(
+            self.memory_bytes + memory_bytes,
+            self.loading + is_loading - was_loading,
+            self.replicas + more,
+        )
+
+
+NOTHING = Taken()
+
+
 def room_on(
     node: Node, replicas: Iterable[Replica], *, wanted_by: RevisionName | None = None
 ) -> Room:
-    """What a node has left beside its replicas, draining ones included.
-
-    Sleepers take no room: they give way.
-    """
+    """What a node has left beside its replicas."""
     held = tuple(replicas)
-    needs = [need_of(replica.revision) for replica in held]
-    claims = sum(replica.is_loading for replica in held)
+    taken = NOTHING
+    for replica in held:
+        taken = taken.moved(None, replica)
+    has_sleeper = any(sleeper.revision == wanted_by for sleeper in node.sleepers)
+    return replace(room_beside(taken, node, held), has_sleeper=has_sleeper)
+
+
+def room_beside(taken: Taken, node: Node, replicas: Iterable[Replica]) -> Room:
+    """What a node has left beside what these replicas take. Sleepers take none: they give way."""
     return Room(
         node_id=node.node_id,
         memory_bytes=node.memory_bytes,
         gpus=node.gpus,
-        free_memory_bytes=node.memory_bytes - sum(need.memory_bytes for need in needs),
-        free_gpus=_free_gpus(node.gpus, held),
-        standby_free=node.standby_ready - claims,
-        replicas=len(held),
-        has_sleeper=any(sleeper.revision == wanted_by for sleeper in node.sleepers),
+        free_memory_bytes=node.memory_bytes - taken.memory_bytes,
+        free_gpus=_free_gpus(node.gpus, tuple(replicas)) if node.gpus else (),
+        standby_free=node.standby_ready - taken.loading,
+        replicas=taken.replicas,
     )
 
 
@@ -123,6 +152,7 @@ def _missing_gpus(need: Need, room: Room) -> str:
 
 
 def _explain(need: Need, rooms: Sequence[Room]) -> NoRoom:
+    rooms = sorted(rooms, key=lambda room: room.node_id)
     may_come = any(_misfit(need, _emptied(room)) is None for room in rooms)
     best = max(rooms, key=lambda room: (_num_suiting(need, room), room.free_memory_bytes))
     asked = f"{_gib(need.memory_bytes)} of memory"

@@ -11,13 +11,13 @@ from control_plane.fleet.machines import Machines
 from control_plane.fleet.need import need_of
 from control_plane.fleet.node import Node
 from control_plane.fleet.patience import Patience
-from control_plane.fleet.placement import NoRoom, place, room_on
+from control_plane.fleet.placement import NoRoom, place
 from control_plane.fleet.plan import Plan, Standing
 from control_plane.fleet.replica import Replica
 from control_plane.fleet.state import Fleet
 from control_plane.fleet.tokens import ReplicaToken
+from control_plane.fleet.vigil import Vigil
 from control_plane.fleet.waiters import FailedListener, Waiters
-from infra.agenda import Agenda
 from infra.clock import Clock
 from infra.contracts.base import NodeId, ReplicaId, RevisionName
 from infra.contracts.node import Failure
@@ -30,6 +30,7 @@ log = structlog.get_logger()
 _LONGEST_HISTORY = 64
 
 NoRoomListener = Callable[[RevisionName], None]
+LostListener = Callable[[RevisionName], None]
 
 
 class Reconciler:
@@ -64,10 +65,10 @@ class Reconciler:
         self._new_id = new_id
         self._plans: dict[RevisionName, Plan] = {}
         self._blocked: dict[RevisionName, Plan] = {}  # in the order they began to wait
-        self._agenda = Agenda[ReplicaId]()  # when each may have begun to hang, or proved healthy
+        self._vigil = Vigil(fleet, patience=patience, policy=policy, has_failed=self._has_failed)
         self._waiters = Waiters(fleet, machines, clock=clock, patience=patience)
         self._no_room_listeners: list[NoRoomListener] = []
-        fleet.subscribe(self._watch)
+        self._lost_listeners: list[LostListener] = []
         fleet.subscribe(self._replica_changed)
         fleet.subscribe_nodes(self._node_changed)
         machines.subscribe_refused(self._machine_refused)
@@ -79,6 +80,11 @@ class Reconciler:
         callback of its own, never from inside `set_desired`.
         """
         self._waiters.subscribe(listener)
+
+    def subscribe_lost(self, listener: LostListener) -> None:
+        """Tells that a replica ended which nobody asked to, before another takes its place: who
+        decides may want none any more."""
+        self._lost_listeners.append(listener)
 
     def subscribe_no_room(self, listener: NoRoomListener) -> None:
         """Tells that a revision waits for room which others occupy."""
@@ -137,43 +143,24 @@ class Reconciler:
 
     def sweep(self, now: float) -> None:
         """Ends what hangs: drains past their deadline, climbs without progress, lost launches."""
-        for replica_id in sorted(self._agenda.take(now=now)):
-            replica = self._fleet.replica(replica_id)
-            if replica is not None and not replica.is_over:
-                self._look_at(replica, now)
+        for replica in self._vigil.due(now=now):
+            self._look_at(replica)
         self._machines.sweep(now)
         self._retry_blocked()
         for plan in tuple(self._blocked.values()):
             self._waiters.tell_if_hopeless(plan)
 
-    def _look_at(self, replica: Replica, now: float) -> None:
-        """Its time has come, or had come if it had not got further since."""
+    def _look_at(self, replica: Replica) -> None:
         plan = self._plans.get(replica.revision.name)
-        due_at = self._due_at(replica)
-        if due_at is None:
-            return
-        if now < due_at:
-            self._agenda.add_by(replica.replica_id, due_at)
-        elif replica.ready_at is None or replica.state is not ReplicaState.READY:
+        if replica.ready_at is None or replica.state is not ReplicaState.READY:
             state, why = self._patience.end_of(replica)
             self._end(replica, state, why)
         elif plan is not None:
             plan.crash = plan.crash.after_health_since(replica.ready_at)
 
-    def _watch(self, before: Replica | None, after: Replica) -> None:
-        if after.is_over:
-            self._agenda.forget(after.replica_id)
-        elif (due_at := self._due_at(after)) is not None:
-            self._agenda.add_by(after.replica_id, due_at)
-
-    def _due_at(self, replica: Replica) -> float | None:
-        """When something is to be done about a replica if nothing is heard of it: one that serves
-        has, in time, settled what failed before it."""
-        if replica.state is not ReplicaState.READY or replica.ready_at is None:
-            return self._patience.hangs_at(replica)
-        plan = self._plans.get(replica.revision.name)
-        has_failed = plan is not None and plan.crash.failures > 0
-        return replica.ready_at + self._policy.healthy_s if has_failed else None
+    def _has_failed(self, revision: RevisionName) -> bool:
+        plan = self._plans.get(revision)
+        return plan is not None and plan.crash.failures > 0
 
     def close(self) -> None:
         """Cancels pending retries."""
@@ -234,12 +221,7 @@ class Reconciler:
             missing = 0 if is_probing else 1
         need = need_of(plan.revision)
         for placed in range(missing):
-            nodes = self._fleet.nodes()
-            rooms = [
-                room_on(node, self._fleet.on_node(node.node_id), wanted_by=plan.name)
-                for node in nodes
-            ]
-            choice = place(need, rooms)
+            choice = place(need, self._fleet.rooms(wanted_by=plan.name))
             if isinstance(choice, NoRoom):
                 self._wait_for_room(plan, choice, missing - placed)
                 return
@@ -301,9 +283,13 @@ class Reconciler:
         if plan is None:
             return
         if after.is_over:
-            self._account(plan, before, after)
+            is_drained = before.state is ReplicaState.DRAINING
+            was_asked = is_drained or after.state is ReplicaState.STOPPED  # by us, or by its node
+            self._account(plan, before, after, was_asked=was_asked)
             plan.wanted_at = after.since
             plan.legacy = _legacy(before, after)
+            for listener in () if was_asked else self._lost_listeners:
+                listener(plan.name)
             self._converge(plan)
             self._retry_blocked()
         elif after.state is ReplicaState.READY and before.is_loading:
@@ -320,16 +306,14 @@ class Reconciler:
             plan.reason = "was running before the control plane"
         plan.desired = max(plan.desired, len(self._kept(plan.name)))
 
-    def _account(self, plan: Plan, before: Replica, after: Replica) -> None:
+    def _account(self, plan: Plan, before: Replica, after: Replica, *, was_asked: bool) -> None:
         """Judges a replica's end: health resets the account, an end nobody asked for adds to it.
 
         A replica that went with its node says nothing about its revision.
         """
-        is_drained = before.state is ReplicaState.DRAINING
-        was_asked = is_drained or after.state is ReplicaState.STOPPED  # by us, or its node stops
         if before.ready_at is not None:
             is_healthy = after.since - before.ready_at >= self._policy.healthy_s
-            if is_healthy or is_drained:
+            if is_healthy or before.state is ReplicaState.DRAINING:
                 plan.crash = plan.crash.after_health_since(before.ready_at)
         if not was_asked and self._fleet.node(after.node_id) is not None:
             self._count_failure(plan, after)

@@ -1,26 +1,25 @@
-"""The tables of nodes and replicas, their one owner, and who hears of their changes."""
+"""What there is of nodes and replicas, and who hears when it changes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 from control_plane.fleet.announcements import Announcements
-from control_plane.fleet.counts import NONE, Counts, count
+from control_plane.fleet.counts import Counts
 from control_plane.fleet.node import Node, Standby
-from control_plane.fleet.placement import room_on
+from control_plane.fleet.placement import Room, room_on
 from control_plane.fleet.replica import Climb, Endpoint, Replica
+from control_plane.fleet.replica_table import ReplicaTable
+from control_plane.fleet.rooms import Rooms
 from control_plane.fleet.standby import within
 from infra.contracts.base import NodeId, ReplicaId, RevisionName
 from infra.contracts.node import DesiredState, NodeReport, ReplicaReport
 from infra.contracts.revision import ReplicaState
-from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
+from infra.contracts.stage import Rung, StageTiming
 
 ReplicaListener = Callable[[Replica | None, Replica], None]
 NodeListener = Callable[[Node | None, Node | None], None]
 DesiredListener = Callable[[NodeId], None]
-
-
-_ORDER = {stage: place for place, stage in enumerate(Stage)}
 
 
 class Fleet:
@@ -32,14 +31,8 @@ class Fleet:
 
     def __init__(self, *, remembered: int = 1000) -> None:
         self._nodes: dict[NodeId, Node] = {}
-        self._replicas: dict[ReplicaId, Replica] = {}
-        self._by_revision: dict[RevisionName, dict[ReplicaId, None]] = {}
-        self._by_node: dict[NodeId, dict[ReplicaId, None]] = {}
-        self._counts: dict[RevisionName, Counts] = {}
-        self._total = NONE
-        self._ready: dict[RevisionName, tuple[Endpoint, ...]] = {}
-        self._ended: dict[ReplicaId, Replica] = {}
-        self._remembered = remembered
+        self._replicas = ReplicaTable(remembered=remembered)
+        self._rooms = Rooms()
         self._replica_listeners: list[ReplicaListener] = []
         self._node_listeners: list[NodeListener] = []
         self._desired_listeners: list[DesiredListener] = []
@@ -56,43 +49,39 @@ class Fleet:
 
     def replicas(self) -> tuple[Replica, ...]:
         """Every replica that has not ended, oldest first."""
-        return tuple(self._replicas.values())
+        return tuple(self._replicas)
 
     def replica(self, replica_id: ReplicaId) -> Replica | None:
         """A replica, also one that ended not long ago."""
-        return self._replicas.get(replica_id) or self._ended.get(replica_id)
+        return self._replicas.get(replica_id) or self._replicas.ended(replica_id)
 
     def of_revision(self, revision: RevisionName) -> tuple[Replica, ...]:
         """The revision's replicas that have not ended, oldest first."""
-        return tuple(self._replicas[it] for it in self._by_revision.get(revision, ()))
+        return tuple(self._replicas.of_revision(revision))
 
     def counts(self, revision: RevisionName) -> Counts:
         """How many replicas the revision has."""
-        return self._counts.get(revision, NONE)
+        return self._replicas.counts(revision)
 
     def total(self) -> Counts:
         """How many replicas all revisions have."""
-        return self._total
+        return self._replicas.total
 
     def on_node(self, node_id: NodeId) -> tuple[Replica, ...]:
         """The node's replicas that have not ended, oldest first."""
-        return tuple(self._replicas[it] for it in self._by_node.get(node_id, ()))
+        return tuple(self._replicas.on_node(node_id))
 
     def is_empty(self, node_id: NodeId) -> bool:
         """Whether the node has no replica."""
-        return node_id not in self._by_node
+        return self._replicas.is_empty(node_id)
 
     def ready(self, revision: RevisionName) -> tuple[Endpoint, ...]:
         """Where the revision's READY replicas answer, oldest first."""
-        return self._ready.get(revision, ())
+        return self._replicas.ready(revision)
 
     def climb(self, revision: RevisionName) -> Climb | None:
         """The revision's loading replica that is furthest up; None when none is loading."""
-        loading = [replica for replica in self.of_revision(revision) if replica.is_loading]
-        if not loading:
-            return None
-        furthest = max(loading, key=_height)
-        return Climb(furthest.replica_id, furthest.state, furthest.progress, len(loading))
+        return self._replicas.climb(revision)
 
     def timings(self, replica_id: ReplicaId) -> tuple[StageTiming, ...]:
         """The measured stages of a replica's climb; empty for one that is not remembered."""
@@ -119,6 +108,13 @@ class Fleet:
             replicas=tuple(replica.assignment() for replica in replicas),
             sleep=within(node.standby.sleep, room_on(node, replicas)),
         )
+
+    def rooms(self, *, wanted_by: RevisionName) -> list[Room]:
+        """What each node has left for one more replica of a revision."""
+        return [
+            self._rooms.room(node, self._replicas.on_node(node_id), wanted_by=wanted_by)
+            for node_id, node in self._nodes.items()
+        ]
 
     def sleepers(self, revision: RevisionName) -> int:
         """How many workers sleep with the revision's model."""
@@ -190,11 +186,12 @@ class Fleet:
             return
         for replica in self.on_node(node_id):
             self._put(replica, replica.to(ReplicaState.LOST, now=now, detail=detail))
+        self._rooms.forget(node_id)
         self._say_node(before, None)
 
     def assign(self, replica: Replica) -> None:
         """A new replica is given to its node."""
-        assert replica.replica_id not in self._replicas, "a replica is assigned once"
+        assert self._replicas.get(replica.replica_id) is None, "a replica is assigned once"
         assert replica.node_id in self._nodes, "a replica is assigned to a registered node"
         self._put(None, replica)
 
@@ -209,7 +206,8 @@ class Fleet:
 
     def drain(self, replica_id: ReplicaId, *, deadline_s: float, now: float, detail: str) -> None:
         """A READY replica takes nothing new, finishes and exits."""
-        before = self._replicas[replica_id]
+        before = self._replicas.get(replica_id)
+        assert before is not None, "who drains has not ended"
         moved = before.to(ReplicaState.DRAINING, now=now, detail=detail)
         self._put(before, replace(moved, drain_deadline_s=deadline_s))
 
@@ -223,56 +221,22 @@ class Fleet:
 
     def check_integrity(self) -> None:
         """Asserts that every index says the same as the table."""
-        assert all(not replica.is_over for replica in self._replicas.values())
-        assert all(replica.node_id in self._nodes for replica in self._replicas.values())
-        indexed = {it for ids in self._by_revision.values() for it in ids}
-        assert indexed == set(self._replicas) == {it for i in self._by_node.values() for it in i}
-        for revision in {*self._ready, *self._by_revision}:
-            assert self.ready(revision) == _endpoints(self.of_revision(revision))
-        for revision in {*self._counts, *self._by_revision}:
-            assert self.counts(revision) == count(self.of_revision(revision))
-        assert self.total() == count(self.replicas())
+        self._replicas.check_integrity()
+        assert all(replica.node_id in self._nodes for replica in self._replicas)
+        nobody = RevisionName("")
+        for room, node in zip(self.rooms(wanted_by=nobody), self._nodes.values(), strict=True):
+            assert room == room_on(node, self.on_node(node.node_id))
 
     def _put(self, before: Replica | None, after: Replica) -> None:
-        revision, node_id = after.revision.name, after.node_id
-        self._count(revision, before, after)
-        if after.is_over:
-            self._forget(after)
-        else:
-            self._replicas[after.replica_id] = after
-            self._by_revision.setdefault(revision, {})[after.replica_id] = None
-            self._by_node.setdefault(node_id, {})[after.replica_id] = None
-        if _was_ready(before) or _was_ready(after):
-            self._index_ready(revision)
+        node_id = after.node_id
+        self._replicas.put(before, after)
+        self._rooms.moved(before, after)
         for listener in self._replica_listeners:
             self._announcements.add(listener, before, after)
         if _told(before) != _told(after) and (node := self._nodes.get(node_id)) is not None:
             self._nodes[node_id] = replace(node, version=node.version + 1)
             self._say_desired(node_id)
         self._announcements.tell()
-
-    def _count(self, revision: RevisionName, before: Replica | None, after: Replica) -> None:
-        counts = self.counts(revision).moved(before, after)
-        self._total = self._total.moved(before, after)
-        if counts == NONE:
-            self._counts.pop(revision, None)
-        else:
-            self._counts[revision] = counts
-
-    def _forget(self, ended: Replica) -> None:
-        self._replicas.pop(ended.replica_id, None)
-        _discard(self._by_revision, ended.revision.name, ended.replica_id)
-        _discard(self._by_node, ended.node_id, ended.replica_id)
-        self._ended[ended.replica_id] = ended
-        if len(self._ended) > self._remembered:
-            self._ended.pop(next(iter(self._ended)))
-
-    def _index_ready(self, revision: RevisionName) -> None:
-        endpoints = _endpoints(self.of_revision(revision))
-        if endpoints:
-            self._ready[revision] = endpoints
-        else:
-            self._ready.pop(revision, None)
 
     def _put_node(self, before: Node | None, after: Node) -> None:
         self._nodes[after.node_id] = after
@@ -294,31 +258,3 @@ def _told(replica: Replica | None) -> str | None:
     if replica is None or replica.is_over:
         return None
     return "drain" if replica.state is ReplicaState.DRAINING else "run"
-
-
-def _was_ready(replica: Replica | None) -> bool:
-    return replica is not None and replica.state is ReplicaState.READY
-
-
-def _endpoints(replicas: Iterable[Replica]) -> tuple[Endpoint, ...]:
-    return tuple(it for replica in replicas if (it := replica.endpoint()) is not None)
-
-
-def _height(replica: Replica) -> tuple[int, float]:
-    progress: StageProgress | None = replica.progress
-    if progress is None:
-        return (-1, 0.0) if replica.state is ReplicaState.ASSIGNED else (0, 0.0)
-    return (_ORDER[progress.stage], progress.fraction)
-
-
-def _discard(
-    index: dict[RevisionName, dict[ReplicaId, None]] | dict[NodeId, dict[ReplicaId, None]],
-    key: RevisionName | NodeId,
-    replica_id: ReplicaId,
-) -> None:
-    members = index.get(key)  # type: ignore[arg-type]
-    if members is None:
-        return
-    members.pop(replica_id, None)
-    if not members:
-        del index[key]  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from control_plane.autoscaler.experience_store import (
     MemoryExperienceStore,
 )
 from control_plane.autoscaler.memory import WRITE_EVERY_S
-from control_plane.capacity.simulated import Script
+from control_plane.capacity.simulated.script import Script
 from control_plane.deployments.memory_store import MemoryDeploymentStore
 from control_plane.deployments.store import Kept
 from control_plane.fleet.leases import Leader, Leadership, MemoryLeaderLease
@@ -23,7 +23,7 @@ from infra.errors import StoreUnavailable
 from infra.virtual_time import LoopClock, run_virtual
 from tests.activator.world import streams
 from tests.api.world import CHAT, EdgeWorld, Exchange
-from tests.fleet.world import World
+from tests.fleet.world import SLOW, World
 
 INVOKE = "/v1/chat/completions"
 CHAT_1 = RevisionName("chat@1")
@@ -35,6 +35,10 @@ class Lease(MemoryLeaderLease):
 
     out_of_reach_for: str | None = None
     defects = 0
+
+    def lose(self) -> None:
+        """As a store does that falls over to a copy which had not heard of it."""
+        self._held = None
 
     async def acquire(self, owner: str, *, ttl_s: float) -> Leadership | None:
         if owner == self.out_of_reach_for:
@@ -214,6 +218,33 @@ def test_who_loses_the_lead_sends_away_who_waits_finishes_what_runs_and_goes_to_
                 assert runs.content.count(b"data: ") == 80
                 assert ReplicaState.READY not in one.world.alive()
                 await one.world.until(lambda: not one.world.alive())
+
+    run_virtual(main())
+
+
+def test_two_that_lead_for_a_moment_start_one_replica_each_and_one_of_them_gives_up() -> None:
+    async def main() -> None:
+        lease = Lease(LoopClock())
+        async with control_plane("one", lease, None) as one:
+            one.world.capacity._script = lambda _: SLOW
+            await one.world.deploy("chat", scaling={"grace": 30})
+            await asyncio.sleep(0.1)
+            lease.lose()
+            async with control_plane("two", lease, one.world) as two:
+                assert all(it.world.autoscaler._is_leading() for it in (one, two))
+                late, right = call(one), call(two)
+                await asyncio.sleep(0.1)
+                assert [it.world.started() for it in (one, two)] == [1, 1]
+
+                await right.done()
+                await late.done()
+
+                assert right.status == 200
+                assert late.problem()["error"]["code"] == "not_leader"
+                await one.world.until(lambda: not one.world.alive(), seconds=1)
+                await asyncio.sleep(20)
+                assert [it.world.started() for it in (one, two)] == [1, 1]
+                assert two.world.alive() == [ReplicaState.READY]
 
     run_virtual(main())
 

@@ -9,8 +9,9 @@ import pytest
 
 from control_plane.activator.memory_client import Script, Wire
 from control_plane.activator.replica_client import ReplicaRequest
-from control_plane.capacity.simulated import Climbing, MachineShape
-from control_plane.capacity.simulated import Script as Life
+from control_plane.capacity.simulated.machine import MachineShape
+from control_plane.capacity.simulated.script import Climbing
+from control_plane.capacity.simulated.script import Script as Life
 from control_plane.fleet.replica import Replica
 from infra.contracts.base import ReplicaId, RevisionName
 from infra.contracts.revision import ReplicaState
@@ -201,7 +202,7 @@ def go(seed: int, actions: dict[str, int], *, memory_bytes: int = 16 * GIB) -> N
             await world.deployments.delete(CHAT, now=world.now())
             await asyncio.sleep(60)
             assert world.fleet.replicas() == ()
-            assert world.autoscaler._revisions == {} and world.reconciler._plans == {}
+            assert world.scaled() == set() and world.reconciler._plans == {}
             assert edge.lines._lines == {}
             await edge.replicas.close()
 

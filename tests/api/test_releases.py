@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from control_plane.capacity.simulated import Script
+from control_plane.capacity.simulated.script import Script
 from infra.contracts.base import ModelName, RevisionName
 from infra.contracts.job import JobState
 from infra.contracts.revision import ReplicaState

@@ -11,7 +11,8 @@ import uvicorn
 from control_plane.activator.memory_client import Wire
 from control_plane.activator.replica_client import ReplicaRequest
 from control_plane.api import hot_request
-from control_plane.capacity.simulated import Climbing, MachineShape, Script
+from control_plane.capacity.simulated.machine import MachineShape
+from control_plane.capacity.simulated.script import Climbing, Script
 from infra.contracts.stage import Stage
 from tests.activator.world import streams
 from tests.api.world import CHAT, EdgeWorld

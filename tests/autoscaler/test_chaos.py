@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from control_plane.capacity.simulated import Climbing, MachineShape, Script
+from control_plane.capacity.simulated.machine import MachineShape
+from control_plane.capacity.simulated.script import Climbing, Script
 from control_plane.fleet.replica import Replica
 from infra.contracts.base import ModelName
 from infra.contracts.revision import ReplicaState
@@ -123,7 +124,7 @@ def test_bad_luck(seed: int):
             await asyncio.sleep(120)
             assert world.fleet.replicas() == ()
             assert all(meter.waiting == meter.in_flight == 0 for meter in world.gateway.meters())
-            assert world.autoscaler._revisions == {} and world.reconciler._plans == {}
+            assert world.scaled() == set() and world.reconciler._plans == {}
             assert all(machine.replicas() == () for machine in world.capacity.machines())
 
     run(main())

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measure.arrivals import Request, read_traces, split
-from control_plane.capacity.simulated import Climbing, MachineShape, Script
+from control_plane.capacity.simulated.machine import MachineShape
+from control_plane.capacity.simulated.script import Climbing, Script
 from control_plane.fleet.node_sessions import LeaseTerms
 from control_plane.fleet.patience import Patience
 from control_plane.fleet.replica import Replica
@@ -162,7 +163,7 @@ def check_costs(
     """Twice the clairvoyant's at most, and a tick late at every stop, of each model alone."""
     all_ours = all_best = 0.0
     for name, part in outcomes.items():
-        tracked = world.autoscaler._revisions[RevisionName(f"{name}@1")]
+        tracked = world.tracked(RevisionName(f"{name}@1"))
         scaling = tracked.revision.spec.scaling
         if scaling.max == 1:
             cold_cost_s = tracked.experience.cold_start_s + scaling.cold_penalty
@@ -173,6 +174,27 @@ def check_costs(
 
 
 ROOMY, TIGHT = 128, 10
+
+
+def test_a_client_who_comes_just_when_the_replica_has_gone_costs_twice_at_most():
+    async def main() -> None:
+        world = World(script=CLIMB)
+        watcher = Watcher(world, every_s=1)
+        async with world:
+            await world.deploy("late", scaling={"cold_penalty": 45, "standby": 0, "sleep": 0})
+            outcomes = [await world.request("late")]
+            for number in range(120):
+                if number % 4 == 3:  # or lets it earn some trust first
+                    await asyncio.sleep(world.tracked(RevisionName("late@1")).grace_s() / 2)
+                else:
+                    await world.until(lambda: not world.alive("late"), seconds=300)
+                outcomes.append(await world.request("late"))
+            cold_cost_s = world.tracked(RevisionName("late@1")).experience.cold_start_s + 45
+            ours, best, stops = costs(outcomes, watcher.kept[ModelName("late")], cold_cost_s)
+            assert stops == 90
+            assert 1.5 * best < ours <= 2 * best + 1.0 * stops
+
+    run(main())
 
 
 def test_two_days_of_24_models():

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.autoscaler.decider import Decision, Observed, Panic, decide
+from control_plane.autoscaler.decider import decide
+from control_plane.autoscaler.decision import Decision, Observed, Panic
 from control_plane.autoscaler.demand import Demand
 from infra.contracts.model_spec import Scaling
 

@@ -7,7 +7,8 @@ import pytest
 
 from control_plane.autoscaler.demand import IdleTime
 from control_plane.autoscaler.experience import ASSUMED_COLD_START_S, Experience
-from control_plane.capacity.simulated import Climbing, MachineShape, Script
+from control_plane.capacity.simulated.machine import MachineShape
+from control_plane.capacity.simulated.script import Climbing, Script
 from infra.contracts.base import RevisionName
 from infra.contracts.revision import ReplicaState
 from infra.contracts.stage import Stage
@@ -20,7 +21,7 @@ SLOW_S = 25.0  # runtime 1 + weights 20 + engine 4
 
 
 def experience(world: World, revision: str = "chat@1") -> Experience:
-    return world.autoscaler._revisions[RevisionName(revision)].experience
+    return world.tracked(RevisionName(revision)).experience
 
 
 async def idle_until_stopped(world: World) -> float:

@@ -72,13 +72,13 @@ def test_what_was_learnt_is_known_after_a_restart():
                 await asyncio.sleep(pause)
             await world.request()
             await asyncio.sleep(2 * WRITE_EVERY_S)
-            tracked = world.autoscaler._revisions[RevisionName("chat@1")]
+            tracked = world.tracked(RevisionName("chat@1"))
             return tracked.experience, tracked.grace_s()
 
     async def use() -> tuple[Experience, float]:
         async with World(experience=store) as world:
             await world.deploy(scaling={"cold_penalty": 20})
-            tracked = world.autoscaler._revisions[RevisionName("chat@1")]
+            tracked = world.tracked(RevisionName("chat@1"))
             return tracked.experience, tracked.grace_s()
 
     (before, grace_before), (after, grace_after) = run(learn()), run(use())
@@ -103,7 +103,7 @@ def test_nothing_is_kept_of_a_deleted_model_whatever_its_last_request_teaches():
             await asyncio.sleep(0.01)
             await world.deployments.delete(CHAT, now=world.now())
             await request
-            await world.until(lambda: not world.autoscaler._revisions)
+            await world.until(lambda: not world.scaled())
             await asyncio.sleep(2 * WRITE_EVERY_S)
             assert store.kept == {}
 
@@ -197,7 +197,7 @@ def test_what_was_learnt_goes_with_its_model():
             assert list(store.kept) == [CHAT]
             await world.deployments.delete(CHAT, now=world.now())
             await world.deploy()
-            tracked = world.autoscaler._revisions[RevisionName("chat@2")]
+            tracked = world.tracked(RevisionName("chat@2"))
             assert tracked.experience.cold_start_s == ASSUMED_COLD_START_S
             await asyncio.sleep(2 * WRITE_EVERY_S)
             assert list(store.kept) == []

@@ -3,7 +3,8 @@
 import asyncio
 from collections import Counter
 
-from control_plane.capacity.simulated import MachineShape, Script
+from control_plane.capacity.simulated.machine import MachineShape
+from control_plane.capacity.simulated.script import Script
 from infra.contracts.base import RevisionName
 from infra.contracts.revision import ModelState, ReplicaState, Revision
 from tests.fleet.makers import CHAT, GIB, a_spec
@@ -159,7 +160,7 @@ def test_what_was_warmed_in_vain_goes_when_its_time_is_over():
                 assert ready(world) == {TWO: 3}
             await asyncio.sleep(15)
             assert ready(world) == {}
-            assert set(world.autoscaler._revisions) == {ONE}
+            assert world.scaled() == {ONE}
             assert set(world.reconciler._plans) <= {ONE}
 
     run(main())
@@ -175,7 +176,7 @@ def test_what_is_warmed_is_bounded_by_its_maximum_and_goes_with_its_model():
             assert world.started() == 2
             await world.deployments.delete(CHAT, now=world.now())
             await world.until(lambda: not world.alive(), seconds=5)
-            assert world.autoscaler._revisions == {}
+            assert world.scaled() == set()
 
     run(main())
 

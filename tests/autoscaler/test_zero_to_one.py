@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from control_plane.capacity.simulated import Climbing, MachineShape, Script
+from control_plane.capacity.simulated.machine import MachineShape
+from control_plane.capacity.simulated.script import Climbing, Script
 from infra.contracts.base import ModelName, NodeId, RevisionName
 from infra.contracts.revision import ModelState, ReplicaState
 from infra.contracts.stage import Rung, Stage

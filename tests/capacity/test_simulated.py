@@ -3,7 +3,8 @@ import asyncio
 import pytest
 
 from control_plane.capacity.port import CapacityProvider, Need, NoMachines
-from control_plane.capacity.simulated import MachineShape, SimulatedCapacity
+from control_plane.capacity.simulated.machine import MachineShape
+from control_plane.capacity.simulated.provider import SimulatedCapacity
 from infra.contracts.base import NodeId
 from infra.contracts.revision import ReplicaState
 from infra.errors import NoCapacity

@@ -11,8 +11,6 @@ from control_plane.compiled import library
 SAME_TESTS = (
     *("tests/activator", "tests/api", "tests/tenancy", "tests/museum", "tests/queue"),
     *("tests/deployments", "tests/fleet/test_timeline.py", "tests/autoscaler"),
-    # puts methods of its own on a tick: an attribute of a compiled class is read-only
-    *("--ignore", "tests/autoscaler/test_incremental.py"),
 )
 
 

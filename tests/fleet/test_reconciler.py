@@ -1,7 +1,8 @@
 import asyncio
 from dataclasses import replace
 
-from control_plane.capacity.simulated import MachineShape, Script
+from control_plane.capacity.simulated.machine import MachineShape
+from control_plane.capacity.simulated.script import Script
 from control_plane.fleet.patience import Patience
 from infra.contracts.base import RevisionName
 from infra.contracts.revision import ReplicaState
@@ -187,7 +188,7 @@ def test_a_climb_without_progress_is_given_up_and_one_that_goes_on_is_not():
             await asyncio.sleep(50)
             assert world.moves(ReplicaState.FAILED) == []
             await world.until(lambda: world.moves(ReplicaState.FAILED))
-            [lost] = list(world.fleet._ended.values())
+            [lost] = list(world.fleet._replicas._ended.values())
             assert lost.detail == "made no progress for 30 s"
             await world.until(lambda: world.alive() == [READY, READY])
 
@@ -204,7 +205,7 @@ def test_a_drain_that_its_node_does_not_end_is_ended():
             world.reconciler.set_desired(revision, 0, "test")
             assert world.alive() == [DRAINING]
             assert 5 <= await world.until(lambda: not world.alive()) <= 7
-            [ended] = world.fleet._ended.values()
+            [ended] = world.fleet._replicas._ended.values()
             assert ended.detail == "was killed at its drain deadline"
 
     run(main())

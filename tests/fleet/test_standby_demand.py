@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from control_plane.capacity.simulated import Climbing, MachineShape, Script
+from control_plane.capacity.simulated.machine import MachineShape
+from control_plane.capacity.simulated.script import Climbing, Script
 from control_plane.fleet.standby import StandbyLimits, size_standby, start_of
 from control_plane.fleet.standby_demand import (
     LOOK_BACK_S,

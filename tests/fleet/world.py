@@ -11,20 +11,17 @@ from typing import Any, TypeVar
 
 from structlog.testing import capture_logs
 
-from control_plane.autoscaler.decider import Tuning
+from control_plane.autoscaler.decision import Tuning
 from control_plane.autoscaler.demand import Demand, DemandMeter
 from control_plane.autoscaler.experience_store import ExperienceStore, MemoryExperienceStore
 from control_plane.autoscaler.explain import Explanation
 from control_plane.autoscaler.loop import Autoscaler
 from control_plane.autoscaler.memory import Memory
+from control_plane.autoscaler.tracked import Tracked
 from control_plane.capacity.port import CapacityProvider
-from control_plane.capacity.simulated import (
-    Climbing,
-    MachineShape,
-    Script,
-    SimulatedCapacity,
-    SimulatedMachine,
-)
+from control_plane.capacity.simulated.machine import MachineShape, SimulatedMachine
+from control_plane.capacity.simulated.provider import SimulatedCapacity
+from control_plane.capacity.simulated.script import Climbing, Script
 from control_plane.deployments.memory_store import MemoryDeploymentStore
 from control_plane.deployments.resolver import KnownSources
 from control_plane.deployments.service import Deployments
@@ -39,6 +36,7 @@ from control_plane.fleet.reconciler import Reconciler
 from control_plane.fleet.replica import Endpoint, Replica
 from control_plane.fleet.state import Fleet
 from control_plane.fleet.tokens import replica_tokens
+from infra.clock import Clock
 from infra.contracts.base import ModelName, NodeId, RevisionName
 from infra.contracts.node import ClockReading, Failure
 from infra.contracts.revision import ReplicaState, Revision
@@ -59,6 +57,7 @@ OUR_FAULTS = {
     "machine.launch-failed",
 }
 LOCAL = NodeId("local")
+CHAT_1 = RevisionName("chat@1")
 COLD_S = 0.27  # runtime 0.02 + weights 0.2 + engine 0.05, from a parked worker
 SLOW = Script(
     stages=(Climbing(Stage.RUNTIME, 1), Climbing(Stage.WEIGHTS, 20), Climbing(Stage.ENGINE, 4))
@@ -205,8 +204,9 @@ class World:
         capacity: CapacityProvider | None = None,
         experience: ExperienceStore | None = None,
         tick_s: float = 1.0,
+        clock: Clock | None = None,
     ) -> None:
-        self.clock = LoopClock()
+        self.clock = clock or LoopClock()
         self.tasks = TaskSet()
         self.store = MemoryDeploymentStore()
         self.sources = KnownSources({SOURCE: (a_source(), some_facts())})
@@ -302,6 +302,16 @@ class World:
         """Requests in flight and waiting."""
         demand = self.gateway.demand(RevisionName(revision))
         return 0 if demand is None else demand.concurrency
+
+    def tracked(self, revision: RevisionName = CHAT_1) -> Tracked:
+        """What the autoscaler remembers of a revision."""
+        tracked = self.autoscaler._roster.get(revision)
+        assert tracked is not None
+        return tracked
+
+    def scaled(self) -> set[RevisionName]:
+        """The revisions that the autoscaler knows."""
+        return set(self.autoscaler._roster.names())
 
     def alive(self, model: str = "chat") -> list[ReplicaState]:
         return [it.state for it in self.fleet.replicas() if it.model == model]

@@ -7,7 +7,7 @@ import pytest
 
 from control_plane.activator.memory_client import Wire
 from control_plane.activator.replica_client import ReplicaRequest
-from control_plane.capacity.simulated import Script
+from control_plane.capacity.simulated.script import Script
 from infra.contracts.base import ModelName
 from infra.contracts.revision import ReplicaState
 from tests.activator.world import says, streams

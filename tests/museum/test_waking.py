@@ -7,7 +7,8 @@ import pytest
 
 from control_plane.activator.memory_client import Wire
 from control_plane.activator.replica_client import ReplicaRequest
-from control_plane.capacity.simulated import Climbing, MachineShape, Script
+from control_plane.capacity.simulated.machine import MachineShape
+from control_plane.capacity.simulated.script import Climbing, Script
 from infra.contracts.base import ModelName
 from infra.contracts.revision import ReplicaState
 from infra.contracts.stage import Stage
