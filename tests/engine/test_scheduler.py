@@ -317,6 +317,31 @@ def test_prompts_are_cut_short_beside_answers() -> None:
     assert driver.step() == {"a": (300, 1), "b": (0, 24)}, "1.5 times (1 + 16), rounded"
 
 
+def test_where_more_wait_than_are_answering_prompts_get_as_many_times_more_of_a_step() -> None:
+    driver = Driver(blocks=600, max_running=8, token_budget=256)
+    driver.add("a", 20)
+    driver.step()
+    for name in "bcde":
+        driver.add(name, 100)
+    assert driver.step() == {"a": (20, 1), "b": (0, 96)}, "4 times 1.5 times (1 + 16), rounded"
+    assert driver.step() == {"a": (21, 1), "b": (96, 4), "c": (0, 92)}, "one of the 4 has a lane"
+    for name in "bcde":
+        driver.remove(name)
+    assert driver.step() == {"a": (22, 1)}
+
+
+def test_only_who_is_as_urgent_and_has_a_place_gets_more_of_a_step() -> None:
+    driver = Driver(blocks=600, max_running=3, token_budget=256)
+    driver.add("a", 20)
+    driver.step()
+    for name in ("later1", "later2"):
+        driver.add(name, 100, priority=1)
+    assert driver.step() == {"a": (20, 1), "later1": (0, 24)}, "1.5 times (1 + 16), rounded"
+    for name in "bcde":
+        driver.add(name, 100)
+    assert driver.step() == {"a": (21, 1), "b": (0, 24)}, "for all others there is no lane"
+
+
 @pytest.mark.parametrize(
     ("base_s", "token_s"), [(0.012, 0.0008), (0.010, 0.004), (0.008, 0.00002), (0.03, 0.0012)]
 )

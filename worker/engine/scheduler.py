@@ -24,10 +24,11 @@ class Scheduler:
        is preempted: its blocks are freed, and it waits to be computed again;
     2. computes prompts, running or waiting, the most urgent first and of several that of the tenant
        who had least, as long as tokens last. Beside answers there are so few that the step stays
-       short. A sequence is admitted with blocks for all tokens it has, those that hold its
-       beginning already among them, and only if those that run keep one more block each: else it
-       would soon be preempted. Nobody overtakes a head that has no room. While another computes in
-       this step what a sequence would have to compute next, it waits for that;
+       short, unless more wait than are answering. A sequence is admitted with blocks for all
+       tokens it has, those that hold its beginning already among them, and only if those that run
+       keep one more block each: else it would soon be preempted. Nobody overtakes a head that has
+       no room. While another computes in this step what a sequence would have to compute next, it
+       waits for that;
     3. adds drafts while tokens and blocks last, and preempts nobody for them.
 
     A sequence that fits the pool alone finishes, unless more urgent ones never end. Tenants share
@@ -112,7 +113,8 @@ class Scheduler:
         self._plan_answers()
         budget = self._token_budget - len(self._planned)
         if self._planned:
-            budget = min(budget, self._cost.prompt_tokens(len(self._planned)))
+            most = self._cost.prompt_tokens(len(self._planned), num_waiting=self._num_behind())
+            budget = min(budget, most)
         budget = self._plan_prompts(budget)
         self._plan_drafts(budget)
         planned = self._planned
@@ -167,6 +169,13 @@ class Scheduler:
                     return
                 self._plan(sequence, 1)
             place += 1
+
+    def _num_behind(self) -> int:
+        """Sequences that need much computed, have a place, and are as urgent as any answer."""
+        urgent = min(each.priority for each in self._planned)
+        waiting = min(self._waiting.num_urgent(urgent), len(self._free_lanes))
+        running = (each for each in self._running if each not in self._planned)
+        return waiting + sum(each.priority <= urgent for each in running)
 
     def _plan_prompts(self, budget: int) -> int:
         """What is left of the budget."""

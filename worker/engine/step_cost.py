@@ -42,10 +42,15 @@ class StepCost:
         kind = self._answering if num_tokens == num_sequences else self._others
         kind.add(num_tokens, seconds)
 
-    def prompt_tokens(self, num_answering: int) -> int:
-        """The most a step may compute beside a token of each that is answering."""
+    def prompt_tokens(self, num_answering: int, *, num_waiting: int = 0) -> int:
+        """The most a step may compute beside a token of each that is answering.
+
+        Where more wait for their first token than are answering, so many times more: reading the
+        weights once more for each few tokens of theirs would hold up everybody.
+        """
         alone = num_answering + self._base_tokens()
-        most = max(_FEWEST_PROMPT_TOKENS, int((_LONGEST_STEP - 1) * alone))
+        share = max(1.0, num_waiting / num_answering)
+        most = max(_FEWEST_PROMPT_TOKENS, int((_LONGEST_STEP - 1) * alone * share))
         unit = 1 << max(0, most.bit_length() - _DIGITS)
         return most // unit * unit
 

@@ -39,6 +39,11 @@ class WaitingLine:
         heads = (line[0] for line in self._lines.values())
         return min(heads, key=self.turn, default=None)
 
+    def num_urgent(self, priority: int) -> int:
+        """Sequences of at least this priority."""
+        after = (priority + 1, 0)
+        return sum(bisect_left(line, after, key=Sequence.rank) for line in self._lines.values())
+
     def turn(self, sequence: Sequence) -> tuple[int, int, int]:
         """Sequences that need much computed go in this order, waiting or running."""
         priority, arrival = sequence.rank()
