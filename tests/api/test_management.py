@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from control_plane.capacity.simulated import Script
+from control_plane.capacity.simulated.script import Script
 from infra.contracts.node import DesiredState, Failure, NodeLease
 from infra.contracts.revision import ReplicaState
 from infra.errors import PlatformError
