@@ -54,6 +54,9 @@ def test_weights_that_never_were_four_bits_keep_most_of_their_quality(
 
     _, int8, int4 = evaluated(folder, ["int8", "int4"]).formats
 
-    # The noise takes the perplexity from 12.3 to 21.7. Measured on AVX-512: 1.28 % and 5.05 %.
+    # The noise takes the perplexity from 12.3 to 21.7. Of one text the change is known to 0.3 and
+    # 0.6 % only; the divergence is what it would be of many.
     assert int8.change < 0.015
-    assert int4.change < 0.06
+    assert int8.divergence < 0.011
+    assert int4.change < 0.045
+    assert int4.divergence < 0.055

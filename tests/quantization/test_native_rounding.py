@@ -7,7 +7,7 @@ import torch
 
 from tests.support.native import INSTRUCTION_SETS, native
 from worker.kernels.native import library
-from worker.quantization.int4 import quantize_int4
+from worker.quantization.int4 import by_group, quantize_int4
 from worker.quantization.int8 import quantize_int8
 from worker.quantization.quantize import quantize
 from worker.weights.quantized import Bits, QuantizedWeight
@@ -51,14 +51,17 @@ def test_eight_bits_are_those_of_the_plain_function(
     assert torch.equal(found.scale, plain.scale)
 
 
+@pytest.mark.parametrize("is_weighted", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_four_bits_are_those_of_the_plain_function_but_where_two_cuts_are_as_good(
-    shape: tuple[int, int], dtype: torch.dtype, instruction_set: str
+    shape: tuple[int, int], dtype: torch.dtype, is_weighted: bool, instruction_set: str
 ) -> None:
     weight = gaussian(shape, dtype)
+    importance = gaussian((1, shape[1]), torch.float32)[0].square() if is_weighted else None
 
-    found, plain = quantize(weight, 4), quantize_int4(weight)
+    found = quantize(weight, 4, importance)
+    plain = quantize_int4(weight, None if importance is None else by_group(importance))
 
     assert found.offset is not None and plain.offset is not None
     assert float((found.codes != plain.codes).float().mean()) < 1e-3
@@ -72,11 +75,12 @@ def test_a_row_has_the_same_codes_alone_and_by_any_instructions(
     shape: tuple[int, int], bits: Bits, instruction_set: str
 ) -> None:
     weight = gaussian(shape, torch.bfloat16)
+    importance = gaussian((1, shape[1]), torch.float32)[0].square()
 
-    found = quantize(weight[-1:], bits)
+    found = quantize(weight[-1:], bits, importance)
 
     library.use_instruction_set(INSTRUCTION_SETS[-1])
-    whole = quantize(weight, bits)
+    whole = quantize(weight, bits, importance)
     assert torch.equal(found.codes, whole.codes[-1:])
     assert torch.equal(found.scale, whole.scale[-1:])
     if found.offset is not None and whole.offset is not None:

@@ -48,7 +48,29 @@ def test_weights_that_were_four_bits_come_back_as_they_were() -> None:
     codes[:, ::GROUP], codes[:, 1::GROUP] = 0, 15
     weight = codes * 0.0078125 - 0.0625
 
+    importance = gaussian(128).square()
     assert torch.equal(quantize(weight, 4).dequantise(), weight)
+    assert torch.equal(quantize(weight, 4, importance).dequantise(), weight)
+
+
+def test_four_bits_are_nearest_where_inputs_are_large() -> None:
+    weight, inputs = gaussian(64, 256), gaussian(400, 256, seed=1)
+    inputs[:, ::GROUP] *= 10
+    importance = inputs.square().mean(0)
+
+    def error(quantized: QuantizedWeight) -> float:
+        return float((inputs @ (quantized.dequantise() - weight).T).norm())
+
+    assert error(quantize(weight, 4, importance)) < 0.6 * error(quantize(weight, 4))
+
+
+def test_inputs_that_are_all_alike_change_nothing() -> None:
+    weight, plain = gaussian(8, 95), quantize(gaussian(8, 95), 4)
+
+    for alike in (torch.zeros(95), torch.full((95,), 3.0)):
+        found = quantize(weight, 4, alike)
+        assert torch.equal(found.codes, plain.codes)
+        assert torch.equal(found.scale, plain.scale)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

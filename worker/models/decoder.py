@@ -19,6 +19,7 @@ from worker.layers.rotary import Rotary
 from worker.models.config import ModelConfig
 from worker.models.pack import Pack
 from worker.models.parts import Parts, Slot, share_of
+from worker.models.rehearsal import BLOCK, REHEARSED_TOKENS, Rehearsal
 from worker.models.residence import to_device, to_host
 from worker.models.rope import rotary_frequencies, rotary_magnitude
 from worker.parallel.group import Group
@@ -54,13 +55,6 @@ class Decoder:
         self._embedding = parts.tensor(
             "model.embed_tokens.weight", (config.vocabulary, config.hidden_size)
         )
-        self._layers = [_Layer(parts, index) for index in range(config.num_layers)]
-        # How ranks talk between operations is not the kernels' to know.
-        self._through = self._one_by_one if group.size > 1 else kernels.compile(self._one_by_one)
-        self._norm = parts.norm("model.norm")
-        head = "model.embed_tokens" if config.ties_embeddings else "lm_head"
-        self._head = parts.linear([Slot(head, (parts.share.vocabulary,))], parts.hidden)
-        self._widths = [len(share.vocabulary.kept) for share in self.shares]
         self._rotaries = [
             Rotary(
                 rotary_frequencies(rope, config.rotary_dim, context_tokens=context_tokens).to(
@@ -72,6 +66,14 @@ class Decoder:
         ]
         # Rounded as the table is: trained with, and so computed with.
         self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=dtype))
+        rehearsal = self._rehearsal() if parts.wants_rehearsal else None
+        self._layers = [_Layer(parts, index, rehearsal) for index in range(config.num_layers)]
+        # How ranks talk between operations is not the kernels' to know.
+        self._through = self._one_by_one if group.size > 1 else kernels.compile(self._one_by_one)
+        self._norm = parts.norm("model.norm")
+        head = "model.embed_tokens" if config.ties_embeddings else "lm_head"
+        self._head = parts.linear([Slot(head, (parts.share.vocabulary,))], parts.hidden)
+        self._widths = [len(share.vocabulary.kept) for share in self.shares]
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -114,8 +116,10 @@ class Decoder:
         self, token_ids: torch.Tensor, step: AttentionStep, ropes: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         """[tokens] to [tokens, hidden]; what is done depends on no number in the tensors."""
-        x = self.kernels.embed(token_ids, self._embedding, self._embedding_scale)
-        return self._through(x, step, ropes)
+        return self._through(self._embed(token_ids), step, ropes)
+
+    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        return self.kernels.embed(token_ids, self._embedding, self._embedding_scale)
 
     def _one_by_one(
         self, x: torch.Tensor, step: AttentionStep, ropes: Sequence[torch.Tensor]
@@ -139,6 +143,17 @@ class Decoder:
 
     def to_device(self) -> None:
         to_device(self, self.kernels.device)
+
+    def _rehearsal(self) -> Rehearsal:
+        tokens = min(REHEARSED_TOKENS, self.context_tokens)
+        return Rehearsal(
+            self.kernels,
+            self.allocate_cache(num_blocks=-(-tokens // BLOCK), block_size=BLOCK),
+            self.ropes(tokens),
+            self._embed,
+            vocabulary=self.vocabulary,
+            tokens=tokens,
+        )
 
     def _cache_shape(self, *, num_blocks: int, block_size: int, lanes: int) -> CacheShape:
         config, share = self._config, self.shares[self._group.rank]
@@ -168,7 +183,8 @@ class _Layer:
     that follow these (Gemma).
     """
 
-    def __init__(self, parts: Parts, index: int) -> None:
+    def __init__(self, parts: Parts, index: int, rehearsal: Rehearsal | None) -> None:
+        """With a `rehearsal` the layer does its part as soon as it can."""
         prefix = f"model.layers.{index}"
         has_post_norms = parts.config.has_post_norms
         after_attention = f"{prefix}.post_attention_layernorm"
@@ -178,21 +194,34 @@ class _Layer:
         self._attention_norm = parts.norm(f"{prefix}.input_layernorm")
         self._attention = _attention(parts, f"{prefix}.self_attn", index)
         self._attended_norm = parts.norm(after_attention) if has_post_norms else None
+        if rehearsal is not None:
+            rehearsal.attend(self._attend)
         # What Llama named after its place behind the attention is the norm before the feed-forward.
         self._feed_forward_norm = parts.norm(
             before_feed_forward if has_post_norms else after_attention
         )
-        self._feed_forward = _feed_forward(parts, f"{prefix}.mlp")
+        importance = None
+        if rehearsal is not None:
+            importance = rehearsal.importance(self._feed_forward_norm.prologue)
+        self._feed_forward = _feed_forward(parts, f"{prefix}.mlp", importance)
         self._fed_norm = parts.norm(after_feed_forward) if has_post_norms else None
+        if rehearsal is not None:
+            rehearsal.feed(self._feed)
 
     def __call__(
         self, x: torch.Tensor, step: AttentionStep, ropes: Sequence[torch.Tensor]
     ) -> torch.Tensor:
+        return self._feed(self._attend(x, step, ropes))
+
+    def _attend(
+        self, x: torch.Tensor, step: AttentionStep, ropes: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         rope, norm = ropes[self._rope], self._attention_norm.prologue
         if self._attended_norm is None:
-            x = self._attention(x, step, rope, prologue=norm, residual=x)
-        else:
-            x = self._attended_norm(self._attention(x, step, rope, prologue=norm), residual=x)
+            return self._attention(x, step, rope, prologue=norm, residual=x)
+        return self._attended_norm(self._attention(x, step, rope, prologue=norm), residual=x)
+
+    def _feed(self, x: torch.Tensor) -> torch.Tensor:
         norm = self._feed_forward_norm.prologue
         if self._fed_norm is None:
             return self._feed_forward(x, prologue=norm, residual=x)
@@ -227,7 +256,7 @@ def _attention(parts: Parts, prefix: str, index: int) -> Attention:
     )
 
 
-def _feed_forward(parts: Parts, prefix: str) -> FeedForward:
+def _feed_forward(parts: Parts, prefix: str, importance: torch.Tensor | None) -> FeedForward:
     config = parts.config
     hidden, inner, has_bias = parts.hidden, parts.share.inner, config.has_mlp_bias
     if config.has_fused_projections:
@@ -239,6 +268,6 @@ def _feed_forward(parts: Parts, prefix: str) -> FeedForward:
         ]
     return FeedForward(
         Gate(config.activation),
-        gate_up=parts.linear(slots, hidden),
+        gate_up=parts.linear(slots, hidden, importance),
         down=parts.linear([Slot(f"{prefix}.down_proj", (hidden,), has_bias)], inner),
     )

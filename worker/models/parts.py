@@ -63,27 +63,40 @@ class Parts:
     def norm(self, name: str) -> RmsNorm:
         return RmsNorm(self.kernels, self.norm_weight(name, self.config.hidden_size))
 
-    def linear(self, slots: Sequence[Slot], inputs: Cut) -> Product:
+    @property
+    def wants_rehearsal(self) -> bool:
+        """Whether weights are rounded better when it is known what they will multiply.
+
+        A rank alone has no result to go on with, and a GPU's kernels would have to be compiled.
+        """
+        is_packed = self._pack is not None and self._pack.found_bytes > 0
+        is_alone_on_cpu = self.group.size == 1 and self.kernels.device.type == "cpu"
+        return self._weights.rounds_to_four and is_alone_on_cpu and not is_packed
+
+    def linear(
+        self, slots: Sequence[Slot], inputs: Cut, importance: torch.Tensor | None = None
+    ) -> Product:
         """One layer whose outputs are those of all slots, one after another.
 
-        Where the inputs are divided, its result is the sum over all ranks.
+        Where the inputs are divided, its result is the sum over all ranks. `importance` is what is
+        known of the inputs: see `quantize`.
         """
-        product = self._kept(slots, inputs)
+        product = self._kept(slots, inputs, importance)
         return product if inputs.is_whole else RowParallel(product, self.group)
 
-    def _kept(self, slots: Sequence[Slot], inputs: Cut) -> Product:
+    def _kept(self, slots: Sequence[Slot], inputs: Cut, importance: torch.Tensor | None) -> Product:
         if self._pack is None:
-            return self._made(slots, inputs)
+            return self._made(slots, inputs, importance)
         name = "+".join(slot.name for slot in slots)
         if (state := self._pack.state(name)) is not None:
             return self.kernels.restore(state)
-        product = self._made(slots, inputs)
+        product = self._made(slots, inputs, importance)
         self._pack.keep(name, product.state())
         return product
 
-    def _made(self, slots: Sequence[Slot], inputs: Cut) -> Product:
+    def _made(self, slots: Sequence[Slot], inputs: Cut, importance: torch.Tensor | None) -> Product:
         layers = [(slot.name, slot.outputs) for slot in slots]
-        weights = self._weights.linears(layers, inputs, self.dtype)
+        weights = self._weights.linears(layers, inputs, self.dtype, importance)
         biases = [self._bias(slot, inputs) for slot in slots]
         return self.kernels.product(weights, biases)
 

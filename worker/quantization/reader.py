@@ -31,21 +31,31 @@ class WeightReader:
         """See Weights.take."""
         return self._weights.take(name, shape, dtype)
 
+    @property
+    def rounds_to_four(self) -> bool:
+        """Whether layers may be rounded to 4 bits here, where it helps to know their inputs."""
+        return self._scheme is None and self._rounding == 4
+
     def linears(
-        self, layers: Sequence[tuple[str, Sequence[Cut]]], inputs: Cut, dtype: torch.dtype
+        self,
+        layers: Sequence[tuple[str, Sequence[Cut]]],
+        inputs: Cut,
+        dtype: torch.dtype,
+        importance: torch.Tensor | None = None,
     ) -> list[torch.Tensor | QuantizedWeight]:
         """The kept parts of the weights of layers that one product computes; floats in `dtype`.
 
         A layer is its name and its outputs: a weight is [outputs, inputs]. Of floats no more is
-        read; what is rounded here has the scales of the part, not of the whole. Raises
-        SourceInvalid when a weight is missing or has another shape.
+        read; what is rounded here has the scales of the part, not of the whole, and `importance`
+        says what is known of the inputs (see `quantize`). Raises SourceInvalid when a weight is
+        missing or has another shape.
         """
         found = [self._stored(name, outputs, inputs, dtype) for name, outputs in layers]
         if self._scheme is not None or self._rounding is None:
             return found
         floats = [weight for weight in found if isinstance(weight, torch.Tensor)]
         bits = bits_of([name for name, _ in layers], floats, self._rounding)
-        return [quantize(weight, bits) for weight in floats]
+        return [quantize(weight, bits, importance) for weight in floats]
 
     def _stored(
         self, name: str, outputs: Sequence[Cut], inputs: Cut, dtype: torch.dtype

@@ -120,7 +120,8 @@ TORCH_LIBRARY(firstlight, library) {
   library.def("instruction_sets() -> str", firstlight::instruction_sets);
   library.def("use_instruction_set(str name) -> ()", firstlight::use_instruction_set);
   library.def("round_int8(Tensor weight) -> (Tensor codes, Tensor scale)");
-  library.def("round_int4(Tensor weight) -> (Tensor codes, Tensor scale, Tensor offset)");
+  library.def(
+      "round_int4(Tensor weight, Tensor? importance) -> (Tensor codes, Tensor scale, Tensor offset)");
   library.def("pack_bf16(Tensor weight) -> Tensor");
   library.def("pack_int8(Tensor codes) -> Tensor");
   library.def("pack_int4(Tensor codes, Tensor scale, Tensor offset) -> Tensor");

@@ -32,7 +32,8 @@ void use_instruction_set(const std::string& name);
 
 // Codes, scales and, at 4 bits, offsets of finite numbers: see worker/weights/quantized.py.
 std::tuple<at::Tensor, at::Tensor> round_int8(const at::Tensor& weight);
-std::tuple<at::Tensor, at::Tensor, at::Tensor> round_int4(const at::Tensor& weight);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> round_int4(
+    const at::Tensor& weight, const std::optional<at::Tensor>& importance);
 
 at::Tensor pack_bf16(const at::Tensor& weight);
 at::Tensor pack_int8(const at::Tensor& codes);

@@ -39,12 +39,14 @@ void round_rows(const at::Tensor& weight, int8_t* codes, float* scale) {
 // The numbers of groups of all rows, one row's behind the other's, a group a lane. What a row lacks
 // to whole groups is its last number again.
 template <typename Number>
-void round_groups(const at::Tensor& weight, uint8_t* codes, float* scale, float* offset) {
+void round_groups(const at::Tensor& weight, const float* importance, uint8_t* codes, float* scale,
+                  float* offset) {
   const int64_t inputs = weight.size(1), groups_of_row = whole(inputs, kGroup);
   const int64_t groups = weight.size(0) * groups_of_row;
   const Number* const numbers = weight.const_data_ptr<Number>();
   const auto round_block = [&](int64_t first) {
     float x[kGroup * kGroupsAtOnce] = {};
+    float counts[kGroup * kGroupsAtOnce] = {};
     uint8_t coded[kGroup * kGroupsAtOnce];
     float scales[kGroupsAtOnce], offsets[kGroupsAtOnce];
     const int64_t count = std::min(kGroupsAtOnce, groups - first);
@@ -56,8 +58,12 @@ void round_groups(const at::Tensor& weight, uint8_t* codes, float* scale, float*
       for (int64_t i = 0; i < kGroup; ++i) {
         x[i * kGroupsAtOnce + lane] = numbers[starts[lane] + std::min(i, sizes[lane] - 1)];
       }
+      for (int64_t i = 0; importance != nullptr && i < kGroup; ++i) {
+        counts[i * kGroupsAtOnce + lane] = importance[group * kGroup + i];
+      }
     }
-    rounding_kernels().groups_to_int4(x, coded, scales, offsets);
+    rounding_kernels().groups_to_int4(x, importance == nullptr ? nullptr : counts, coded, scales,
+                                      offsets);
     for (int64_t lane = 0; lane < count; ++lane) {
       for (int64_t i = 0; i < sizes[lane]; ++i) {
         codes[starts[lane] + i] = coded[i * kGroupsAtOnce + lane];
@@ -86,14 +92,21 @@ std::tuple<at::Tensor, at::Tensor> round_int8(const at::Tensor& weight) {
   return {codes, scale};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> round_int4(const at::Tensor& weight) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> round_int4(
+    const at::Tensor& weight, const std::optional<at::Tensor>& importance) {
   check(weight);
+  TORCH_CHECK(!importance.has_value() ||
+                  (importance->device().is_cpu() && importance->is_contiguous() &&
+                   importance->scalar_type() == at::kFloat &&
+                   importance->numel() == whole(weight.size(1), kGroup) * kGroup),
+              "importance must be a contiguous CPU tensor of float32 for the inputs of whole groups");
   at::Tensor codes = at::empty(weight.sizes(), at::kByte);
   at::Tensor scale = at::empty({weight.size(0), whole(weight.size(1), kGroup)}, at::kFloat);
   at::Tensor offset = at::empty_like(scale);
   const auto round =
       weight.scalar_type() == at::kFloat ? round_groups<float> : round_groups<at::BFloat16>;
-  round(weight, codes.mutable_data_ptr<uint8_t>(), scale.mutable_data_ptr<float>(),
+  round(weight, importance.has_value() ? importance->const_data_ptr<float>() : nullptr,
+        codes.mutable_data_ptr<uint8_t>(), scale.mutable_data_ptr<float>(),
         offset.mutable_data_ptr<float>());
   return {codes, scale, offset};
 }

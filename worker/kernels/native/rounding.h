@@ -15,8 +15,10 @@ struct RoundingKernels {
   // up to the next multiple of 16.
   float (*row_to_int8)(const float* row, int64_t count, int8_t* codes);
 
-  // Of 16 groups: numbers [kGroup, 16], codes [kGroup, 16], scales [16] and offsets [16].
-  void (*groups_to_int4)(const float* numbers, uint8_t* codes, float* scale, float* offset);
+  // Of 16 groups: numbers [kGroup, 16], codes [kGroup, 16], scales [16] and offsets [16]. Squared
+  // errors count as `importance` says, [kGroup, 16] with kGroup as each group's sum; null: all alike.
+  void (*groups_to_int4)(const float* numbers, const float* importance, uint8_t* codes,
+                         float* scale, float* offset);
 };
 
 }  // namespace firstlight

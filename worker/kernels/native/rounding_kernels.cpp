@@ -52,8 +52,12 @@ Sums code(Floats x, Floats inverse, Floats offset) {
   return to_whole(clamp(multiply(subtract(x, offset), inverse), 0.0f, kInt4Most));
 }
 
+Floats weighted(Floats x, const Floats* importance, int64_t i) {
+  return importance == nullptr ? x : multiply(x, importance[i]);
+}
+
 // The line with the least squared error through the codes that this scale and offset give.
-Line fit(const Floats* x, Floats scale, Floats offset) {
+Line fit(const Floats* x, const Floats* importance, Floats scale, Floats offset) {
   const Floats inverse = divide(all(1.0f), scale);
   // Two of each, for the even and the odd: a sum waits for the one before.
   Floats codes[2] = {all(0.0f), all(0.0f)};
@@ -62,9 +66,10 @@ Line fit(const Floats* x, Floats scale, Floats offset) {
   for (int64_t i = 0; i < kGroup; i += 2) {
     for (int odd = 0; odd < 2; ++odd) {
       const Floats c = to_floats(code(x[i + odd], inverse, offset));
-      codes[odd] = add(codes[odd], c);
-      squares[odd] = multiply_add(c, c, squares[odd]);
-      products[odd] = multiply_add(c, x[i + odd], products[odd]);
+      const Floats counted = weighted(c, importance, i + odd);
+      codes[odd] = add(codes[odd], counted);
+      squares[odd] = multiply_add(counted, c, squares[odd]);
+      products[odd] = multiply_add(counted, x[i + odd], products[odd]);
     }
   }
   const Floats mean = multiply(add(codes[0], codes[1]), all(1.0f / kGroup));
@@ -76,7 +81,7 @@ Line fit(const Floats* x, Floats scale, Floats offset) {
 }
 
 // `x` has the mean 0.
-Line best_line(const Floats* x) {
+Line best_line(const Floats* x, const Floats* importance) {
   Floats least = x[0], most = x[0];
   for (int64_t i = 1; i < kGroup; ++i) {
     least = minimum(least, x[i]);
@@ -87,19 +92,25 @@ Line best_line(const Floats* x) {
   for (float low : kCuts) {
     for (float high : kCuts) {
       const Floats scale = multiply(spread, all((1.0f - low - high) / kInt4Most));
-      best = better(best, fit(x, scale, multiply_add(spread, all(low), least)));
+      const Floats offset = multiply_add(spread, all(low), least);
+      best = better(best, fit(x, importance, scale, offset));
     }
   }
-  return better(best, fit(x, maximum(best.scale, all(kLeastScale)), best.offset));
+  const Floats scale = maximum(best.scale, all(kLeastScale));
+  return better(best, fit(x, importance, scale, best.offset));
 }
 
-void groups_to_int4(const float* numbers, uint8_t* codes, float* scale, float* offset) {
+void round_groups(const float* numbers, const Floats* importance, uint8_t* codes, float* scale,
+                  float* offset) {
   Floats x[kGroup];
   Floats mean = all(0.0f);
-  for (int64_t i = 0; i < kGroup; ++i) mean = add(mean, x[i] = load(numbers + i * kGroupsAtOnce));
+  for (int64_t i = 0; i < kGroup; ++i) {
+    x[i] = load(numbers + i * kGroupsAtOnce);
+    mean = add(mean, weighted(x[i], importance, i));
+  }
   mean = multiply(mean, all(1.0f / kGroup));
   for (Floats& each : x) each = subtract(each, mean);
-  const Line line = best_line(x);
+  const Line line = best_line(x, importance);
   const Floats step = rounded_to_half(clamp(line.scale, kLeastScale, kMost));
   const Floats least = rounded_to_half(clamp(add(line.offset, mean), -kMost, kMost));
   store(scale, step);
@@ -109,6 +120,14 @@ void groups_to_int4(const float* numbers, uint8_t* codes, float* scale, float* o
   for (int64_t i = 0; i < kGroup; ++i) {
     store_whole_bytes(codes + i * kGroupsAtOnce, code(x[i], inverse, from));
   }
+}
+
+void groups_to_int4(const float* numbers, const float* importance, uint8_t* codes, float* scale,
+                    float* offset) {
+  if (importance == nullptr) return round_groups(numbers, nullptr, codes, scale, offset);
+  Floats counts[kGroup];
+  for (int64_t i = 0; i < kGroup; ++i) counts[i] = load(importance + i * kGroupsAtOnce);
+  round_groups(numbers, counts, codes, scale, offset);
 }
 
 }  // namespace
