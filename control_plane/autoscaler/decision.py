@@ -72,9 +72,12 @@ class Observed:
         self.warm: Final = warm
 
 
-class Decision(NamedTuple):
-    """So many replicas, and why; `panic` is handed to the next decision."""
+class Decision:
+    """So many replicas, and why; `panic` is handed to the next decision. A value."""
 
-    replicas: int
-    reason: str
-    panic: Panic | None = None
+    __slots__ = ("panic", "reason", "replicas")
+
+    def __init__(self, replicas: int, reason: str, panic: Panic | None = None) -> None:
+        self.replicas: Final = replicas
+        self.reason: Final = reason
+        self.panic: Final = panic

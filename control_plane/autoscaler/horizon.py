@@ -1,7 +1,7 @@
 """How long a decision stands, in time and in demand, so that nobody has to repeat it: pure."""
 
 import math
-from typing import NamedTuple
+from typing import Final
 
 from control_plane.autoscaler.decider import fewest_under_load, idle_for_s
 from control_plane.autoscaler.decision import Decision, Observed, Tuning
@@ -43,15 +43,18 @@ def stands_until(
     return min(_grace_ends_at(observed) - _EARLY_S, _panic_ends_at(decision))
 
 
-class Band(NamedTuple):
+class Band:
     """A decision under load is made again before `until` while, counted in replicas and but for
     NOISE, the stable mean is above `low` and at most `high`, and the panic mean is at most
     `burst`."""
 
-    low: float
-    high: float
-    burst: float
-    until: float = math.inf
+    __slots__ = ("burst", "high", "low", "until")
+
+    def __init__(self, low: float, high: float, burst: float, until: float = math.inf) -> None:
+        self.low: Final = low
+        self.high: Final = high
+        self.burst: Final = burst
+        self.until: Final = until
 
 
 def band_of(

@@ -79,14 +79,13 @@ class Judge:
 
     def _is_asleep(self, tracked: Tracked, demand: Demand | None, *, now: float) -> bool:
         """Most models, most of the time: nothing wanted, nothing there, nothing asked for."""
-        if demand is None or demand.concurrency > 0 or tracked.scaling.min > 0:
+        if demand is None or demand.concurrency > 0 or self._reconciler.desired(tracked.name):
             return False
-        if tracked.is_superseded or tracked.is_deleted:
+        if tracked.is_superseded or tracked.is_deleted or tracked.scaling.min > 0:
             return False
         if tracked.scheduled(now=now) or tracked.warm(now=now):
             return False
-        is_empty = self._fleet.counts(tracked.name).all == 0
-        return is_empty and self._reconciler.desired(tracked.name) == 0
+        return self._fleet.counts(tracked.name).all == 0
 
     def _let_sleep(self, tracked: Tracked) -> None:
         tracked.is_looked_after = False

@@ -60,7 +60,9 @@ class KeepAlive:
         """An idle time is over, in which a replica was kept for `grace_s` at most."""
         paid_s = idle_s if idle_s <= grace_s else grace_s + cold_cost_s
         earned_s = 2 * min(idle_s, cold_cost_s) - paid_s
-        self.saved_s = min(min(self.saved_s, cold_cost_s) + earned_s, cold_cost_s)
+        saved_s = min(min(self.saved_s, cold_cost_s) + earned_s, cold_cost_s)
+        # Rounding is no debt: a grace would be longer by it, and each late request would double it.
+        self.saved_s = max(0.0, saved_s)
         self._learn(idle_s)
 
     def _learn(self, idle_s: float) -> None:

@@ -55,6 +55,20 @@ def test_an_adversary_who_sees_the_grace_gains_nothing(moves: list[str]):
         assert late <= (2 * best + cold_cost_s) * ROUNDING
 
 
+@pytest.mark.parametrize("cold_cost_s", [22.7, 0.1, 7 / 3])
+def test_who_is_too_late_a_thousand_times_does_not_blow_rounding_up(cold_cost_s: float):
+    keep_alive = KeepAlive()
+    ours = clairvoyant = cold_cost_s
+    for _ in range(1000):
+        grace_s = keep_alive.grace_s(cold_cost_s)
+        idle_s = grace_s + 1e-3
+        ours += paid_s(idle_s, grace_s, cold_cost_s)
+        clairvoyant += min(idle_s, cold_cost_s)
+        keep_alive.settle(idle_s, grace_s=grace_s, cold_cost_s=cold_cost_s)
+    assert 0 <= keep_alive.saved_s < 1e-6 and keep_alive.grace_s(cold_cost_s) < 2 * cold_cost_s
+    assert ours <= 2 * clairvoyant * ROUNDING
+
+
 def test_a_model_whose_users_stay_away_for_long_is_soon_stopped_at_once():
     keep_alive = KeepAlive()
     graces = []
