@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, Protocol
 from infra.contracts.base import RevisionName
 
 SHORTEST_IDLE_S: Final = 1.0
-_STEP_S: Final = 1.0  # the clock stepped back; by less, two that read it told us in another order
+STEP_S: Final = 1.0  # the clock stepped back; by less, two that read it told us in another order
 
 
 class IdleTime(NamedTuple):
@@ -184,7 +184,7 @@ class DemandMeter:
             self._request_seconds += (self.in_flight + self.waiting) * elapsed_s
             self._executing_seconds += self.in_flight * elapsed_s
             self._integrated_to = now
-        elif now < self._integrated_to - _STEP_S:
+        elif now < self._integrated_to - STEP_S:
             self._integrated_to = now
             if self._last_active_at is not None:
                 self._last_active_at = min(self._last_active_at, now)

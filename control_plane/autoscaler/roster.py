@@ -26,9 +26,6 @@ class Roster:
         self._revisions: dict[RevisionName, Tracked] = {}
         self._places = count()
 
-    def __len__(self) -> int:
-        return len(self._revisions)
-
     def __iter__(self) -> Iterator[Tracked]:
         return iter(tuple(self._revisions.values()))
 

@@ -5,7 +5,7 @@ from array import array
 from struct import Struct
 from typing import Final
 
-from control_plane.autoscaler.demand import Demand
+from control_plane.autoscaler.demand import STEP_S, Demand
 
 _RESOLUTION_S = 0.25
 _WIDTH = 5  # of a reading: at, request-seconds, executing-seconds, arrivals, executed
@@ -72,6 +72,8 @@ class Windows:
         """
         if not math.isfinite(demand.request_seconds):
             return
+        if self._at - STEP_S < now < self._at:
+            return  # of a tick that was left for others: the last one came meanwhile
         if now < self._at or demand.request_seconds < self._requests:
             self._clear()
         elif quiet_until is not None and self._at < quiet_until and self._rows:

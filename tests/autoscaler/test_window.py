@@ -111,6 +111,10 @@ def test_what_is_no_number_is_no_reading(bad: float):
     assert mean(a_window((0, 0), (1, bad), (2, 4)), now=2) == 2
 
 
+def test_a_reading_that_comes_a_moment_late_is_left_out():
+    assert mean(a_window((0, 0), (10, 40), (20, 80), (19.9, 79.6)), now=20) == 4
+
+
 def test_a_total_that_fell_or_a_clock_that_stepped_back_starts_anew():
     assert mean(a_window((0, 100), (1, 200), (2, 0), (3, 1)), now=3) == 1
     assert mean(a_window((1000, 100), (1001, 200), (10, 200), (11, 201)), now=11) == 1
