@@ -101,19 +101,20 @@ def test_every_bfloat16_is_gated_the_same_alone_and_among_others(gate: Gate) -> 
         assert torch.equal(gated(numbers[index : index + 1])[0], together[index])
 
 
-def test_a_product_is_of_all_parts_after_its_prologue_and_beside_its_residual() -> None:
+def test_a_product_is_of_all_parts_after_its_norm_and_beside_its_residual() -> None:
     kernels = KERNELS[torch.float32]
-    weights = [random_rows(rows, 24, torch.float32, seed=rows) for rows in (8, 5)]
-    biases = [random_rows(1, rows, torch.float32, seed=9)[0] for rows in (8, 5)]
+    weights = [random_rows(rows, 24, torch.float32, seed=rows) for rows in (8, 6)]
+    biases = [random_rows(1, rows, torch.float32, seed=9)[0] for rows in (8, 6)]
     product = kernels.product(weights, [biases[0], None])
-    x = random_rows(3, 48, torch.float32)
-    residual = random_rows(3, 13, torch.float32, seed=4)
-    gated = F.silu(x[:, :24]) * x[:, 24:]
-    expected = torch.cat((gated @ weights[0].T + biases[0], gated @ weights[1].T), 1) + residual
-    torch.testing.assert_close(product(x, prologue=Gate.SILU, residual=residual), expected)
+    x = random_rows(3, 24, torch.float32)
+    residual = random_rows(3, 14, torch.float32, seed=4)
+    expected = torch.cat((x @ weights[0].T + biases[0], x @ weights[1].T), 1)
+    torch.testing.assert_close(product(x, residual=residual), expected + residual)
+    gated = F.silu(expected[:, :7]) * expected[:, 7:]
+    torch.testing.assert_close(product(x, gate=Gate.SILU), gated)
     norm = Norm(random_rows(1, 24, torch.float32, seed=5)[0], 1e-6)
-    normed = F.rms_norm(x[:, :24], (24,), norm.weight, 1e-6)
-    torch.testing.assert_close(product(x[:, :24], prologue=norm)[:, 8:], normed @ weights[1].T)
+    normed = F.rms_norm(x, (24,), norm.weight, 1e-6)
+    torch.testing.assert_close(product(x, prologue=norm)[:, 8:], normed @ weights[1].T)
 
 
 class Attended:

@@ -13,7 +13,8 @@ from worker.kernels.native import library
 pytestmark = native
 KINDS = {16: 1e-2, 8: 3e-2, 4: 3e-2}  # and the error that coded tokens make at most, relative
 SHAPES = [(960, 576), (576, 1536), (1, 8), (33, 40), (7, 96), (130, 31)]
-NONE, NORM, SILU, GELU = range(4)
+NONE, NORM = range(2)
+NO_GATE, SILU, GELU = range(3)
 
 
 @pytest.fixture(autouse=True, params=[1, pytest.param(2, marks=pytest.mark.real)])
@@ -61,6 +62,7 @@ class Weight:
         *,
         prologue: int = NONE,
         norm: torch.Tensor | None = None,
+        gate: int = NO_GATE,
         bias: torch.Tensor | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -74,6 +76,7 @@ class Weight:
             prologue,
             norm,
             1e-5,
+            gate,
             residual,
         )
         return got
@@ -105,18 +108,26 @@ def test_products_are_those_of_the_textbook(outputs: int, inputs: int, kind: int
 def test_what_goes_before_and_after_a_product(inputs: int, kind: int) -> None:
     weight = Weight(70, inputs, kind)
     norm, bias = rows(1, inputs, 1)[0], rows(1, 70, 2)[0]
-    residual, x, gate_up = rows(9, 70, 3), rows(9, inputs) * 3, rows(9, 2 * inputs, 5)
-    plain = weight.plain.T
+    residual, x = rows(9, 70, 3), rows(9, inputs) * 3
 
     normed = F.rms_norm(x.double(), (inputs,), norm.double(), 1e-5)
     got = weight.times(x, prologue=NORM, norm=norm, bias=bias, residual=residual)
-    assert_near(got, normed @ plain + bias.double() + residual.double(), KINDS[kind])
+    expected = normed @ weight.plain.T + bias.double() + residual.double()
+    assert_near(got, expected, KINDS[kind])
 
-    gates, up = gate_up.double().chunk(2, -1)
-    silu = F.silu(gates) * up
-    assert_near(weight.times(gate_up, prologue=SILU), silu @ plain, KINDS[kind])
-    gelu = F.gelu(gates, approximate="tanh") * up
-    assert_near(weight.times(gate_up, prologue=GELU), gelu @ plain, KINDS[kind])
+
+@pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("outputs", [2 * 96, 2 * 35, 2 * 8])
+def test_a_gate_joins_the_halves_of_what_comes_out(outputs: int, kind: int) -> None:
+    weight, bias = Weight(outputs, 576, kind), rows(1, outputs, 2)[0]
+    for count in (1, 3, 4, 31, 200):
+        x = rows(count, 576)
+        gates, up = (x.double() @ weight.plain.T + bias.double()).chunk(2, -1)
+        silu = weight.times(x, gate=SILU, bias=bias)
+        assert_near(silu, F.silu(gates) * up, KINDS[kind])
+        gelu = weight.times(x, gate=GELU, bias=bias)
+        assert_near(gelu, F.gelu(gates, approximate="tanh") * up, KINDS[kind])
 
 
 @pytest.mark.usefixtures("instruction_set")
@@ -132,6 +143,18 @@ def test_a_token_has_the_same_bits_in_any_company(kind: int) -> None:
     for count in [*range(1, 27), 31, 32, 64, 65, 96, 97, 192, 193, 299]:
         assert torch.equal(product(slice(count)), whole[:count]), count
         assert torch.equal(product(slice(300 - count, 300)), whole[-count:]), count
+
+
+@pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("outputs", [2 * 800, 2 * 35])
+def test_a_gated_token_has_the_same_bits_in_any_company(outputs: int, kind: int) -> None:
+    weight, x = Weight(outputs, 576, kind), rows(200, 576)
+    for gate in (SILU, GELU):
+        whole = weight.times(x, gate=gate)
+        for count in (1, 2, 3, 4, 5, 13, 32, 97, 199):
+            assert torch.equal(weight.times(x[:count], gate=gate), whole[:count]), count
+            assert torch.equal(weight.times(x[-count:], gate=gate), whole[-count:]), count
 
 
 @pytest.mark.usefixtures("instruction_set")
@@ -172,6 +195,7 @@ def test_a_wrong_call_is_refused_before_it_reads_anything() -> None:
         "prologue": NONE,
         "norm": None,
         "epsilon": 0.0,
+        "gate": NO_GATE,
         "residual": None,
     }
     wrong: list[dict[str, Any]] = [
@@ -185,8 +209,10 @@ def test_a_wrong_call_is_refused_before_it_reads_anything() -> None:
         {"scale": torch.ones(63)},
         {"bias": torch.ones(65)},
         {"prologue": NORM},
-        {"prologue": SILU},
         {"prologue": 9},
+        {"gate": 3},
+        {"gate": SILU, "residual": rows(2, 64)},
+        {"gate": SILU, "packed": Weight(63, 96, 8).packed, "outputs": 63, "scale": torch.ones(63)},
         {"residual": rows(3, 64)},
     ]
     torch.ops.firstlight.linear(**arguments)

@@ -123,22 +123,27 @@ class GpuProduct:
         x: torch.Tensor,
         *,
         prologue: Prologue = None,
+        gate: Gate | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        match prologue:
-            case Norm():
-                x = _normed(x, prologue)
-            case Gate.SILU:
-                x = F.silu(x[:, : x.shape[1] // 2]) * x[:, x.shape[1] // 2 :]
-            case Gate.GELU_TANH:
-                x = F.gelu(x[:, : x.shape[1] // 2], approximate="tanh") * x[:, x.shape[1] // 2 :]
-            case None:
-                pass
+        if prologue is not None:
+            x = _normed(x, prologue)
         product = F.linear(x, self._weight, self._bias)
+        if gate is not None:
+            product = _gated(product, gate)
         return product if residual is None else residual + product
 
     def state(self) -> Mapping[str, torch.Tensor]:
         return {}
+
+
+def _gated(x: torch.Tensor, gate: Gate) -> torch.Tensor:
+    gates, up = x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]
+    match gate:
+        case Gate.SILU:
+            return F.silu(gates) * up
+        case Gate.GELU_TANH:
+            return F.gelu(gates, approximate="tanh") * up
 
 
 def _normed(x: torch.Tensor, norm: Norm) -> torch.Tensor:

@@ -28,8 +28,8 @@ from worker.kernels.port import (
 from worker.kernels.sampling import Draw, LogProbability, Unchosen
 from worker.weights.quantized import QuantizedWeight
 
-_PROLOGUES = {Gate.SILU: 2, Gate.GELU_TANH: 3}
 _NO_PROLOGUE, _NORM_PROLOGUE = 0, 1
+_GATES = {None: 0, Gate.SILU: 1, Gate.GELU_TANH: 2}
 _BFLOAT16, _INT8, _INT4 = 16, 8, 4
 
 
@@ -136,16 +136,15 @@ class NativeProduct:
         x: torch.Tensor,
         *,
         prologue: Prologue = None,
+        gate: Gate | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         mode, weight, epsilon = _NO_PROLOGUE, None, 0.0
-        if isinstance(prologue, Norm):
+        if prologue is not None:
             mode, weight, epsilon = _NORM_PROLOGUE, prologue.weight, prologue.epsilon
-        elif prologue is not None:
-            mode = _PROLOGUES[prologue]
         arguments: Arguments = (
             *(self._packed, self._kind, self._outputs, self._scale, self._bias),
-            *(mode, weight, epsilon),
+            *(mode, weight, epsilon, _GATES[gate]),
         )
         product: torch.Tensor = torch.ops.firstlight.linear.default(x, *arguments, residual)
         if self._tape.recording is not None:

@@ -63,7 +63,7 @@ class Norm:
 
 
 class Gate(Enum):
-    """Splits each token into gate and up, each half as wide: activation(gate) * up (Shazeer 2020).
+    """Joins a token's gates and up, each half as wide: activation(gates) * up (Shazeer 2020).
 
     GELU is the one approximated by tanh (Hendrycks, Gimpel 2016).
     """
@@ -72,7 +72,7 @@ class Gate(Enum):
     GELU_TANH = "gelu_tanh"
 
 
-Prologue = Norm | Gate | None
+Prologue = Norm | None
 
 
 class Product(Protocol):
@@ -80,11 +80,12 @@ class Product(Protocol):
 
     def __call__(
         self,
-        x: torch.Tensor,  # [tokens, in], or [tokens, 2 * in] before a gate
+        x: torch.Tensor,  # [tokens, in]
         *,
         prologue: Prologue = None,
-        residual: torch.Tensor | None = None,  # [tokens, out], added to the product
-    ) -> torch.Tensor:  # [tokens, out]
+        gate: Gate | None = None,  # joins the halves of what comes out
+        residual: torch.Tensor | None = None,  # [tokens, out], added to a product without a gate
+    ) -> torch.Tensor:  # [tokens, out], or [tokens, out / 2] behind a gate
         ...
 
     def state(self) -> Mapping[str, torch.Tensor]:

@@ -148,17 +148,15 @@ class TorchProduct:
         x: torch.Tensor,
         *,
         prologue: Prologue = None,
+        gate: Gate | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        match prologue:
-            case Norm():
-                x = self._kernels.norm(x, prologue)
-            case Gate():
-                x = self._kernels.gated(x, prologue)
-            case None:
-                pass
+        if prologue is not None:
+            x = self._kernels.norm(x, prologue)
         products = [self._kernels.linear(x, *part) for part in self._parts]
         product = torch.cat(products, -1) if len(products) > 1 else products[0]
+        if gate is not None:
+            product = self._kernels.gated(product, gate)
         return product if residual is None else residual + product
 
     def state(self) -> Mapping[str, torch.Tensor]:

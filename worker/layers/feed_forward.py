@@ -17,5 +17,5 @@ class FeedForward:
         self, x: torch.Tensor, *, prologue: Prologue, residual: torch.Tensor | None = None
     ) -> torch.Tensor:
         """[tokens, hidden] to the same"""
-        gate_up = self._gate_up(x, prologue=prologue)
-        return self._down(gate_up, prologue=self._gate, residual=residual)
+        gated = self._gate_up(x, prologue=prologue, gate=self._gate)
+        return self._down(gated, residual=residual)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from worker.kernels.port import Product, Prologue
+from worker.kernels.port import Gate, Product, Prologue
 from worker.parallel.group import Group
 
 
@@ -23,8 +23,10 @@ class RowParallel:
         x: torch.Tensor,
         *,
         prologue: Prologue = None,
+        gate: Gate | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        assert gate is None, "a part of a sum is not gated"
         mine = residual if self._group.rank == 0 else None
         return self._group.add_up(self._product(x, prologue=prologue, residual=mine))
 

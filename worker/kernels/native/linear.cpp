@@ -92,39 +92,73 @@ void encode(Kind kind, const Tokens& tokens, int64_t first, int64_t last) {
 // tokens are arithmetic, which wants to be divided evenly.
 int64_t pieces_per_thread(int64_t count) { return count < 32 ? 2 : 4; }
 
-// Blocks of weights that a thread takes at a time.
-int64_t blocks_of_piece(int64_t blocks, int64_t count) {
-  return whole(blocks, at::get_num_threads() * pieces_per_thread(count));
+// Blocks of weights as threads take them: in pieces that differ by one block at most, so that
+// threads that keep pace end together. The larger ones come first.
+struct Pieces {
+  int64_t blocks;
+  int64_t count;
+
+  int64_t first(int64_t piece) const {
+    return piece * (blocks / count) + std::min(piece, blocks % count);
+  }
+};
+
+Pieces divided(int64_t blocks, int64_t tokens) {
+  return {blocks, std::min(blocks, at::get_num_threads() * pieces_per_thread(tokens))};
 }
 
-// Encodes the tokens, then multiplies them with all blocks.
+// Few tokens are gated by themselves: their weights are read in one run.
+bool is_gated_apart(int64_t count, int64_t width) {
+  return count < kFewTokens || width % kBlock != 0;
+}
+
+// A product's weights by blocks of its result.
+Pieces divided(const Product& product, int64_t tokens) {
+  const bool pairs = product.gate != Gate::kNone && !is_gated_apart(tokens, product.outputs / 2);
+  return divided(product.packed.size(0) / (pairs ? 2 : 1), tokens);
+}
+
+void encode_all(Kind kind, const Tokens& tokens, int64_t count) {
+  if (count < kFewTokens) return encode(kind, tokens, 0, count);
+  const int64_t few = whole(count, kPieces);
+  in_parallel(whole(count, few), [&](int64_t piece) {
+    encode(kind, tokens, piece * few, std::min(count, (piece + 1) * few));
+  });
+}
+
+// Multiplies the encoded tokens with all blocks.
 void multiply(Kind kind, const uint8_t* packed, const Tokens& tokens, int64_t count,
-              int64_t blocks, const Outputs& outputs, const at::Tensor* next_weights) {
+              const Outputs& outputs, const Product* next_product) {
   const LinearKernels& kernels = linear_kernels();
-  if (count < kFewTokens) {
-    encode(kind, tokens, 0, count);
-  } else {
-    const int64_t few = whole(count, kPieces);
-    in_parallel(whole(count, few), [&](int64_t piece) {
-      encode(kind, tokens, piece * few, std::min(count, (piece + 1) * few));
-    });
-  }
+  const int64_t blocks = whole(outputs.width, kBlock);
   if (count * tokens.inputs * outputs.outputs < kSmallWork) {
     kernels.multiply(kind, packed, tokens, count, 0, blocks, -1, outputs);
     return;
   }
   const int64_t threads = at::get_num_threads();
-  const int64_t few = blocks_of_piece(blocks, count);
-  if (next_weights != nullptr) {
-    expect({next_weights->const_data_ptr<uint8_t>(),
-            blocks_of_piece(next_weights->size(0), count) * next_weights->stride(0)});
+  const Pieces pieces = divided(blocks, count);
+  if (next_product != nullptr) {
+    expect({next_product->packed.const_data_ptr<uint8_t>(),
+            divided(*next_product, count).first(1) * next_product->packed.stride(0)});
   }
-  in_parallel(whole(blocks, few), [&](int64_t piece) {
-    const int64_t first = piece * few, last = std::min(blocks, first + few);
+  in_parallel(pieces.count, [&](int64_t piece) {
     // While threads keep pace, a thread takes every `threads`th piece.
-    const int64_t next = first + threads * few;
-    kernels.multiply(kind, packed, tokens, count, first, last, next < blocks ? next : -1, outputs);
+    const int64_t next = piece + threads < pieces.count ? pieces.first(piece + threads) : -1;
+    kernels.multiply(kind, packed, tokens, count, pieces.first(piece), pieces.first(piece + 1),
+                     next, outputs);
   });
+}
+
+// The joined halves of x, [tokens, 2 * width].
+at::Tensor joined(const at::Tensor& x, Gate gate) {
+  const int64_t count = x.size(0), width = x.size(1) / 2;
+  at::Tensor y = at::empty({count, width}, x.options());
+  const int64_t few = std::max<int64_t>(1, kSmallWork / std::max<int64_t>(1, width));
+  in_parallel(whole(count, few), [&](int64_t piece) {
+    linear_kernels().join(gate, x.const_data_ptr<float>(), width, piece * few,
+                          std::min(count, (piece + 1) * few), y.mutable_data_ptr<float>());
+  });
+  return y;
 }
 
 }  // namespace
@@ -187,31 +221,32 @@ at::Tensor pack_int4(const at::Tensor& codes, const at::Tensor& scale, const at:
   return packed;
 }
 
-at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, int64_t kind_number,
-                  int64_t outputs, const std::optional<at::Tensor>& scale,
-                  const std::optional<at::Tensor>& bias, int64_t prologue_number,
-                  const std::optional<at::Tensor>& norm, double epsilon,
-                  const std::optional<at::Tensor>& residual) {
-  return linear_before(nullptr, x, packed, kind_number, outputs, scale, bias, prologue_number, norm,
-                       epsilon, residual);
+at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, int64_t kind, int64_t outputs,
+                  const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& bias,
+                  int64_t prologue, const std::optional<at::Tensor>& norm, double epsilon,
+                  int64_t gate, const std::optional<at::Tensor>& residual) {
+  return linear_before(nullptr, x, packed, kind, outputs, scale, bias, prologue, norm, epsilon,
+                       gate, residual);
 }
 
-at::Tensor linear_before(const at::Tensor* next_weights, const at::Tensor& x,
-                         const at::Tensor& packed, int64_t kind_number, int64_t outputs,
+at::Tensor linear_before(const Product* next, const at::Tensor& x, const at::Tensor& packed,
+                         int64_t kind_number, int64_t outputs,
                          const std::optional<at::Tensor>& scale,
                          const std::optional<at::Tensor>& bias, int64_t prologue_number,
                          const std::optional<at::Tensor>& norm, double epsilon,
-                         const std::optional<at::Tensor>& residual) {
+                         int64_t gate_number, const std::optional<at::Tensor>& residual) {
   TORCH_CHECK(kind_number == 16 || kind_number == 8 || kind_number == 4, "unknown kind");
-  TORCH_CHECK(prologue_number >= 0 && prologue_number <= 3, "unknown prologue");
+  TORCH_CHECK(prologue_number == 0 || prologue_number == 1, "unknown prologue");
+  TORCH_CHECK(gate_number >= 0 && gate_number <= 2, "unknown gate");
   const Kind kind = static_cast<Kind>(kind_number);
   const Prologue prologue = static_cast<Prologue>(prologue_number);
+  const Gate gate = static_cast<Gate>(gate_number);
   check(x, "x", at::kFloat, 2);
   check(packed, "packed", at::kByte, 3);
-  const int64_t count = x.size(0);
-  const bool is_gated = prologue == Prologue::kSilu || prologue == Prologue::kGelu;
-  TORCH_CHECK(!is_gated || x.size(1) % 2 == 0, "gate and up must be equally wide");
-  const int64_t inputs = is_gated ? x.size(1) / 2 : x.size(1);
+  const int64_t count = x.size(0), inputs = x.size(1);
+  const bool is_gated = gate != Gate::kNone;
+  TORCH_CHECK(!is_gated || outputs % 2 == 0, "gates and up must be equally wide");
+  TORCH_CHECK(!is_gated || !residual.has_value(), "nothing is added to gated outputs");
   TORCH_CHECK(packed.size(0) == whole(outputs, kBlock) && packed.size(1) == whole(inputs, kGroup) &&
                   packed.size(2) == group_bytes(kind),
               "packed weights of shape ", packed.sizes(), " are not for ", inputs, " inputs and ",
@@ -224,15 +259,21 @@ at::Tensor linear_before(const at::Tensor* next_weights, const at::Tensor& x,
   tokens.prologue = prologue;
   tokens.norm = checked(norm, "norm", {inputs});
   tokens.epsilon = static_cast<float>(epsilon);
-  at::Tensor y = at::empty({count, outputs}, x.options());
-  const Outputs out = {y.mutable_data_ptr<float>(), outputs, checked(scale, "scale", {outputs}),
+  const bool gates_apart = is_gated && is_gated_apart(count, outputs / 2);
+  const int64_t width = is_gated && !gates_apart ? outputs / 2 : outputs;
+  at::Tensor y = at::empty({count, width}, x.options());
+  const Outputs out = {y.mutable_data_ptr<float>(),
+                       width,
+                       outputs,
+                       checked(scale, "scale", {outputs}),
                        checked(bias, "bias", {outputs}),
-                       checked(residual, "residual", {count, outputs})};
+                       checked(residual, "residual", {count, outputs}),
+                       gates_apart ? Gate::kNone : gate};
   if (count > 0) {
-    multiply(kind, packed.const_data_ptr<uint8_t>(), tokens, count, packed.size(0), out,
-             next_weights);
+    encode_all(kind, tokens, count);
+    multiply(kind, packed.const_data_ptr<uint8_t>(), tokens, count, out, next);
   }
-  return y;
+  return gates_apart ? joined(y, gate) : y;
 }
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double epsilon,
@@ -246,8 +287,13 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double epsilo
   tokens.norm = checked(weight, "weight", {inputs});
   tokens.epsilon = static_cast<float>(epsilon);
   at::Tensor y = at::empty_like(x);
-  const Outputs out = {y.mutable_data_ptr<float>(), inputs, nullptr, nullptr,
-                       checked(residual, "residual", {count, inputs})};
+  const Outputs out = {y.mutable_data_ptr<float>(),
+                       inputs,
+                       inputs,
+                       nullptr,
+                       nullptr,
+                       checked(residual, "residual", {count, inputs}),
+                       Gate::kNone};
   const int64_t few = std::max<int64_t>(1, kSmallWork / std::max<int64_t>(1, inputs));
   in_parallel(whole(count, few), [&](int64_t piece) {
     linear_kernels().normalise(tokens, piece * few, std::min(count, (piece + 1) * few), out);

@@ -29,7 +29,10 @@ static inline int64_t group_bytes(Kind kind) {
 
 static inline int64_t whole(int64_t count, int64_t of) { return (count + of - 1) / of; }
 
-enum class Prologue : int { kNone = 0, kNorm = 1, kSilu = 2, kGelu = 3 };
+enum class Prologue : int { kNone = 0, kNorm = 1 };
+
+// What joins the two halves of a product's outputs, gates and up: activation(gate) * up.
+enum class Gate : int { kNone = 0, kSilu = 1, kGelu = 2 };
 
 // The tokens, as they come and as they are multiplied. Codes are bfloat16 or int8, `groups` * 32 a
 // token; of int8 each group has a scale, scale * (sum of its codes), and -128 * that sum.
@@ -50,20 +53,25 @@ struct Tokens {
 
 struct Outputs {
   float* y;
+  int64_t width;  // numbers of a token: `outputs`, or half of them where a gate joins them
   int64_t outputs;
   const float* scale;     // int8: one an output
   const float* bias;      // or null
   const float* residual;  // as y, or null
+  Gate gate;              // joins whole blocks only: `width` is a multiple of kBlock
 };
 
 struct LinearKernels {
   // Prologue and coding of tokens `first` to `last` - 1; `row` holds groups * 32 numbers.
   void (*encode)(Kind, const Tokens&, int64_t first, int64_t last, float* row);
 
-  // All of `count` tokens times blocks `first` to `last` - 1 of the weights. The thread's next block
-  // after these is probably `next`; -1: none.
+  // All of `count` tokens times the weights of blocks `first` to `last` - 1 of y. The thread's next
+  // block after these is probably `next`; -1: none.
   void (*multiply)(Kind, const uint8_t* packed, const Tokens&, int64_t count, int64_t first,
                    int64_t last, int64_t next, const Outputs&);
+
+  // y = activation(gate) * up of tokens `first` to `last` - 1 of x, [2 * width] a token.
+  void (*join)(Gate, const float* x, int64_t width, int64_t first, int64_t last, float* y);
 
   // y = norm(x) (+ residual) of tokens `first` to `last` - 1.
   void (*normalise)(const Tokens&, int64_t first, int64_t last, const Outputs&);

@@ -29,6 +29,8 @@ constexpr int kFewestRowsBesideOthers = (kMostRows<KIND> + 1) / 2;
 // Tokens whose codes stay in the second-level cache while blocks of weights pass by.
 constexpr int64_t kRowsAtOnce = 96;
 constexpr int64_t kLine = 64;  // bytes that memory is read by
+// Rows of logits, of so many tokens, are larger than a core's caches: they are written past them.
+constexpr int64_t kFewestLogits = 1 << 15, kFewestRowsOfLogits = 8;
 
 template <int ROWS>
 using Accumulators = Floats[kVectors][ROWS];
@@ -136,9 +138,24 @@ struct Ahead {
   }
 };
 
+// Where a block's outputs go: from its first one of the first token on. Gates, where given, are
+// those of the same places, in rows of kBlock.
+struct Target {
+  float* y;
+  int64_t stride;
+  const float* residual;
+  const float* gates;
+  bool is_past;  // the caches
+
+  Target from(int64_t token) const {
+    return {y + token * stride, stride, residual == nullptr ? nullptr : residual + token * stride,
+            gates == nullptr ? nullptr : gates + token * kBlock, is_past};
+  }
+};
+
 template <Kind KIND, int ROWS>
 void multiply_tile(const uint8_t* weights, const Tokens& tokens, int64_t token, int64_t block,
-                   const Outputs& outputs, const Ahead& ahead) {
+                   const Outputs& outputs, const Target& target, const Ahead& ahead) {
   Accumulators<ROWS> sums;
   for (auto& vector : sums) {
     for (Floats& sum : vector) sum = all(0.0f);
@@ -167,15 +184,20 @@ void multiply_tile(const uint8_t* weights, const Tokens& tokens, int64_t token, 
     };
 #pragma GCC unroll 12
     for (int row = 0; row < ROWS; ++row) {
-      const int64_t place = (token + row) * outputs.outputs + output;
+      const int64_t place = row * target.stride + vector * 16;
       Floats y = sums[vector][row];
       if constexpr (KIND == Kind::kInt8) y = multiply(y, of_outputs(outputs.scale + output));
       if (outputs.bias != nullptr) y = add(y, of_outputs(outputs.bias + output));
-      if (outputs.residual != nullptr) y = add(y, of_outputs(outputs.residual + place));
-      if (count == 16) {
-        store(outputs.y + place, y);
+      if (target.gates != nullptr) {
+        y = joined(outputs.gate, load(target.gates + row * kBlock + vector * 16), y);
+      }
+      if (target.residual != nullptr) y = add(y, of_outputs(target.residual + place));
+      if (target.is_past) {
+        store_past(target.y + place, y);
+      } else if (count == 16) {
+        store(target.y + place, y);
       } else {
-        store_first(outputs.y + place, y, count);
+        store_first(target.y + place, y, count);
       }
     }
   }
@@ -184,25 +206,29 @@ void multiply_tile(const uint8_t* weights, const Tokens& tokens, int64_t token, 
 // Chooses the tile of `rows` tokens, ROWS at most.
 template <Kind KIND, int ROWS>
 void multiply_rows(int64_t rows, const uint8_t* weights, const Tokens& tokens, int64_t token,
-                   int64_t block, const Outputs& outputs, const Ahead& ahead) {
+                   int64_t block, const Outputs& outputs, const Target& target,
+                   const Ahead& ahead) {
   if constexpr (ROWS > 1) {
     if (rows < ROWS) {
-      return multiply_rows<KIND, ROWS - 1>(rows, weights, tokens, token, block, outputs, ahead);
+      return multiply_rows<KIND, ROWS - 1>(rows, weights, tokens, token, block, outputs, target,
+                                           ahead);
     }
   }
-  multiply_tile<KIND, ROWS>(weights, tokens, token, block, outputs, ahead);
+  multiply_tile<KIND, ROWS>(weights, tokens, token, block, outputs, target, ahead);
 }
 
 template <Kind KIND>
 void multiply_block(const uint8_t* weights, const uint8_t* next_weights, const Tokens& tokens,
-                    int64_t first, int64_t last, int64_t block, const Outputs& outputs) {
+                    int64_t first, int64_t last, int64_t block, const Outputs& outputs,
+                    const Target& target) {
   // Tiles of about equal height: 14 tokens go as 7 and 7, not as 12 and 2.
   int64_t tiles = whole(last - first, kMostRows<KIND>);
   // One tile alone waits for memory only, which the processor reads ahead better by itself.
   Ahead ahead = {tiles > 1 ? next_weights : nullptr, whole(group_bytes(KIND) / kLine, tiles)};
   for (int64_t token = first; token < last; --tiles) {
     const int64_t rows = whole(last - token, tiles);
-    multiply_rows<KIND, kMostRows<KIND>>(rows, weights, tokens, token, block, outputs, ahead);
+    multiply_rows<KIND, kMostRows<KIND>>(rows, weights, tokens, token, block, outputs,
+                                         target.from(token - first), ahead);
     token += rows;
     if (ahead.from != nullptr) ahead.from += tokens.groups * ahead.lines_per_group * kLine;
   }
@@ -213,17 +239,40 @@ void multiply_blocks(const uint8_t* packed, const Tokens& tokens, int64_t count,
                      int64_t last, int64_t next, const Outputs& outputs) {
   const int64_t block_bytes = tokens.groups * group_bytes(KIND);
   const int64_t rows = whole(count, whole(count, kRowsAtOnce));
+  // A block of gates stays in the cache until the block of up is multiplied, right after it.
+  const bool is_gated = outputs.gate != Gate::kNone;
+  const bool is_aligned =
+      outputs.width % 16 == 0 && reinterpret_cast<uintptr_t>(outputs.y) % kLine == 0;
+  const bool is_past =
+      is_aligned && count >= kFewestRowsOfLogits && outputs.width >= kFewestLogits;
+  float gates[kRowsAtOnce * kBlock];
   for (int64_t token = 0; token < count; token += rows) {
     const int64_t end = std::min(count, token + rows);
+    const auto multiply = [&](int64_t block, int64_t following, const Target& target) {
+      const uint8_t* ahead = following < 0 ? nullptr : packed + following * block_bytes;
+      multiply_block<KIND>(packed + block * block_bytes, ahead, tokens, token, end, block, outputs,
+                           target);
+    };
+    // Later tokens find the blocks that the first ones fetched.
+    const bool is_first = token == 0, is_last = end == count;
     for (int64_t block = first; block < last; ++block) {
-      // Later tokens find the blocks that the first ones fetched.
-      const bool is_last = block + 1 == last;
-      const bool fetches = is_last ? next >= 0 && end == count : token == 0;
-      const uint8_t* ahead = packed + (is_last ? next : block + 1) * block_bytes;
-      multiply_block<KIND>(packed + block * block_bytes, fetches ? ahead : nullptr, tokens, token,
-                           end, block, outputs);
+      const int64_t following = block + 1 < last ? (is_first ? block + 1 : -1)
+                                : is_last        ? next
+                                                 : -1;
+      const int64_t place = token * outputs.width + block * kBlock;
+      Target target = {outputs.y + place, outputs.width, nullptr, nullptr, is_past};
+      if (outputs.residual != nullptr) target.residual = outputs.residual + place;
+      if (is_gated) {
+        const int64_t up = block + outputs.width / kBlock;
+        multiply(block, is_first ? up : -1, {gates, kBlock, nullptr, nullptr, false});
+        target.gates = gates;
+        multiply(up, following, target);
+      } else {
+        multiply(block, following, target);
+      }
     }
   }
+  if (is_past) _mm_sfence();  // before others are told that it is there
 }
 
 void multiply_all(Kind kind, const uint8_t* packed, const Tokens& tokens, int64_t count,
@@ -241,6 +290,7 @@ void multiply_all(Kind kind, const uint8_t* packed, const Tokens& tokens, int64_
 }  // namespace
 
 extern const LinearKernels FIRSTLIGHT_TABLE(linear, FIRSTLIGHT_LEVEL);
-const LinearKernels FIRSTLIGHT_TABLE(linear, FIRSTLIGHT_LEVEL) = {encode, multiply_all, normalise};
+const LinearKernels FIRSTLIGHT_TABLE(linear, FIRSTLIGHT_LEVEL) = {encode, multiply_all, join,
+                                                                  normalise};
 
 }  // namespace firstlight

@@ -1,4 +1,4 @@
-// What becomes of tokens before they are multiplied: norm or activation, then codes.
+// What becomes of tokens before they are multiplied, norm and codes, and where gates join halves.
 #pragma once
 
 #include <algorithm>
@@ -24,6 +24,27 @@ Floats gelu(Floats x) {
 
 Floats silu(Floats x) { return multiply(x, sigmoid(x)); }
 
+Floats joined(Gate gate, Floats gates, Floats up) {
+  return multiply(gate == Gate::kSilu ? silu(gates) : gelu(gates), up);
+}
+
+void join(Gate gate, const float* x, int64_t width, int64_t first, int64_t last, float* y) {
+  for (int64_t token = first; token < last; ++token) {
+    const float* gates = x + token * 2 * width;
+    const float* up = gates + width;
+    float* to = y + token * width;
+    int64_t i = 0;
+    for (; i + 16 <= width; i += 16) store(to + i, joined(gate, load(gates + i), load(up + i)));
+    if (i < width) {
+      float rest[32] = {};
+      std::copy(gates + i, gates + width, rest);
+      std::copy(up + i, up + width, rest + 16);
+      store(rest, joined(gate, load(rest), load(rest + 16)));
+      std::copy(rest, rest + (width - i), to + i);
+    }
+  }
+}
+
 float inverse_root_mean_square(const float* x, int64_t count, float epsilon) {
   Floats squares = all(0.0f);
   int64_t i = 0;
@@ -43,27 +64,13 @@ const float* prepared(const Tokens& tokens, int64_t token, float* row) {
   if (tokens.prologue == Prologue::kNone) {
     if (inputs == whole_inputs) return x;
     std::copy(x, x + inputs, row);
-  } else if (tokens.prologue == Prologue::kNorm) {
+  } else {
     const float factor = inverse_root_mean_square(x, inputs, tokens.epsilon);
     int64_t i = 0;
     for (; i + 16 <= inputs; i += 16) {
       store(row + i, multiply(multiply(load(x + i), all(factor)), load(tokens.norm + i)));
     }
     for (; i < inputs; ++i) row[i] = x[i] * factor * tokens.norm[i];
-  } else {
-    const auto activation = tokens.prologue == Prologue::kSilu ? silu : gelu;
-    const float* up = x + inputs;
-    int64_t i = 0;
-    for (; i + 16 <= inputs; i += 16) {
-      store(row + i, multiply(activation(load(x + i)), load(up + i)));
-    }
-    if (i < inputs) {
-      float rest[32] = {};
-      std::copy(x + i, x + inputs, rest);
-      std::copy(up + i, up + inputs, rest + 16);
-      store(rest, multiply(activation(load(rest)), load(rest + 16)));
-      std::copy(rest, rest + (inputs - i), row + i);
-    }
   }
   std::fill(row + inputs, row + whole_inputs, 0.0f);
   return row;

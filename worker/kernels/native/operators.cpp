@@ -127,7 +127,7 @@ TORCH_LIBRARY(firstlight, library) {
   library.def("pack_int4(Tensor codes, Tensor scale, Tensor offset) -> Tensor");
   library.def(
       "linear(Tensor x, Tensor packed, int kind, int outputs, Tensor? scale, Tensor? bias, "
-      "int prologue, Tensor? norm, float epsilon, Tensor? residual) -> Tensor");
+      "int prologue, Tensor? norm, float epsilon, int gate, Tensor? residual) -> Tensor");
   library.def("rms_norm(Tensor x, Tensor weight, float epsilon, Tensor? residual) -> Tensor");
   library.def("kv_block_bytes(int block_size, int head_dim, bool int8) -> int",
               firstlight::kv_block_bytes);

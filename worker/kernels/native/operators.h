@@ -41,13 +41,18 @@ at::Tensor pack_int4(const at::Tensor& codes, const at::Tensor& scale, const at:
 at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, int64_t kind, int64_t outputs,
                   const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& bias,
                   int64_t prologue, const std::optional<at::Tensor>& norm, double epsilon,
-                  const std::optional<at::Tensor>& residual);
-// The same, where the product after it is known to be with `next_weights`.
-at::Tensor linear_before(const at::Tensor* next_weights, const at::Tensor& x,
-                         const at::Tensor& packed, int64_t kind, int64_t outputs,
-                         const std::optional<at::Tensor>& scale,
+                  int64_t gate, const std::optional<at::Tensor>& residual);
+// A product that will come.
+struct Product {
+  at::Tensor packed;
+  int64_t outputs;
+  Gate gate;
+};
+// The same as `linear`, where the product after it is known.
+at::Tensor linear_before(const Product* next, const at::Tensor& x, const at::Tensor& packed,
+                         int64_t kind, int64_t outputs, const std::optional<at::Tensor>& scale,
                          const std::optional<at::Tensor>& bias, int64_t prologue,
-                         const std::optional<at::Tensor>& norm, double epsilon,
+                         const std::optional<at::Tensor>& norm, double epsilon, int64_t gate,
                          const std::optional<at::Tensor>& residual);
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double epsilon,
                     const std::optional<at::Tensor>& residual);

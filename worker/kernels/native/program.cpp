@@ -2,8 +2,6 @@
 
 #include <utility>
 
-#include "operators.h"
-
 namespace firstlight {
 
 std::optional<at::Tensor> Program::Run::result(int64_t number) const {
@@ -14,13 +12,13 @@ std::optional<at::Tensor> Program::Run::result(int64_t number) const {
 int64_t Program::linear(int64_t x, at::Tensor packed, int64_t kind, int64_t outputs,
                         std::optional<at::Tensor> scale, std::optional<at::Tensor> bias,
                         int64_t prologue, std::optional<at::Tensor> norm, double epsilon,
-                        int64_t residual) {
-  products_.push_back(packed);
+                        int64_t gate, int64_t residual) {
+  products_.push_back({packed, outputs, static_cast<Gate>(gate)});
   const size_t next = products_.size();
   return add({x, residual}, [=, this](Run& run) {
-    const at::Tensor* next_weights = next < products_.size() ? &products_[next] : nullptr;
-    return linear_before(next_weights, run.results[x], packed, kind, outputs, scale, bias,
-                         prologue, norm, epsilon, run.result(residual));
+    const Product* next_product = next < products_.size() ? &products_[next] : nullptr;
+    return linear_before(next_product, run.results[x], packed, kind, outputs, scale, bias, prologue,
+                         norm, epsilon, gate, run.result(residual));
   });
 }
 

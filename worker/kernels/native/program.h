@@ -9,6 +9,8 @@
 #include <optional>
 #include <vector>
 
+#include "operators.h"
+
 namespace firstlight {
 
 // Operations in order, each on the result of an earlier one. Results are counted from 0, which is
@@ -19,7 +21,7 @@ class Program : public torch::CustomClassHolder {
   // Each adds an operation, of the operators' arguments (operators.h), and gives its result's number.
   int64_t linear(int64_t x, at::Tensor packed, int64_t kind, int64_t outputs,
                  std::optional<at::Tensor> scale, std::optional<at::Tensor> bias, int64_t prologue,
-                 std::optional<at::Tensor> norm, double epsilon, int64_t residual);
+                 std::optional<at::Tensor> norm, double epsilon, int64_t gate, int64_t residual);
   int64_t rms_norm(int64_t x, at::Tensor weight, double epsilon, int64_t residual);
   // `layer` is the pool's number, `rope` that of the angles.
   int64_t attend(int64_t x, int64_t layer, int64_t rope, std::optional<at::Tensor> query_norm,
@@ -52,7 +54,7 @@ class Program : public torch::CustomClassHolder {
   int64_t add(std::vector<int64_t> uses, std::function<at::Tensor(Run&)> compute);
 
   std::vector<Operation> operations_;
-  std::vector<at::Tensor> products_;      // weights, in order
+  std::vector<Product> products_;         // in order
   std::vector<int64_t> last_use_ = {-1};  // of each result: the operation's number
 };
 

@@ -22,6 +22,11 @@ inline void store(float* to, Floats x) {
   _mm256_storeu_ps(to, x.low);
   _mm256_storeu_ps(to + 8, x.high);
 }
+// Past the caches, to a multiple of 64 bytes.
+inline void store_past(float* to, Floats x) {
+  _mm256_stream_ps(to, x.low);
+  _mm256_stream_ps(to + 8, x.high);
+}
 inline Floats all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline Floats add(Floats a, Floats b) {
   return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};

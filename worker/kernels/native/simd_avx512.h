@@ -15,6 +15,8 @@ using Mask = __mmask16;
 
 inline Floats load(const float* from) { return _mm512_loadu_ps(from); }
 inline void store(float* to, Floats x) { _mm512_storeu_ps(to, x); }
+// Past the caches, to a multiple of 64 bytes.
+inline void store_past(float* to, Floats x) { _mm512_stream_ps(to, x); }
 inline Floats all(float x) { return _mm512_set1_ps(x); }
 inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 inline Floats subtract(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
