@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import pytest
@@ -36,6 +36,7 @@ class Layer:
     kv_heads: int = 3
     head_dim: int = 64
     block_size: int = 16
+    run: int = 4  # blocks
     is_int8: bool = False
     rotary_dim: int | None = None  # all
     window: int = 0
@@ -71,12 +72,12 @@ class Cache:
     ) -> None:
         """`garbage` fills the pool: bytes of 0x7F are the largest numbers, in every format."""
         most_blocks = -(-max(lengths) // layer.block_size)
-        blocks = len(lengths) * most_blocks + 2
+        runs = -(-(len(lengths) * most_blocks + 2) // layer.run)
         size = torch.ops.firstlight.kv_block_bytes(layer.block_size, layer.head_dim, layer.is_int8)
-        # One of two layers: a block's layers lie side by side.
-        both = torch.full((blocks, 2, layer.kv_heads, size), garbage, dtype=torch.uint8)
-        self.pool = both[:, 1]
-        order = torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))
+        # One of two layers: a run's layers lie side by side.
+        shape = (runs, 2, layer.kv_heads, layer.run, size)
+        self.pool = torch.full(shape, garbage, dtype=torch.uint8)[:, 1]
+        order = torch.randperm(runs * layer.run, generator=torch.Generator().manual_seed(seed))
         used = order[: len(lengths) * most_blocks]
         self.tables = used.view(len(lengths), most_blocks).int()
         self.layer = layer
@@ -192,8 +193,8 @@ def assert_near(layer: Layer, got: torch.Tensor, sequences: Sequence[torch.Tenso
 
 LAYERS = [
     Layer(),
-    Layer(is_int8=True, block_size=32),
-    Layer(heads=4, kv_heads=4, head_dim=8, block_size=64),
+    Layer(is_int8=True, block_size=32, run=1),
+    Layer(heads=4, kv_heads=4, head_dim=8, block_size=64, run=8),
     Layer(heads=8, kv_heads=1, head_dim=16, softcap=20.0),
     Layer(heads=14, kv_heads=2, block_size=32, window=100, is_int8=True),
     Layer(heads=6, kv_heads=2, head_dim=80, rotary_dim=32, block_size=64),
@@ -335,9 +336,12 @@ def test_a_wrong_call_raises() -> None:
     with pytest.raises(RuntimeError, match="room for 8"):
         short.attend(token, [0], [1], [9])
     small = cache()
-    small.pool = small.pool[:, :, 1:]
+    small.pool = small.pool[..., 1:]
     with pytest.raises(RuntimeError, match="pool"):
         small.attend(token, [0], [1], [1])
+    uneven = Cache(replace(layer, run=3), [32])
+    with pytest.raises(RuntimeError, match="power of two"):
+        uneven.attend(token, [0], [1], [1])
     for block_size, head_dim in [(8, 64), (16, 20), (16, 264), (16, 0)]:
         with pytest.raises(RuntimeError, match="must be"):
             torch.ops.firstlight.kv_block_bytes(block_size, head_dim, False)

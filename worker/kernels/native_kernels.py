@@ -31,6 +31,7 @@ from worker.weights.quantized import QuantizedWeight
 _NO_PROLOGUE, _NORM_PROLOGUE = 0, 1
 _GATES = {None: 0, Gate.SILU: 1, Gate.GELU_TANH: 2}
 _BFLOAT16, _INT8, _INT4 = 16, 8, 4
+_RUN_TOKENS = 128
 
 
 class NativeKernels:
@@ -184,17 +185,22 @@ def _packed(parts: Sequence[torch.Tensor | QuantizedWeight]) -> dict[str, Any]:
 
 
 class NativeKVCache:
-    """Blocks as [blocks, layers, kv_heads, bytes]: a block's layers lie together.
+    """Blocks as [runs, layers, kv_heads, blocks of a run, bytes]: a run's layers lie together.
 
-    So memory is taken as far as blocks are used, in whole huge pages. Each lane's block table is
-    kept from step to step, and only what a table has grown by is written.
+    So memory is taken as far as blocks are used, in whole huge pages, and what a head reads of a
+    sequence is in long pieces. Each lane's block table is kept from step to step, and only what a
+    table has grown by is written.
     """
 
     def __init__(self, shape: CacheShape, tape: Tape) -> None:
         self.shape = shape
         self._tape = tape
-        layers = (shape.num_blocks, shape.num_layers, shape.num_kv_heads, _head_block_bytes(shape))
-        self._pools = list(zero_pages(layers, torch.uint8, is_huge=True).unbind(1))
+        run = _RUN_TOKENS // shape.block_size
+        pool = (
+            *(-(-shape.num_blocks // run), shape.num_layers, shape.num_kv_heads),
+            *(run, _head_block_bytes(shape)),
+        )
+        self._pools = list(zero_pages(pool, torch.uint8, is_huge=True).unbind(1))
         table = zero_pages((shape.lanes, shape.num_blocks), torch.int32)
         self._tables = table
         self._table_rows = table.numpy()

@@ -1,5 +1,5 @@
-// The operator `attend`: checks what it is given, divides the step into units of about equal work
-// and lets threads take them one after another.
+// The operator `attend`: checks what it is given, and lets threads take the units of its plan one
+// after another.
 #include "attention.h"
 
 #include <ATen/ATen.h>
@@ -7,24 +7,17 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <vector>
 
+#include "attention_plan.h"
 #include "operators.h"
 #include "threads.h"
 
 namespace firstlight {
 namespace {
 
-// Tokens of a tile times heads of a group: enough queries to a load of keys, few enough for their
-// scores to stay in the cache.
-constexpr int kMostRows = 48;
 constexpr int kMostHeadDim = 256;
-
-// Work in parts times rows, below which it is done at once rather than told to other threads. Few
-// rows wait for memory, not for arithmetic: they count as several.
-constexpr int kFewestRowsCounted = 8;
-constexpr int64_t kSmallWork = 4 * kFewestRowsCounted;
-constexpr int kUnitsPerThread = 4;
 constexpr int kFewTokens = 8;
 
 BlockLayout lay_out_block(int head_dim, int block_size, bool is_int8) {
@@ -67,7 +60,8 @@ void check_sequences(const AttentionStep& step, int64_t sequences, int64_t token
                      int64_t blocks, int64_t positions) {
   TORCH_CHECK(step.starts[0] == 0 && step.starts[sequences] == tokens,
               "starts must run from 0 to the number of tokens");
-  const int64_t most_positions = std::min(positions, step.most_blocks * step.block_size);
+  const int64_t block_size = int64_t(1) << step.block_bits;
+  const int64_t most_positions = std::min(positions, step.most_blocks * block_size);
   for (int64_t sequence = 0; sequence < sequences; ++sequence) {
     const int64_t count = int64_t(step.starts[sequence + 1]) - step.starts[sequence];
     const int64_t end = step.ends[sequence];
@@ -77,97 +71,12 @@ void check_sequences(const AttentionStep& step, int64_t sequences, int64_t token
                 ", its tokens are ", count, " and there is room for ", most_positions);
     TORCH_CHECK(lane >= 0 && lane < lanes, "sequence ", sequence, " has no table ", lane);
     const int32_t* table = step.tables + lane * step.most_blocks;
-    const int64_t used = (end + step.block_size - 1) / step.block_size;
+    const int64_t used = (end + block_size - 1) / block_size;
     for (int64_t i = 0; i < used; ++i) {
       TORCH_CHECK(table[i] >= 0 && table[i] < blocks, "sequence ", sequence, " has block ",
                   table[i], " of ", blocks);
     }
   }
-}
-
-// A unit, and where it lies among the units of the same tile and kv head.
-struct PlannedUnit {
-  AttentionUnit unit;
-  int split = -1;  // which of Plan::splits it belongs to, if any
-};
-
-// One tile's kv head, divided among several units. The last of them to end merges.
-struct Split {
-  AttentionUnit whole;
-  int64_t partials;  // offset in floats
-  int units;
-};
-
-struct Plan {
-  std::vector<PlannedUnit> units;
-  std::vector<Split> splits;
-  int64_t partial_floats = 0;
-  int64_t work = 0;
-};
-
-int64_t work_of(const AttentionUnit& unit, int group) {
-  const int64_t rows = int64_t(unit.tile.count) * group;
-  return (unit.last_part - unit.first_part) * std::max<int64_t>(rows, kFewestRowsCounted);
-}
-
-// Tiles of a sequence's new tokens, the last and longest first.
-void add_tiles(const AttentionStep& step, int sequence, std::vector<AttentionUnit>& units) {
-  const int group = step.heads / step.kv_heads;
-  const int most_tokens = std::max(1, kMostRows / group);
-  const int start = step.starts[sequence];
-  const int count = step.starts[sequence + 1] - start;
-  const int position = step.ends[sequence] - count;
-  for (int offset = (count - 1) / most_tokens * most_tokens; offset >= 0; offset -= most_tokens) {
-    const int tokens = std::min(most_tokens, count - offset);
-    const int first_position = position + offset;
-    const int first_seen = step.window == 0 ? 0 : std::max(0, first_position - step.window + 1);
-    const QueryTile tile = {sequence, start + offset, tokens, first_position};
-    units.push_back({tile, 0, first_seen / kPart, (first_position + tokens - 1) / kPart + 1});
-  }
-}
-
-// Divides a unit that is longer than `most_work` into several over its parts.
-void add_units(const AttentionStep& step, const AttentionUnit& whole, int64_t most_work,
-               Plan& plan) {
-  const int group = step.heads / step.kv_heads;
-  const int parts = whole.last_part - whole.first_part;
-  const int64_t wanted = (work_of(whole, group) + most_work - 1) / most_work;
-  const int64_t pieces = std::min<int64_t>(parts, wanted);
-  if (pieces <= 1) {
-    plan.units.push_back({whole, -1});
-    return;
-  }
-  for (int64_t piece = 0; piece < pieces; ++piece) {
-    AttentionUnit unit = whole;
-    unit.first_part = whole.first_part + static_cast<int>(piece * parts / pieces);
-    unit.last_part = whole.first_part + static_cast<int>((piece + 1) * parts / pieces);
-    plan.units.push_back({unit, static_cast<int>(plan.splits.size())});
-  }
-  plan.splits.push_back({whole, plan.partial_floats, static_cast<int>(pieces)});
-  plan.partial_floats +=
-      parts * partial_floats(int64_t(whole.tile.count) * group, step.layout.dim);
-}
-
-// Sequences with many tokens first: their units are the longest, and short ones fill the end.
-Plan make_plan(const AttentionStep& step, int sequences, int threads) {
-  const int group = step.heads / step.kv_heads;
-  std::vector<AttentionUnit> tiles;
-  for (const bool many : {true, false}) {
-    for (int sequence = 0; sequence < sequences; ++sequence) {
-      const int count = step.starts[sequence + 1] - step.starts[sequence];
-      if (count > 0 && (count > 1) == many) add_tiles(step, sequence, tiles);
-    }
-  }
-  Plan plan;
-  for (const AttentionUnit& tile : tiles) plan.work += work_of(tile, group) * step.kv_heads;
-  const int64_t units = threads == 1 ? 1 : int64_t(threads) * kUnitsPerThread;
-  const int64_t most_work = std::max<int64_t>(plan.work / units, kFewestRowsCounted);
-  for (AttentionUnit tile : tiles) {
-    for (tile.kv_head = 0; tile.kv_head < step.kv_heads; ++tile.kv_head) {
-      add_units(step, tile, most_work, plan);
-    }
-  }
-  return plan;
 }
 
 // Memory that a thread keeps from call to call.
@@ -190,16 +99,18 @@ void for_pieces(bool is_little, int64_t pieces, const Work& work) {
   for (int64_t piece = 0; piece < pieces; ++piece) work(piece);
 }
 
-// The step's tokens, grouped by the tiles of 16 positions that they fall into: nobody else writes
-// to a tile meanwhile.
-void keep_all(const AttentionKernels& kernels, const AttentionStep& step, int sequences,
-              int64_t tokens) {
+// The tokens of some sequences, grouped by the tiles of 16 positions that they fall into: nobody
+// else writes to a tile meanwhile.
+void keep_all(const AttentionKernels& kernels, const AttentionStep& step,
+              const std::vector<int>& sequences) {
   struct Piece {
     int sequence, first, count;
   };
   std::vector<Piece> pieces;
-  for (int sequence = 0; sequence < sequences; ++sequence) {
+  int64_t tokens = 0;
+  for (const int sequence : sequences) {
     const int end = step.starts[sequence + 1];
+    tokens += end - step.starts[sequence];
     for (int token = step.starts[sequence]; token < end;) {
       const int position = step.ends[sequence] - (end - token);
       const int count = std::min(kTile - position % kTile, end - token);
@@ -208,12 +119,15 @@ void keep_all(const AttentionKernels& kernels, const AttentionStep& step, int se
     }
   }
   for_pieces(tokens <= kFewTokens, static_cast<int64_t>(pieces.size()), [&](int64_t i) {
-    kernels.keep(step, pieces[i].sequence, pieces[i].first, pieces[i].count);
+    for (int kv_head = 0; kv_head < step.kv_heads; ++kv_head) {
+      kernels.keep(step, pieces[i].sequence, kv_head, pieces[i].first, pieces[i].count);
+    }
   });
 }
 
 void attend_all(const AttentionKernels& kernels, const AttentionStep& step, int sequences) {
   const Plan plan = make_plan(step, sequences, at::get_num_threads());
+  keep_all(kernels, step, plan.kept_before);
   const int group = step.heads / step.kv_heads;
   const int64_t dim = step.layout.dim;
   std::vector<std::atomic<int>> left(plan.splits.size());
@@ -221,14 +135,13 @@ void attend_all(const AttentionKernels& kernels, const AttentionStep& step, int 
   thread_local std::vector<float> partials_memory;
   float* partials = lent_floats(partials_memory, plan.partial_floats);
 
-  const int64_t units = static_cast<int64_t>(plan.units.size());
-  for_pieces(plan.work <= kSmallWork, units, [&](int64_t i) {
-    thread_local std::vector<float> scratch_memory;
+  const auto attend_unit = [&](int64_t i, int64_t next) {
+    static thread_local std::vector<float> scratch_memory;
     const AttentionUnit& unit = plan.units[i].unit;
     const int64_t rows = int64_t(unit.tile.count) * group;
     float* scratch = lent_floats(scratch_memory, scratch_floats(rows, dim));
     if (plan.units[i].split < 0) {
-      kernels.attend(step, unit, scratch);
+      kernels.attend(step, unit, plan.units[next].unit, scratch);
       return;
     }
     const Split& split = plan.splits[plan.units[i].split];
@@ -238,6 +151,16 @@ void attend_all(const AttentionKernels& kernels, const AttentionStep& step, int 
     if (left[plan.units[i].split].fetch_sub(1, std::memory_order_acq_rel) == 1) {
       kernels.merge(step, split.whole, partials + split.partials, scratch);
     }
+  };
+  // Where there are many, the heads of a tile go together: their keys and values follow each other.
+  const int64_t units = static_cast<int64_t>(plan.units.size());
+  const int64_t threads = at::get_num_threads();
+  const int64_t few = units >= threads * kUnitsPerThread * step.kv_heads ? step.kv_heads : 1;
+  for_pieces(plan.work <= kSmallWork, whole(units, few), [&](int64_t piece) {
+    const int64_t first = piece * few, last = std::min(units, first + few);
+    // While threads keep pace, a thread takes every `threads`th piece.
+    const int64_t next_piece = std::min(first + threads * few, units - 1);
+    for (int64_t i = first; i < last; ++i) attend_unit(i, i + 1 < last ? i + 1 : next_piece);
   });
 }
 
@@ -275,12 +198,15 @@ at::Tensor attend(const at::Tensor& qkv, at::Tensor pool, const at::Tensor& tabl
 
   AttentionStep step;
   step.layout = lay_out_block(static_cast<int>(head_dim), static_cast<int>(block_size), is_int8);
-  // Blocks may lie apart, so that a layer can be a slice of a pool of all layers.
-  TORCH_CHECK(pool.device().is_cpu() && pool.scalar_type() == at::kByte && pool.dim() == 3 &&
-                  pool.size(1) == kv_heads && pool.size(2) == step.layout.bytes &&
-                  pool.stride(2) == 1 && pool.stride(1) == pool.size(2) && pool.stride(0) >= 0,
-              "pool must be a CPU tensor of bytes [blocks, ", kv_heads, ", ", step.layout.bytes,
-              "], contiguous within blocks");
+  // Runs may lie apart, so that a layer can be a slice of a pool of all layers.
+  TORCH_CHECK(pool.device().is_cpu() && pool.scalar_type() == at::kByte && pool.dim() == 4 &&
+                  pool.size(1) == kv_heads && pool.size(3) == step.layout.bytes &&
+                  pool.stride(3) == 1 && pool.stride(2) == pool.size(3) &&
+                  pool.stride(1) == pool.size(2) * pool.size(3) && pool.stride(0) >= 0,
+              "pool must be a CPU tensor of bytes [runs, ", kv_heads, ", blocks, ",
+              step.layout.bytes, "], contiguous within runs");
+  TORCH_CHECK(std::has_single_bit(static_cast<uint64_t>(pool.size(2))),
+              "blocks of a run must be a power of two");
   step.qkv = qkv.const_data_ptr<float>();
   step.pool = pool.mutable_data_ptr<uint8_t>();
   step.tables = tables.const_data_ptr<int32_t>();
@@ -290,7 +216,9 @@ at::Tensor attend(const at::Tensor& qkv, at::Tensor pool, const at::Tensor& tabl
   step.rope = rope.const_data_ptr<float>();
   step.query_norm = checked_norm(query_norm, "query_norm", head_dim);
   step.key_norm = checked_norm(key_norm, "key_norm", head_dim);
-  step.block_stride = pool.stride(0);
+  step.run_stride = pool.stride(0);
+  step.run_bits = std::countr_zero(static_cast<uint64_t>(pool.size(2)));
+  step.block_bits = std::countr_zero(static_cast<uint64_t>(block_size));
   step.most_blocks = tables.size(1);
   step.rotary_dim = static_cast<int>(rope.size(1));
   step.epsilon = static_cast<float>(epsilon);
@@ -300,14 +228,13 @@ at::Tensor attend(const at::Tensor& qkv, at::Tensor pool, const at::Tensor& tabl
   step.heads = static_cast<int>(heads);
   step.kv_heads = static_cast<int>(kv_heads);
   step.head_dim = static_cast<int>(head_dim);
-  step.block_size = static_cast<int>(block_size);
   step.is_int8 = is_int8;
-  check_sequences(step, sequences, tokens, tables.size(0), pool.size(0), rope.size(0));
+  const int64_t blocks = pool.size(0) * pool.size(2);
+  check_sequences(step, sequences, tokens, tables.size(0), blocks, rope.size(0));
 
   at::Tensor attended = at::empty({tokens, heads * head_dim}, qkv.options());
   step.attended = attended.mutable_data_ptr<float>();
   const AttentionKernels& kernels = attention_kernels();
-  keep_all(kernels, step, static_cast<int>(sequences), tokens);
   attend_all(kernels, step, static_cast<int>(sequences));
   return attended;
 }

@@ -17,6 +17,9 @@ constexpr int kTile = 16;
 constexpr int kPart = 256;
 constexpr int kTilesOfPart = kPart / kTile;
 
+// The pool is [runs][kv_heads][blocks of a run]: so much of a sequence's keys and values lies
+// together as its blocks follow each other.
+//
 // The memory of one kv head in one block. `dim` is head_dim filled up with zeros to a multiple of
 // 16 (written DIM). Numbers are bfloat16, or bytes with a scale a token. Two neighbours of the sum
 // lie side by side, as the dot product instruction of bfloat16 wants them:
@@ -46,8 +49,10 @@ struct AttentionStep {
   const float* key_norm;    // or null
   float* attended;
 
-  int64_t block_stride;  // bytes from one block of the pool to the next
-  int64_t most_blocks;   // of a table
+  int64_t run_stride;   // bytes from one run of the pool to the next
+  int run_bits;         // 2^run_bits blocks are a run
+  int block_bits;       // 2^block_bits positions are a block
+  int64_t most_blocks;  // of a table
   int rotary_dim;
   float epsilon;
   float scale;
@@ -56,7 +61,6 @@ struct AttentionStep {
   int heads;
   int kv_heads;
   int head_dim;
-  int block_size;
   bool is_int8;
   BlockLayout layout;
 };
@@ -75,6 +79,7 @@ struct AttentionUnit {
   int kv_head;
   int first_part;
   int last_part;  // not included
+  bool keeps;     // its token's key and value first, which nobody else needs
 };
 
 // What keys gave the queries of one unit, row by row (row = token * group + head of the group).
@@ -104,11 +109,12 @@ static inline int64_t scratch_floats(int64_t rows, int64_t dim) {
 
 struct AttentionKernels {
   // Normalises and rotates the keys of `count` tokens from `first` on, which fall into one tile of
-  // one sequence, and keeps them and their values in the pool.
-  void (*keep)(const AttentionStep&, int sequence, int first, int count);
+  // one sequence, and keeps them and their values in the pool: one kv head's.
+  void (*keep)(const AttentionStep&, int sequence, int kv_head, int first, int count);
 
-  // All parts of a unit into the step's result.
-  void (*attend)(const AttentionStep&, const AttentionUnit&, float* scratch);
+  // All parts of a unit into the step's result. The thread's next unit is probably `next`.
+  void (*attend)(const AttentionStep&, const AttentionUnit&, const AttentionUnit& next,
+                 float* scratch);
 
   // Every part of a unit into a partial of its own; `partials` is the first.
   void (*attend_apart)(const AttentionStep&, const AttentionUnit&, float* partials, float* scratch);

@@ -63,8 +63,14 @@ __attribute__((noinline)) void prepare_head(const AttentionStep& step, const flo
 
 uint8_t* block_at(const AttentionStep& step, int sequence, int kv_head, int position) {
   const int32_t* table = step.tables + step.rows[sequence] * step.most_blocks;
-  const int64_t block = table[position / step.block_size];
-  return step.pool + block * step.block_stride + kv_head * step.layout.bytes;
+  const int64_t block = table[position >> step.block_bits];
+  const int64_t run = block >> step.run_bits, place = block - (run << step.run_bits);
+  const int64_t of_head = (int64_t(kv_head) << step.run_bits) + place;
+  return step.pool + run * step.run_stride + of_head * step.layout.bytes;
+}
+
+int slot_at(const AttentionStep& step, int position) {
+  return position & ((1 << step.block_bits) - 1);
 }
 
 // What is kept is finite, as the zeros are that a pool begins with: whoever wrote a value that a
@@ -128,27 +134,24 @@ void keep_int8(const BlockLayout& layout, uint8_t* block, int slot, float* key, 
              slot % kTile);
 }
 
-void keep(const AttentionStep& step, int sequence, int first, int count) {
+void keep(const AttentionStep& step, int sequence, int kv_head, int first, int count) {
   const int64_t width = int64_t(step.heads + 2 * step.kv_heads) * step.head_dim;
   const int position = step.ends[sequence] - step.starts[sequence + 1] + first;
+  uint8_t* block = block_at(step, sequence, kv_head, position);
   float key[kMostDim];
   float value[kMostDim];
-  for (int kv_head = 0; kv_head < step.kv_heads; ++kv_head) {
-    uint8_t* block = block_at(step, sequence, kv_head, position);
-    for (int i = 0; i < count; ++i) {
-      const float* token = step.qkv + (first + i) * width;
-      const float* from = token + int64_t(step.heads + kv_head) * step.head_dim;
-      prepare_head(step, from, step.key_norm, position + i, key);
-      load_head(value, from + int64_t(step.kv_heads) * step.head_dim, step.head_dim,
-                step.layout.dim);
-      make_finite(key, step.layout.dim);
-      make_finite(value, step.layout.dim);
-      const int slot = (position + i) % step.block_size;
-      if (step.is_int8) {
-        keep_int8(step.layout, block, slot, key, value);
-      } else {
-        keep_bf16(step.layout, block, slot, key, value);
-      }
+  for (int i = 0; i < count; ++i) {
+    const float* token = step.qkv + (first + i) * width;
+    const float* from = token + int64_t(step.heads + kv_head) * step.head_dim;
+    prepare_head(step, from, step.key_norm, position + i, key);
+    load_head(value, from + int64_t(step.kv_heads) * step.head_dim, step.head_dim, step.layout.dim);
+    make_finite(key, step.layout.dim);
+    make_finite(value, step.layout.dim);
+    const int slot = slot_at(step, position + i);
+    if (step.is_int8) {
+      keep_int8(step.layout, block, slot, key, value);
+    } else {
+      keep_bf16(step.layout, block, slot, key, value);
     }
   }
 }

@@ -81,7 +81,7 @@ PartTiles find_tiles(const AttentionStep& step, const AttentionUnit& unit, int p
     const int seen = tile < first ? first : tile >= last ? last - 1 : tile;
     const int position = begin + seen * kTile;
     const uint8_t* block = block_at(step, unit.tile.sequence, unit.kv_head, position);
-    const int slot = position % step.block_size;
+    const int slot = slot_at(step, position);
     found.keys.at[tile] = block + slot / kTile * layout.tile_bytes;
     found.values.at[tile] = found.keys.at[tile] + layout.values_offset;
     found.keys.scales[tile] = nullptr;
@@ -114,9 +114,8 @@ Source source_for(const AttentionStep& step, int rows) {
 }
 
 // The keys that come first are on their way while the queries are prepared.
-void fetch_first_keys(const AttentionStep& step, const AttentionUnit& unit) {
+void fetch_first_keys(const AttentionStep& step, const AttentionUnit& unit, const Tiles& keys) {
   if (unit.tile.count * group_of(step) > kMostRowsThatFetch) return;
-  const Tiles keys = find_tiles(step, unit, unit.first_part).keys;
   for (int tile = keys.first; tile < keys.last && tile < keys.first + kVectorsAtOnce; ++tile) {
     for (int64_t i = 0; i < step.layout.tile_bytes; i += 64) fetch(keys.at[tile] + i);
   }
@@ -144,12 +143,14 @@ void attend_part(const AttentionStep& step, const AttentionUnit& unit, int part,
   mix_all(scratch.weights, rows, dim, values, source, next.keys.at, given.values);
 }
 
-// Calls `give(part, PartTiles, PartTiles of the next)` for the parts of a unit.
+// Calls `give(part, PartTiles, PartTiles of what is next)` for the parts of a unit, the first of
+// which is `here`; after the last comes `last`.
 template <class Give>
-inline void for_parts(const AttentionStep& step, const AttentionUnit& unit, Give give) {
-  PartTiles here = find_tiles(step, unit, unit.first_part);
+inline void for_parts(const AttentionStep& step, const AttentionUnit& unit, PartTiles here,
+                      const PartTiles& last, Give give) {
   for (int part = unit.first_part; part < unit.last_part; ++part) {
-    const PartTiles next = part + 1 < unit.last_part ? find_tiles(step, unit, part + 1) : here;
+    const bool is_last = part + 1 == unit.last_part;
+    const PartTiles next = is_last ? last : find_tiles(step, unit, part + 1);
     give(part, here, next);
     here = next;
   }
@@ -204,17 +205,22 @@ void write_result(const AttentionStep& step, const AttentionUnit& unit, const Pa
 
 // ---- units -------------------------------------------------------------------------------------
 
-void attend(const AttentionStep& step, const AttentionUnit& unit, float* memory) {
+void attend(const AttentionStep& step, const AttentionUnit& unit, const AttentionUnit& next,
+            float* memory) {
   const int rows = unit.tile.count * group_of(step);
   const int dim = step.layout.dim;
   const Scratch scratch = scratch_at(memory, rows, dim);
-  fetch_first_keys(step, unit);
+  const PartTiles first = find_tiles(step, unit, unit.first_part);
+  fetch_first_keys(step, unit, first.keys);
+  if (unit.keeps) keep(step, unit.tile.sequence, unit.kv_head, unit.tile.first, 1);
   prepare_queries(step, unit, scratch.queries);
   begin_merge(scratch.merged, rows, dim);
-  for_parts(step, unit, [&](int part, const PartTiles& here, const PartTiles& next) {
-    attend_part(step, unit, part, here, next, scratch, scratch.part);
-    merge_part(scratch.merged, scratch.part, rows, dim);
-  });
+  const PartTiles last = find_tiles(step, next, next.first_part);
+  for_parts(step, unit, first, last,
+            [&](int part, const PartTiles& here, const PartTiles& coming) {
+              attend_part(step, unit, part, here, coming, scratch, scratch.part);
+              merge_part(scratch.merged, scratch.part, rows, dim);
+            });
   write_result(step, unit, scratch.merged);
 }
 
@@ -223,12 +229,14 @@ void attend_apart(const AttentionStep& step, const AttentionUnit& unit, float* p
   const int rows = unit.tile.count * group_of(step);
   const int dim = step.layout.dim;
   const Scratch scratch = scratch_at(memory, rows, dim);
-  fetch_first_keys(step, unit);
+  const PartTiles first = find_tiles(step, unit, unit.first_part);
+  fetch_first_keys(step, unit, first.keys);
   prepare_queries(step, unit, scratch.queries);
-  for_parts(step, unit, [&](int part, const PartTiles& here, const PartTiles& next) {
-    attend_part(step, unit, part, here, next, scratch, partial_at(partials, rows));
-    partials += partial_floats(rows, dim);
-  });
+  for_parts(step, unit, first, first,
+            [&](int part, const PartTiles& here, const PartTiles& coming) {
+              attend_part(step, unit, part, here, coming, scratch, partial_at(partials, rows));
+              partials += partial_floats(rows, dim);
+            });
 }
 
 void merge(const AttentionStep& step, const AttentionUnit& unit, float* partials, float* memory) {
