@@ -137,7 +137,7 @@ class ControlPlane:
             activator=self.activator,
             autoscaler=self.autoscaler,
             sessions=self.sessions,
-            timelines=self.timelines,
+            ledger=self.ledger,
             jobs=self.jobs.jobs,
             job_counts=lambda: self.jobs.dispatcher.counts,
             check_webhook=self.webhook_rules.check,
@@ -153,6 +153,7 @@ class ControlPlane:
         )
 
     async def _write_what_is_left(self) -> None:
+        await self.ledger.settle()
         with suppress(StoreUnavailable):
             await self.usage.write()
             await self.memory.write()
@@ -188,7 +189,6 @@ class ControlPlane:
         """Listeners hear of a change in the order in which they are made here."""
         clock, token = self.clock, replica_tokens(self.node_token.encode())
         self.tasks, self.metrics, self.logbook = TaskSet(), Metrics(), Logbook()
-        self.timelines = RedisTimelineStore(self.redis)
         self.keys = Keys(RedisTenancyStore(self.redis), root_key=_root_key(self.settings))
         self.quotas = Quotas()
         self.usage = UsageLedger(RedisUsageStore(self.redis), clock=clock)
@@ -236,8 +236,9 @@ class ControlPlane:
         self.reconciler.subscribe_failed(lines.fail)
         meters = ActivatorMeters.on(self.metrics)
         replicas = self.replicas = HttpReplicaClient()
-        ledger = Ledger(self.fleet, self.timelines, meters, self.tasks)
-        relay = Relay(replicas, lines, ledger, self.clock)
+        timelines = RedisTimelineStore(self.redis)
+        self.ledger = Ledger(self.fleet, timelines, meters, self.tasks)
+        relay = Relay(replicas, lines, self.ledger, self.clock)
         self.lines = lines
         self.succession = Succession(
             self.leader, self.deployments, lines, self.autoscaler, self.tasks

@@ -2,18 +2,20 @@
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from control_plane.activator.call import Call
 from control_plane.fleet.replica import Endpoint
 from control_plane.fleet.state import Fleet
-from control_plane.fleet.timeline import ColdRequest, attribute
+from control_plane.fleet.timeline import Account, ColdRequest, OwnTiming, attribute
 from infra.contracts.revision import Revision
-from infra.contracts.stage import ColdStartReport, Stage, StagePart, StageTiming
+from infra.contracts.stage import Stage, StagePart, StageTiming
 
 _METRIC = re.compile(
     rb"(?:^|[,\s])(prefill|tokenise|decode)\s*;\s*dur\s*=\s*([0-9]{1,12}(?:\.[0-9]{0,12})?)"
 )
+_QUEUE: Final = Stage.QUEUE
+_PREFILL: Final = Stage.PREFILL
 
 
 class Try(NamedTuple):
@@ -38,6 +40,8 @@ class ReplicaTiming(NamedTuple):
     @classmethod
     def read(cls, server_timing: bytes) -> "ReplicaTiming":
         """The header's value."""
+        if not server_timing:
+            return _UNTOLD
         found = _METRIC.findall(server_timing)
         return cls(**{name.decode(): float(milliseconds) / 1000 for name, milliseconds in found})
 
@@ -52,8 +56,11 @@ class ReplicaTiming(NamedTuple):
         )
 
 
-def explain(call: Call, revision: Revision, tries: Sequence[Try], fleet: Fleet) -> ColdStartReport:
-    """The report of a request whose last try brought the first token at its `ended_at`.
+_UNTOLD: Final = ReplicaTiming()
+
+
+def explain(call: Call, revision: Revision, tries: Sequence[Try], fleet: Fleet) -> Account:
+    """The account of a request whose last try brought the first token at its `ended_at`.
 
     The climb is the fleet's account of the replica; before it and after it the request queued
     here, and its time at replicas is prefill.
@@ -61,14 +68,14 @@ def explain(call: Call, revision: Revision, tries: Sequence[Try], fleet: Fleet) 
     last = tries[-1]
     climb = fleet.timings(last.endpoint.replica_id)
     request = ColdRequest(
-        request_id=call.request_id,
-        model=revision.model,
-        revision=revision.name,
-        replica_id=last.endpoint.replica_id,
-        node_id=last.endpoint.node_id,
-        from_rung=fleet.from_rung(last.endpoint.replica_id),
-        arrived_at=call.arrived_at,
-        ttft_s=last.ended_at - call.arrived_at,
+        call.request_id,
+        revision.model,
+        revision.name,
+        last.endpoint.replica_id,
+        last.endpoint.node_id,
+        fleet.from_rung(last.endpoint.replica_id),
+        call.arrived_at,
+        last.ended_at - call.arrived_at,
     )
     return attribute(
         request,
@@ -79,10 +86,10 @@ def explain(call: Call, revision: Revision, tries: Sequence[Try], fleet: Fleet) 
 
 def _queueing(
     call: Call, tries: Sequence[Try], climb: Sequence[StageTiming], fleet: Fleet
-) -> list[StageTiming]:
+) -> list[OwnTiming]:
     """From arrival to the wish for a replica, and from the end of its climb to each dispatch: first
     the news of it was on its way here, then there was no permit."""
-    timings: list[StageTiming] = []
+    timings: list[OwnTiming] = []
     if climb:
         begun_at = min(timing.started_at for timing in climb)
         timings.append(_queue(call.arrived_at, begun_at))
@@ -90,34 +97,23 @@ def _queueing(
         replica = fleet.replica(later.endpoint.replica_id)
         ready_at = None if replica is None else replica.ready_at
         if replica is not None and ready_at is not None:
-            climbed_at = max((it.ended_at for it in replica.stages), default=ready_at)
+            climbed_at = max([it.ended_at for it in replica.stages], default=ready_at)
             timings.append(_queue(climbed_at, ready_at, source="node"))
             free_at = ready_at if earlier is None else max(ready_at, earlier.ended_at)
             timings.append(_queue(free_at, later.dispatched_at))
     return timings
 
 
-def _queue(started_at: float, ended_at: float, *, source: str = "activator") -> StageTiming:
-    return StageTiming(
-        stage=Stage.QUEUE,
-        started_at=started_at,
-        seconds=max(0.0, ended_at - started_at),
-        source=source,
-    )
+def _queue(started_at: float, ended_at: float, *, source: str = "activator") -> OwnTiming:
+    return OwnTiming(_QUEUE, started_at, ended_at, source)
 
 
-def _prefill(attempt: Try) -> StageTiming:
-    return StageTiming(
-        stage=Stage.PREFILL,
-        started_at=attempt.dispatched_at,
-        seconds=max(0.0, attempt.ended_at - attempt.dispatched_at),
-        source=attempt.endpoint.replica_id,
-        parts=attempt.parts,
-    )
+def _prefill(attempt: Try) -> OwnTiming:
+    at = attempt.endpoint.replica_id
+    return OwnTiming(_PREFILL, attempt.dispatched_at, attempt.ended_at, at, attempt.parts)
 
 
-def server_timing(report: ColdStartReport) -> str:
-    """The report as a `Server-Timing` value, milliseconds (W3C Server Timing, section 2)."""
-    stages = [(stage.value, seconds) for stage, seconds in report.stage_seconds().items()]
-    parts = [*stages, ("unattributed", report.unattributed_s), ("total", report.ttft_s)]
-    return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in parts)
+def server_timing(seconds: Sequence[tuple[str, float]]) -> bytes:
+    """An account as a `Server-Timing` value, milliseconds (W3C Server Timing, section 2)."""
+    parts = ["%s;dur=%.3f" % (name, taken * 1000) for name, taken in seconds]  # noqa: UP031
+    return ", ".join(parts).encode("ascii")

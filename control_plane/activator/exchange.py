@@ -1,6 +1,5 @@
 """One request between its admission and its end; whatever happens to it comes in here."""
 
-import asyncio
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -17,9 +16,6 @@ from infra.contracts.revision import Revision
 from infra.errors import ExecutionTimeout, PlatformError, ReplicaLost, ShuttingDown
 
 MOST_TRIES: Final = 3
-
-# How long the end of a cold answer waits for its report: a client may ask for it at once.
-_RECORDING_S: Final = 0.25
 
 
 class Relaying(Protocol):
@@ -43,10 +39,7 @@ class Surroundings:
 
 
 class Exchange:
-    """Held, at a replica, maybe held again, answered or failed; ends once.
-
-    `recording` is the task that stores its cold-start report; the answer ends after it.
-    """
+    """Held, at a replica, maybe held again, answered or failed; ends once."""
 
     __slots__ = (
         "_around",
@@ -57,7 +50,6 @@ class Exchange:
         "_sending",
         "call",
         "client",
-        "recording",
         "ticket",
         "tries",
     )
@@ -69,7 +61,6 @@ class Exchange:
         self.client: Final = client
         self.ticket: Final = ticket
         self.tries: tuple[Try, ...] = ()
-        self.recording: asyncio.Task[None] | None = None
         self._around: Final = around
         self._company: Company | None = None
         self._sending: Sending | None = None
@@ -163,21 +154,7 @@ class Exchange:
         self._around.flights.end(self)
         self._around.lines.leave(self.ticket)
         self.ticket.holder = None
-        recording = self.recording
-        if recording is None or recording.done():
-            self.client.finish(rest)
-            return
-        loop, is_told = asyncio.get_running_loop(), False
-
-        def tell(_: object = None) -> None:
-            nonlocal is_told
-            if not is_told:
-                is_told = True
-                timer.cancel()
-                self.client.finish(rest)
-
-        timer = loop.call_later(_RECORDING_S, tell)
-        recording.add_done_callback(tell)
+        self.client.finish(rest)
 
     def failed(self, error: Exception) -> None:
         """There is no answer, or no more of it, and no use in trying again."""

@@ -1,8 +1,9 @@
 """What the activator counts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from infra.contracts.stage import ColdStartReport
+from infra.contracts.base import ModelName
 from infra.metrics import Counter, Histogram, Metrics
 
 _COLD_START_BUCKETS_S = (
@@ -35,9 +36,7 @@ class ActivatorMeters:
             ),
         )
 
-    def observe(self, report: ColdStartReport) -> None:
+    def observe(self, model: ModelName, seconds: Sequence[tuple[str, float]]) -> None:
         """Counts one cold request."""
-        for stage, seconds in report.stage_seconds().items():
-            self.cold_start_seconds.observe(report.model, stage.value, value=seconds)
-        self.cold_start_seconds.observe(report.model, "unattributed", value=report.unattributed_s)
-        self.cold_start_seconds.observe(report.model, "total", value=report.ttft_s)
+        for stage, taken in seconds:
+            self.cold_start_seconds.observe(model, stage, value=taken)

@@ -5,7 +5,7 @@ from typing import Final
 import structlog
 
 from control_plane.activator.answers import Answer, RefusedAnswer, StreamAnswer, WholeAnswer
-from control_plane.activator.cold_start import ReplicaTiming, Try, server_timing
+from control_plane.activator.cold_start import ReplicaTiming, Try
 from control_plane.activator.exchange import Exchange
 from control_plane.activator.ledger import Ledger
 from control_plane.activator.lines import Lines
@@ -124,4 +124,4 @@ class _Attempt:
         tried = Try(self._endpoint, self._dispatched_at, at, theirs.parts())
         exchange.tries = (*exchange.tries, tried)
         revision = self._relay.lines.revision_of(exchange.ticket)
-        return server_timing(self._relay.ledger.enter(exchange, revision)).encode("ascii")
+        return self._relay.ledger.enter(exchange, revision)

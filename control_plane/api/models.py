@@ -106,7 +106,7 @@ def models_router(services: Services) -> APIRouter:
         """Takes a model away: who waits for it is told, its replicas finish and stop."""
         owned(services, name, caller)
         await services.deployments.delete(name, now=services.clock.now())
-        await services.timelines.forget(name)
+        await services.ledger.forget(name)
 
     @router.get("/models/{name}/coldstarts")
     async def list_cold_starts(
@@ -118,8 +118,8 @@ def models_router(services: Services) -> APIRouter:
         """Where the time of the last cold requests went, or of one of them."""
         owned(services, name, caller)
         if request_id is None:
-            return ColdStartList(data=list(await services.timelines.last(name, last)))
-        report = await services.timelines.find(name, request_id)
+            return ColdStartList(data=list(await services.ledger.last(name, last)))
+        report = await services.ledger.find(name, request_id)
         return ColdStartList(data=[] if report is None else [report])
 
     @router.get(

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from control_plane.activator.activator import Activator
+from control_plane.activator.ledger import Ledger
 from control_plane.activator.lines import Lines
 from control_plane.api.auth import KeyRing
 from control_plane.autoscaler.loop import Autoscaler
@@ -11,7 +12,6 @@ from control_plane.deployments.service import Deployments
 from control_plane.fleet.logbook import Logbook
 from control_plane.fleet.node_sessions import NodeSessions
 from control_plane.fleet.state import Fleet
-from control_plane.fleet.timeline import TimelineStore
 from control_plane.queue.service import Jobs
 from control_plane.queue.webhook_url import CheckUrl
 from control_plane.tenancy.keys import Keys
@@ -42,7 +42,7 @@ class Services:
     activator: Activator
     autoscaler: Autoscaler
     sessions: NodeSessions
-    timelines: TimelineStore
+    ledger: Ledger
     jobs: Jobs
     job_counts: JobCounts
     check_webhook: CheckUrl

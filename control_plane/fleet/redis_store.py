@@ -9,6 +9,7 @@ Keys (all in one hash slot):
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import structlog
 from pydantic import ValidationError
@@ -55,15 +56,15 @@ class RedisTimelineStore:
 
     def __init__(self, redis: Connection, *, cap: int = 200) -> None:
         self._redis = redis
-        self._cap = cap
+        self.cap: Final = cap
         self._append = redis.register_script(_APPEND)
 
     async def append(self, model: ModelName, reports: Sequence[ColdStartReport]) -> None:
         if not reports:
             return
-        records = [report.model_dump_json() for report in reports[-self._cap :]]
+        records = [report.model_dump_json() for report in reports[-self.cap :]]
         with store_errors():
-            await self._append(keys=[_reports_key(model)], args=[self._cap, *records])
+            await self._append(keys=[_reports_key(model)], args=[self.cap, *records])
 
     async def last(self, model: ModelName, count: int) -> tuple[ColdStartReport, ...]:
         if count <= 0:
@@ -74,7 +75,7 @@ class RedisTimelineStore:
         return tuple(report for report in reports if report is not None)
 
     async def find(self, model: ModelName, request_id: RequestId) -> ColdStartReport | None:
-        reports = await self.last(model, self._cap)
+        reports = await self.last(model, self.cap)
         return next((report for report in reports if report.request_id == request_id), None)
 
     async def forget(self, model: ModelName) -> None:

@@ -25,7 +25,7 @@ async def test_the_report_of_every_held_request_adds_up(world: World) -> None:
     await world.climb(revision, says("hello", seconds=0.05), seconds=3)
     clients = [await one.result() for one in running]
 
-    reports = await world.timelines.last(revision.model, 100)
+    reports = await world.ledger.last(revision.model, 100)
 
     assert len(reports) == 10
     for report in reports:
@@ -50,33 +50,64 @@ async def test_the_report_of_every_held_request_adds_up(world: World) -> None:
 
 
 @scenario
-async def test_a_report_is_stored_before_the_answer_ends(world: World) -> None:
+async def test_a_report_can_be_read_as_soon_as_its_answer_has_ended(world: World) -> None:
+    world.timelines.write_s = 0.1
     revision = await world.deploy()
     running = world.start(world.call(stream=True), revision)
     await world.climb(revision, streams(2))
 
     await running.result()
 
-    report = await world.timelines.find(revision.model, running.request_id)
+    report = await world.ledger.find(revision.model, running.request_id)
     assert report is not None
     assert report.stage_seconds()[Stage.PREFILL] == pytest.approx(0.1)
 
 
 @scenario
-async def test_the_reports_of_a_burst_share_writes_and_no_answer_ends_before_its_own(
+async def test_the_reports_of_a_burst_share_writes_and_no_answer_waits_for_them(
     world: World,
 ) -> None:
-    world.timelines.write_s = 0.1
+    world.timelines.write_s = 60
     revision = await world.deploy(spec(limits=Limits(max_concurrency=8)))
     running = [world.start(world.call(n), revision) for n in range(48)]
+    await world.climb(revision, says("hello", seconds=0.01))
+    ready_at = world.clock.now()
+
+    for one in running:
+        await one.result()
+    assert world.clock.now() < ready_at + 1
+    for one in running:
+        assert await world.ledger.find(revision.model, one.request_id) is not None
+
+    sizes = world.timelines.sizes
+    assert (sum(sizes), len(sizes)) == (48, 2)
+
+
+@scenario
+async def test_of_a_burst_only_what_the_store_keeps_is_written(world: World) -> None:
+    revision = await world.deploy(spec(limits=Limits(max_concurrency=300)))
+    running = [world.start(world.call(n), revision) for n in range(300)]
     await world.climb(revision, says("hello", seconds=0.01))
 
     for one in running:
         await one.result()
-        assert await world.timelines.find(revision.model, one.request_id) is not None
 
-    sizes = world.timelines.sizes
-    assert (sum(sizes), len(sizes)) == (48, 2)
+    assert len(await world.ledger.last(revision.model, 300)) == world.timelines.cap
+    assert world.timelines.sizes == [world.timelines.cap]
+
+
+@scenario
+async def test_the_reports_of_a_deleted_model_do_not_come_back(world: World) -> None:
+    world.timelines.write_s = 1
+    revision = await world.deploy()
+    running = world.start(world.call(), revision)
+    await world.climb(revision, says("hello"))
+    await running.result()
+
+    await world.ledger.forget(revision.model)
+
+    await asyncio.sleep(5)
+    assert await world.ledger.last(revision.model, 10) == ()
 
 
 @scenario
@@ -91,7 +122,7 @@ async def test_a_failed_try_is_part_of_the_account(world: World) -> None:
 
     await running.result()
 
-    report = await world.timelines.find(revision.model, running.request_id)
+    report = await world.ledger.find(revision.model, running.request_id)
     assert report is not None
     assert report.ttft_s == pytest.approx(5)
     assert report.stage_seconds()[Stage.PREFILL] == pytest.approx(2)

@@ -73,7 +73,7 @@ def test_the_way_of_the_news_that_a_replica_is_ready_is_queueing_at_its_node() -
 
     account = explain(call, revision, [Try(endpoint, 102.4, 103.0)], fleet)
 
-    shares = [(it.stage, it.source, round(it.seconds, 6)) for it in account.shares]
+    shares = [(it.stage, it.source, round(it.seconds, 6)) for it in account.report().shares]
     assert shares == [
         (Stage.QUEUE, "activator", 0.1),
         (Stage.PROVISION, "node", 0.1),

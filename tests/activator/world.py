@@ -65,6 +65,7 @@ class Timelines:
         self.write_s = 0.0
         self.sizes: list[int] = []
         self._store = MemoryTimelineStore()
+        self.cap = self._store.cap
         self.last = self._store.last
         self.find = self._store.find
         self.forget = self._store.forget
@@ -92,8 +93,8 @@ class World:
         self.meters = ActivatorMeters.on(self.metrics)
         self.tasks = TaskSet()
         self.lines = Lines(self.deployments, self.fleet, clock=self.clock, wake=self.wakes.append)
-        ledger = Ledger(self.fleet, self.timelines, self.meters, self.tasks)
-        relay = Relay(self.replicas, self.lines, ledger, self.clock)
+        self.ledger = Ledger(self.fleet, self.timelines, self.meters, self.tasks)
+        relay = Relay(self.replicas, self.lines, self.ledger, self.clock)
         self.weights: dict[TenantName, int] = {}
         self.activator = Activator(
             *(self.lines, self.fleet, self.replicas, relay, self.meters, self.clock),

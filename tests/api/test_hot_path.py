@@ -151,7 +151,7 @@ async def test_five_hundred_requests_at_zero_start_one_replica(edge: EdgeWorld) 
     assert edge.world.started() == 1
     ids = [exchange.headers["firstlight-request-id"] for exchange in exchanges]
     assert [sent.request.request_id for sent in edge.replicas.sent] == ids, "in order of arrival"
-    reports = await edge.timelines.last(edge.world.deployments.all()[0].model, 500)
+    reports = await edge.ledger.last(edge.world.deployments.all()[0].model, 500)
     for report in reports:
         explained = sum(share.seconds for share in report.shares)
         assert explained + report.unattributed_s == pytest.approx(report.ttft_s, abs=1e-9)

@@ -201,7 +201,7 @@ async def test_a_deleted_model_takes_its_reports_with_it(edge: EdgeWorld) -> Non
     await edge.call("DELETE", "/v1/models/chat")
 
     assert (await edge.call("GET", "/v1/models/chat/coldstarts")).status == 404
-    assert await edge.timelines.last("chat", 10) == ()  # type: ignore[arg-type]
+    assert await edge.ledger.last("chat", 10) == ()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("query", ["last=0", "last=1001", "last=x", "last=1e3"])

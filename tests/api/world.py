@@ -52,7 +52,6 @@ class EdgeWorld:
         self.script: Script = says("hello")
         self.replicas = MemoryReplicaClient()
         world.fleet.subscribe(self._replica_changed)
-        self.timelines = MemoryTimelineStore()
         self.metrics = Metrics()
         self.store_is_up = True
         self.check_lead: Callable[[], None] = lambda: None
@@ -65,12 +64,8 @@ class EdgeWorld:
         )
         world.autoscaler.watch(self.lines)
         world.reconciler.subscribe_failed(self.lines.fail)
-        relay = Relay(
-            self.replicas,
-            self.lines,
-            Ledger(world.fleet, self.timelines, meters, world.tasks),
-            world.clock,
-        )
+        self.ledger = Ledger(world.fleet, MemoryTimelineStore(), meters, world.tasks)
+        relay = Relay(self.replicas, self.lines, self.ledger, world.clock)
         self.activator = Activator(
             *(self.lines, world.fleet, self.replicas, relay, meters, world.clock),
             weight_of=self.keys.weight_of,
@@ -83,7 +78,7 @@ class EdgeWorld:
             activator=self.activator,
             autoscaler=world.autoscaler,
             sessions=world.sessions,
-            timelines=self.timelines,
+            ledger=self.ledger,
             jobs=self.jobs.jobs,
             job_counts=lambda: self.jobs.dispatcher.counts,
             check_webhook=WebhookRules(has_secret=True).check,

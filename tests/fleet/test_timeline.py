@@ -51,7 +51,7 @@ def test_a_whole_climb_adds_up():
             timing(Stage.ENGINE, 7, 1),
             timing(Stage.PREFILL, 8, 2),
         ],
-    )
+    ).report()
     assert report.unattributed_s == 0
     assert list(report.stage_seconds().values()) == [1, 2, 1, 3, 1, 2]
     assert_conserved(report)
@@ -61,7 +61,7 @@ def test_a_request_that_came_late_is_charged_only_its_part():
     report = attribute(
         a_request(ttft_s=2),
         [timing(Stage.RUNTIME, -5, 4), timing(Stage.WEIGHTS, -1, 2), timing(Stage.ENGINE, 1, 9)],
-    )
+    ).report()
     assert explained(report) == [(Stage.WEIGHTS, 0, 1), (Stage.ENGINE, 1, 1)]
     assert_conserved(report)
 
@@ -69,9 +69,9 @@ def test_a_request_that_came_late_is_charged_only_its_part():
 def test_parts_are_told_of_stages_that_fall_into_the_wait_as_a_whole():
     parts = (StagePart(name="files", seconds=1), StagePart(name="map", seconds=2))
     weights = timing(Stage.WEIGHTS, 0, 3).model_copy(update={"parts": parts})
-    assert [share.parts for share in attribute(a_request(), [weights]).shares] == [parts]
+    assert [share.parts for share in attribute(a_request(), [weights]).report().shares] == [parts]
     late = a_request(arrived_at=EPOCH + 1)
-    assert [share.parts for share in attribute(late, [weights]).shares] == [()]
+    assert [share.parts for share in attribute(late, [weights]).report().shares] == [()]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_parts_are_told_of_stages_that_fall_into_the_wait_as_a_whole():
 )
 def test_bytes_that_moved_have_a_rate_over_the_whole_stage(source: str, rate: float | None):
     moved = timing(Stage.WEIGHTS, -1, 4).model_copy(update={"bytes": 2000, "source": source})
-    (share,) = attribute(a_request(), [moved]).shares
+    (share,) = attribute(a_request(), [moved]).report().shares
     assert (share.seconds, share.bytes, share.bytes_per_s) == (3, 2000, rate)
 
 
@@ -90,7 +90,7 @@ def test_bytes_that_came_beside_other_stages_are_told_and_take_no_time():
     )
     climb = [timing(Stage.PROVISION, 0, 1), image, timing(Stage.RUNTIME, 1, 9)]
 
-    report = attribute(a_request(), climb)
+    report = attribute(a_request(), climb).report()
 
     assert explained(report) == [
         (Stage.PROVISION, 0, 1),
@@ -100,12 +100,14 @@ def test_bytes_that_came_beside_other_stages_are_told_and_take_no_time():
     share = report.shares[1]
     assert (share.bytes, share.came, share.bytes_per_s) == (900, came, 300)
     assert_conserved(report)
-    late = attribute(a_request(arrived_at=EPOCH + 2), climb)
+    late = attribute(a_request(arrived_at=EPOCH + 2), climb).report()
     assert Stage.IMAGE not in late.stage_seconds()
 
 
 def test_gaps_are_unattributed():
-    report = attribute(a_request(), [timing(Stage.RUNTIME, 1, 2), timing(Stage.WEIGHTS, 4, 5)])
+    report = attribute(
+        a_request(), [timing(Stage.RUNTIME, 1, 2), timing(Stage.WEIGHTS, 4, 5)]
+    ).report()
     assert report.unattributed_s == pytest.approx(3)
 
 
@@ -113,7 +115,7 @@ def test_an_instant_goes_to_the_stage_that_the_others_waited_for():
     report = attribute(
         a_request(),
         [timing(Stage.QUEUE, 0, 10), timing(Stage.WEIGHTS, 2, 5), timing(Stage.RUNTIME, 1, 3)],
-    )
+    ).report()
     assert explained(report) == [
         (Stage.QUEUE, 0, 1),
         (Stage.RUNTIME, 1, 3),
@@ -124,7 +126,7 @@ def test_an_instant_goes_to_the_stage_that_the_others_waited_for():
 
 
 def test_nothing_measured_is_all_unattributed():
-    report = attribute(a_request(ttft_s=3), [])
+    report = attribute(a_request(ttft_s=3), []).report()
     assert (report.shares, report.unattributed_s) == ((), 3)
 
 
@@ -136,7 +138,7 @@ def test_nothing_measured_is_all_unattributed():
     ),
 )
 def test_time_is_conserved_whatever_was_measured(ttft_s: float, timings: Sequence[StageTiming]):
-    report = attribute(a_request(ttft_s=ttft_s), timings)
+    report = attribute(a_request(ttft_s=ttft_s), timings).report()
     assert_conserved(report)
     ends = [(share.offset_s, share.offset_s + share.seconds) for share in report.shares]
     assert all(0 <= begin <= end <= ttft_s + 1e-6 for begin, end in ends)
