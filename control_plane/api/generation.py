@@ -9,7 +9,6 @@ from infra.contracts.embeddings import EmbeddingsRequest
 from infra.contracts.generation import (
     ChatCompletionRequest,
     ChatMessage,
-    CompletionRequest,
     InvokeRequest,
 )
 from infra.contracts.revision import ModelFacts, Revision
@@ -19,7 +18,7 @@ from infra.errors import (
     Invalid,
     ModelNotFound,
 )
-from infra.generation_requests import ModelBody
+from infra.generation_requests import Given, ModelBody, output_limit
 
 _MOST_GUESSED = 500
 _SHOWN_NAME = 64
@@ -54,7 +53,9 @@ class Bounds:
         )
 
 
-def refuse_what_cannot_fit(request: ModelBody, body_bytes: int, bounds: Bounds) -> None:
+def refuse_what_cannot_fit(
+    contract: type[ModelBody], given: Given, body_bytes: int, bounds: Bounds
+) -> None:
     """Raises for a request that no replica of the revision could serve; wakes nothing to know.
 
     Text is judged by bounds that are certain: see `longest_token_bytes` and `splits_words`. A
@@ -68,17 +69,17 @@ def refuse_what_cannot_fit(request: ModelBody, body_bytes: int, bounds: Bounds) 
         )
     room = bounds.context_tokens
     wanted, param = None, "input"
-    if type(request) is EmbeddingsRequest:  # isinstance would ask pydantic's metaclass
-        _refuse_dimensions(request.dimensions, bounds.facts)
+    if contract is EmbeddingsRequest:
+        _refuse_dimensions(given.get("dimensions"), bounds.facts)
     else:
-        wanted, param = request.output_limit, "prompt"
+        wanted, param = output_limit(given), "prompt"
         _refuse_output(wanted, bounds)
         room -= wanted or 1
     text_fits = body_bytes <= room * bounds.bytes_per_token
-    if text_fits and type(request) in _OF_TEXT:
+    if text_fits and contract in _OF_TEXT:
         return
     facts = bounds.facts
-    for prompt in _prompts(request):
+    for prompt in _prompts(contract, given):
         if isinstance(prompt, list):
             _refuse_unknown_tokens(prompt, facts.vocabulary, param)
             least_tokens = len(prompt)
@@ -88,18 +89,17 @@ def refuse_what_cannot_fit(request: ModelBody, body_bytes: int, bounds: Bounds) 
             raise _too_long(least_tokens, wanted, bounds.context_tokens, param)
 
 
-def sequences_of(request: ModelBody) -> int:
+def sequences_of(contract: type[ModelBody], given: Given) -> int:
     """How many sequences a replica makes of a request: one for each answer or vector."""
-    if type(request) is ChatCompletionRequest:
-        return request.n or 1
-    if type(request) is EmbeddingsRequest:
-        return len(request.inputs)
-    if type(request) is not CompletionRequest:
+    if contract is InvokeRequest:
         return 1
-    prompts = 1
-    if not isinstance(request.prompt, str):
-        prompts = 1 if isinstance(request.prompt[0], int) else len(request.prompt)
-    return prompts * (request.n or 1)
+    answers: int = given.get("n") or 1
+    if contract is ChatCompletionRequest:
+        return answers
+    prompts = given["input" if contract is EmbeddingsRequest else "prompt"]
+    if isinstance(prompts, str) or isinstance(prompts[0], int):
+        return answers
+    return len(prompts) * answers
 
 
 def model_not_found(name: str, known: Iterable[str]) -> ModelNotFound:
@@ -120,19 +120,16 @@ def model_not_found(name: str, known: Iterable[str]) -> ModelNotFound:
 _Prompt = list[int] | tuple[str, ...]
 
 
-def _prompts(request: ModelBody) -> Iterator[_Prompt]:
+def _prompts(contract: type[ModelBody], given: Given) -> Iterator[_Prompt]:
     """Each prompt as token ids, or as texts of which none is shorter where a model reads it."""
-    match request:
-        case ChatCompletionRequest():
-            yield _texts(request.messages)
-        case InvokeRequest():
-            yield _texts(request.messages or ()) or (request.prompt or "",)
-        case CompletionRequest(prompt=str(text)):
-            yield (text,)
-        case CompletionRequest(prompt=many):
-            yield from _each(many)
-        case EmbeddingsRequest():
-            yield from _each(request.inputs)
+    if (messages := given.get("messages")) is not None:
+        yield _texts(messages)
+        return
+    prompts = given["input" if contract is EmbeddingsRequest else "prompt"]
+    if isinstance(prompts, str):
+        yield (prompts,)
+    else:
+        yield from _each(prompts)
 
 
 def _texts(messages: Iterable[ChatMessage]) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 import os
 from functools import partial
 from itertools import count
-from typing import Any
 
 import structlog
 
@@ -30,7 +29,7 @@ from infra.contracts.base import ModelName, RequestId, RevisionName
 from infra.contracts.model_spec import Limits
 from infra.contracts.revision import Revision
 from infra.errors import MethodNotAllowed, PlatformError, ShuttingDown
-from infra.generation_requests import read_request
+from infra.generation_requests import read_given
 from infra.metrics import Counter
 
 log = structlog.get_logger()
@@ -103,10 +102,10 @@ class HotPath:
         caller, target, headers = request.caller, request.target, request.headers
         assert request.body is not None and caller is not None, "it was opened"
         content = request.body.whole()
-        asked: Any = read_request(target.contract, content)
+        given = read_given(target.contract, content)
         tenant = caller.tenant
         session = session_of(headers, tenant)
-        leading = self._revision(asked.model if target.model is None else target.model, caller)
+        leading = self._revision(given["model"] if target.model is None else target.model, caller)
         revision = self._deployments.pick(leading.model, session)
         assert revision is not None, "the model is deployed"
         bounds = self._bounds.get(revision.name)
@@ -114,9 +113,9 @@ class HotPath:
             bounds = self._bounds[revision.name] = Bounds(revision)
         request.model = bounds.model
         request.revision = bounds.name
-        refuse_what_cannot_fit(asked, len(content), bounds)
+        refuse_what_cannot_fit(target.contract, given, len(content), bounds)
         tokens = request.tokens = TokenCount()
-        is_streaming = request.is_streaming = asked.is_streaming
+        is_streaming = request.is_streaming = given.get("stream") is True
         call = Call(
             request.request_id,
             target.replica_path,
@@ -126,10 +125,10 @@ class HotPath:
             request.arrived_at,
             tenant,
             tokens,
-            asked.priority or 0,
+            given.get("priority") or 0,
             patience_of(headers),
             prompt_of(content, tenant) if session is None else session,
-            sequences_of(asked),
+            sequences_of(target.contract, given),
         )
         return call, revision
 

@@ -1,6 +1,8 @@
 """Which paths are hot, and what each of them means."""
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
 from urllib.parse import unquote
 
 import httptools
@@ -30,7 +32,6 @@ _TARGETS = {
     "/v1/completions": Target(CompletionRequest, "/v1/completions"),
     "/v1/embeddings": Target(EmbeddingsRequest, "/v1/embeddings"),
 }
-_AS_SENT = {path.encode(): (path, target) for path, target in _TARGETS.items()}
 
 
 def target_of(url: bytes) -> tuple[str, Target] | None:
@@ -38,14 +39,19 @@ def target_of(url: bytes) -> tuple[str, Target] | None:
 
     Raises HttpParserInvalidURLError.
     """
-    found = _AS_SENT.get(url)
-    if found is not None:
-        return found
+    return _remembered(url) if len(url) <= _MOST_REMEMBERED_BYTES else _read(url)
+
+
+def _read(url: bytes) -> tuple[str, Target] | None:
     path = httptools.parse_url(url).path.decode("ascii")
     if "%" in path:
         path = unquote(path)
     target = _TARGETS.get(path) or _invocation(path)
     return None if target is None else (path, target)
+
+
+_MOST_REMEMBERED_BYTES: Final = 256
+_remembered: Final = lru_cache(maxsize=1024)(_read)
 
 
 def _invocation(path: str) -> Target | None:

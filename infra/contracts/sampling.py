@@ -156,28 +156,7 @@ class SamplingFields(Wire):
     @property
     def guides(self) -> list[tuple[GuideKind, str]]:
         """What the answer must look like, in every way the request says it: kind and text."""
-        found: list[tuple[GuideKind, str]] = []
-        match self.response_format:
-            case ResponseFormat(type="json_object"):
-                found.append(("json_object", ""))
-            case ResponseFormat(type="json_schema", json_schema=JsonSchema(content=schema)):
-                found.append(("json_schema", json.dumps(schema)))
-            case _:
-                pass
-        if (outputs := self.structured_outputs) is not None:
-            if isinstance(outputs.content, str):
-                found.append(("json_schema", outputs.content))
-            elif outputs.content is not None:
-                found.append(("json_schema", json.dumps(outputs.content)))
-            if outputs.regex is not None:
-                found.append(("regex", outputs.regex))
-            if outputs.choice is not None:
-                found.append(("choice", json.dumps(outputs.choice)))
-            if outputs.grammar is not None:
-                found.append(("grammar", outputs.grammar))
-            if outputs.json_object:
-                found.append(("json_object", ""))
-        return found
+        return guides_of(self.response_format, self.structured_outputs)
 
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
@@ -199,3 +178,31 @@ class SamplingFields(Wire):
     @property
     def is_streaming(self) -> bool:
         return bool(self.stream)
+
+
+def guides_of(
+    form: ResponseFormat | None, outputs: StructuredOutputs | None
+) -> list[tuple[GuideKind, str]]:
+    """See SamplingFields.guides."""
+    found: list[tuple[GuideKind, str]] = []
+    match form:
+        case ResponseFormat(type="json_object"):
+            found.append(("json_object", ""))
+        case ResponseFormat(type="json_schema", json_schema=JsonSchema(content=schema)):
+            found.append(("json_schema", json.dumps(schema)))
+        case _:
+            pass
+    if outputs is not None:
+        if isinstance(outputs.content, str):
+            found.append(("json_schema", outputs.content))
+        elif outputs.content is not None:
+            found.append(("json_schema", json.dumps(outputs.content)))
+        if outputs.regex is not None:
+            found.append(("regex", outputs.regex))
+        if outputs.choice is not None:
+            found.append(("choice", json.dumps(outputs.choice)))
+        if outputs.grammar is not None:
+            found.append(("grammar", outputs.grammar))
+        if outputs.json_object:
+            found.append(("json_object", ""))
+    return found
