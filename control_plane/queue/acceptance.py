@@ -9,6 +9,7 @@ import structlog
 
 from control_plane.queue.job import Job
 from control_plane.queue.order import Idempotency, NewJob, Order
+from control_plane.queue.problems import may_be_kept
 from control_plane.queue.store import JobStore
 from infra.clock import Clock
 from infra.contracts.base import JobId, ModelName
@@ -68,7 +69,9 @@ class Acceptance:
         except Exception as error:
             if isinstance(error, StoreUnavailable):  # who came meanwhile has waited as long
                 some, self._waiting = some + self._waiting, []
-            outcomes = [error] * len(some)
+                outcomes = [may_be_kept(error, new) for new, _ in some]
+            else:
+                outcomes = [error] * len(some)
         finally:
             self._calls -= 1
             self._ask_soon()

@@ -1,6 +1,7 @@
 """What goes wrong with jobs, as errors and as the problem a job carries."""
 
 from control_plane.queue.job import Job
+from control_plane.queue.order import NewJob
 from control_plane.queue.store import Policy
 from infra.errors import (
     IdempotencyKeyReused,
@@ -11,6 +12,7 @@ from infra.errors import (
     JobsFull,
     JobWithoutAnswer,
     PlatformError,
+    StoreUnavailable,
 )
 
 
@@ -30,6 +32,16 @@ def job_not_found(job_id: str) -> JobNotFound:
     return JobNotFound(
         f"there is no job {job_id}", hint="`platform jobs ls` lists those that are kept"
     )
+
+
+def may_be_kept(error: StoreUnavailable, new: NewJob) -> StoreUnavailable:
+    """What is told of an order whose call failed; it is known to be kept when it is sent again."""
+    if new.idempotency is None:
+        hint = "send it again; with an Idempotency-Key it would be one job for certain"
+    else:
+        hint = "send it again with the same Idempotency-Key: it is one job, however often it comes"
+    detail = f"it is not known whether the job was kept: {error.detail}"
+    return StoreUnavailable(detail, hint=hint, **error.facts)
 
 
 def key_reused(job: Job) -> IdempotencyKeyReused:

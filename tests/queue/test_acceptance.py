@@ -140,6 +140,22 @@ def test_while_the_store_is_away_whoever_came_is_told_and_the_next_one_is_accept
     run_virtual(main())
 
 
+def test_who_is_told_that_the_store_is_away_is_told_how_to_send_the_job_again() -> None:
+    async def main() -> None:
+        desk = Desk(Slow(failures=1))
+        desk.order(1, key="a")
+        desk.order(2)
+        await asyncio.sleep(2 * CALL_S)
+
+        hints = [
+            outcome.hint or "" for _, outcome in desk.told if isinstance(outcome, StoreUnavailable)
+        ]
+        assert ["with the same Idempotency-Key" in hint for hint in hints] == [True, False]
+        assert "an Idempotency-Key" in hints[1]
+
+    run_virtual(main())
+
+
 def test_each_of_those_that_came_together_is_told_its_own_end() -> None:
     async def main() -> None:
         desk = Desk(Slow(Policy(most_bytes=3 * (JOB_BYTES + len(BODY)))))
