@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from control_plane.compiled.library import BUILT, GROUP, HOT_MODULES, ROOT, folder
@@ -28,10 +29,13 @@ def build() -> Path:
     target = folder()
     BUILT.mkdir(exist_ok=True)
     with _locked(BUILT / "lock"):
-        if not target.exists():
+        compiler = target / f"mypy-{version('mypy')}"
+        if not compiler.exists():
             with tempfile.TemporaryDirectory(dir=BUILT) as scratch:
                 made = Path(scratch) / "made"
                 _compile_apart(Path(scratch), made)
+                (made / compiler.name).touch()
+                shutil.rmtree(target, ignore_errors=True)
                 made.replace(target)
             for old in BUILT.iterdir():  # who runs on it has loaded all of it
                 if old.is_dir() and old != target:
@@ -81,7 +85,7 @@ def main() -> None:
         return
     try:
         sys.stdout.write(f"{build()}\n")
-    except (BuildFailed, OSError) as error:
+    except (BuildFailed, OSError, PackageNotFoundError) as error:
         sys.exit(f"error: the hot modules are not compiled: {error}")
 
 

@@ -1,10 +1,11 @@
 """Where the compiled hot modules are, and how they take the place of the interpreted ones."""
 
 import hashlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,8 @@ ROOT = Path(__file__).parent.parent.parent
 BUILT = Path(__file__).parent / "_built"
 GROUP = "firstlight"
 _SHARED = f"{GROUP}__mypyc"  # where the code of all of them is
+_STAMP = "stamp"
+_PYTHON = str(sys.implementation.cache_tag).encode()
 
 # What every hot request, relayed token and accepted job goes through, and every model that a tick
 # looks at, and what these know of each other.
@@ -58,23 +61,40 @@ HOT_MODULES = (
 )
 
 
-def folder(root: Path = ROOT) -> Path:
-    """Where the modules of these sources, this Python and this compiler are, or would be.
+def folder(root: Path = ROOT, built: Path = BUILT) -> Path:
+    """Where the modules of these sources and this Python are, or would be.
 
     Compiled code trusts the types of what it was compiled with, so all sources count.
     """
-    digest = hashlib.sha256(f"{sys.implementation.cache_tag} {_compiler()}".encode())
-    for package in ("control_plane", "infra"):
-        for path in sorted((root / package).rglob("*.py")):
-            name = path.relative_to(root).as_posix()
-            digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return BUILT / digest.hexdigest()[:16]
+    digest = hashlib.sha256(_PYTHON)
+    for source in _sources(root):
+        path = Path(source.path)
+        name = path.relative_to(root).as_posix()
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return built / digest.hexdigest()[:16]
+
+
+def find(root: Path = ROOT, built: Path = BUILT) -> Path | None:
+    """The folder of these sources, if it was built.
+
+    They are read only where one has another size or time than when they were read last.
+    """
+    seen = _look(root)
+    for stamp in built.glob(f"*/{_STAMP}"):
+        if stamp.read_bytes() == seen:
+            return stamp.parent
+    found = folder(root, built)
+    if not found.is_dir():
+        return None
+    with suppress(OSError):  # who runs us need not be who built
+        (found / _STAMP).write_bytes(seen)
+    return found
 
 
 def use() -> bool:
     """From here on hot modules are imported compiled, if they were built; nothing else changes."""
-    found = folder()
-    if not found.is_dir():
+    found = find()
+    if found is None:
         return False
     sys.meta_path.insert(0, _Compiled(found))
     return True
@@ -104,8 +124,27 @@ class _Compiled:
         return spec_from_file_location(name, file, loader=ExtensionFileLoader(name, file))
 
 
-def _compiler() -> str:
-    try:
-        return version("mypy")
-    except PackageNotFoundError:
-        return "none"
+def _sources(root: Path) -> Iterator[os.DirEntry[str]]:
+    for package in ("control_plane", "infra"):
+        yield from _below(str(root / package))
+
+
+def _below(folder: str) -> Iterator[os.DirEntry[str]]:
+    if not os.access(folder, os.F_OK):
+        return
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.name.endswith(".py"):
+            yield entry
+        elif entry.is_dir() and entry.name != "__pycache__":
+            yield from _below(entry.path)
+
+
+def _look(root: Path) -> bytes:
+    """What the sources look like from outside."""
+    digest = hashlib.sha256(_PYTHON)
+    for source in _sources(root):
+        status = source.stat()
+        digest.update(f"{source.path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.digest()

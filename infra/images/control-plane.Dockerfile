@@ -11,7 +11,10 @@ WORKDIR /opt/firstlight/code
 COPY LICENSE README.md constraints.txt pyproject.toml ./
 COPY infra infra
 COPY control_plane control_plane
-RUN pip install --no-cache-dir --constraint constraints.txt --target /opt/firstlight/site ".[aws]"
+RUN pip install --no-cache-dir --constraint constraints.txt --target /opt/firstlight/site ".[aws]" \
+ && pip install --no-cache-dir --constraint constraints.txt mypy setuptools types-PyYAML
+ENV PYTHONPATH=/opt/firstlight/code:/opt/firstlight/site
+RUN python3 -m control_plane.compiled.build
 
 FROM python:${PYTHON}
 RUN groupadd --gid 65532 firstlight \

@@ -1,5 +1,6 @@
 """The compiled hot modules: that they are these sources, and do what the interpreted ones do."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,23 +22,43 @@ def test_every_hot_module_has_a_source() -> None:
 
 
 def test_what_was_compiled_of_other_sources_is_not_used(tmp_path: Path) -> None:
-    source = tmp_path / "infra" / "clock.py"
+    source, built = tmp_path / "infra" / "clock.py", tmp_path / "built"
     source.parent.mkdir()
     source.write_text("one")
-    before = library.folder(tmp_path)
+    made = library.folder(tmp_path, built)
+    assert library.find(tmp_path, built) is None, "it was not built"
+    made.mkdir(parents=True)
+    assert library.find(tmp_path, built) == made
+
+    os.utime(source, ns=(1, 1))
+    assert library.find(tmp_path, built) == made, "a copy"
+    source.write_text("two")
+    assert library.find(tmp_path, built) is None
+    source.write_text("one")
+    assert library.find(tmp_path, built) == made
+    (source.parent / "more.py").touch()
+    assert library.find(tmp_path, built) is None
+
+
+def test_sources_are_not_read_again_while_they_look_as_before(tmp_path: Path) -> None:
+    source, built = tmp_path / "infra" / "clock.py", tmp_path / "built"
+    source.parent.mkdir()
+    source.write_text("one")
+    os.utime(source, ns=(1, 1))
+    made = library.folder(tmp_path, built)
+    made.mkdir(parents=True)
+    assert library.find(tmp_path, built) == made
 
     source.write_text("two")
-    changed = library.folder(tmp_path)
-    source.write_text("one")
+    os.utime(source, ns=(1, 1))
 
-    assert before != changed
-    assert library.folder(tmp_path) == before
+    assert library.find(tmp_path, built) == made
 
 
 @pytest.mark.real
 @pytest.mark.timeout(600)
 def test_the_same_tests_pass_over_the_compiled_modules(environment: dict[str, str]) -> None:
-    assert library.folder().is_dir(), "they are not compiled: run scripts/install"
+    assert library.find() is not None, "they are not compiled: run scripts/install"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not real", *SAME_TESTS]
     parallel = ["-n", "2", "--dist", "loadfile"]
 
