@@ -2,18 +2,42 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
 from control_plane.cli.failure import CommandFailed, from_problem
+from control_plane.cli.sse import Comment, Event
 from infra.contracts.problem import Problem
 
 CONNECT_S = 5.0
 MAX_PROBLEM_BYTES = 1 << 20
 
 Body = TypeVar("Body", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer to an invocation."""
+
+    body: str
+    request_id: str
+    was_cold: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A streaming answer whose head has come."""
+
+    items: Iterator[Comment | Event]
+    request_id: str
+    was_cold: bool
+
+
+class _Listed(BaseModel, Generic[Body]):
+    data: list[Body]
 
 
 def raise_problem(response: httpx.Response) -> None:
@@ -42,6 +66,17 @@ def parsed(contract: type[Body], content: bytes) -> Body:
             f"the platform's answer cannot be read: {error.errors(include_url=False)[0]['msg']}",
             hint="are the platform and this command of one version?",
         ) from error
+
+
+def listed(contract: type[Body], content: bytes) -> list[Body]:
+    """The values of an answer that is a list."""
+    return parsed(_Listed[contract], content).data  # type: ignore[valid-type]
+
+
+def origin(response: httpx.Response) -> tuple[str, bool]:
+    """The id of the request that a generation answers, and whether it met no replica."""
+    was_cold = str(response.headers.get("Firstlight-Cold-Start")).lower() == "true"
+    return str(response.headers.get("Firstlight-Request-Id", "")), was_cold
 
 
 @contextmanager

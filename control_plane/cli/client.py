@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date
 from ipaddress import ip_address
 from typing import Any
@@ -12,8 +11,17 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel
 
-from control_plane.cli.answers import CONNECT_S, http_errors, parsed, raise_problem
-from control_plane.cli.sse import Comment, Event, read_events
+from control_plane.cli.answers import (
+    CONNECT_S,
+    Answer,
+    Stream,
+    http_errors,
+    listed,
+    origin,
+    parsed,
+    raise_problem,
+)
+from control_plane.cli.sse import read_events
 from infra.contracts.explanation import ModelExplanation
 from infra.contracts.job import JobList, JobStatus
 from infra.contracts.model_spec import ModelSpec
@@ -37,43 +45,6 @@ _JOBS_A_PAGE = 100
 
 class _ModelEntry(BaseModel):
     status: ModelStatus | None
-
-
-class _ModelList(BaseModel):
-    data: list[_ModelEntry]
-
-
-class _NodeList(BaseModel):
-    data: list[NodeStatus]
-
-
-class _KeyList(BaseModel):
-    data: list[KeyStatus]
-
-
-class _TenantList(BaseModel):
-    data: list[TenantStatus]
-
-
-class _UsageList(BaseModel):
-    data: list[UsageRow]
-
-
-class _RevisionList(BaseModel):
-    data: list[RevisionStatus]
-
-
-class _ReportList(BaseModel):
-    data: list[ColdStartReport]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole answer to an invocation."""
-
-    body: str
-    request_id: str
-    was_cold: bool
 
 
 class PlatformClient:
@@ -128,7 +99,7 @@ class PlatformClient:
     def revisions(self, name: str) -> list[RevisionStatus]:
         """Every revision of a model that is kept, the newest first."""
         content = self._call("GET", f"{_model_path(name)}/revisions")
-        return parsed(_RevisionList, content).data
+        return listed(RevisionStatus, content)
 
     def traffic(self, name: str) -> TrafficStatus:
         return parsed(TrafficStatus, self._call("GET", f"{_model_path(name)}/traffic"))
@@ -158,8 +129,8 @@ class PlatformClient:
 
     def models(self) -> list[ModelStatus]:
         """Every model of the key's tenant, by name."""
-        listed = parsed(_ModelList, self._call("GET", "/v1/models")).data
-        own = (entry.status for entry in listed if entry.status is not None)
+        entries = listed(_ModelEntry, self._call("GET", "/v1/models"))
+        own = (entry.status for entry in entries if entry.status is not None)
         return sorted(own, key=lambda status: status.name)
 
     def delete(self, name: str) -> None:
@@ -180,7 +151,7 @@ class PlatformClient:
             f"{_model_path(name)}/coldstarts",
             params={key: value for key, value in asked.items() if value is not None},
         )
-        return parsed(_ReportList, content).data
+        return listed(ColdStartReport, content)
 
     def create_key(self, asked: NewKey) -> CreatedKey:
         content = self._call("POST", "/v1/keys", json=asked.model_dump(mode="json"))
@@ -188,18 +159,18 @@ class PlatformClient:
 
     def nodes(self) -> list[NodeStatus]:
         """Every registered node, by id."""
-        return parsed(_NodeList, self._call("GET", "/v1/nodes")).data
+        return listed(NodeStatus, self._call("GET", "/v1/nodes"))
 
     def keys(self) -> list[KeyStatus]:
         """Every key, the oldest first."""
-        return parsed(_KeyList, self._call("GET", "/v1/keys")).data
+        return listed(KeyStatus, self._call("GET", "/v1/keys"))
 
     def revoke_key(self, key_id: str) -> KeyStatus:
         return parsed(KeyStatus, self._call("DELETE", f"/v1/keys/{quote(key_id, safe='')}"))
 
     def tenants(self) -> list[TenantStatus]:
         """Every tenant with keys or limits, by name."""
-        return parsed(_TenantList, self._call("GET", "/v1/tenants")).data
+        return listed(TenantStatus, self._call("GET", "/v1/tenants"))
 
     def limit_tenant(self, tenant: str, limits: TenantLimits) -> TenantStatus:
         path = f"/v1/tenants/{quote(tenant, safe='')}"
@@ -209,14 +180,14 @@ class PlatformClient:
         """What the key's tenant used, by day, tenant and model."""
         asked = {"since": since, "until": until}
         params = {name: day.isoformat() for name, day in asked.items() if day is not None}
-        return parsed(_UsageList, self._call("GET", "/v1/usage", params=params)).data
+        return listed(UsageRow, self._call("GET", "/v1/usage", params=params))
 
     def invoke(self, name: str, body: dict[str, Any]) -> Answer:
         """A generation, whole."""
         with http_errors(self.url):
             response = self._http.post(f"{_model_path(name)}/invoke", json=body, timeout=_patient())
             raise_problem(response)
-            return Answer(response.text, _request_id(response), _was_cold(response))
+            return Answer(response.text, *origin(response))
 
     def leave(self, name: str, body: dict[str, Any]) -> JobStatus:
         """A generation nobody waits for; safe to send again if no answer came to the first."""
@@ -257,7 +228,7 @@ class PlatformClient:
         return parsed(JobStatus, self._call("POST", f"{_job_path(job_id)}/redrive"))
 
     @contextmanager
-    def invoke_stream(self, name: str, body: dict[str, Any]) -> Iterator["Stream"]:
+    def invoke_stream(self, name: str, body: dict[str, Any]) -> Iterator[Stream]:
         """A generation, as it comes, with comments that say how the wait for it goes on."""
         with (
             http_errors(self.url),
@@ -270,11 +241,7 @@ class PlatformClient:
             ) as response,
         ):
             raise_problem(response)
-            yield Stream(
-                items=read_events(response.iter_bytes()),
-                request_id=_request_id(response),
-                was_cold=_was_cold(response),
-            )
+            yield Stream(read_events(response.iter_bytes()), *origin(response))
 
     @contextmanager
     def logs(self, name: str, *, follow: bool) -> Iterator[Iterator[str]]:
@@ -298,15 +265,6 @@ class PlatformClient:
             return response.content
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """A streaming answer whose head has come."""
-
-    items: Iterator[Comment | Event]
-    request_id: str
-    was_cold: bool
-
-
 def _model_path(name: str) -> str:
     return f"/v1/models/{quote(name, safe='')}"
 
@@ -318,14 +276,6 @@ def _job_path(job_id: str) -> str:
 def _given(asked: dict[str, Any]) -> dict[str, Any]:
     """The parameters that have a value."""
     return {key: value for key, value in asked.items() if value is not None}
-
-
-def _request_id(response: httpx.Response) -> str:
-    return str(response.headers.get("Firstlight-Request-Id", ""))
-
-
-def _was_cold(response: httpx.Response) -> bool:
-    return str(response.headers.get("Firstlight-Cold-Start")).lower() == "true"
 
 
 def _patient() -> httpx.Timeout:

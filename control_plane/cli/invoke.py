@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from control_plane.cli.client import Stream
+from control_plane.cli.answers import Stream
 from control_plane.cli.coldstarts import print_waterfall
 from control_plane.cli.failure import CommandFailed, from_problem
 from control_plane.cli.session import Session, is_interactive
