@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +31,12 @@ from benchmarks.gateway_peers.gateways import (
     vllm_router,
 )
 from benchmarks.gateway_peers.node import StandInNode
-from benchmarks.gateway_peers.verdicts import Figures, Parked, verdicts
+from benchmarks.gateway_peers.verdicts import Figures, Parked, Slice, figures, verdicts
 from tests.support.platform import RunningPlatform, running_platform
 
 CONNECTIONS = 64
 CLIMB_S = 3.0
+TURNS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +62,24 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     psutil.Process().cpu_affinity([LOAD_CORE])
     model = Path(os.environ["FIRSTLIGHT_TEST_MODEL"])  # noqa: TID251 - set by scripts/bench
-    with _stand_in() as upstream:
-        rows = {"direct": uvloop.run(_measure(Gateway(upstream, psutil.Process()), sizes))}
+    with _stand_in() as upstream, ExitStack() as stack:
+        gateways = {"direct": Gateway(upstream, psutil.Process())}
         for name, start in (("nginx", nginx), ("vllm-router", vllm_router)):
-            row = _peer(name, start(upstream), sizes)
-            if row is not None:
-                rows[name] = row
-        rows["firstlight"], parked = _ours(model, upstream, sizes)
+            try:
+                gateways[name] = stack.enter_context(start(upstream))
+            except NotInstalled as error:
+                say(f"{name} is MISSING from the table: {error}")
+        platform = stack.enter_context(_ours(model))
+        port = int(platform.url.rpartition(":")[2])
+        gateways["firstlight"] = Gateway(port, psutil.Process(platform.process.pid))
+        rows, parked = uvloop.run(_measure(gateways, platform.url, upstream, sizes))
     _show(rows, parked)
     sys.exit(rows["firstlight"].failed > 0 or parked.failed > 0)
 
 
-def _peer(name: str, start: AbstractContextManager[Gateway], sizes: Sizes) -> Figures | None:
-    say(f"measuring {name}")
-    try:
-        with start as gateway:
-            return uvloop.run(_measure(gateway, sizes))
-    except NotInstalled as error:
-        say(f"{name} is MISSING from the table: {error}")
-        return None
-
-
-def _ours(model: Path, upstream: int, sizes: Sizes) -> tuple[Figures, Parked]:
+@contextmanager
+def _ours(model: Path) -> Iterator[RunningPlatform]:
     """A real platform with keys, queue, metrics and trace ids; only its replica is a stand-in."""
-    say("measuring firstlight")
     environment = {
         k: v
         for k, v in os.environ.items()  # noqa: TID251 - what children inherit
@@ -92,59 +87,60 @@ def _ours(model: Path, upstream: int, sizes: Sizes) -> tuple[Figures, Parked]:
     }
     ours = {"CAPACITY": "none", "API_KEY": KEY, "NODE_TOKEN": NODE_KEY, "LOG_LEVEL": "warning"}
     environment |= {f"PLATFORM_{name}": value for name, value in ours.items()}
-    with on_gateway_core():
-        running = running_platform(environment)
-        platform = running.__enter__()
-    try:
-        platform.client.headers["authorization"] = f"Bearer {KEY}"
+    with ExitStack() as stack:
+        with on_gateway_core():
+            platform = stack.enter_context(running_platform(environment))
         for name in ("chat", "parked"):
             limits = {"max_queue": 20_000, "max_concurrency": 256}
             platform.deploy(name, model, limits=limits, scaling={"grace": 3600, "max": 1})
-        return uvloop.run(_measure_ours(platform, upstream, sizes))
-    finally:
-        running.__exit__(None, None, None)
+        yield platform
 
 
-async def _measure_ours(
-    platform: RunningPlatform, upstream: int, sizes: Sizes
-) -> tuple[Figures, Parked]:
-    port = int(platform.url.rpartition(":")[2])
-    gateway = Gateway(port, psutil.Process(platform.process.pid))
-    node = StandInNode(platform.url, NODE_KEY, port=upstream, climb_s=CLIMB_S)
+async def _measure(
+    gateways: dict[str, Gateway], url: str, upstream: int, sizes: Sizes
+) -> tuple[dict[str, Figures], Parked]:
+    """In turns, so that what else the machine does meanwhile is shared by all."""
+    slices: dict[str, list[Slice]] = {name: [] for name in gateways}
+    idle_bytes = {name: gateway.pss_bytes() for name, gateway in gateways.items()}
+    node = StandInNode(url, NODE_KEY, port=upstream, climb_s=CLIMB_S)
     await node.register()
     serving = asyncio.create_task(node.run())
     try:
-        figures = await _measure(gateway, sizes)
-        parked = await _park(gateway, node, sizes.parked)
+        for gateway in gateways.values():
+            await until_answering(gateway.port, load.request(gateway.port, KEY))
+        gc.collect()
+        gc.freeze()
+        for turn in range(TURNS):
+            for name, gateway in gateways.items():
+                say(f"measuring {name}, {turn + 1} of {TURNS}")
+                slices[name].append(await _slice(gateway, sizes))
+        rows = {
+            name: figures(slices[name], idle_bytes[name], gateway.pss_bytes())
+            for name, gateway in gateways.items()
+        }
+        return rows, await _park(gateways["firstlight"], node, sizes.parked)
     finally:
         serving.cancel()
         with suppress(asyncio.CancelledError):
             await serving
-    return figures, parked
 
 
-async def _measure(gateway: Gateway, sizes: Sizes) -> Figures:
+async def _slice(gateway: Gateway, sizes: Sizes) -> Slice:
     whole = load.request(gateway.port, KEY)
     streaming = load.request(gateway.port, KEY, is_streaming=True)
-    idle_bytes = gateway.pss_bytes()
-    await until_answering(gateway.port, whole)
-    gc.collect()
-    gc.freeze()
-    await load.run(gateway.port, whole, connections=CONNECTIONS, seconds=0.5)
-    alone = await load.run(gateway.port, whole, connections=1, rounds=sizes.rounds)
+    seconds = sizes.seconds / TURNS
+    await load.run(gateway.port, whole, connections=CONNECTIONS, seconds=0.1)
+    alone = await load.run(gateway.port, whole, connections=1, rounds=sizes.rounds // TURNS)
     before = gateway.cpu_s()
-    many = await load.run(gateway.port, whole, connections=CONNECTIONS, seconds=sizes.seconds)
+    many = await load.run(gateway.port, whole, connections=CONNECTIONS, seconds=seconds)
     between = gateway.cpu_s()
-    streams = await load.run(gateway.port, streaming, connections=CONNECTIONS, rounds=4)
+    streams = await load.run(gateway.port, streaming, connections=CONNECTIONS, rounds=1)
     after = gateway.cpu_s()
-    return Figures(
-        p50_s=alone.quantile(0.5),
-        p99_s=alone.quantile(0.99),
-        requests_per_s=many.answered / sizes.seconds,
+    return Slice(
+        alone_s=alone.seconds,
+        requests_per_s=many.answered / seconds,
         request_cpu_s=(between - before) / max(1, many.answered),
         token_cpu_s=(after - between) / max(1, streams.events),
-        idle_bytes=idle_bytes,
-        after_bytes=gateway.pss_bytes(),
         failed=alone.failed + many.failed + streams.failed,
     )
 
@@ -196,7 +192,10 @@ def _show(rows: dict[str, Figures], parked: Parked) -> None:
             ),
             str(row.failed),
         )
-    table.caption = "direct: its own p50 and p99; the others: what they add to it"
+    table.caption = (
+        "direct: its own p50 and p99; the others: what they add to it; "
+        f"{TURNS} turns, CPU and rates are medians of them"
+    )
     console = Console(width=150)
     console.print(table)
     targets = Table(title="targets")

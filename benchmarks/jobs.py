@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import httpx
-import uvloop
 from rich.console import Console
 
-from benchmarks.durable import accept, kills, power_cut
+from benchmarks.durable import accept, disk, kills, power_cut
 from tests.support.platform import running_platform
 
 CONCURRENCY = 16
@@ -42,15 +41,14 @@ def main() -> None:
 
 def _accept(model: Path, environment: dict[str, str], requests: int) -> None:
     """Without a machine the jobs stay where they are, and nothing else runs."""
+    _say(f"4 KiB and an fdatasync on this disk: p50 {disk.fsync_p50_s() * 1000:.2f} ms")
     with running_platform(environment | {"PLATFORM_CAPACITY": "none"}) as platform:
         platform.deploy("chat", model)
         url = httpx.URL(platform.url)
         assert url.port is not None
         for concurrency in (1, CONCURRENCY):
-            uvloop.run(accept.measure(url.host, url.port, concurrency=concurrency, requests=200))
-            seen = uvloop.run(
-                accept.measure(url.host, url.port, concurrency=concurrency, requests=requests)
-            )
+            accept.measure(url.host, url.port, concurrency=concurrency, requests=200)
+            seen = accept.measure(url.host, url.port, concurrency=concurrency, requests=requests)
             _say(
                 f"202 at concurrency {concurrency}: p50 {seen.quantile(0.5) * 1000:.2f} ms, "
                 f"p99 {seen.quantile(0.99) * 1000:.2f} ms, {requests / seen.total_s:,.0f}/s"

@@ -1,7 +1,19 @@
 """What the gateway's figures are held against."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What one turn of a gateway brought; `alone_s`: each request at one connection."""
+
+    alone_s: Sequence[float]
+    requests_per_s: float
+    request_cpu_s: float
+    token_cpu_s: float
+    failed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +28,21 @@ class Figures:
     idle_bytes: int
     after_bytes: int
     failed: int
+
+
+def figures(slices: Sequence[Slice], idle_bytes: int, after_bytes: int) -> Figures:
+    """Quantiles over all turns, and medians of the turns: some may have met a busy machine."""
+    alone = sorted(second for each in slices for second in each.alone_s)
+    return Figures(
+        p50_s=alone[len(alone) // 2],
+        p99_s=alone[len(alone) * 99 // 100],
+        requests_per_s=median(each.requests_per_s for each in slices),
+        request_cpu_s=median(each.request_cpu_s for each in slices),
+        token_cpu_s=median(each.token_cpu_s for each in slices),
+        idle_bytes=idle_bytes,
+        after_bytes=after_bytes,
+        failed=sum(each.failed for each in slices),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,13 @@ from dataclasses import replace
 
 from benchmarks.gateway_peers import load
 from benchmarks.gateway_peers.stand_in import TOKENS, StandIn
-from benchmarks.gateway_peers.verdicts import Figures, Parked, verdicts
+from benchmarks.gateway_peers.verdicts import (
+    Figures,
+    Parked,
+    Slice,
+    figures,
+    verdicts,
+)
 
 NGINX = Figures(100e-6, 200e-6, 50_000, 20e-6, 10e-6, 7 << 20, 10 << 20, 0)
 DIRECT = replace(NGINX, p50_s=20e-6)
@@ -36,6 +42,15 @@ def test_beyond_the_targets_each_is_not_met() -> None:
     seen = words(slow, Parked(2000, 1, 11e3, 0.4))
 
     assert {word for name, word in seen if "vllm" not in name} == {"NOT MET"}
+
+
+def test_a_turn_that_met_a_busy_machine_decides_nothing() -> None:
+    quiet = Slice([1e-3] * 100, 20_000, 40e-6, 20e-6, 0)
+    busy = Slice([9e-3] * 100, 5_000, 90e-6, 50e-6, 1)
+
+    seen = figures([quiet, busy, quiet], 1, 2)
+
+    assert seen == Figures(1e-3, 9e-3, 20_000, 40e-6, 20e-6, 1, 2, 1)
 
 
 async def test_the_load_counts_answers_and_tokens_of_the_stand_in() -> None:
