@@ -21,6 +21,7 @@ log = structlog.get_logger()
 MOST_AT_ONCE = 64
 MOST_BYTES_AT_ONCE = 8 << 20  # of bodies: Redis does nothing else while it takes them
 MOST_CALLS = 2  # under way: one is written while the next one is made
+_RANDOM_BYTES = 1024  # asked of the kernel at a time
 
 
 Told = Callable[[NewJob | Job | Exception], None]
@@ -28,7 +29,11 @@ Told = Callable[[NewJob | Job | Exception], None]
 
 class Acceptance:
     """One call of the store, and one write to its disk, is for all orders that came while others
-    were under way: the more there are, the less each costs."""
+    were under way: the more there are, the less each costs.
+
+    A second call begins while one is under way once it takes as many orders, so that not every
+    other one is for the first that comes back.
+    """
 
     def __init__(
         self, store: JobStore, *, clock: Clock, waits: Callable[[ModelName], None]
@@ -37,18 +42,25 @@ class Acceptance:
         self._clock = clock
         self._waits = waits
         self._waiting: list[tuple[NewJob, Told]] = []
-        self._calls = 0
+        self._under_way: list[int] = []  # how many each call takes
+        self._random = ""
         self._is_about_to_ask = False
         self._tasks = TaskSet()
 
     def accept(self, order: Order, told: Told) -> None:
         """Tells once: of the job, which is new or has the order's key, and is on disk, or of a
         StoreUnavailable, IdempotencyKeyReused or JobsFull."""
-        self._waiting.append((_new_job(order, now=self._clock.now()), told))
+        if not self._random:
+            self._random = os.urandom(_RANDOM_BYTES).hex()
+        random, self._random = self._random[:16], self._random[16:]
+        self._waiting.append((_new_job(order, random, now=self._clock.now()), told))
         self._ask_soon()
 
     def _ask_soon(self) -> None:
-        if self._waiting and self._calls < MOST_CALLS and not self._is_about_to_ask:
+        under_way = self._under_way
+        least = min(under_way, default=1)
+        may_ask = len(under_way) < MOST_CALLS and len(self._waiting) >= least
+        if may_ask and not self._is_about_to_ask:
             self._is_about_to_ask = True
             asyncio.get_running_loop().call_soon(self._ask)
 
@@ -58,11 +70,11 @@ class Acceptance:
         if not count:  # they were told that the store is away
             return
         some, self._waiting = self._waiting[:count], self._waiting[count:]
-        self._calls += 1
-        self._tasks.start(self._accept(some), name="accept jobs")
+        self._under_way.append(count)
+        self._tasks.start(self._accept(some, count), name="accept jobs")
         self._ask_soon()
 
-    async def _accept(self, some: list[tuple[NewJob, Told]]) -> None:
+    async def _accept(self, some: list[tuple[NewJob, Told]], count: int) -> None:
         outcomes: Sequence[NewJob | Job | Exception]
         try:
             outcomes = await self._store.accept([new for new, _ in some], now=self._clock.now())
@@ -73,7 +85,7 @@ class Acceptance:
             else:
                 outcomes = [error] * len(some)
         finally:
-            self._calls -= 1
+            self._under_way.remove(count)
             self._ask_soon()
         for (_, told), outcome in zip(some, outcomes, strict=True):
             try:
@@ -94,9 +106,9 @@ def _fitting(waiting: Sequence[tuple[NewJob, Told]]) -> int:
     return min(len(waiting), MOST_AT_ONCE)
 
 
-def _new_job(order: Order, *, now: float) -> NewJob:
+def _new_job(order: Order, random: str, *, now: float) -> NewJob:
     milliseconds = round(now * 1000)  # as the store keeps it
-    job_id = JobId(f"job_{milliseconds:012x}{os.urandom(8).hex()}")  # ids sort by age
+    job_id = JobId(f"job_{milliseconds:012x}{random}")  # ids sort by age
     return NewJob(job_id, milliseconds / 1000, order, _idempotency(order))
 
 

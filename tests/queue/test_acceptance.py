@@ -74,7 +74,7 @@ def test_what_comes_while_calls_are_under_way_goes_together_into_the_next_one() 
             desk.order(number)
         await asyncio.sleep(3 * CALL_S)
 
-        assert store.calls == [3, 1, 6], "two at a time"
+        assert store.calls == [3, 3, 4], "two at a time, the second once it takes as many"
         assert [number for number, _ in desk.told] == list(range(10))
         assert all(isinstance(it, NewJob) for _, it in desk.told)
         assert desk.waits == [CHAT] * 3, "once a call"
