@@ -213,7 +213,12 @@ class EmbeddedRedis:
             if self._process is not None:
                 code = await self._process.wait()
                 failures = 0 if loop.time() - started_at > _STEADY_S else failures + 1
-                log.error("redis.ended", code=code, last_words=self._last_words())
+                log.error(
+                    "redis.ended",
+                    code=code,
+                    last_words=self._last_words(),  # a full disk may not have taken them
+                    free_mib=shutil.disk_usage(self._folder).free >> 20,
+                )
             try:
                 await self._start()
                 started_at = loop.time()

@@ -4,7 +4,9 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Sequence
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +125,13 @@ def lease_s() -> float:
 
 @pytest.fixture
 async def setting(tmp_path: Path, lease_s: float) -> AsyncIterator[Setting]:
-    async with EmbeddedRedis(tmp_path) as server:
+    async with set_up(tmp_path, lease_s) as setting:
+        yield setting
+
+
+@asynccontextmanager
+async def set_up(folder: Path, lease_s: float) -> AsyncIterator[Setting]:
+    async with EmbeddedRedis(folder) as server:
         redis = connect(server.url)
         policy = Policy(lease_s=lease_s)
         script = job_function(server.url, policy)
@@ -203,6 +211,42 @@ async def test_a_disk_that_refuses_snapshots_refuses_jobs(setting: Setting, tmp_
     accepted.append(await setting.accept(1001))
     await setting.until_all_succeeded(len(accepted))
     assert sorted(executor.executed) == sorted(accepted), "once each"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder))
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(("umount", "--lazy", str(folder)), check=True)
+
+
+async def test_jobs_live_through_a_full_disk(small_disk: Path, lease_s: float):
+    """Redis ends rather than answer what it could not write."""
+    async with set_up(small_disk / "redis", lease_s) as setting:
+        filler = small_disk / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        number = 0
+        with pytest.raises(StoreUnavailable):
+            while True:  # the last page of its file has room for a few
+                await setting.accept(number)
+                number += 1
+        executor = Echo()
+        setting.work(executor)  # it can be given nothing
+        await asyncio.sleep(0.5)
+        assert executor.executed == []
+        filler.unlink()
+        await setting.accept_until_told(number)
+        await setting.until_all_succeeded(number + 1)
+        assert len(executor.executed) == number + 1, "once each"
 
 
 async def test_jobs_live_through_kills_of_the_server(setting: Setting):
