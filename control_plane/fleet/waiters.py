@@ -55,6 +55,7 @@ class Waiters:
         plan.refused = f"{no_room.reason}; {refusal.error.detail}"
         return NoCapacity(
             plan.refused,
+            hint=refusal.error.hint or "`platform nodes` shows what each node has",
             revision=plan.name,
             retry_after_s=max(1.0, refusal.retry_at - now),
         )

@@ -124,6 +124,7 @@ def test_without_any_node_waiters_are_told_after_a_while_and_served_when_one_com
             name, error = world.told[0]
             assert name == revision.name and isinstance(error, NoCapacity)
             assert "no node is registered" in error.detail
+            assert error.hint == "`platform nodes` shows what each node has"
             world.capacity._most = 1
             await world.until(lambda: world.alive() == [READY], seconds=40)
             assert world.reconciler.standing(revision.name).refused is None
