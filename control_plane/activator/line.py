@@ -12,6 +12,7 @@ from control_plane.autoscaler.demand import Demand, DemandMeter
 from control_plane.fleet.replica import Endpoint
 from infra.clock import Clock
 from infra.contracts.base import ReplicaId, RevisionName
+from infra.contracts.node import Failure
 from infra.contracts.revision import Revision
 from infra.errors import PlatformError
 
@@ -116,6 +117,10 @@ class Line:
         """Which replicas are READY now; the others finish what they have."""
         self._permits.set_ready(endpoints)
         self._permits_changed()
+
+    def replica_failed(self, failure: Failure | None) -> None:
+        """Why a replica ended, for those who wait in vain; None: one is ready."""
+        self._room.last_failure = failure
 
     def answered(self, ticket: Ticket) -> None:
         """The ticket's replica has begun to answer: it is trusted, whatever it did before."""

@@ -13,7 +13,8 @@ from control_plane.fleet.replica import Replica
 from control_plane.fleet.state import Fleet
 from infra.clock import Clock
 from infra.contracts.base import ModelName, RevisionName
-from infra.contracts.revision import Revision
+from infra.contracts.node import Failure
+from infra.contracts.revision import ReplicaState, Revision
 from infra.errors import ModelNotFound, PlatformError
 
 _NOTHING = Demand(0, 0, None, 0.0)
@@ -145,6 +146,8 @@ class Lines:
             line = self._lines.get(revision)
             if line is not None:
                 line.set_ready(self._fleet.ready(revision))
+                if after.state is ReplicaState.READY or after.failure is not None:
+                    line.replica_failed(_placed(after))
         bulletin = self._bulletins.get(revision)
         if bulletin is not None:
             bulletin.ring()
@@ -171,6 +174,15 @@ class Lines:
         del siblings[name]
         if not siblings:
             del self._by_model[model]
+
+
+def _placed(replica: Replica) -> Failure | None:
+    """Why it ended, and where."""
+    failure = replica.failure
+    if failure is None:
+        return None
+    detail = f"{failure.detail} (on node {replica.node_id})"
+    return failure.model_copy(update={"detail": detail})
 
 
 def _deleted(model: ModelName) -> ModelNotFound:

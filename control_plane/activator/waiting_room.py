@@ -7,6 +7,7 @@ from typing import Final
 from control_plane.activator.ticket import WAITING, Ticket
 from control_plane.activator.ticket_queue import TicketQueue
 from infra.clock import Clock
+from infra.contracts.node import Failure
 from infra.contracts.revision import Revision
 from infra.errors import ColdStartTimeout, PlatformError, QueueTimeout
 
@@ -36,6 +37,7 @@ class WaitingRoom:
         self._queue = TicketQueue()
         self.is_cold = True
         self.waiting_bytes = 0
+        self.last_failure: Failure | None = None  # of a replica since one was ready
         self._cold_clock = 0.0
         self._queue_clock = 0.0
         self._ticked_at = clock.now()
@@ -163,15 +165,17 @@ class WaitingRoom:
         if ticket.held_until <= self._ticked_at + _EARLY_S:
             kind = ColdStartTimeout if self.is_cold else QueueTimeout
             return kind(
-                f"no replica of {revision.name} took the request within {ticket.most_held_s:g} s",
-                hint="the header Firstlight-Wait-Timeout set the limit",
+                f"no replica of {revision.name} took the request within {ticket.most_held_s:g} s"
+                + self._why(),
+                hint=self._hint() or "the header Firstlight-Wait-Timeout set the limit",
                 limit_s=ticket.most_held_s,
             )
         if self.is_cold:
             limit_s = self._most_cold_s(ticket)
             return ColdStartTimeout(
-                f"no replica of {revision.name} became ready within {limit_s:g} s",
-                hint=f"`platform logs {revision.model}` says why; timeouts.cold_start and the "
+                f"no replica of {revision.name} became ready within {limit_s:g} s" + self._why(),
+                hint=self._hint()
+                or f"`platform logs {revision.model}` says why; timeouts.cold_start and the "
                 "header Firstlight-Cold-Start-Timeout set the limit",
                 limit_s=limit_s,
             )
@@ -181,3 +185,14 @@ class WaitingRoom:
             hint="try again later, or raise scaling.max or timeouts.queue",
             limit_s=limit_s,
         )
+
+    def _why(self) -> str:
+        failure = self._failure
+        return "" if failure is None else f"; the last one failed: {failure.detail}"
+
+    def _hint(self) -> str | None:
+        return None if self._failure is None else self._failure.hint
+
+    @property
+    def _failure(self) -> Failure | None:
+        return self.last_failure if self.is_cold else None

@@ -13,6 +13,7 @@ from infra.contracts.revision import ReplicaState
 from infra.errors import PlatformError
 from tests.api.world import CHAT, EdgeWorld, scenario
 from tests.fleet.makers import SOURCE, a_registration
+from tests.fleet.world import SLOW
 from worker.node.fake_gpus import a_gpu
 
 YAML = f"""
@@ -119,6 +120,30 @@ async def test_a_replica_that_cannot_start_is_told_with_the_cause_the_place_and_
     for told in (shown, explained):
         assert told["state"] == "failing" and why in told["reason"]
         assert told["hint"] == DOWN.hint
+
+
+@scenario
+async def test_who_waits_no_longer_hears_why_the_last_replica_failed(edge: EdgeWorld) -> None:
+    edge.world.capacity.next_scripts.extend([Script(fails_after=1, failure=DOWN), SLOW, SLOW])
+    limits = ("firstlight-cold-start-timeout", "firstlight-wait-timeout")
+    calls = [
+        edge.start("POST", "/v1/chat/completions", orjson.dumps(CHAT), headers={limit: "5"})
+        for limit in limits
+    ]
+
+    for call in calls:
+        await call.done()
+        problem = call.problem()
+        assert (call.status, problem["hint"]) == (504, DOWN.hint)
+        assert problem["detail"].endswith(
+            f"within 5 s; the last one failed: {DOWN.detail} (on node local)"
+        )
+    await edge.world.until(lambda: edge.world.alive() == [ReplicaState.READY])
+    await edge.world.until(lambda: not edge.world.alive(), seconds=7200)
+    edge.world.capacity.next_scripts.append(SLOW)
+    late = await edge.call("POST", "/v1/chat/completions", CHAT, headers={limits[0]: "5"})
+
+    assert late.status == 504 and late.problem()["detail"].endswith("within 5 s")
 
 
 @pytest.mark.parametrize("kind", ["application/yaml", "text/yaml; charset=utf-8"])
