@@ -54,9 +54,16 @@ def store_errors() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
-        raise StoreUnavailable(
-            f"the state store does not answer: {error}", retry_after_s=1
-        ) from error
+        raise unavailable(error) from error
+
+
+def unavailable(error: Exception) -> StoreUnavailable:
+    """What a caller hears of whatever went wrong between us and the store."""
+    return StoreUnavailable(
+        f"the state store does not answer: {error}",
+        hint="try again soon; the log of `platform up` says more",
+        retry_after_s=1,
+    )
 
 
 def find_server() -> Path:

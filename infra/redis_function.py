@@ -12,7 +12,7 @@ import hiredis
 from redis.asyncio.connection import SSLConnection, parse_url
 
 from infra.backoff import Backoff
-from infra.errors import StoreUnavailable
+from infra.redis import unavailable
 
 TRIES = 6  # about half a second in all, as in infra.redis
 CONNECT_S = 2.0
@@ -64,19 +64,19 @@ class RedisFunction:
                         was_loaded = True
                         continue
                     if not str(reply).startswith("LOADING"):
-                        raise _unavailable(reply)
+                        raise unavailable(reply)
                     raise _Lost(str(reply))
                 return reply
             except (_Lost, OSError, TimeoutError) as error:
                 failures += 1
                 if failures >= TRIES or asyncio.get_running_loop().time() >= give_up_at:
-                    raise _unavailable(error) from error
+                    raise unavailable(error) from error
                 await asyncio.sleep(_BACKOFF.delay_s(failures, jitter=random.random()))
 
     async def _load(self, connection: "_Connection") -> None:
         reply = await connection.call(("FUNCTION", "LOAD", self._source))
         if isinstance(reply, hiredis.ReplyError) and _KNOWN not in str(reply):
-            raise _unavailable(reply)
+            raise unavailable(reply)
 
     async def close(self) -> None:
         """Calls under way fail."""
@@ -112,7 +112,7 @@ class RedisFunction:
             for command in _greeting(options):
                 reply = await connection.call(command)
                 if isinstance(reply, hiredis.ReplyError):
-                    raise _unavailable(reply)
+                    raise unavailable(reply)
         except BaseException:
             connection.abort("it could not be set up")
             raise
@@ -221,7 +221,3 @@ def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def _unavailable(error: Exception) -> StoreUnavailable:
-    return StoreUnavailable(f"the state store does not answer: {error}", retry_after_s=1)

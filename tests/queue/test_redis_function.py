@@ -60,8 +60,9 @@ async def test_a_reading_call_may_not_write(function: RedisFunction):
 
 
 async def test_what_the_server_says_is_told(function: RedisFunction):
-    with pytest.raises(StoreUnavailable, match="it is so"):
+    with pytest.raises(StoreUnavailable, match="it is so") as told:
         await function(("fail",))
+    assert told.value.hint is not None
     assert await function(("set", "one")) == b"one", "the connection goes on"
 
 
