@@ -58,11 +58,14 @@ async def serve(settings: Settings) -> None:
             )
             _settle_memory()
             await plane.start()  # what dials meanwhile waits in the listener's backlog
+            announcement = announce(settings.state_dir, url)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(server.serve(sockets=[listener]))
-                with _announced(settings.state_dir, url):
-                    log.info("platform.ready", url=url, docs=f"{url}/docs")
+                log.info("platform.ready", url=url, docs=f"{url}/docs")
+                try:
                     await stopping.wait()
+                finally:
+                    announcement.unlink(missing_ok=True)
                 log.info("platform.stopping", drain_s=settings.drain_s)
                 await plane.activator.drain(within_s=settings.drain_s)
                 await plane.retire()
@@ -123,14 +126,16 @@ def _url(host: str, listener: socket.socket) -> str:
     return f"http://{named}:{listener.getsockname()[1]}"
 
 
-@contextmanager
-def _announced(state_dir: Path, url: str) -> Iterator[None]:
-    """Leaves `endpoint.json` in the state folder for as long as the platform serves."""
+def announce(state_dir: Path, url: str) -> Path:
+    """Says in `endpoint.json` where the platform serves; the file, to be removed when it does not
+    any more. Raises Conflict."""
     announcement = state_dir / "endpoint.json"
     fresh = announcement.with_suffix(".new")
-    fresh.write_text(json.dumps({"url": url, "pid": os.getpid()}))
-    fresh.replace(announcement)
     try:
-        yield
-    finally:
-        announcement.unlink(missing_ok=True)
+        fresh.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+        fresh.replace(announcement)
+    except OSError as error:
+        raise Conflict(
+            f"cannot write {announcement}: {error.strerror}", hint="is there room on its disk?"
+        ) from None
+    return announcement

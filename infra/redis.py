@@ -195,7 +195,8 @@ class EmbeddedRedis:
                 while not await _answers(probe):
                     if process.returncode is not None:
                         raise StoreUnavailable(
-                            f"{self._server} exited {process.returncode}: {self._last_words()}"
+                            f"{self._server} exited {process.returncode}: {self._last_words()}",
+                            hint=f"{self._free_mib()} MiB are free where {self._folder} is",
                         )
                     await asyncio.sleep(0.005)
         except TimeoutError:
@@ -204,6 +205,9 @@ class EmbeddedRedis:
             ) from None
         finally:
             await probe.aclose()
+
+    def _free_mib(self) -> int:
+        return shutil.disk_usage(self._folder).free >> 20
 
     def _last_words(self) -> str:
         with suppress(OSError):
@@ -224,7 +228,7 @@ class EmbeddedRedis:
                     "redis.ended",
                     code=code,
                     last_words=self._last_words(),  # a full disk may not have taken them
-                    free_mib=shutil.disk_usage(self._folder).free >> 20,
+                    free_mib=self._free_mib(),
                 )
             try:
                 await self._start()
@@ -266,7 +270,13 @@ async def _answers(probe: Redis) -> bool:
 
 def _lock_folder(folder: Path) -> int:
     """Locks the folder for the life of the returned file descriptor; raises Conflict."""
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Conflict(
+            f"cannot write in {folder}: {error.strerror}",
+            hint="set PLATFORM_STATE_DIR to another folder",
+        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

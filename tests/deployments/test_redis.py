@@ -130,6 +130,13 @@ async def test_a_folder_belongs_to_one_platform(tmp_path: Path):
         pass
 
 
+async def test_a_folder_that_cannot_be_written_is_said_to_be(tmp_path: Path):
+    (tmp_path / "lock").mkdir()  # as a read-only file system does, for root too
+    with pytest.raises(Conflict, match="cannot write in") as refusal:
+        await EmbeddedRedis(tmp_path).__aenter__()
+    assert refusal.value.hint == "set PLATFORM_STATE_DIR to another folder"
+
+
 async def test_a_deep_folder_still_gets_a_socket(tmp_path: Path):
     folder = tmp_path.joinpath(*["a-rather-long-folder-name"] * 5)
     async with EmbeddedRedis(folder) as server:
@@ -145,6 +152,7 @@ async def test_a_server_that_cannot_start_says_why(tmp_path: Path):
         async with EmbeddedRedis(tmp_path, server=Path("/bin/false")):
             pass
     assert "exited 1" in refusal.value.detail
+    assert refusal.value.hint is not None and "MiB are free" in refusal.value.hint
     (tmp_path / "appendonlydir").write_text("this should be a folder")
     with pytest.raises(StoreUnavailable):
         async with EmbeddedRedis(tmp_path):
