@@ -184,10 +184,11 @@ class Fleet:
         before = self._nodes.pop(node_id, None)
         if before is None:
             return
-        for replica in self.on_node(node_id):
-            self._put(replica, replica.to(ReplicaState.LOST, now=now, detail=detail))
-        self._rooms.forget(node_id)
-        self._say_node(before, None)
+        with self.one_change():  # nobody who hears of one may take another for one that serves
+            for replica in self.on_node(node_id):
+                self._put(replica, replica.to(ReplicaState.LOST, now=now, detail=detail))
+            self._rooms.forget(node_id)
+            self._say_node(before, None)
 
     def assign(self, replica: Replica) -> None:
         """A new replica is given to its node."""

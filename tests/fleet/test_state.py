@@ -110,6 +110,17 @@ def test_a_node_that_leaves_takes_its_replicas_along(fleet: Fleet):
     assert fleet.replicas() == fleet.nodes() == ()
 
 
+def test_who_hears_that_a_node_left_finds_none_of_its_replicas(fleet: Fleet):
+    fleet.assign(a_replica())
+    fleet.assign(a_replica(replica_id=B))
+    alive: list[int] = []
+    fleet.subscribe(lambda before, after: alive.append(len(fleet.replicas())))
+
+    fleet.leave(N1, now=20, detail="silent")
+
+    assert alive == [0, 0]
+
+
 def test_news_from_a_node_that_does_not_have_the_replica_is_no_news(fleet: Fleet):
     fleet.join(a_node("n2"))
     fleet.assign(a_replica())
