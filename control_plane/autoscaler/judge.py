@@ -70,11 +70,10 @@ class Judge:
         if tracked.band is None and self._is_asleep(tracked, demand, now=now):
             self._let_sleep(tracked)
             return False
-        if demand is not None:
-            tracked.heed(demand, now=now, quiet_until=self.ticked_at)
-            if tracked.stays(demand, now=now):
-                self.agenda.add(tracked.name)  # its windows move on
-                return False
+        tracked.heed(demand, now=now, quiet_until=self.ticked_at)
+        if demand is not None and tracked.stays(demand, now=now):
+            self.agenda.add(tracked.name)  # its windows move on
+            return False
         return self._decide(tracked, demand, now=now)
 
     def _is_asleep(self, tracked: Tracked, demand: Demand | None, *, now: float) -> bool:
@@ -97,8 +96,7 @@ class Judge:
     def decide(self, tracked: Tracked, *, now: float, is_contended: bool = False) -> None:
         """Decides now."""
         demand = self.read(tracked.name)
-        if demand is not None:
-            tracked.heed(demand, now=now, quiet_until=self.ticked_at)
+        tracked.heed(demand, now=now, quiet_until=self.ticked_at)
         self._decide(tracked, demand, now=now, is_contended=is_contended)
 
     def _decide(

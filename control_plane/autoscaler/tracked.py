@@ -92,12 +92,17 @@ class Tracked:
         self._warm = 0
         self.warm_until = -math.inf
 
-    def heed(self, demand: Demand, *, now: float, quiet_until: float | None = None) -> None:
+    def heed(self, demand: Demand | None, *, now: float, quiet_until: float | None = None) -> None:
         """Takes a reading of the demand and learns from it.
 
-        `quiet_until`: the last time when somebody would have looked, had there been a change.
+        `quiet_until`: the last time when somebody would have looked, had there been a change. What
+        happens while the demand is not known is not told.
         """
         carried_to = quiet_until if self.is_looked_after else None
+        if demand is None or not math.isfinite(demand.request_seconds):
+            self.windows.carry(carried_to)
+            self.is_looked_after = False
+            return
         self.windows.record(demand, now=now, quiet_until=carried_to)
         if demand.idled is not None and demand.idled is not self._heard_of:
             self._heard_of = demand.idled

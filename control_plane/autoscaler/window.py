@@ -76,8 +76,8 @@ class Windows:
             return  # of a tick that was left for others: the last one came meanwhile
         if now < self._at or demand.request_seconds < self._requests:
             self._clear()
-        elif quiet_until is not None and self._at < quiet_until and self._rows:
-            self._carry(quiet_until)
+        else:
+            self.carry(quiet_until)
         # A reading close to the one before the last replaces the last: pokes fill no memory.
         if now - self._at_before < _RESOLUTION_S:
             del self._rows[-_WIDTH:]
@@ -132,8 +132,10 @@ class Windows:
         self._short_from = before + (begin_at - at) / (next_at - at) * (after - before)
         return self._requests - self._short_from <= most * span_s
 
-    def _carry(self, at: float) -> None:
-        """Puts the reading at an instant until which nothing arrived or left."""
+    def carry(self, at: float | None) -> None:
+        """Puts the reading at an instant until which nothing arrived or left; none for None."""
+        if at is None or at <= self._at or not self._rows:
+            return
         elapsed_s = at - self._at
         requests = self._requests + self._at_once * elapsed_s
         executing = self._executing + self._in_flight * elapsed_s

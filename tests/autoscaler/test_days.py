@@ -187,7 +187,7 @@ def test_a_client_who_comes_just_when_the_replica_has_gone_costs_twice_at_most()
                 if number % 4 == 3:  # or lets it earn some trust first
                     await asyncio.sleep(world.tracked(RevisionName("late@1")).grace_s() / 2)
                 else:
-                    await world.until(lambda: not world.alive("late"), seconds=300)
+                    await world.until(lambda: not world.alive("late"), seconds=300, every_s=0.25)
                 outcomes.append(await world.request("late"))
             cold_cost_s = world.tracked(RevisionName("late@1")).experience.cold_start_s + 45
             ours, best, stops = costs(outcomes, watcher.kept[ModelName("late")], cold_cost_s)

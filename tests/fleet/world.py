@@ -324,12 +324,14 @@ class World:
         """When replicas moved to this state."""
         return [at for at, _, to in self.history if to is state]
 
-    async def until(self, condition: Callable[[], object], *, seconds: float = 60) -> float:
+    async def until(
+        self, condition: Callable[[], object], *, seconds: float = 60, every_s: float = 0.005
+    ) -> float:
         """Waits, in virtual time; returns how long."""
         began_at = self.now()
         while not condition():
             assert self.now() - began_at < seconds, f"not within {seconds} s: {condition}"
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(every_s)
         return self.now() - began_at
 
     def _remember(self, before: Replica | None, after: Replica) -> None:
