@@ -4,6 +4,7 @@ import http.client
 import re
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,7 +74,7 @@ class RangeSource:
         self._split = urlsplit(url)
         self._local = threading.local()
 
-    def read(self, offset: int, length: int) -> bytes:
+    def parts(self, offset: int, length: int) -> Iterator[bytes]:
         try:
             if not hasattr(self._local, "connection"):
                 self._local.connection = http.client.HTTPConnection(self._split.netloc, timeout=60)
@@ -83,4 +84,4 @@ class RangeSource:
         except (OSError, http.client.HTTPException) as error:
             del self._local.connection
             raise SourceUnavailable(f"the origin: {error}") from error
-        return data
+        yield data

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +21,7 @@ from infra.errors import (
 )
 from infra.json_file import parse_json_object
 from infra.registry.authorization import Authorization
-from infra.registry.connections import Answer, Body, Connections
+from infra.registry.connections import Answer, Body, Connections, Opened
 from infra.registry.manifest import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -118,22 +119,38 @@ class Registry:
                     raise
                 self._pause(_BACKOFF.delay_s(attempt))
 
-    def blob_range(self, image: Reference, digest: str, offset: int, length: int) -> bytes:
-        """Exactly those bytes of a blob, unverified."""
+    def blob_parts(
+        self, image: Reference, digest: str, offset: int, length: int
+    ) -> Iterator[bytes]:
+        """Exactly those bytes of a blob, as they come and unverified."""
+        num_bytes = 0
+        for attempt in range(1, _TRIES + 1):
+            try:
+                for part in self._range(image, digest, offset + num_bytes, length - num_bytes):
+                    num_bytes += len(part)
+                    yield part
+                return
+            except SourceUnavailable as error:
+                if attempt == _TRIES:
+                    raise
+                asked_s = error.facts.get("retry_after_s", 0.0)
+            self._pause(max(_BACKOFF.delay_s(attempt), asked_s))
+
+    def _range(self, image: Reference, digest: str, offset: int, length: int) -> Iterator[bytes]:
         last = offset + length - 1
-        answer = self._ask(
-            "GET",
-            image,
-            f"/v2/{image.repository}/blobs/{digest}",
-            headers={"Range": f"bytes={offset}-{last}"},
-            most_bytes=length,
-        )
-        said = answer.headers.get("content-range", "")
-        if answer.status != 206 or not said.startswith(f"bytes {offset}-{last}/"):
-            raise SourceUnavailable(f"{image.host} answers another range than was asked for")
-        if len(answer.body) != length:
-            raise SourceUnavailable(f"{image.host} answers {len(answer.body)} bytes of {length}")
-        return answer.body
+        path = f"/v2/{image.repository}/blobs/{digest}"
+        with self._opened(
+            "GET", image, path, headers={"Range": f"bytes={offset}-{last}"}
+        ) as opened:
+            said = opened.headers.get("content-range", "")
+            if opened.status != 206 or not said.startswith(f"bytes {offset}-{last}/"):
+                raise ImageInvalid(f"{image.host} answers another range than was asked for")
+            num_bytes = 0
+            for part in opened.parts(length):
+                num_bytes += len(part)
+                yield part
+        if num_bytes != length:
+            raise SourceUnavailable(f"{image.host} answers {num_bytes} bytes of {length}")
 
     def blob_place(self, image: Reference, digest: str, *, is_checked: bool) -> Place:
         """For readers of ranges that bring their own connections.
@@ -241,28 +258,53 @@ class Registry:
         scope: str = "pull",
         sink: Callable[[bytes], object] | None = None,
     ) -> Answer:
+        with self._opened(method, image, path, headers=headers, body=body, scope=scope) as opened:
+            if sink is None:
+                return opened.whole(most_bytes)
+            for part in opened.parts(most_bytes):
+                sink(part)
+            return Answer(opened.status, opened.headers, b"")
+
+    @contextmanager
+    def _opened(
+        self,
+        method: str,
+        image: Reference,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Body = None,
+        scope: str = "pull",
+    ) -> Iterator[Opened]:
+        """A success whose body is still to be read."""
         origin = self._connections.origin(image.endpoint)
         url = path if path.startswith("http") else f"{origin}{path}"
         is_ours = url.startswith(f"{origin}/")  # uploads may go elsewhere, our token may not
         scope = _scope(image, scope)
         token = self._authorization.header(image.host, scope) if is_ours else None
 
-        def exchange(token: str | None) -> Answer:
+        def exchange(token: str | None) -> AbstractContextManager[Opened]:
             sent = dict(headers or {}) | ({"Authorization": token} if token else {})
-            return self._connections.ask(
-                method, url, headers=sent, body=body, most_bytes=most_bytes, sink=sink
-            )
+            return self._connections.opened(method, url, headers=sent, body=body)
 
-        answer = exchange(token)
-        if answer.status == 401 and is_ours:
-            challenge = answer.headers.get("www-authenticate", "")
-            token = self._authorization.answer(image.host, scope, challenge, sent=token)
-            if body is not None and not isinstance(body, bytes):
-                body.seek(0)
-            answer = exchange(token)
-        if 200 <= answer.status < 300:
-            return answer
-        raise _refusal(answer, image, method)
+        with exchange(token) as opened:
+            if opened.status != 401 or not is_ours:
+                yield _success(opened, image, method)
+                return
+            challenge = opened.headers.get("www-authenticate", "")
+            opened.whole()
+        token = self._authorization.answer(image.host, scope, challenge, sent=token)
+        if body is not None and not isinstance(body, bytes):
+            body.seek(0)
+        with exchange(token) as opened:
+            yield _success(opened, image, method)
+
+
+def _success(opened: Opened, image: Reference, method: str) -> Opened:
+    """The response itself, unless it is a refusal: then raises what that says."""
+    if 200 <= opened.status < 300:
+        return opened
+    raise _refusal(opened.whole(), image, method)
 
 
 def _scope(image: Reference, actions: str) -> str:

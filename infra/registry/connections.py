@@ -33,6 +33,53 @@ class Answer:
     body: bytes
 
 
+class Opened:
+    """A response whose body is still to be read, once."""
+
+    def __init__(self, origin: str, response: http.client.HTTPResponse, *, stall_s: float) -> None:
+        self.status = response.status
+        self.headers = {name.lower(): value for name, value in response.getheaders()}
+        self._origin = origin
+        self._response = response
+        self._stall_s = stall_s
+
+    def whole(self, most_bytes: int = 0) -> Answer:
+        """With its body; of what is no success only so much that it says why."""
+        most_bytes = most_bytes if self.status < 300 else _MOST_ERROR_BYTES
+        return Answer(self.status, self.headers, b"".join(self.parts(most_bytes)))
+
+    def parts(self, most_bytes: int) -> Iterator[bytes]:
+        """Raises SourceUnavailable for an answer that stalls, trickles, ends early or is longer."""
+        num_bytes = 0
+        began_at = time.monotonic()
+        expected = self._response.length
+        while part := self._read():
+            num_bytes += len(part)
+            if num_bytes > most_bytes:
+                raise SourceUnavailable(f"an answer of more than {most_bytes} bytes")
+            allowed_s = self._stall_s + num_bytes / _LEAST_BYTES_PER_S
+            if time.monotonic() - began_at > allowed_s:
+                raise SourceUnavailable("an answer that trickles")
+            yield part
+        self._response.close()  # read1 leaves it open at its end, and the connection unusable
+        if expected is not None and num_bytes != expected:
+            raise SourceUnavailable(f"an answer of {num_bytes} bytes that promised {expected}")
+
+    def _read(self) -> bytes:
+        with _said_of(self._origin):
+            return self._response.read1(_READ_BYTES)
+
+
+@contextmanager
+def _said_of(origin: str) -> Iterator[None]:
+    """What the network does, in the platform's words."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        said = str(error) or type(error).__name__
+        raise SourceUnavailable(f"{origin}: {said}") from error
+
+
 class Connections:
     """Idle connections by origin; any thread may use it."""
 
@@ -74,13 +121,33 @@ class Connections:
         With a `sink` the body of a success goes there. Raises SourceUnavailable for what the
         network does, for answers that stall, trickle or end early, and for more than `most_bytes`.
         """
+        with self.opened(method, url, headers=headers, body=body, follow=follow) as opened:
+            if sink is None or opened.status >= 300:
+                return opened.whole(most_bytes)
+            for part in opened.parts(most_bytes):
+                sink(part)
+            return Answer(opened.status, opened.headers, b"")
+
+    @contextmanager
+    def opened(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Body = None,
+        follow: bool = True,
+    ) -> Iterator["Opened"]:
+        """As `ask`, the body still to be read; what is not read costs the connection."""
         headers = dict(headers or {})
         for _ in range(_MOST_REDIRECTS):
-            answer = self._exchange(method, url, headers, body, most_bytes, sink)
-            location = answer.headers.get("location")
-            may_follow = follow and method in {"GET", "HEAD"}
-            if answer.status not in _REDIRECTS or not location or not may_follow:
-                return answer
+            with self._exchange(method, url, headers, body) as opened:
+                location = opened.headers.get("location")
+                may_follow = follow and method in {"GET", "HEAD"}
+                if opened.status not in _REDIRECTS or not location or not may_follow:
+                    yield opened
+                    return
+                opened.whole()
             target = urljoin(url, location)
             if urlsplit(target).scheme not in {"http", "https"} or (
                 url.startswith("https:") and not target.startswith("https:")
@@ -91,54 +158,20 @@ class Connections:
             url = target
         raise SourceUnavailable(f"{_origin_of(url)} redirects without end")
 
+    @contextmanager
     def _exchange(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: Body,
-        most_bytes: int,
-        sink: Callable[[bytes], object] | None,
-    ) -> Answer:
+        self, method: str, url: str, headers: Mapping[str, str], body: Body
+    ) -> Iterator["Opened"]:
         split = urlsplit(url)
         path = (split.path or "/") + (f"?{split.query}" if split.query else "")
-        try:
-            with self._connection(_origin_of(url)) as connection:
+        origin = _origin_of(url)
+        with self._connection(origin) as connection:
+            with _said_of(origin):
                 connection.request(method, path, body=body, headers=dict(headers))
                 response = connection.getresponse()
-                if response.status < 300:
-                    content = self._read(response, most_bytes, sink)
-                else:
-                    content = self._read(response, _MOST_ERROR_BYTES, None)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            said = str(error) or type(error).__name__
-            raise SourceUnavailable(f"{_origin_of(url)}: {said}") from error
-        lowered = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(response.status, lowered, content)
-
-    def _read(
-        self,
-        response: http.client.HTTPResponse,
-        most_bytes: int,
-        sink: Callable[[bytes], object] | None,
-    ) -> bytes:
-        parts: list[bytes] = []
-        consume = sink or parts.append
-        num_bytes = 0
-        began_at = time.monotonic()
-        expected = response.length
-        while part := response.read1(_READ_BYTES):
-            num_bytes += len(part)
-            if num_bytes > most_bytes:
-                raise SourceUnavailable(f"an answer of more than {most_bytes} bytes")
-            allowed_s = self._stall_s + num_bytes / _LEAST_BYTES_PER_S
-            if time.monotonic() - began_at > allowed_s:
-                raise SourceUnavailable("an answer that trickles")
-            consume(part)
-        response.close()  # read1 leaves it open at its end, and the connection unusable
-        if expected is not None and num_bytes != expected:
-            raise SourceUnavailable(f"an answer of {num_bytes} bytes that promised {expected}")
-        return b"".join(parts)
+            yield Opened(origin, response, stall_s=self._stall_s)
+            if not response.isclosed():  # its end was not read: the next answer would be that
+                connection.close()
 
     @contextmanager
     def _connection(self, origin: str) -> Iterator[http.client.HTTPConnection]:
@@ -146,7 +179,8 @@ class Connections:
         with self._lock:
             connection = self._idle[origin].pop() if self._idle[origin] else None
         if connection is None or _has_ended(connection):
-            connection = self._connect(origin)
+            with _said_of(origin):
+                connection = self._connect(origin)
         try:
             yield connection
         except BaseException:

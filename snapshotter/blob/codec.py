@@ -4,31 +4,65 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from snapshotter.index.chunk_table import Chunk
-from snapshotter.index.gzip_spans import GzipPoint, inflate_span
+from snapshotter.index.gzip_spans import GzipPoint, Span
 from snapshotter.index.layer_index import Compression, LayerIndex
 from snapshotter.index.zstd_frames import decode_frame
 
 
-class Codec(Protocol):
-    """Turns what a source gave for one chunk into the chunk; may be called from any thread."""
+class Decoder(Protocol):
+    """One chunk in the making. Raises SourceUnavailable for damaged data."""
 
-    def decode(self, chunk: Chunk, encoded: memoryview) -> bytes:
-        """At most `chunk.length` bytes, unverified. Raises SourceUnavailable for damaged ones."""
+    def feed(self, encoded: memoryview) -> None:
+        """The next bytes that the source has for the chunk, in parts of any size."""
         ...
+
+    def finish(self) -> bytes:
+        """The chunk: at most its length, unverified."""
+        ...
+
+
+class Codec(Protocol):
+    """Turns what a source gives for one chunk into the chunk; may be called from any thread."""
+
+    def decoder(self, chunk: Chunk) -> Decoder: ...
+
+
+class Whole:
+    """A chunk that is made when all of it is here."""
+
+    def __init__(self) -> None:
+        self._parts: list[memoryview] = []
+
+    def feed(self, encoded: memoryview) -> None:
+        self._parts.append(encoded)
+
+    def finish(self) -> bytes:
+        return b"".join(self._parts)
 
 
 class RawCodec:
     """The source is not compressed."""
 
-    def decode(self, chunk: Chunk, encoded: memoryview) -> bytes:
-        return bytes(encoded)
+    def decoder(self, chunk: Chunk) -> Decoder:
+        return Whole()
+
+
+class Frame(Whole):
+    """A chunk that is a frame of zstd."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self._length = length
+
+    def finish(self) -> bytes:
+        return decode_frame(super().finish(), self._length)
 
 
 class ZstdCodec:
     """Each chunk is a zstd frame of its own."""
 
-    def decode(self, chunk: Chunk, encoded: memoryview) -> bytes:
-        return decode_frame(encoded, chunk.length)
+    def decoder(self, chunk: Chunk) -> Decoder:
+        return Frame(chunk.length)
 
 
 class GzipCodec:
@@ -37,8 +71,8 @@ class GzipCodec:
     def __init__(self, points: Sequence[GzipPoint]) -> None:
         self._points = points
 
-    def decode(self, chunk: Chunk, encoded: memoryview) -> bytes:
-        return inflate_span(self._points[chunk.index], encoded, chunk.length)
+    def decoder(self, chunk: Chunk) -> Decoder:
+        return Span(self._points[chunk.index], chunk.length)
 
 
 def codec_of(index: LayerIndex) -> Codec:

@@ -14,8 +14,11 @@ class Source(Protocol):
 
     name: str  # "origin", "file", …: what reports and metrics call it
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes, unverified. Raises SourceUnavailable; may be repeated."""
+    def parts(self, offset: int, length: int) -> Iterator[bytes]:
+        """Exactly `length` bytes, as they come and unverified.
+
+        Raises SourceUnavailable at any point; may be repeated.
+        """
         ...
 
 
@@ -33,7 +36,7 @@ class ChunkSource(Protocol):
 
 
 class Decoded:
-    """A ChunkSource made of ranges: one read for the whole run, each chunk decoded by `codec`."""
+    """A ChunkSource made of ranges: one for the whole run, decoded by `codec` while it comes."""
 
     def __init__(self, source: Source, codec: Codec) -> None:
         self.name = source.name
@@ -43,10 +46,29 @@ class Decoded:
     def chunks(self, run: Sequence[Chunk]) -> Iterator[bytes]:
         begin = min(chunk.source_offset for chunk in run)
         end = max(chunk.source_end for chunk in run)
-        data = memoryview(self._source.read(begin, end - begin) if end > begin else b"")
+        parts = self._source.parts(begin, end - begin) if end > begin else iter(())
+        part, part_begin = memoryview(b""), begin
         for chunk in run:
-            encoded = data[chunk.source_offset - begin : chunk.source_end - begin]
-            yield self._codec.decode(chunk, encoded)
+            decoder = self._codec.decoder(chunk)
+            at = chunk.source_offset  # neighbours may share a byte: it is in this part, or the next
+            while at < chunk.source_end:
+                if at >= part_begin + len(part):
+                    part_begin += len(part)
+                    part = memoryview(_next(parts))
+                    continue
+                piece = part[at - part_begin : chunk.source_end - part_begin]
+                decoder.feed(piece)
+                at += len(piece)
+            if at == end and next(parts, None) is not None:  # asked, it knows that we are done
+                raise SourceUnavailable("a source has given more than was asked for")
+            yield decoder.finish()
+
+
+def _next(parts: Iterator[bytes]) -> bytes:
+    part = next(parts, None)
+    if part is None:
+        raise SourceUnavailable("a source has given less than was asked for")
+    return part
 
 
 class MemorySource:
@@ -54,15 +76,17 @@ class MemorySource:
 
     name = "memory"
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, part_bytes: int = 1 << 20) -> None:
         self.data = data
+        self.part_bytes = part_bytes
         self.reads: list[tuple[int, int]] = []
 
-    def read(self, offset: int, length: int) -> bytes:
+    def parts(self, offset: int, length: int) -> Iterator[bytes]:
         self.reads.append((offset, length))
         if offset + length > len(self.data):
             raise SourceUnavailable(f"the blob ends at byte {len(self.data)}")
-        return self.data[offset : offset + length]
+        for begin in range(offset, offset + length, self.part_bytes):
+            yield self.data[begin : min(begin + self.part_bytes, offset + length)]
 
 
 class FileSource:
@@ -73,7 +97,7 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def read(self, offset: int, length: int) -> bytes:
+    def parts(self, offset: int, length: int) -> Iterator[bytes]:
         try:
             with self._path.open("rb") as file:
                 file.seek(offset)
@@ -82,4 +106,4 @@ class FileSource:
             raise SourceUnavailable(f"{self._path.name}: {error.strerror}") from error
         if len(data) != length:
             raise SourceUnavailable(f"{self._path.name} ends before byte {offset + length}")
-        return data
+        yield data

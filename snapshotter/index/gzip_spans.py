@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 import zstandard
 from isal import isal_zlib
@@ -110,32 +110,58 @@ def _parse_export(exported: bytes, *, most_bytes: int) -> GzipMap:
 def inflate_span(point: GzipPoint, encoded: memoryview, length: int) -> bytes:
     """The `length` bytes from a point on; `encoded` begins at the point's `source_begin`.
 
-    Crosses into further gzip members. Fewer bytes where the data ends early. Raises
-    SourceUnavailable for damaged data.
+    Fewer bytes where the data ends early. Raises SourceUnavailable for damaged data.
     """
-    try:
-        window = _window(point)
-        inflater = isal_zlib.decompressobj(_RAW, zdict=window)
-        if point.num_bits:
-            output = [inflater.decompress(_primed(point.num_bits, encoded[0]), length)]
-            rest: bytes | memoryview = encoded[1:]
-        else:
-            output, rest = [], encoded
-        left = length - sum(map(len, output))
-        if left:
-            output.append(inflater.decompress(rest, left))
-            left -= len(output[-1])
-        trailer = _TRAILER_BYTES  # of the member that was entered raw; zlib reads the others'
-        while left and inflater.eof:
-            rest = inflater.unused_data[trailer:].lstrip(b"\0")
-            if not rest:
-                break
-            inflater, trailer = isal_zlib.decompressobj(_GZIP), 0
-            output.append(inflater.decompress(rest, left))
-            left -= len(output[-1])
-    except _DAMAGE as error:
-        raise SourceUnavailable(f"a span of gzip is damaged: {error}") from error
-    return b"".join(output)
+    span = Span(point, length)
+    span.feed(encoded)
+    return span.finish()
+
+
+class Span:
+    """The `length` bytes from a point on, inflated while they come; fed from `source_begin` on.
+
+    Crosses into further gzip members. Raises SourceUnavailable for damaged data.
+    """
+
+    def __init__(self, point: GzipPoint, length: int) -> None:
+        self._point = point
+        self._left = length
+        self._output: list[bytes] = []
+        self._num_bits = point.num_bits
+        self._inflater: Any = None  # isal's stubs have no name for it
+        self._trailer = _TRAILER_BYTES  # of the member that was entered raw; zlib reads the others'
+        self._after = b""  # what came after a member's end, and is not yet known to begin another
+
+    def feed(self, encoded: bytes | memoryview) -> None:
+        """The next bytes of the file, in parts of any size."""
+        rest: bytes | memoryview = encoded
+        try:
+            if self._inflater is None:
+                self._inflater = isal_zlib.decompressobj(_RAW, zdict=_window(self._point))
+            if self._num_bits and len(rest):
+                self._inflate(_primed(self._num_bits, rest[0]))
+                self._num_bits, rest = 0, rest[1:]
+            while self._left and len(rest):
+                if self._inflater.eof:
+                    self._after += rest
+                    rest = self._after[self._trailer :].lstrip(b"\0")
+                    if not rest:
+                        return
+                    self._inflater, self._trailer = isal_zlib.decompressobj(_GZIP), 0
+                    self._after = b""
+                self._inflate(rest)
+                rest = self._inflater.unused_data
+        except _DAMAGE as error:
+            raise SourceUnavailable(f"a span of gzip is damaged: {error}") from error
+
+    def finish(self) -> bytes:
+        """All that came, fewer than `length` bytes where the data ended early."""
+        return b"".join(self._output)
+
+    def _inflate(self, encoded: bytes | memoryview) -> None:
+        output = self._inflater.decompress(encoded, self._left)
+        self._output.append(output)
+        self._left -= len(output)
 
 
 def _window(point: GzipPoint) -> bytes:

@@ -101,7 +101,7 @@ def _read_frame(mapped: mmap.mmap, position: int) -> Frame:
         raise ImageInvalid(f"the layer is no zstd file: {error}") from error
 
 
-def decode_frame(encoded: memoryview, length: int) -> bytes:
+def decode_frame(encoded: bytes, length: int) -> bytes:
     """The content of one frame, at most `length` bytes; raises SourceUnavailable for damage."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW_BYTES)
     try:

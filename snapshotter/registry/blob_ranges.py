@@ -1,6 +1,8 @@
 """One blob of a registry as a source of ranges."""
 
-from infra.errors import Forbidden, NotFound, SourceUnavailable, Unauthorized
+from collections.abc import Iterator
+
+from infra.errors import Forbidden, ImageInvalid, NotFound, SourceUnavailable, Unauthorized
 from infra.registry.client import Registry
 from infra.registry.reference import Reference
 
@@ -15,9 +17,9 @@ class RegistryBlob:
         self._image = image
         self._digest = digest
 
-    def read(self, offset: int, length: int) -> bytes:
+    def parts(self, offset: int, length: int) -> Iterator[bytes]:
         """Exactly those bytes, unverified. Raises SourceUnavailable for whatever goes wrong."""
         try:
-            return self._registry.blob_range(self._image, self._digest, offset, length)
-        except (NotFound, Unauthorized, Forbidden) as error:
+            yield from self._registry.blob_parts(self._image, self._digest, offset, length)
+        except (NotFound, Unauthorized, Forbidden, ImageInvalid) as error:
             raise SourceUnavailable(error.detail) from error

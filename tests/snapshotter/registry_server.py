@@ -211,11 +211,15 @@ def status(code: int, headers: dict[str, str] | None = None) -> Fault:
 
 def truncated(handler: Handler) -> bool:
     """Half of what was promised, then the connection ends."""
-    handler.send_response(206 if handler.headers.get("Range") else 200)
-    handler.send_header("Content-Length", "1000")
-    handler.send_header("Content-Range", "bytes 0-999/5000")
+    content = handler.server.blobs.get(handler.path.rpartition("/")[2], b"x" * 1000)
+    said = handler.headers.get("Range", f"bytes=0-{len(content) - 1}").removeprefix("bytes=")
+    begin, _, last = said.partition("-")
+    length = int(last) + 1 - int(begin)
+    handler.send_response(206 if "Range" in handler.headers else 200)
+    handler.send_header("Content-Length", str(length))
+    handler.send_header("Content-Range", f"bytes {said}/{len(content)}")
     handler.end_headers()
-    handler.wfile.write(b"x" * 500)
+    handler.wfile.write(content[int(begin) : int(begin) + length // 2])
     handler.close_connection = True
     return True
 

@@ -75,13 +75,17 @@ def test_what_is_no_reference_is_refused(text):
         Reference.parse(text)
 
 
+def read(blob: RegistryBlob, offset: int, length: int) -> bytes:
+    return b"".join(blob.parts(offset, length))
+
+
 def test_ranges_are_exact(server, image, client):
     blob = RegistryBlob(client(), image, server.add_blob(CONTENT))
 
-    assert blob.read(0, 10) == CONTENT[:10]
-    assert blob.read(1000, 3000) == CONTENT[1000:4000]
+    assert read(blob, 0, 10) == CONTENT[:10]
+    assert read(blob, 1000, 3000) == CONTENT[1000:4000]
     with pytest.raises(SourceUnavailable):
-        blob.read(len(CONTENT) - 5, 10)
+        read(blob, len(CONTENT) - 5, 10)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +102,7 @@ def test_a_registry_that_stumbles_is_asked_again(server, image, client, fault):
     blob = RegistryBlob(client(), image, server.add_blob(CONTENT))
     server.fail("GET", fault, fault)
 
-    assert blob.read(0, 10) == CONTENT[:10]
+    assert read(blob, 0, 10) == CONTENT[:10]
 
 
 @pytest.mark.parametrize(
@@ -109,8 +113,8 @@ def test_another_range_than_was_asked_for_is_no_answer(server, image, client, fa
     server.fail("GET", fault)
 
     with pytest.raises(SourceUnavailable, match="another range"):
-        blob.read(0, 10)
-    assert blob.read(0, 10) == CONTENT[:10]
+        read(blob, 0, 10)
+    assert read(blob, 0, 10) == CONTENT[:10]
 
 
 def test_a_registry_that_ignores_ranges_does_not_send_us_the_whole_blob_for_each(
@@ -123,8 +127,8 @@ def test_a_registry_that_ignores_ranges_does_not_send_us_the_whole_blob_for_each
     blob = RegistryBlob(client(), image, server.add_blob(CONTENT))
     server.fail("GET", *[whole] * 4)
 
-    with pytest.raises(SourceUnavailable, match="more than 10 bytes"):
-        blob.read(0, 10)
+    with pytest.raises(SourceUnavailable, match="another range"):
+        read(blob, 0, 10)
 
 
 def test_an_answer_that_stalls_ends(server, image, client):
@@ -133,6 +137,7 @@ def test_an_answer_that_stalls_ends(server, image, client):
     def stall(handler: Handler) -> bool:
         handler.send_response(206)
         handler.send_header("Content-Length", "10")
+        handler.send_header("Content-Range", f"bytes 0-9/{len(CONTENT)}")
         handler.end_headers()
         handler.wfile.flush()
         released.wait(60)
@@ -142,7 +147,7 @@ def test_an_answer_that_stalls_ends(server, image, client):
     server.fail("GET", *[stall] * 4)
 
     with pytest.raises(SourceUnavailable, match="timed out"):
-        blob.read(0, 10)
+        read(blob, 0, 10)
     released.set()
 
 
@@ -155,7 +160,7 @@ def test_a_connection_that_the_registry_closed_meanwhile_is_not_used(server, ima
 
     server.fail("GET", last)
     for _ in range(3):
-        assert blob.read(0, 10) == CONTENT[:10]
+        assert read(blob, 0, 10) == CONTENT[:10]
 
 
 def test_a_blob_is_verified_and_bounded(server, image, client):
@@ -223,10 +228,10 @@ def test_a_token_is_fetched_kept_and_fetched_again_when_it_is_refused(server, im
     server.fail("GET /token", token_service, token_service)
     server.fail("GET /v2", status(401, challenge(server)))
 
-    blob.read(0, 10)
-    blob.read(10, 10)
+    read(blob, 0, 10)
+    read(blob, 10, 10)
     server.fail("GET /v2", status(401, challenge(server)))
-    blob.read(20, 10)
+    read(blob, 20, 10)
 
     tokens = [sent for sent in server.seen_authorization if sent and sent.startswith("Bearer")]
     assert tokens == ["Bearer t2", "Bearer t2", "Bearer t2", "Bearer t6"]
@@ -241,10 +246,10 @@ def test_a_token_that_ran_out_is_not_sent(server, image, client):
     blob = RegistryBlob(registry, image, server.add_blob(CONTENT))
     server.fail("GET /token", token_service)
     server.fail("GET /v2", status(401, challenge(server)))
-    blob.read(0, 10)
+    read(blob, 0, 10)
 
     now[0] = 301.0
-    blob.read(0, 10)
+    read(blob, 0, 10)
 
     assert server.seen_authorization[-1] is None
 
@@ -269,7 +274,7 @@ def test_a_login_does_not_follow_a_redirect_to_another_host(server, image, clien
 
         blob = RegistryBlob(client(lambda host: Login("ann", "secret")), image, digest)
 
-        assert blob.read(5, 5) == CONTENT[5:10]
+        assert read(blob, 5, 5) == CONTENT[5:10]
         assert elsewhere.seen_authorization == [None]
         assert server.seen_authorization[1] is not None
 
