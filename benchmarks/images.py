@@ -1,4 +1,4 @@
-"""What a lazy image saves of a start: torch imported in a container, on a node that has nothing."""
+"""What a lazy image saves of a start, and what its mounted layers cost once they are here."""
 
 import argparse
 import os
@@ -13,12 +13,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.image_starts.mounted_layers import measure_kills, measure_layers
 from benchmarks.image_starts.node import Start, lazy_start, plain_start
 from benchmarks.image_starts.registry_images import REPOSITORY, Image, push_images
 from benchmarks.measure.link import running_link
 from benchmarks.measure.report import Target, targets_table
+from benchmarks.measure.torch_image import torch_layers
 from tests.support.registry import running_registry
 
+PARTS = ("starts", "layers", "kills")
 MBIT_PER_S = 1000.0
 ROUND_TRIP_MS = 5.0
 
@@ -30,14 +33,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench images", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="of each way")
     parser.add_argument("--image", type=Path, help="where its layers are, or are made")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure of it"
+    )
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("error: containers need root\nhint: run it as root")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was mounted is unmounted
+    console = Console(width=120)
+    rows: list[Target] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        image = arguments.image or folder / "image"
+        if "starts" in arguments.parts:
+            figures, gzip, zstd = measure_starts(image, folder, rounds=arguments.rounds)
+            console.print(_table(figures, gzip, zstd))
+            rows += targets(figures, gzip, zstd)
+        if "layers" in arguments.parts:
+            rows += measure_layers(torch_layers(image), folder, rounds=arguments.rounds)
+        if "kills" in arguments.parts:
+            rows += measure_kills(torch_layers(image)[-1], folder)
+    console.print(targets_table(rows))
+
+
+def measure_starts(image: Path, folder: Path, *, rounds: int) -> tuple[Figures, Image, Image]:
+    """Starts on nodes that have nothing, each way in turn; also the image's two forms."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         registry = stack.enter_context(running_registry(folder))
-        gzip, zstd = push_images(registry.address, arguments.image or folder / "image")
+        gzip, zstd = push_images(registry.address, image)
         link = stack.enter_context(
             running_link(registry.address, mbit_per_s=MBIT_PER_S, round_trip_ms=ROUND_TRIP_MS)
         )
@@ -51,19 +74,17 @@ def main() -> None:
             "zstd": lambda shares: lazy_start(link, named(zstd), shares=shares),
         }
         figures: Figures = {}
-        for number in range(2 * arguments.rounds):
+        for number in range(2 * rounds):
             # the last start of the first half leaves its trace for all of the second
-            is_traced = number >= arguments.rounds
+            is_traced = number >= rounds
             for way, start in ways.items():
                 if way == "plain" and is_traced:
                     continue
                 name = f"{way} with a trace" if is_traced else way
-                started = start(number == arguments.rounds - 1)
+                started = start(number == rounds - 1)
                 figures.setdefault(name, []).append(started)
                 sys.stderr.write(f"{name}: {started}\n")
-    console = Console(width=120)
-    console.print(_table(figures, gzip, zstd))
-    console.print(targets_table(targets(figures, gzip, zstd)))
+        return figures, gzip, zstd
 
 
 def median(figures: Figures, way: str, value: Callable[[Start], float]) -> float:

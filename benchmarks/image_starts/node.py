@@ -1,27 +1,22 @@
 """A fresh node that pulls an image over the link and imports torch in a container of it."""
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure.link import RunningLink
 from benchmarks.measure.torch_image import ENVIRONMENT, in_image
-from infra.clock import SystemClock
-from infra.containerd.client import Containerd
-from infra.registry.authorization import Authorization, no_login
-from infra.registry.client import Registry
-from infra.registry.connections import Connections
 from infra.registry.reference import Reference
-from snapshotter.containerd.puller import Puller
-from snapshotter.registry.image import this_architecture
 from tests.support.containerd import SNAPSHOTTER, RunningContainerd, running_containerd
 from tests.support.processes import until
 from tests.support.snapshotter import RunningSnapshotter, running_snapshotter
+from worker.node.container.pull_service import PullService
 
 _DONE = "done"
 _CODE = f"import torch; print({_DONE!r}, flush=True)"
@@ -58,7 +53,7 @@ def lazy_start(link: RunningLink, image: str, *, shares: bool) -> Start:
     with running_containerd() as containerd, _snapshotter(containerd, shares=shares) as node:
         before = link.num_bytes()
         began = time.monotonic()
-        digest = _pull(containerd, image)
+        digest = _pull(node, image)
         pull_s = time.monotonic() - began
         import_s = _import(containerd, image, SNAPSHOTTER, "first")
         fetched = link.num_bytes() - before
@@ -80,23 +75,16 @@ def _snapshotter(containerd: RunningContainerd, *, shares: bool) -> Iterator[Run
         yield node
 
 
-def _pull(containerd: RunningContainerd, image: str) -> str:
-    """What `platform images pull` does, without the 0.5 s that a Python program takes to begin."""
-    connections = Connections(is_plain=lambda host: True)
-    registry = Registry(connections, Authorization(connections, no_login))
-    with (
-        closing(registry),
-        Containerd(containerd.socket, namespace=containerd.namespace) as client,
-    ):
-        puller = Puller(
-            client,
-            registry,
-            snapshotter=SNAPSHOTTER,
-            architecture=this_architecture(),
-            clock=SystemClock.start(),
-        )
-        pulled = puller.pull(Reference.parse(image), lambda done, total, digest: None)
-    return pulled.digest
+def _pull(node: RunningSnapshotter, image: str) -> str:
+    """As a node agent has it pulled; the digest."""
+    containerd = node.containerd
+    service = PullService(
+        node.state_dir / "pull.sock",
+        containerd=containerd.socket,
+        namespace=containerd.namespace,
+        snapshotter=SNAPSHOTTER,
+    )
+    return asyncio.run(service.pull(image, lambda fraction: None)).digest
 
 
 def _import(containerd: RunningContainerd, image: str, snapshotter: str, name: str) -> float:

@@ -1,6 +1,5 @@
 """What mounted layers cost beside unpacked ones once their bytes are here, and what kills cost."""
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -13,10 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from benchmarks.measure.report import Target, targets_table
-from benchmarks.measure.torch_image import ENVIRONMENT, in_image, torch_layers
+from benchmarks.measure.report import Target
+from benchmarks.measure.torch_image import ENVIRONMENT, in_image
 from snapshotter.fs import linux
 from snapshotter.fs.linux import MountFlag
 from tests.support.layers import RunningLayers, local_layer, running_layers
@@ -198,22 +195,3 @@ def _kill_at_work(layers: RunningLayers) -> None:
     until(lambda: _reads(layers) > 200, seconds=60, what="reads are served again")
     serving.kill()
     serving.wait(60)
-
-
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(prog="scripts/bench images_fs", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="of each measurement")
-    parser.add_argument("--kills", type=int, default=KILLS)
-    parser.add_argument("--image", type=Path, help="where its layers are, or are made")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        tars = torch_layers(arguments.image or folder)
-        rows = measure_layers(tars, folder, rounds=arguments.rounds)
-        rows += measure_kills(tars[-1], folder, kills=arguments.kills)
-    Console(width=120).print(targets_table(rows))
-
-
-if __name__ == "__main__":
-    main()
