@@ -323,6 +323,7 @@ def _runtime(settings: Settings) -> dict[str, str]:
             "CONTAINERD": settings.containerd,
             "CONTAINERD_NAMESPACE": settings.containerd_namespace,
             "SNAPSHOTTER": settings.snapshotter,
+            "PULL_SOCKET": settings.pull_socket,
         }
     return {
         f"PLATFORM_NODE_{name}": str(value) for name, value in told.items() if value is not None

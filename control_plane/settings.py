@@ -61,6 +61,10 @@ class Settings(BaseSettings):
         pattern=r"^[a-z0-9-]{1,64}$",
         description="Which of its snapshotters has the image's layers.",
     )
+    pull_socket: Path | None = Field(
+        default=None,
+        description="Where this machine's snapshotter pulls; unset starts a program for a pull.",
+    )
     weights_socket: Path | None = Field(
         default=None,
         description="Where this machine's snapshotter gives weights; unset reads their source.",

@@ -16,8 +16,10 @@ from snapshotter.settings import SnapshotterSettings
 if TYPE_CHECKING:  # each program loads what it needs
     from infra.containerd.client import Containerd
     from infra.registry.client import Registry
+    from infra.registry.reference import Reference
     from snapshotter.blob.peers.peering import Sharing
     from snapshotter.blob.store import ChunkStore
+    from snapshotter.containerd.puller import Puller
     from snapshotter.index.publish import Published, Publisher
 
 PROGRAM = (sys.executable, "-m", "snapshotter.main")
@@ -81,24 +83,35 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _pull(arguments: argparse.Namespace) -> None:
-    from infra.clock import SystemClock
     from infra.registry.reference import Reference
     from snapshotter.containerd.pull_report import JsonPullReport, PullReport
-    from snapshotter.containerd.puller import Puller
-    from snapshotter.registry.image import this_architecture
 
     settings = SnapshotterSettings()
     image = Reference.parse(arguments.reference)
     report = JsonPullReport(sys.stdout) if arguments.json else PullReport(sys.stdout, sys.stderr)
     with _containerd(settings, arguments) as containerd:
-        puller = Puller(
-            containerd,
-            _registry(settings),
-            snapshotter=arguments.snapshotter or settings.name,
-            architecture=this_architecture(),
-            clock=SystemClock.start(),
-        )
+        puller = _puller(containerd, _registry(settings), arguments.snapshotter or settings.name)
         report.finish(puller.pull(image, report.layer))
+
+
+def _puller(
+    containerd: "Containerd",
+    registry: "Registry",
+    snapshotter: str,
+    on_image: Callable[["Reference"], None] | None = None,
+) -> "Puller":
+    from infra.clock import SystemClock
+    from snapshotter.containerd.puller import Puller, ignore_image
+    from snapshotter.registry.image import this_architecture
+
+    return Puller(
+        containerd,
+        registry,
+        snapshotter=snapshotter,
+        architecture=this_architecture(),
+        clock=SystemClock.start(),
+        on_image=on_image or ignore_image,
+    )
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -155,10 +168,14 @@ def _told(published: "Published", arguments: argparse.Namespace) -> None:
 
 def _serve(arguments: argparse.Namespace) -> None:
     from infra.clock import SystemClock
+    from infra.contracts.image_pull import PullOrder
+    from infra.registry.reference import Reference
     from snapshotter.containerd.daemon import Daemon
     from snapshotter.containerd.folders import Folders
     from snapshotter.containerd.index_files import IndexFiles
     from snapshotter.containerd.indexed_layers import IndexedLayers
+    from snapshotter.containerd.pull_report import Report
+    from snapshotter.containerd.pull_server import PullServer
     from snapshotter.containerd.server import SnapshotsServer
     from snapshotter.containerd.snapshotter import Snapshotter
     from snapshotter.containerd.store import SnapshotStore
@@ -174,8 +191,9 @@ def _serve(arguments: argparse.Namespace) -> None:
         layout = Layout(settings.fs_dir)
         keeper = KeeperProcess(layout, (*PROGRAM, "keeper"))
         control = ControlClient(layout.control)
+        registry = _registry(settings)
         layers = IndexedLayers(
-            _registry(settings),
+            registry,
             IndexFiles(settings.indexes_dir),
             TraceFiles(settings.traces_dir),
             LayerMounts(layout, control),
@@ -186,7 +204,17 @@ def _serve(arguments: argparse.Namespace) -> None:
         store = SnapshotStore(settings.state_dir / "snapshots.db")
         folders = Folders(settings.state_dir / "snapshots")
         snapshotter = Snapshotter(store, folders, layers, clock=clock)
-        Daemon(snapshotter, SnapshotsServer(snapshotter, settings.socket), keeper).run()
+
+        def pull(order: PullOrder, report: Report) -> None:
+            image = Reference.parse(order.reference)
+            expect = layers.expect if order.snapshotter == settings.name else None
+            with _connected(order.containerd, order.namespace) as containerd:
+                puller = _puller(containerd, registry, order.snapshotter, expect)
+                report.finish(puller.pull(image, report.layer))
+
+        pulls = PullServer(settings.pull_socket, pull)
+        server = SnapshotsServer(snapshotter, settings.socket)
+        Daemon(snapshotter, server, pulls, keeper).run()
         store.close()
 
 
@@ -288,14 +316,20 @@ def _settings_of_a_daemon() -> SnapshotterSettings:
 def _containerd(
     settings: SnapshotterSettings, arguments: argparse.Namespace
 ) -> Iterator["Containerd"]:
+    address = arguments.address or settings.containerd_socket
+    with _connected(address, settings.containerd_namespace) as containerd:
+        yield containerd
+
+
+@contextmanager
+def _connected(address: Path, namespace: str) -> Iterator["Containerd"]:
     from infra.containerd.client import Containerd
     from snapshotter.containerd.problems import check_listening, told_as_problems
 
-    address = arguments.address or settings.containerd_socket
     check_listening(address)
     with (
         told_as_problems(address),
-        Containerd(address, namespace=settings.containerd_namespace) as containerd,
+        Containerd(address, namespace=namespace) as containerd,
     ):
         yield containerd
 

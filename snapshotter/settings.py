@@ -122,6 +122,10 @@ class SnapshotterSettings(BaseSettings):
         return self.state_dir / "indexes"
 
     @property
+    def pull_socket(self) -> Path:
+        return self.state_dir / "pull.sock"
+
+    @property
     def weights_socket(self) -> Path:
         return self.state_dir / "weights.sock"
 

@@ -49,6 +49,10 @@ class NodeSettings(BaseSettings):
         pattern=r"^[a-z0-9-]{1,64}$",
         description="Which of its snapshotters has the image's layers.",
     )
+    pull_socket: Path | None = Field(
+        default=None,
+        description="Where the snapshotter of this node pulls; unset starts a program for a pull.",
+    )
     weights_socket: Path | None = Field(
         default=None,
         description="Where the snapshotter of this node gives weights; unset reads their source.",

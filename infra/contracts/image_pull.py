@@ -1,10 +1,20 @@
-"""What a program that pulls an image says of it: JSON, a line each."""
+"""What is said between who wants an image and who pulls it: JSON, a line each."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
 from infra.contracts.base import Contract
+
+
+class PullOrder(Contract):
+    """What a snapshotter is asked for on its socket; PullLines are the answer."""
+
+    reference: str = Field(max_length=1024, description="registry/repository[:tag][@digest].")
+    containerd: Path = Field(description="The socket of the containerd to pull it into.")
+    namespace: str = Field(max_length=76, description="Of containerd's.")
+    snapshotter: str = Field(max_length=64, description="Its name in containerd's configuration.")
 
 
 class PullProgress(Contract):
@@ -23,6 +33,13 @@ class Pulled(Contract):
     source: str = Field(max_length=64, description="Where they came from: origin, peer, cache.")
 
 
-PullLine = Annotated[PullProgress | Pulled, Field(discriminator="kind")]
+class PullFailed(Contract):
+    """The image cannot be had; the last line where it comes."""
+
+    kind: Literal["failed"] = "failed"
+    detail: str = Field(max_length=4000, description="Why.")
+
+
+PullLine = Annotated[PullProgress | Pulled | PullFailed, Field(discriminator="kind")]
 
 pull_line: TypeAdapter[PullLine] = TypeAdapter(PullLine)

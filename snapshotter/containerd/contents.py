@@ -23,11 +23,11 @@ class Contents:
 
     def write(self, blob: Descriptor, content: bytes, labels: Mapping[str, str]) -> None:
         """A small blob with its labels; those of one that was there are set, too."""
-        commit = self._request(pb.COMMIT, blob, 0, content)
-        self._write(lambda: iter([commit]))
-        update = pb.UpdateRequest(info=pb.Info(digest=blob.digest, labels=labels))
-        update.update_mask.paths.extend(f"labels.{name}" for name in labels)
-        self._containerd.call(Content.UPDATE, update, lease=self._lease)
+        commit = self._request(pb.COMMIT, blob, 0, content, labels)
+        if not self._write(lambda: iter([commit])):
+            update = pb.UpdateRequest(info=pb.Info(digest=blob.digest, labels=labels))
+            update.update_mask.paths.extend(f"labels.{name}" for name in labels)
+            self._containerd.call(Content.UPDATE, update, lease=self._lease)
 
     def write_file(self, blob: Descriptor, path: Path) -> None:
         """A large blob."""
@@ -52,7 +52,12 @@ class Contents:
         yield self._request(pb.COMMIT, blob, offset, b"")
 
     def _request(
-        self, action: pb.WriteAction, blob: Descriptor, offset: int, data: bytes
+        self,
+        action: pb.WriteAction,
+        blob: Descriptor,
+        offset: int,
+        data: bytes,
+        labels: Mapping[str, str] | None = None,
     ) -> pb.WriteContentRequest:
         return pb.WriteContentRequest(
             action=action,
@@ -62,11 +67,15 @@ class Contents:
             expected=blob.digest,
             offset=offset,
             data=data,
+            labels=labels,
         )
 
-    def _write(self, requests: Callable[[], Iterator[pb.WriteContentRequest]]) -> None:
+    def _write(self, requests: Callable[[], Iterator[pb.WriteContentRequest]]) -> bool:
+        """False if it was there."""
         try:
             self._containerd.write(Content.WRITE, requests, lease=self._lease)
         except CallFailed as failed:
             if failed.code is not grpc.StatusCode.ALREADY_EXISTS:
                 raise
+            return False
+        return True

@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from infra.errors import Conflict
+from snapshotter.containerd.pull_server import PullServer
 from snapshotter.containerd.server import SnapshotsServer
 from snapshotter.containerd.snapshotter import Snapshotter
 from snapshotter.fs.keeper_process import KeeperProcess
@@ -29,10 +30,15 @@ class Daemon:
     """
 
     def __init__(
-        self, snapshotter: Snapshotter, server: SnapshotsServer, keeper: KeeperProcess
+        self,
+        snapshotter: Snapshotter,
+        server: SnapshotsServer,
+        pulls: PullServer,
+        keeper: KeeperProcess,
     ) -> None:
         self._snapshotter = snapshotter
         self._server = server
+        self._pulls = pulls
         self._keeper = keeper
         self._is_asked_to_end = Event()
 
@@ -42,6 +48,7 @@ class Daemon:
         self._snapshotter.clean_up_after_crash()
         self._keeper.start(self._snapshotter.mount_layers)
         self._server.start()
+        self._pulls.start()
         log.info("snapshotter.ready")
         self._is_asked_to_end.wait()
         self._server.stop(grace_s=_STOP_S)

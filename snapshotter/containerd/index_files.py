@@ -4,16 +4,21 @@ import os
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from threading import get_ident
+from typing import Final
 
 from infra.errors import StoreUnavailable
 from snapshotter.blob.stored_blob import hex_of
+
+_DIGEST_BYTES: Final = 32
 
 
 class IndexFiles:
     """For each index a file, and beside it the metadata of the file system that was made of it.
 
     Any thread may use it. The metadata is kept because it must never change while the kernel has
-    it mounted, also when the program that made it does.
+    it mounted, also when the program that made it does; after a crash of the machine nothing is
+    mounted, and what the disk has lost of it is made anew.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -24,8 +29,17 @@ class IndexFiles:
         return self._index(digest).exists()
 
     def keep(self, digest: str, packed: bytes) -> None:
-        """It is on the disk when this returns."""
+        """It can be read from now on; it is on the disk after `sync`. Raises StoreUnavailable."""
         _write(self._index(digest), packed)
+
+    def sync(self, digest: str) -> None:
+        """What was kept outlives a crash of the machine when this returns. Raises
+        StoreUnavailable."""
+        try:
+            with self._index(digest).open("rb") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StoreUnavailable(f"the index {digest} cannot be kept: {error}") from error
 
     def read(self, digest: str) -> bytes:
         """The index, compared with its digest. Raises StoreUnavailable."""
@@ -39,14 +53,17 @@ class IndexFiles:
         return packed
 
     def metadata(self, digest: str, make: Callable[[], bytes]) -> bytes:
-        """The file system's metadata: what was kept, or else what `make` gives now."""
+        """The file system's metadata: what was kept, or else what `make` gives now.
+
+        Raises StoreUnavailable.
+        """
         path = self._metadata(digest)
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            made = make()
-            _write(path, made)
-            return made
+        kept = path.read_bytes() if path.exists() else b""
+        if sha256(kept[_DIGEST_BYTES:]).digest() == kept[:_DIGEST_BYTES]:
+            return kept[_DIGEST_BYTES:]
+        made = make()
+        _write(path, sha256(made).digest() + made)
+        return made
 
     def remove(self, digest: str) -> None:
         self._index(digest).unlink(missing_ok=True)
@@ -60,9 +77,10 @@ class IndexFiles:
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(f"{path.suffix}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    partial = path.with_suffix(f"{path.suffix}.{os.getpid()}.{get_ident()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StoreUnavailable(f"{path.name} cannot be kept: {error.strerror}") from error

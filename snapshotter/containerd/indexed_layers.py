@@ -1,10 +1,8 @@
 """Layers that have an index beside their image, mounted by the file system of layers."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import Lock, Thread
-from typing import Final
+from threading import Thread
 
 import structlog
 
@@ -15,16 +13,13 @@ from infra.registry.client import Registry
 from infra.registry.reference import Reference
 from snapshotter.containerd.index_files import IndexFiles
 from snapshotter.containerd.layers import ContainerStart, FoundLayer, WantedLayer
+from snapshotter.containerd.lookups import Lookups
 from snapshotter.fs.control_client import ControlClient
 from snapshotter.fs.layer_mounts import LayerMounts
-from snapshotter.index.image_index import ImageIndex, find_index
+from snapshotter.index.image_index import ImageIndex
 from snapshotter.trace.files import TraceFiles
-from snapshotter.trace.shared import fetch_traces
 
 log = structlog.get_logger()
-
-_MOST_KNOWN: Final = 64
-_KNOWN_S: Final = 60.0  # one pull asks for each layer of an image in turn
 
 
 class IndexedLayers:
@@ -42,29 +37,29 @@ class IndexedLayers:
         clock: Clock,
     ) -> None:
         """`can_mount` waits while that is being found out."""
-        self._registry = registry
         self._files = files
-        self._traces = traces
         self._mounts = mounts
         self._control = control
         self._can_mount = can_mount
-        self._clock = clock
-        self._lock = Lock()  # guards what is known
-        self._known: OrderedDict[Reference, tuple[float, ImageIndex]] = OrderedDict()
+        self._lookups = Lookups(
+            registry,
+            files,
+            traces,
+            on_image=self._expect_start,
+            on_layer=self._expect_layer,
+            clock=clock,
+        )
+
+    def expect(self, image: Reference) -> None:
+        """Layers of the image, which is pinned to its manifest, are about to be looked for."""
+        self._lookups.of(image)
 
     def find(self, wanted: WantedLayer) -> FoundLayer | None:
         self._check_keeper()
-        image = wanted.image
-        beside = self._beside(image)
-        described = None if beside is None else beside.layers.get(wanted.layer)
-        if beside is None or described is None:
-            return None
-        if not self._files.has(described.digest):
-            packed = beside.packed(self._registry, wanted.layer)
-            assert packed is not None, "it is described"
-            self._files.keep(described.digest, packed)
-        spec = {"image": str(image), "layer": wanted.layer, "index": described.digest}
-        return FoundLayer(described.digest, spec)
+        found = self._lookups.of(wanted.image).layer(wanted.layer)
+        if found is not None:
+            self._files.sync(found.name)  # a restart mounts it without network
+        return found
 
     def mount(self, layer: FoundLayer) -> Path:
         self._check_keeper()  # what is mounted may be a dead keeper's
@@ -113,28 +108,14 @@ class IndexedLayers:
         if not self._can_mount():
             raise StoreUnavailable("the keeper of mounts does not run")
 
-    def _beside(self, image: Reference) -> ImageIndex | None:
-        now = self._clock.now()
-        with self._lock:
-            known_at, known = self._known.get(image, (0.0, None))
-        if known is not None and now - known_at < _KNOWN_S:
-            return known
-        found = find_index(self._registry, image, str(image.digest))
-        if found is not None:
-            self._expect_start(image, found)
-            with self._lock:
-                self._known[image] = now, found
-                while len(self._known) > _MOST_KNOWN:
-                    self._known.popitem(last=False)
-        return found
-
-    def _expect_start(self, image: Reference, beside: ImageIndex) -> None:
+    def _expect_start(self, image: Reference, index: ImageIndex) -> None:
         """What is pulled is about to start: as it did elsewhere, if that is known."""
-        digest = str(image.digest)
+        self._announce(str(image), [described.digest for described in index.layers.values()])
+
+    def _expect_layer(self, layer: FoundLayer) -> None:
+        """It will be mounted in a moment: then its file system is made already."""
         try:
-            if self._traces.find(digest) is None:
-                for trace in fetch_traces(self._registry, image, digest):
-                    self._traces.keep(trace)
-        except PlatformError as error:
-            log.warning("trace.not_fetched", image=str(image), error=error.detail)
-        self._announce(str(image), [described.digest for described in beside.layers.values()])
+            if self._can_mount():
+                self._control.ask("expect", name=layer.name, spec=layer.spec)
+        except PlatformError as error:  # who mounts it hears of it
+            log.info("layer.not_expected", layer=layer.name, error=error.detail)

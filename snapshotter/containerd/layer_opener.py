@@ -12,17 +12,15 @@ from infra.json_socket import Verb
 from infra.registry.client import Registry
 from infra.registry.reference import Reference
 from snapshotter.blob.blob import Blob
-from snapshotter.blob.codec import codec_of
 from snapshotter.blob.fetcher import Fetcher
 from snapshotter.blob.peers.peering import Sharing
 from snapshotter.blob.source import Decoded
 from snapshotter.blob.starts import Starts
 from snapshotter.blob.stored_blob import BlobRef
 from snapshotter.containerd.index_files import IndexFiles
+from snapshotter.containerd.read_layers import ReadLayers
 from snapshotter.fs.layer_file import LayerFile
 from snapshotter.fs.ports import ServedFile
-from snapshotter.index.erofs_writer import erofs_metadata
-from snapshotter.index.layer_index import LayerIndex
 from snapshotter.registry.blob_ranges import RegistryBlob
 
 
@@ -84,7 +82,7 @@ class LayerOpener:
     ) -> None:
         """`deadline_s`: how long a read may wait for its bytes."""
         self._sharing = sharing
-        self._files = files
+        self._read = ReadLayers(files)
         self._registry = registry
         self._fetcher = fetcher
         self._starts = starts
@@ -94,10 +92,9 @@ class LayerOpener:
 
     def __call__(self, name: str, spec: Mapping[str, Any]) -> ServedFile:
         image, layer = Reference.parse(_text(spec, "image")), _text(spec, "layer")
-        index = LayerIndex.parse(self._files.read(name), layer=layer)
-        metadata = self._files.metadata(name, lambda: erofs_metadata(index.entries))
-        origin = Decoded(RegistryBlob(self._registry, image, layer), codec_of(index))
-        ref = BlobRef(layer, index.table)
+        read = self._read.take(name, layer)
+        origin = Decoded(RegistryBlob(self._registry, image, layer), read.codec)
+        ref = BlobRef(layer, read.table)
         blob = Blob(
             ref,
             self._sharing.before(ref, origin),
@@ -111,7 +108,7 @@ class LayerOpener:
             self._open[name] = layer, stream
         self._sharing.opened(blob)
         self._starts.opened(name, blob)
-        return LayerFile(name, metadata, stream)
+        return LayerFile(name, read.metadata, stream)
 
     def close(self, name: str) -> None:
         """The layer is not served any more; its chunks may go when others need the room."""
@@ -123,11 +120,13 @@ class LayerOpener:
             stream.close()
 
     def verbs(self) -> dict[str, Verb]:
-        """For the data process: `kept_bytes` {name} → bytes of that layer on this disk; `starting`
-        {image, layers?, entrypoint?, container?} and `ready` {image, entrypoint?, container?},
-        pinned to its manifest; `read` {container} → what it has read of its image, while it starts.
+        """For the data process: `expect` {name, spec}: it will be added soon; `kept_bytes` {name} →
+        bytes of that layer on this disk; `starting` {image, layers?, entrypoint?, container?} and
+        `ready` {image, entrypoint?, container?}, pinned to its manifest; `read` {container} → what
+        it has read of its image, while it starts.
         """
         return {
+            "expect": self._expect,
             "kept_bytes": self._kept_bytes,
             "starting": self._starting,
             "read": self._has_read,
@@ -150,6 +149,15 @@ class LayerOpener:
         if container is not None:
             self._starts.started(container)
         self._starts.ready(str(_image(question).digest), _maybe(question, "entrypoint"))
+
+    def _expect(self, question: Mapping[str, Any]) -> None:
+        name, spec = _text(question, "name"), question.get("spec")
+        if not isinstance(spec, dict):
+            raise Invalid("the spec is no JSON object")
+        with self._lock:
+            is_open = name in self._open
+        if not is_open:
+            self._read.expect(name, _text(spec, "layer"))
 
     def _kept_bytes(self, question: Mapping[str, Any]) -> int:
         with self._lock:

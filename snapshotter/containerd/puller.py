@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from infra.containerd.methods import Images, Leases
 from infra.containerd.protos import images_pb2, leases_pb2, types_pb2
 from infra.json_file import parse_json_object
 from infra.registry.client import Registry
-from infra.registry.manifest import LISTS, Descriptor
+from infra.registry.manifest import LISTS, Descriptor, Manifest
 from infra.registry.reference import Reference
 from snapshotter.containerd.contents import Contents
 from snapshotter.containerd.layer_puller import How, LayerPuller
@@ -30,6 +31,11 @@ from snapshotter.registry.image import (
 _LEASE_S: Final = 3600.0  # what a killed pull left is collected after that
 
 OnLayer = Callable[[int, int, str], None]
+OnImage = Callable[[Reference], None]
+
+
+def ignore_image(image: Reference) -> None:
+    """Nobody gets ready for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +67,15 @@ class Puller:
         snapshotter: str,
         architecture: str,
         clock: Clock,
+        on_image: OnImage = ignore_image,
     ) -> None:
+        """`on_image` hears which manifest an image has that is not here yet."""
         self._containerd = containerd
         self._registry = registry
         self._snapshotter = snapshotter
         self._architecture = architecture
         self._clock = clock
+        self._on_image = on_image
 
     def pull(self, image: Reference, on_layer: OnLayer) -> PulledImage:
         """May be repeated: what is there is not fetched again.
@@ -75,42 +84,58 @@ class Puller:
         """
         if image.tag is None and image.digest is None:
             image = replace(image, tag="latest")
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(self._manifests, image)
+            with self._lease() as lease:
+                return self._pull(image, *found.result(), lease, on_layer)
+
+    def _manifests(self, image: Reference) -> tuple[Manifest, Manifest]:
+        """What the image's name stands for, and what this machine takes of it."""
         named = self._registry.manifest(image)
-        manifest = named
-        if named.descriptor.media_type in LISTS:
-            chosen = choose(named.content.get("manifests"), architecture=self._architecture)
-            manifest = self._registry.manifest(image.at(chosen.digest))
+        if named.descriptor.media_type not in LISTS:
+            return named, named
+        chosen = choose(named.content.get("manifests"), architecture=self._architecture)
+        return named, self._registry.manifest(image.at(chosen.digest))
+
+    def _pull(
+        self,
+        image: Reference,
+        named: Manifest,
+        manifest: Manifest,
+        lease: str,
+        on_layer: OnLayer,
+    ) -> PulledImage:
+        contents = Contents(self._containerd, lease)
+        if not contents.has(manifest.descriptor.digest):
+            self._on_image(image.at(manifest.descriptor.digest))
         config = configuration_of(manifest.content)
         raw_config = self._registry.blob(image, config, most_bytes=MOST_CONFIG_BYTES)
         configuration = parse_json_object(raw_config, name=f"the configuration of {image}")
         layers = layers_of(manifest.content, configuration)
 
-        with self._lease() as lease:
-            contents = Contents(self._containerd, lease)
-            origin = {f"containerd.io/distribution.source.{image.host}": image.repository}
-            if manifest is not named:
-                keeps = {"containerd.io/gc.ref.content.m.0": manifest.descriptor.digest}
-                contents.write(named.descriptor, named.raw, origin | keeps)
-            keeps = _keeps(config, layers)
-            contents.write(manifest.descriptor, manifest.raw, origin | keeps)
-            keeps = {f"containerd.io/gc.ref.snapshot.{self._snapshotter}": layers[-1].chain_id}
-            contents.write(config, raw_config, origin | keeps)
-
-            puller = LayerPuller(
-                self._containerd,
-                self._registry,
-                self._snapshotter,
-                image,
-                manifest.descriptor.digest,
-                contents,
-                lease,
-            )
-            pulled = []
-            for number, layer in enumerate(layers):
-                on_layer(number, len(layers), layer.blob.digest)
-                how = puller.pull(layer)
-                pulled.append(PulledLayer(layer.blob.digest, layer.blob.size, how))
-            self._name(image, named.descriptor, lease)
+        origin = {f"containerd.io/distribution.source.{image.host}": image.repository}
+        if manifest is not named:
+            keeps = {"containerd.io/gc.ref.content.m.0": manifest.descriptor.digest}
+            contents.write(named.descriptor, named.raw, origin | keeps)
+        keeps = _keeps(config, layers)
+        contents.write(manifest.descriptor, manifest.raw, origin | keeps)
+        keeps = {f"containerd.io/gc.ref.snapshot.{self._snapshotter}": layers[-1].chain_id}
+        contents.write(config, raw_config, origin | keeps)
+        puller = LayerPuller(
+            self._containerd,
+            self._registry,
+            self._snapshotter,
+            image,
+            manifest.descriptor.digest,
+            contents,
+            lease,
+        )
+        pulled = []
+        for number, layer in enumerate(layers):
+            on_layer(number, len(layers), layer.blob.digest)
+            how = puller.pull(layer)
+            pulled.append(PulledLayer(layer.blob.digest, layer.blob.size, how))
+        self._name(image, named.descriptor, lease)
         return PulledImage(str(image), named.descriptor.digest, tuple(pulled))
 
     def _name(self, image: Reference, target: Descriptor, lease: str) -> None:

@@ -13,7 +13,9 @@ from infra.errors import ImageInvalid, SourceUnavailable
 from snapshotter.index.chunk_table import Chunk, ChunkTable
 from snapshotter.index.entry import Entry
 from snapshotter.index.gzip_spans import GzipPoint, inflate_span, map_gzip
+from snapshotter.index.inode_table import InodeTable
 from snapshotter.index.layer_index import Compression, LayerIndex
+from snapshotter.index.layer_tree import layer_tree
 from snapshotter.index.tar_scan import TarScanner
 from snapshotter.index.zstd_frames import CHUNK_BYTES, read_frames
 
@@ -50,9 +52,9 @@ def index_layer(path: Path, *, layer: str, media_type: str) -> LayerIndex:
         chunks.append(chunk)
         if point is not None:
             points.append(point)
-    entries = tuple(scanner.finish())
+    inodes = InodeTable.of(layer_tree(scanner.finish()))
     diff_id = f"sha256:{whole.hexdigest()}"
-    return LayerIndex(layer, diff_id, compression, ChunkTable(chunks), tuple(points), entries)
+    return LayerIndex(layer, diff_id, compression, ChunkTable(chunks), tuple(points), inodes)
 
 
 def unpack_tar(path: Path, target: IO[bytes], *, media_type: str) -> list[Entry]:

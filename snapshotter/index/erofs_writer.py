@@ -13,12 +13,14 @@ Format: fs/erofs/erofs_fs.h of Linux.
 import hashlib
 import stat
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, chain, repeat
 
 from infra.errors import ImageInvalid
 from snapshotter.index.entry import Entry, Kind
-from snapshotter.index.layer_tree import OPAQUE, Node, layer_tree, walk
+from snapshotter.index.inode_table import InodeTable
+from snapshotter.index.layer_tree import layer_tree
 
 BLOCK_BYTES = 512
 
@@ -39,67 +41,70 @@ _DIRENT = struct.Struct("<QHBB")
 _XATTR = struct.Struct("<BBH")
 _XATTR_HEADER = bytes(12)
 
-_FORMAT = {  # of each kind: bits of st_mode, type in directories
-    Kind.FILE: (stat.S_IFREG, 1),
-    Kind.DIRECTORY: (stat.S_IFDIR, 2),
-    Kind.CHAR: (stat.S_IFCHR, 3),
-    Kind.BLOCK: (stat.S_IFBLK, 4),
-    Kind.FIFO: (stat.S_IFIFO, 5),
-    Kind.SYMLINK: (stat.S_IFLNK, 7),
+_MODES: dict[int, int] = {  # bits of st_mode
+    Kind.FILE: stat.S_IFREG,
+    Kind.DIRECTORY: stat.S_IFDIR,
+    Kind.CHAR: stat.S_IFCHR,
+    Kind.BLOCK: stat.S_IFBLK,
+    Kind.FIFO: stat.S_IFIFO,
+    Kind.SYMLINK: stat.S_IFLNK,
 }
+_TYPES = bytes.maketrans(  # what directories call each kind
+    bytes((Kind.FILE, Kind.DIRECTORY, Kind.CHAR, Kind.BLOCK, Kind.FIFO, Kind.SYMLINK)),
+    bytes((1, 2, 3, 4, 5, 7)),
+)
 # Attributes of other names are left out, as an extraction does where no file system takes them.
 _XATTR_WHOLE = {"system.posix_acl_access": 2, "system.posix_acl_default": 3}
 _XATTR_PREFIXES = {"user": 1, "trusted": 4, "security": 6}
 
 
 def erofs_metadata(entries: Iterable[Entry], *, block_bytes: int = BLOCK_BYTES) -> bytes:
-    """The metadata of a layer, to be followed by the stream that the entries' offsets refer to.
-
-    The same entries give the same bytes. Raises ImageInvalid for what EROFS cannot express and
-    for archives that contradict themselves.
+    """What `erofs_image` makes of the entries of a layer. Raises ImageInvalid, also for archives
+    that contradict themselves.
     """
-    return _Image(layer_tree(entries), block_bytes).written()
+    return erofs_image(InodeTable.of(layer_tree(entries)), block_bytes=block_bytes)
 
 
-@dataclass(slots=True, eq=False)
-class _Inode:
-    node: Node
-    parent: Node
-    number: int
-    xattrs: bytes
-    inline: bytes = b""  # text of a short link
-    position: int = 0  # bytes from the first inode
-    block: int = _NO_BLOCK
-    size: int = 0
-    links: int = 0
+def erofs_image(table: InodeTable, *, block_bytes: int = BLOCK_BYTES) -> bytes:
+    """The metadata of a layer, to be followed by the stream that the table's offsets refer to.
+
+    The same table gives the same bytes. Raises ImageInvalid for what EROFS cannot express.
+    """
+    return _Image(table, block_bytes).written()
 
 
 class _Image:
-    """One image being laid out: inodes first, then what they point at."""
+    """One image being laid out: inodes first, then what they point at.
 
-    def __init__(self, root: Node, block_bytes: int) -> None:
+    A pull waits for it, and a layer has tens of thousands of inodes: what all of them need is done
+    by columns, and one by one only what few of them have.
+    """
+
+    def __init__(self, table: InodeTable, block_bytes: int) -> None:
+        self._table = table
         self._block_bytes = block_bytes
         self._meta_block = _blocks(_SUPER_OFFSET + _SUPERBLOCK.size, block_bytes)
-        self._inodes = [
-            _Inode(node, parent, number, _packed_xattrs(_xattrs_of(node)))
-            for number, (node, parent) in enumerate(walk(root), start=1)
-        ]
-        self._by_node = {id(inode.node): inode for inode in self._inodes}
+        self._xattrs = {inode: _packed_xattrs(said) for inode, said in table.xattrs.items()}
+        self._inline: dict[int, bytes] = {}  # texts of short links
+        self._sizes = list(table.sizes)
+        self._where = [_NO_BLOCK] * len(table)
+        self._links = [0] * len(table)
+        for inode in table.inodes:
+            self._links[inode] += 1
 
     def written(self) -> bytes:
-        inode_bytes = self._place_inodes()
+        self._place_links()
+        positions = self._positions()
+        inode_bytes = positions[-1]
         first_block = self._meta_block + inode_bytes // self._block_bytes
-        blocks = self._place_blocks(first_block)
+        blocks, block_of = self._made_blocks(positions)
         base = _rounded((first_block * self._block_bytes) + len(blocks), _PAGE_BYTES)
         end_block = self._place_files(base // self._block_bytes)
-        image = bytearray(base)
-        begin = self._meta_block * self._block_bytes
-        for inode in self._inodes:
-            packed = self._packed(inode)
-            at = begin + inode.position
-            image[at : at + len(packed)] = packed
-        at = first_block * self._block_bytes
-        image[at : at + len(blocks)] = blocks
+        self._place_others({inode: first_block + block for inode, block in block_of.items()})
+        image = bytearray(self._meta_block * self._block_bytes)
+        image += self._packed(positions)
+        image += blocks
+        image += bytes(base - len(image))
         # overlayfs tells layers apart by it
         identity = hashlib.sha256(image).digest()[:16]
         image[_SUPER_OFFSET : _SUPER_OFFSET + _SUPERBLOCK.size] = self._superblock(
@@ -107,114 +112,132 @@ class _Image:
         )
         return bytes(image)
 
-    def _place_inodes(self) -> int:
-        """Gives each inode its position, and the bytes that all of them take."""
+    def _place_links(self) -> None:
+        """Texts of links lie behind their inodes, where a block has room for both."""
+        for inode, text in self._table.targets.items():
+            self._sizes[inode] = len(text)
+            if _INODE_BYTES + len(self._xattrs.get(inode, b"")) + len(text) <= self._block_bytes:
+                self._inline[inode] = text
+
+    def _positions(self) -> list[int]:
+        """Where each inode begins, in bytes from the first one, and last where their blocks end."""
+        positions: list[int] = []
         position = 0
-        for inode in self._inodes:
-            node = inode.node
-            head = _INODE_BYTES + len(inode.xattrs)
-            if node.kind is Kind.SYMLINK:
-                inode.size = len(node.target)
-                if head + inode.size <= self._block_bytes:
-                    inode.inline = node.target
+        for inode in sorted(self._with_tails()):
+            until = position + (inode - len(positions)) * _INODE_BYTES
+            positions += range(position, until, _INODE_BYTES)
+            position = until
+            size = _INODE_BYTES + len(self._tail(inode))
             room = -position % self._block_bytes
-            if inode.inline and head + len(inode.inline) > room:
+            if inode in self._inline and size > room:
                 position += room  # inline data may not cross the end of a block
-            inode.position = position
-            position = _rounded(position + head + len(inode.inline), _INODE_BYTES)
-        return _rounded(position, self._block_bytes)
+            positions.append(position)
+            position = _rounded(position + size, _INODE_BYTES)
+        until = position + (len(self._table) - len(positions)) * _INODE_BYTES
+        positions += range(position, until, _INODE_BYTES)
+        positions.append(_rounded(until, self._block_bytes))
+        return positions
 
-    def _place_blocks(self, first_block: int) -> bytes:
-        """The blocks of directories and of long links, each inode told where its own begin."""
+    def _with_tails(self) -> set[int]:
+        return self._xattrs.keys() | self._inline.keys()
+
+    def _tail(self, inode: int) -> bytes:
+        return self._xattrs.get(inode, b"") + self._inline.get(inode, b"")
+
+    def _made_blocks(self, positions: Sequence[int]) -> tuple[bytes, dict[int, int]]:
+        """The blocks of directories and of long links, and at which of them each inode's begin."""
+        table = self._table
+        nids = [position // _SLOT_BYTES for position in positions]
+        types = table.kinds.translate(_TYPES)
         blocks = bytearray()
-        for inode in self._inodes:
-            match inode.node.kind:
-                case Kind.DIRECTORY:
-                    content = self._directory(inode)
-                case Kind.SYMLINK if not inode.inline:
-                    content = inode.node.target
-                case _:
-                    continue
-            inode.size = len(content)
-            inode.block = first_block + len(blocks) // self._block_bytes
-            blocks += content
-            blocks += bytes(-len(content) % self._block_bytes)
-        return bytes(blocks)
+        block_of = {}
 
-    def _directory(self, inode: _Inode) -> bytes:
+        def add(inode: int, content: bytes) -> None:
+            block_of[inode] = len(blocks) // self._block_bytes
+            self._sizes[inode] = len(content)
+            blocks.extend(content)
+            blocks.extend(bytes(-len(content) % self._block_bytes))
+
+        for folder in table.folders():
+            names = list(table.names[folder.begin : folder.end])
+            inodes = list(table.inodes[folder.begin : folder.end])
+            for name, inode in ((b".", folder.inode), (b"..", folder.parent)):
+                place = bisect_left(names, name)
+                names.insert(place, name)
+                inodes.insert(place, inode)
+                self._links[inode] += 1
+            add(folder.inode, self._directory(names, inodes, nids, types))
+        for inode, text in table.targets.items():
+            if inode not in self._inline:
+                add(inode, text)
+        return bytes(blocks), block_of
+
+    def _directory(
+        self, names: list[bytes], inodes: list[int], nids: list[int], types: bytes
+    ) -> bytes:
         """A directory's blocks: each has its entries, then their names, in the order of bytes."""
-        inode.links += 2
-        entries = [(b".", inode), (b"..", self._by_node[id(inode.parent)])]
-        for name, node in inode.node.children.items():
-            child = self._by_node[id(node)]
-            entries.append((name, child))
-            if node.kind is Kind.DIRECTORY:
-                inode.links += 1
-            else:
-                child.links += 1
-        content = bytearray()
-        group: list[tuple[bytes, _Inode]] = []
-        used = 0
-        for name, child in sorted(entries, key=lambda entry: entry[0]):
-            needed = _DIRENT.size + len(name)
-            if used + needed > self._block_bytes:
-                content += self._directory_block(group).ljust(self._block_bytes, b"\0")
-                group, used = [], 0
-            group.append((name, child))
-            used += needed
-        return bytes(content + self._directory_block(group))
-
-    def _directory_block(self, group: list[tuple[bytes, _Inode]]) -> bytes:
-        heads, names = bytearray(), bytearray()
-        first_name = _DIRENT.size * len(group)
-        for name, child in group:
-            nid = child.position // _SLOT_BYTES
-            heads += _DIRENT.pack(nid, first_name + len(names), _FORMAT[child.node.kind][1], 0)
-            names += name
-        return bytes(heads + names)
+        blocks = []
+        begin = used = 0
+        for place, name in enumerate(names):
+            used += _DIRENT.size + len(name)
+            if used > self._block_bytes:
+                block = _directory_block(names[begin:place], inodes[begin:place], nids, types)
+                blocks.append(block.ljust(self._block_bytes, b"\0"))
+                begin, used = place, _DIRENT.size + len(name)
+        blocks.append(_directory_block(names[begin:], inodes[begin:], nids, types))
+        return b"".join(blocks)
 
     def _place_files(self, base_block: int) -> int:
         """Points files at the stream; returns the block after the last one that is used."""
-        end = base_block
-        for inode in self._inodes:
-            node = inode.node
-            if node.kind is not Kind.FILE or not node.size:
-                continue
-            if node.offset < 0 or node.size < 0 or node.offset % self._block_bytes:
-                raise ImageInvalid(f"a file begins at byte {node.offset} of the layer")
-            inode.size = node.size
-            inode.block = base_block + node.offset // self._block_bytes
-            end = max(end, inode.block + _blocks(node.size, self._block_bytes))
-        if end >= _MOST_BLOCKS:
-            raise ImageInvalid(f"a layer of {end * self._block_bytes} bytes")
-        return end
+        block_bytes = self._block_bytes
+        sizes, offsets = self._table.sizes, self._table.offsets
+        if min(sizes) < 0 or min(offsets) < 0 or any(it % block_bytes for it in offsets):
+            raise ImageInvalid("a file begins in the middle of a block of the layer")
+        ends = (offset + size for offset, size in zip(offsets, sizes, strict=True) if size)
+        end_block = base_block + _blocks(max(ends, default=0), block_bytes)
+        if end_block >= _MOST_BLOCKS:
+            raise ImageInvalid(f"a layer of {end_block * block_bytes} bytes")
+        self._where = [
+            base_block + offset // block_bytes if size else _NO_BLOCK
+            for offset, size in zip(offsets, sizes, strict=True)
+        ]
+        return end_block
 
-    def _packed(self, inode: _Inode) -> bytes:
-        node = inode.node
-        where = inode.block
-        if node.kind in (Kind.CHAR, Kind.BLOCK):
-            where = _device(*node.device)
-        elif node.kind is Kind.FIFO or inode.inline:
-            where = 0
-        layout = _INLINE if inode.inline else _PLAIN
+    def _place_others(self, block_of: Mapping[int, int]) -> None:
+        for inode, block in block_of.items():
+            self._where[inode] = block
+        for inode in self._inline:
+            self._where[inode] = 0
+        for kind in (Kind.CHAR, Kind.BLOCK, Kind.FIFO):
+            for inode in self._table.of_kind(kind):
+                self._where[inode] = _device(*self._table.devices.get(inode, (0, 0)))
+
+    def _packed(self, positions: Sequence[int]) -> bytes:
+        """All inodes, each with what lies behind it."""
+        table = self._table
+        num_inodes = len(table)
+        formats, units = [1 | _PLAIN << 1] * num_inodes, [0] * num_inodes
+        for inode in self._inline:
+            formats[inode] = 1 | _INLINE << 1
+        for inode, packed in self._xattrs.items():
+            units[inode] = _xattr_units(packed)
+        modes = [_MODES[kind] | mode for kind, mode in zip(table.kinds, table.modes, strict=True)]
+        columns: tuple[Iterable[int], ...] = (
+            *(formats, units, modes, repeat(0), self._sizes, self._where),
+            *(range(1, num_inodes + 1), table.uids, table.gids, table.mtimes),
+            *(repeat(0), self._links),
+        )
         try:
-            head = _INODE.pack(
-                1 | layout << 1,
-                _xattr_units(inode.xattrs),
-                _FORMAT[node.kind][0] | node.mode,
-                0,
-                inode.size,
-                where,
-                inode.number,
-                node.uid,
-                node.gid,
-                node.mtime & 0xFFFF_FFFF_FFFF_FFFF,
-                0,
-                inode.links,
-            )
+            inodes = list(map(_INODE.pack, *columns))
         except struct.error as error:
-            raise ImageInvalid(f"an owner of a file is {node.uid}:{node.gid}") from error
-        return head + inode.xattrs + inode.inline
+            raise ImageInvalid(f"an inode has a number out of range: {error}") from error
+        with_tails = self._with_tails()
+        for inode in with_tails:
+            inodes[inode] += self._tail(inode)
+        for inode in {*with_tails, *(it - 1 for it in with_tails if it), num_inodes - 1}:
+            room = positions[inode + 1] - positions[inode]
+            inodes[inode] = inodes[inode].ljust(room, b"\0")
+        return b"".join(inodes)
 
     def _superblock(self, end_block: int, identity: bytes) -> bytes:
         return _SUPERBLOCK.pack(
@@ -223,8 +246,8 @@ class _Image:
             _FEATURE_MTIME,
             self._block_bytes.bit_length() - 1,
             0,
-            self._inodes[0].position // _SLOT_BYTES,
-            len(self._inodes),
+            0,  # the root comes first
+            len(self._table),
             0,
             0,
             end_block,
@@ -236,8 +259,15 @@ class _Image:
         )
 
 
-def _xattrs_of(node: Node) -> Mapping[str, bytes]:
-    return node.xattrs | {OPAQUE: b"y"} if node.is_opaque else node.xattrs
+def _directory_block(names: list[bytes], inodes: list[int], nids: list[int], types: bytes) -> bytes:
+    heads = map(
+        _DIRENT.pack,
+        map(nids.__getitem__, inodes),
+        accumulate(map(len, names), initial=_DIRENT.size * len(names)),
+        map(types.__getitem__, inodes),
+        repeat(0),
+    )
+    return b"".join(chain(heads, names))
 
 
 def _packed_xattrs(xattrs: Mapping[str, bytes]) -> bytes:

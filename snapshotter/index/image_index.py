@@ -1,6 +1,6 @@
 """The indexes of an image's layers, as an artifact beside the image."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,9 +9,10 @@ from infra.registry.client import Registry
 from infra.registry.manifest import Descriptor
 from infra.registry.reference import Reference
 from snapshotter.index.layer_index import MEDIA_TYPE, MOST_INDEX_BYTES, LayerIndex
-from snapshotter.registry.referrers import attached
+from snapshotter.registry.referrers import of_type
 
 ARTIFACT_TYPE: Final = "application/vnd.firstlight.image-index.v1"
+MOST_IMAGE_BYTES: Final = 1 << 30  # of all layers' indexes; an image of 300 GB has as much
 LAYER: Final = "dev.firstlight.layer"  # annotation: digest of the layer that a blob is the index of
 
 
@@ -35,12 +36,14 @@ class ImageIndex:
         return None if packed is None else LayerIndex.parse(packed, layer=layer)
 
 
-def find_index(registry: Registry, image: Reference, manifest: str) -> ImageIndex | None:
-    """The index beside the image whose manifest has that digest, if there is one.
+def find_index(
+    registry: Registry, image: Reference, manifest: str, listed: Sequence[Descriptor]
+) -> ImageIndex | None:
+    """The index among what is listed beside the image's manifest, which has that digest.
 
     Raises what the registry raises, and ImageInvalid for an artifact that is malformed.
     """
-    found = attached(registry, image, manifest, artifact_type=ARTIFACT_TYPE)
+    found = of_type(listed, ARTIFACT_TYPE)
     if not found:
         return None
     # several that are as good: all nodes are to take the same one
@@ -49,13 +52,16 @@ def find_index(registry: Registry, image: Reference, manifest: str) -> ImageInde
     subject = Descriptor.parse(content.get("subject"))
     if subject.digest != manifest:
         raise ImageInvalid(f"the index of {image} is beside another image")
-    listed = content.get("layers")
-    if not isinstance(listed, list):
+    described = content.get("layers")
+    if not isinstance(described, list):
         raise ImageInvalid(f"the index of {image} lists no layers")
-    blobs = [Descriptor.parse(each) for each in listed]
+    blobs = [Descriptor.parse(each) for each in described]
     layers = {
         blob.annotations[LAYER]: blob
         for blob in blobs
         if blob.media_type == MEDIA_TYPE and LAYER in blob.annotations
     }
+    num_bytes = sum(blob.size for blob in layers.values())
+    if num_bytes > MOST_IMAGE_BYTES:  # a node fetches them all at once
+        raise ImageInvalid(f"the index of {image} has {num_bytes} bytes", limit=MOST_IMAGE_BYTES)
     return ImageIndex(image, layers)

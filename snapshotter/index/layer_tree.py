@@ -1,15 +1,14 @@
 """A layer's entries as a tree, the way overlayfs wants to see a layer."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from infra.errors import ImageInvalid
-from snapshotter.index.entry import Entry, Kind
+from snapshotter.index.entry import MOST_NAME_BYTES, Entry, Kind
 
 OPAQUE = "trusted.overlay.opaque"
 
-_MOST_NAME_BYTES = 255  # NAME_MAX
-_MOST_LINK_BYTES = 4095  # PATH_MAX, less its end
+MOST_LINK_BYTES = 4095  # PATH_MAX, less its end
 
 _WHITEOUT = b".wh."
 _OPAQUE_MARK = b".wh..wh..opq"
@@ -72,29 +71,13 @@ def layer_tree(entries: Iterable[Entry]) -> Node:
     return root
 
 
-def walk(root: Node) -> Iterator[tuple[Node, Node]]:
-    """Every inode once, with its parent: a folder's children together and before theirs."""
-    seen = {id(root)}
-    folders = [root]
-    yield root, root
-    while folders:
-        folder = folders.pop()
-        fresh = []
-        for _, node in sorted(folder.children.items()):
-            if id(node) not in seen:
-                seen.add(id(node))
-                fresh.append(node)
-                yield node, folder
-        folders.extend(node for node in reversed(fresh) if node.kind is Kind.DIRECTORY)
-
-
 def _names(path: str) -> list[bytes]:
     names = path.encode("utf-8", "surrogateescape").split(b"/")
     for name in names:
         if name in (b"", b".", b"..") or b"\0" in name:
             raise ImageInvalid(f"the layer has the path {path!r}")
-        if len(name) > _MOST_NAME_BYTES:
-            raise ImageInvalid(f"a name of {len(name)} bytes", limit=_MOST_NAME_BYTES)
+        if len(name) > MOST_NAME_BYTES:
+            raise ImageInvalid(f"a name of {len(name)} bytes", limit=MOST_NAME_BYTES)
     return names
 
 
@@ -121,7 +104,7 @@ def _node(entry: Entry, root: Node) -> Node:
     if entry.kind is Kind.HARDLINK:
         return _target(entry, root)
     target = entry.target.encode("utf-8", "surrogateescape")
-    if entry.kind is Kind.SYMLINK and (b"\0" in target or not 0 < len(target) <= _MOST_LINK_BYTES):
+    if entry.kind is Kind.SYMLINK and (b"\0" in target or not 0 < len(target) <= MOST_LINK_BYTES):
         raise ImageInvalid(f"{entry.path!r} links to {target[:64]!r}")
     return Node(
         kind=entry.kind,

@@ -5,6 +5,7 @@ the specification has clients do.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from infra.errors import NotFound, SourceUnavailable
@@ -46,14 +47,20 @@ def attach(
     return artifact
 
 
-def attached(
-    registry: Registry, image: Reference, subject: str, *, artifact_type: str
-) -> list[Descriptor]:
-    """Artifacts of that type beside the manifest `subject` (a digest)."""
-    listed = registry.referrers(image, subject)
-    if listed is None:
-        listed = _listed(registry, image, subject)
-    return [each for each in listed[:_MOST_LISTED] if each.artifact_type == artifact_type]
+def listed_beside(registry: Registry, image: Reference, subject: str) -> list[Descriptor]:
+    """All artifacts beside the manifest `subject` (a digest).
+
+    Both ways to ask are gone at once: nobody knows before which one the registry answers.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        by_tag = pool.submit(_listed, registry, image, subject)
+        listed = registry.referrers(image, subject)
+        return (by_tag.result() if listed is None else listed)[:_MOST_LISTED]
+
+
+def of_type(listed: Sequence[Descriptor], artifact_type: str) -> list[Descriptor]:
+    """Those of the type."""
+    return [each for each in listed if each.artifact_type == artifact_type]
 
 
 def _list(registry: Registry, image: Reference, subject: str, artifact: Descriptor) -> None:

@@ -1,5 +1,6 @@
 """Traces beside their images in a registry, so that a node starts an image as another one did."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -8,7 +9,7 @@ from infra.errors import ImageInvalid, PlatformError
 from infra.registry.client import Registry
 from infra.registry.manifest import Descriptor
 from infra.registry.reference import Reference
-from snapshotter.registry.referrers import attach, attached
+from snapshotter.registry.referrers import attach, of_type
 from snapshotter.trace.trace import MOST_TRACE_BYTES, Trace
 
 log = structlog.get_logger()
@@ -39,15 +40,19 @@ class TracePusher:
             log.warning("trace.not_pushed", image=str(image), error=error.detail)
 
 
-def fetch_traces(registry: Registry, image: Reference, manifest: str) -> list[Trace]:
-    """Those beside the image. One that is malformed or gone is left out: a start needs none."""
+def fetch_traces(
+    registry: Registry, image: Reference, manifest: str, listed: Sequence[Descriptor]
+) -> list[Trace]:
+    """Those among what is listed beside the image.
+
+    One that is malformed or gone is left out: a start needs none.
+    """
     traces = []
-    found = attached(registry, image, manifest, artifact_type=ARTIFACT_TYPE)
-    for artifact in found[-_MOST_ARTIFACTS:]:
+    for artifact in of_type(listed, ARTIFACT_TYPE)[-_MOST_ARTIFACTS:]:
         try:
             content = registry.manifest(image.at(artifact.digest)).content
-            listed = content.get("layers")
-            for described in listed if isinstance(listed, list) else []:
+            blobs = content.get("layers")
+            for described in blobs if isinstance(blobs, list) else []:
                 blob = Descriptor.parse(described)
                 trace = Trace.parse(registry.blob(image, blob, most_bytes=MOST_TRACE_BYTES))
                 if trace.image != manifest:

@@ -50,6 +50,7 @@ def contained(
             "PLATFORM_CONTAINERD": str(node.containerd.socket),
             "PLATFORM_CONTAINERD_NAMESPACE": node.containerd.namespace,
             "PLATFORM_SNAPSHOTTER": SNAPSHOTTER,
+            "PLATFORM_PULL_SOCKET": str(node.state_dir / "pull.sock"),
             "PLATFORM_WEIGHTS_SOCKET": str(node.state_dir / "weights.sock"),
         }
         with running_platform(environment | settings) as platform:

@@ -3,8 +3,11 @@
 import json
 from collections.abc import Sequence
 
+from infra.registry.client import Registry
 from infra.registry.manifest import MANIFEST
 from infra.registry.reference import Reference
+from snapshotter.index.image_index import ImageIndex, find_index
+from snapshotter.registry.referrers import listed_beside
 from tests.snapshotter.makers import digest_of
 from tests.snapshotter.registry_server import RegistryServer
 from tests.snapshotter.tars import gzipped
@@ -34,3 +37,8 @@ def add_image(server: RegistryServer, tars: Sequence[bytes], *, tag: str = "v1")
     manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": described, "layers": layers}
     digest = server.add_manifest(tag, manifest)
     return Reference(server.address, "team/model", tag, digest)
+
+
+def index_beside(registry: Registry, image: Reference, manifest: str) -> ImageIndex | None:
+    """The index beside the image, as a node finds it."""
+    return find_index(registry, image, manifest, listed_beside(registry, image, manifest))

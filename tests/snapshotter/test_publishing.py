@@ -7,12 +7,12 @@ from infra.registry.manifest import MANIFEST, Descriptor
 from infra.registry.reference import Reference
 from snapshotter.blob.codec import codec_of
 from snapshotter.blob.source import Decoded
-from snapshotter.index.image_index import ARTIFACT_TYPE, find_index
-from snapshotter.index.layer_index import Compression
+from snapshotter.index.image_index import ARTIFACT_TYPE, LAYER
+from snapshotter.index.layer_index import MEDIA_TYPE, Compression
 from snapshotter.index.publish import ZSTD_LAYER, Publisher
 from snapshotter.registry.blob_ranges import RegistryBlob
-from snapshotter.registry.referrers import attach, attached
-from tests.snapshotter.images import add_image
+from snapshotter.registry.referrers import attach, listed_beside, of_type
+from tests.snapshotter.images import add_image, index_beside
 from tests.snapshotter.makers import digest_of
 from tests.snapshotter.registry_server import Clients, registry_server
 from tests.snapshotter.tars import END, file, layer_tar, noise, words
@@ -40,7 +40,7 @@ def publisher(registry, least_layer_bytes: int = 0) -> Publisher:
 
 def read_through(registry, image: Reference, manifest: str, layer: str) -> bytes:
     """The layer's tar as a node reads it: by the index, in ranges."""
-    found = find_index(registry, image, manifest)
+    found = index_beside(registry, image, manifest)
     assert found is not None
     index = found.layer(registry, layer)
     assert index is not None
@@ -54,7 +54,7 @@ def layers_of(registry, image: Reference) -> list[str]:
 
 def test_an_unmodified_image_is_readable_in_parts_once_it_was_indexed(server, registry):
     image = add_image(server, [BASE, TOP])
-    assert find_index(registry, image, image.digest) is None
+    assert index_beside(registry, image, image.digest) is None
 
     published = publisher(registry).index(image)
 
@@ -68,7 +68,7 @@ def test_indexing_twice_gives_the_same_index(server, registry):
     image = add_image(server, [BASE, TOP])
 
     assert publisher(registry).index(image) == publisher(registry).index(image)
-    assert len(attached(registry, image, image.digest, artifact_type=ARTIFACT_TYPE)) == 1
+    assert len(of_type(listed_beside(registry, image, image.digest), ARTIFACT_TYPE)) == 1
 
 
 def test_small_layers_have_no_index(server, registry):
@@ -77,7 +77,7 @@ def test_small_layers_have_no_index(server, registry):
     published = publisher(registry, least_layer_bytes=1_000_000).index(image)
 
     assert [report.why_not for report in published.layers] == ["it is small", None]
-    found = find_index(registry, image, image.digest)
+    found = index_beside(registry, image, image.digest)
     assert found is not None
     small, large = layers_of(registry, image)
     assert found.layer(registry, small) is None
@@ -121,7 +121,7 @@ def test_a_converted_image_is_the_same_image_in_another_form(server, registry):
     assert {layer["mediaType"] for layer in manifest.content["layers"]} == {ZSTD_LAYER}
     assert manifest.content["config"] == registry.manifest(image).content["config"]
     for layer, tar in zip(layers_of(registry, target), (BASE, TOP), strict=True):
-        found = find_index(registry, target, manifest.descriptor.digest)
+        found = index_beside(registry, target, manifest.descriptor.digest)
         assert found is not None
         index = found.layer(registry, layer)
         assert index is not None
@@ -143,12 +143,12 @@ def test_artifacts_of_others_stay_where_they_are(server, registry):
 
     publisher(registry).index(image)
 
-    assert attached(registry, image, image.digest, artifact_type="a/signature") == [signature]
-    assert len(attached(registry, image, image.digest, artifact_type=ARTIFACT_TYPE)) == 1
+    assert of_type(listed_beside(registry, image, image.digest), "a/signature") == [signature]
+    assert len(of_type(listed_beside(registry, image, image.digest), ARTIFACT_TYPE)) == 1
 
 
 def index_blob(server, registry, image: Reference) -> str:
-    found = find_index(registry, image, image.digest)
+    found = index_beside(registry, image, image.digest)
     assert found is not None
     (blob,) = found.layers.values()
     return blob.digest
@@ -162,7 +162,7 @@ def test_a_flipped_bit_in_the_index_is_noticed(server, registry):
     damaged[len(damaged) // 2] ^= 1
     server.blobs[digest] = bytes(damaged)
 
-    found = find_index(registry, image, image.digest)
+    found = index_beside(registry, image, image.digest)
 
     assert found is not None
     with pytest.raises(SourceUnavailable, match="wrong bytes"):
@@ -173,7 +173,7 @@ def test_the_index_of_another_image_is_refused(server, registry):
     first = add_image(server, [TOP], tag="v1")
     second = add_image(server, [BASE], tag="v2")
     publisher(registry).index(first)
-    (artifact,) = attached(registry, first, first.digest, artifact_type=ARTIFACT_TYPE)
+    (artifact,) = of_type(listed_beside(registry, first, first.digest), ARTIFACT_TYPE)
     raw = registry.manifest(first.at(artifact.digest)).content
     server.lists_referrers = False
     listed = [artifact.as_json()]
@@ -182,17 +182,24 @@ def test_the_index_of_another_image_is_refused(server, registry):
 
     assert raw["subject"]["digest"] == first.digest
     with pytest.raises(ImageInvalid, match="beside another image"):
-        find_index(registry, second, second.digest)
+        index_beside(registry, second, second.digest)
 
 
-def test_an_index_that_lists_nonsense_is_refused(server, registry):
+HUGE = Descriptor(MEDIA_TYPE, digest_of(b"huge"), 2 << 30, {LAYER: digest_of(b"layer")})
+
+
+@pytest.mark.parametrize(
+    ("layers", "why"),
+    [({"not": "a list"}, "lists no layers"), ([HUGE.as_json()], "has 2147483648 bytes")],
+)
+def test_an_index_that_lists_nonsense_is_refused(server, registry, layers, why):
     image = add_image(server, [TOP])
     subject = registry.manifest(image).descriptor
     manifest = {
         "mediaType": MANIFEST,
         "artifactType": ARTIFACT_TYPE,
         "subject": Descriptor(subject.media_type, subject.digest, subject.size, {}).as_json(),
-        "layers": {"not": "a list"},
+        "layers": layers,
     }
     digest = server.add_manifest("evil", manifest)
     server.lists_referrers = False
@@ -200,5 +207,5 @@ def test_an_index_that_lists_nonsense_is_refused(server, registry):
     index = {"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": listed}
     server.add_manifest(image.digest.replace(":", "-"), index)
 
-    with pytest.raises(ImageInvalid, match="lists no layers"):
-        find_index(registry, image, image.digest)
+    with pytest.raises(ImageInvalid, match=why):
+        index_beside(registry, image, image.digest)

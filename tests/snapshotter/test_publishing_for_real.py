@@ -9,8 +9,8 @@ import pytest
 from infra.registry.reference import Reference
 from snapshotter.blob.codec import codec_of
 from snapshotter.blob.source import Decoded
-from snapshotter.index.image_index import find_index
 from snapshotter.registry.blob_ranges import RegistryBlob
+from tests.snapshotter.images import index_beside
 from tests.snapshotter.registry_server import Clients
 from tests.support.oci import base_layer, digest_of, push_image
 from tests.support.registry import running_registry
@@ -38,7 +38,7 @@ def test_an_image_in_a_real_registry_is_indexed_and_converted(tmp_path):
         for said in (json.loads(indexed.stdout), json.loads(converted.stdout)):
             name = Reference.parse(said["image"])
             client = clients()
-            found = find_index(client, name, str(name.digest))
+            found = index_beside(client, name, str(name.digest))
             assert found is not None
             (stored,) = found.layers
             index = found.layer(client, stored)

@@ -11,6 +11,7 @@ from snapshotter.blob.blob import Blob
 from snapshotter.blob.fetcher import Fetcher
 from snapshotter.blob.starts import Starts
 from snapshotter.blob.store import ChunkStore
+from snapshotter.registry.referrers import listed_beside
 from snapshotter.trace.files import TraceFiles
 from snapshotter.trace.shared import fetch_traces, push_trace
 from snapshotter.trace.trace import Recording, Touch, Trace, better
@@ -382,6 +383,7 @@ def test_a_trace_travels_beside_its_image(lists_referrers):
 
         push_trace(clients(), image, trace)
 
-        assert fetch_traces(clients(), image, image.digest) == [trace]
-        assert fetch_traces(clients(), image, named("another")) == []
+        listed = listed_beside(clients(), image, image.digest)
+        assert fetch_traces(clients(), image, image.digest, listed) == [trace]
+        assert fetch_traces(clients(), image, named("another"), listed) == []
         clients.close()

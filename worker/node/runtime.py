@@ -1,6 +1,7 @@
 """Chooses what workers run as: the one place that knows both launchers."""
 
 import sys
+from typing import TYPE_CHECKING
 
 from infra.sources.node_chunks import share_through
 from infra.sources.sources import Sources
@@ -8,6 +9,9 @@ from worker.node.clock import NodeClock
 from worker.node.launcher import Launcher
 from worker.node.process_launcher import ProcessLauncher, Programs
 from worker.settings import NodeSettings, container_environment, pull_environment
+
+if TYPE_CHECKING:
+    from worker.node.container.image import Puller
 
 CGROUP = "/firstlight"
 AWAY_S = 5.0  # containerd, before a call to it has failed
@@ -23,7 +27,6 @@ def build_launcher(settings: NodeSettings, programs: Programs, clock: NodeClock)
     from worker.node.container.furnishing import Furnishing
     from worker.node.container.image_keeper import ImageKeeper
     from worker.node.container.launcher import ContainerLauncher, Premises
-    from worker.node.container.pull_program import PullProgram
     from worker.node.machine import open_files
 
     assert settings.image is not None, "the settings see to it"
@@ -31,22 +34,35 @@ def build_launcher(settings: NodeSettings, programs: Programs, clock: NodeClock)
         settings.containerd, namespace=settings.containerd_namespace, away_s=AWAY_S
     )
     where = {"snapshotter": settings.snapshotter}
-    puller = PullProgram(
-        (
-            *(sys.executable, "-m", "snapshotter.main", "pull", "--json"),
-            *("--address", str(settings.containerd), "--snapshotter", settings.snapshotter),
-        ),
-        pull_environment()
-        | {"PLATFORM_SNAPSHOTTER_CONTAINERD_NAMESPACE": settings.containerd_namespace},
-    )
     images = ContainerdImages(containerd, **where)
     return ContainerLauncher(
         ContainerdContainers(containerd, node=settings.id, **where),
-        ImageKeeper(settings.image, images, puller, clock),
+        ImageKeeper(settings.image, images, _puller(settings), clock),
         Furnishing(
             Sources(share=share_through(settings.weights_socket)), settings.cache_dir, clock
         ),
         Premises(
             settings.containers_dir, CGROUP, container_environment(), read_gpus(), open_files()
         ),
+    )
+
+
+def _puller(settings: NodeSettings) -> "Puller":
+    from worker.node.container.pull_program import PullProgram
+    from worker.node.container.pull_service import PullService
+
+    if settings.pull_socket is not None:
+        return PullService(
+            settings.pull_socket,
+            containerd=settings.containerd,
+            namespace=settings.containerd_namespace,
+            snapshotter=settings.snapshotter,
+        )
+    return PullProgram(
+        (
+            *(sys.executable, "-m", "snapshotter.main", "pull", "--json"),
+            *("--address", str(settings.containerd), "--snapshotter", settings.snapshotter),
+        ),
+        pull_environment()
+        | {"PLATFORM_SNAPSHOTTER_CONTAINERD_NAMESPACE": settings.containerd_namespace},
     )

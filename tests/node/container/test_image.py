@@ -3,13 +3,16 @@
 import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infra.contracts.image_pull import Pulled
+from infra.contracts.image_pull import Pulled, PullFailed, PullOrder, PullProgress
 from infra.contracts.stage import Stage
 from infra.contracts.worker_link import FromWorker, Progress, StageDone
 from infra.errors import ImageUnavailable
@@ -17,6 +20,7 @@ from worker.node.container.image import Image, OnProgress
 from worker.node.container.image_keeper import ImageKeeper
 from worker.node.container.manifest import chain_id, choose_platform, program_of
 from worker.node.container.pull_program import PullProgram
+from worker.node.container.pull_service import PullService
 from worker.node.container.spec import Program
 
 IMAGE = Image("registry/worker:1", "sha256:chain", Program(("worker",), {}))
@@ -164,6 +168,67 @@ async def test_a_program_that_fails_says_why(program: PullProgram, why: str) -> 
     with pytest.raises(ImageUnavailable, match=why) as failed:
         await program.pull("registry/worker:1", lambda fraction: None)
     assert "registry/worker:1" in failed.value.detail
+
+
+# What the snapshotter's service says ---------------------------------------------------------
+
+
+@asynccontextmanager
+async def answering(path: Path, *lines: str) -> AsyncIterator[list[str]]:
+    """A service that answers every order so; the orders."""
+    orders: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        orders.append((await reader.readline()).decode())
+        writer.write("".join(f"{line}\n" for line in lines).encode())
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_unix_server(answer, path):
+        yield orders
+
+
+def service(path: Path) -> PullService:
+    return PullService(path, containerd=Path("/c.sock"), namespace="ours", snapshotter="lazy")
+
+
+async def test_a_service_is_told_where_to_pull_and_says_how_far_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    heard: list[float] = []
+    progress = PullProgress(fraction=0.5).model_dump_json()
+    async with answering(path, progress, PULLED.model_dump_json()) as orders:
+        assert await service(path).pull("registry/worker:1", heard.append) == PULLED
+
+    assert heard == [0.5]
+    assert [PullOrder.model_validate_json(order) for order in orders] == [
+        PullOrder(
+            reference="registry/worker:1",
+            containerd=Path("/c.sock"),
+            namespace="ours",
+            snapshotter="lazy",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        ([PullFailed(detail="no such tag").model_dump_json()], "no such tag"),
+        (["nonsense"], "JSON"),
+        ([], "ended while it pulled"),
+    ],
+)
+async def test_a_service_that_fails_says_why(tmp_path: Path, lines: list[str], why: str) -> None:
+    path = tmp_path / "s"
+    async with answering(path, *lines):
+        with pytest.raises(ImageUnavailable, match=why) as failed:
+            await service(path).pull("registry/worker:1", lambda fraction: None)
+    assert "registry/worker:1" in failed.value.detail
+
+
+async def test_a_service_that_does_not_run_is_said_to_be_away(tmp_path: Path) -> None:
+    with pytest.raises(ImageUnavailable, match="No such file"):
+        await service(tmp_path / "s").pull("registry/worker:1", lambda fraction: None)
 
 
 # Manifests ----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Containers run from layers that were never downloaded, through everything that dies meanwhile."""
 
+import asyncio
 import random
 import socket
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from infra.containerd.client import CallFailed, Containerd
 from infra.containerd.methods import Content, CriImages
 from infra.containerd.protos import content_pb2, cri_pb2
+from infra.errors import ImageUnavailable
 from infra.redis import EmbeddedRedis
 from infra.registry.authorization import Authorization, no_login
 from infra.registry.client import Registry
@@ -19,12 +21,13 @@ from infra.registry.connections import Connections
 from infra.registry.reference import Reference
 from snapshotter.index.publish import Publisher
 from snapshotter.registry.image import this_architecture
-from tests.support.containerd import RunningContainerd, running_containerd
+from tests.support.containerd import SNAPSHOTTER, RunningContainerd, running_containerd
 from tests.support.mounts import mounts_below
 from tests.support.oci import LayerWriter, PushedImage, base_layer, push_image
 from tests.support.processes import alive, until
 from tests.support.registry import RunningRegistry
 from tests.support.snapshotter import RunningSnapshotter, running_snapshotter
+from worker.node.container.pull_service import PullService
 
 pytestmark = pytest.mark.real
 
@@ -102,6 +105,28 @@ def has_blob(containerd: RunningContainerd, digest: str) -> bool:
 
 def layer_mounts(node: RunningSnapshotter) -> list[str]:
     return mounts_below(node.state_dir / "fs/layers")
+
+
+def test_the_snapshotter_pulls_for_a_node_agent_that_asks(
+    node: RunningSnapshotter, image: LazyImage
+) -> None:
+    service = PullService(
+        node.state_dir / "pull.sock",
+        containerd=node.containerd.socket,
+        namespace=node.containerd.namespace,
+        snapshotter=SNAPSHOTTER,
+    )
+    heard: list[float] = []
+
+    first = asyncio.run(service.pull(image.name, heard.append))
+    assert read_anew(node, image, 0) == (0, image.contents[0])
+    second = asyncio.run(service.pull(image.name, heard.append))
+
+    assert (first.digest, first.bytes, first.source) == (image.pushed.digest, 0, "origin")
+    assert (second.digest, second.bytes, second.source) == (image.pushed.digest, 0, "cache")
+    assert heard == [0, 0.5, 0, 0.5]
+    with pytest.raises(ImageUnavailable, match="is not in the registry"):
+        asyncio.run(service.pull(f"{image.name}-other", heard.append))
 
 
 def test_a_container_survives_the_end_of_everything_that_serves_its_files(

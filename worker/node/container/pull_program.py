@@ -3,7 +3,7 @@
 import asyncio
 from asyncio.subprocess import DEVNULL, PIPE, Process
 
-from infra.contracts.image_pull import Pulled, PullProgress, pull_line
+from infra.contracts.image_pull import Pulled, PullFailed, PullProgress, pull_line
 from infra.errors import ImageUnavailable
 from infra.tether import tethered
 from worker.node.container.image import OnProgress
@@ -54,10 +54,13 @@ async def _hear(process: Process, on_progress: OnProgress) -> Pulled | None:
     pulled = None
     while line := await process.stdout.readline():
         said = pull_line.validate_json(line)
-        if isinstance(said, PullProgress):
-            on_progress(said.fraction)
-        else:
-            pulled = said
+        match said:
+            case PullProgress():
+                on_progress(said.fraction)
+            case Pulled():
+                pulled = said
+            case PullFailed():  # only the service says it so
+                raise ValueError(said.detail)
     return pulled
 
 

@@ -1,0 +1,144 @@
+"""What lies beside images in their registries: looked up once, everything of an image at once."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock, Thread
+from typing import Final
+
+import structlog
+
+from infra.clock import Clock
+from infra.errors import PlatformError
+from infra.registry.client import Registry
+from infra.registry.manifest import Descriptor
+from infra.registry.reference import Reference
+from snapshotter.containerd.index_files import IndexFiles
+from snapshotter.containerd.layers import FoundLayer
+from snapshotter.index.image_index import ImageIndex, find_index
+from snapshotter.registry.referrers import listed_beside
+from snapshotter.trace.files import TraceFiles
+from snapshotter.trace.shared import fetch_traces
+
+log = structlog.get_logger()
+
+_MOST_KNOWN: Final = 64
+_KNOWN_S: Final = 60.0  # one pull asks for each layer of an image in turn
+_MOST_THREADS: Final = 8
+
+OnLayer = Callable[[FoundLayer], None]
+OnImage = Callable[[Reference, ImageIndex], None]
+
+
+class Lookup:
+    """One image's. Its index is looked for in a thread, and what that names is then fetched in
+    several; who waits for one thing does not wait for the others.
+    """
+
+    def __init__(self, image: Reference, *, since: float) -> None:
+        self.image = image
+        self.since = since
+        self.index: Future[ImageIndex | None] = Future()
+        self.layers: dict[str, Future[FoundLayer]] = {}  # by layer digest, once there is an index
+
+    def layer(self, digest: str) -> FoundLayer | None:
+        """The layer, its index on this disk; None where it has none. Raises PlatformError."""
+        self.index.result()
+        fetched = self.layers.get(digest)
+        return None if fetched is None else fetched.result()
+
+    def is_of_use(self, files: IndexFiles) -> bool:
+        """Whether it goes on, or has found what is still here: what was not there may be by now."""
+        if not self.index.done():
+            return True
+        if self.index.exception() is not None or self.index.result() is None:
+            return False
+        done = [layer for layer in self.layers.values() if layer.done()]
+        return all(it.exception() is None and files.has(it.result().name) for it in done)
+
+
+class Lookups:
+    """`on_image` hears when an image's index is found, and again when a trace of a start of it was;
+    `on_layer` of each layer whose index is here. Both are called in threads, and raise nothing.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        files: IndexFiles,
+        traces: TraceFiles,
+        *,
+        on_image: OnImage,
+        on_layer: OnLayer,
+        clock: Clock,
+    ) -> None:
+        self._registry = registry
+        self._files = files
+        self._traces = traces
+        self._on_image = on_image
+        self._on_layer = on_layer
+        self._clock = clock
+        self._lock = Lock()  # guards what is known
+        self._known: OrderedDict[Reference, Lookup] = OrderedDict()
+
+    def of(self, image: Reference) -> Lookup:
+        """The look-up of an image that is pinned to its manifest, begun if need be."""
+        now = self._clock.now()
+        with self._lock:
+            known = self._known.get(image)
+            if known is not None and known.is_of_use(self._files) and now - known.since < _KNOWN_S:
+                return known
+            lookup = self._known[image] = Lookup(image, since=now)
+            self._known.move_to_end(image)
+            while len(self._known) > _MOST_KNOWN:
+                self._known.popitem(last=False)
+        Thread(target=self._run, args=(lookup,), name="lookup", daemon=True).start()
+        return lookup
+
+    def _run(self, lookup: Lookup) -> None:
+        image, manifest = lookup.image, str(lookup.image.digest)
+        with ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="lookup") as pool:
+            try:
+                listed = listed_beside(self._registry, image, manifest)
+                is_traced = pool.submit(self._bring_traces, image, listed)
+                index = find_index(self._registry, image, manifest, listed)
+            except Exception as error:
+                lookup.index.set_exception(error)
+                return
+            if index is None:
+                lookup.index.set_result(None)
+                return
+            for layer in index.layers:
+                fetched = pool.submit(self._bring_layer, index, layer)
+                fetched.add_done_callback(self._hear)
+                lookup.layers[layer] = fetched
+            lookup.index.set_result(index)
+            self._on_image(image, index)
+            if is_traced.result():
+                self._on_image(image, index)
+
+    def _bring_layer(self, index: ImageIndex, layer: str) -> FoundLayer:
+        name = index.layers[layer].digest
+        if not self._files.has(name):
+            packed = index.packed(self._registry, layer)
+            assert packed is not None, "it is described"
+            self._files.keep(name, packed)
+        return FoundLayer(name, {"image": str(index.image), "layer": layer, "index": name})
+
+    def _hear(self, fetched: Future[FoundLayer]) -> None:
+        if fetched.exception() is None:
+            self._on_layer(fetched.result())
+
+    def _bring_traces(self, image: Reference, listed: list[Descriptor]) -> bool:
+        """Whether there is a new one of a start elsewhere."""
+        manifest = str(image.digest)
+        if self._traces.find(manifest) is not None:
+            return False
+        try:
+            traces = fetch_traces(self._registry, image, manifest, listed)
+        except PlatformError as error:  # a start without its trace is slower, and that is all
+            log.warning("trace.not_fetched", image=str(image), error=error.detail)
+            return False
+        for trace in traces:
+            self._traces.keep(trace)
+        return bool(traces)

@@ -1,0 +1,180 @@
+"""What lies beside an image is looked up once, all of it at the same time."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from infra.clock import SystemClock
+from infra.errors import ImageInvalid, PlatformError, StoreUnavailable
+from infra.registry.reference import Reference
+from snapshotter.containerd.index_files import IndexFiles
+from snapshotter.containerd.layers import FoundLayer
+from snapshotter.containerd.lookups import Lookups
+from snapshotter.containerd.read_layers import ReadLayers
+from snapshotter.index.erofs_writer import erofs_image
+from snapshotter.index.layer_index import LayerIndex
+from snapshotter.index.publish import Publisher
+from snapshotter.trace.files import TraceFiles
+from snapshotter.trace.shared import push_trace
+from snapshotter.trace.trace import Touch, Trace
+from tests.snapshotter.images import add_image
+from tests.snapshotter.registry_server import Clients, RegistryServer, registry_server, status
+from tests.snapshotter.tars import layer_tar, words
+
+BASE = layer_tar({"bin/sh": words(20_000)})
+TOP = layer_tar({"app.py": words(3000, 2), "lib/l.so": words(30_000, 3)})
+_PATIENCE_S = 60
+
+
+@dataclass
+class World:
+    """An indexed image of two layers in a registry, and a node that has nothing of it."""
+
+    server: RegistryServer
+    clients: Clients
+    image: Reference
+    layers: list[str]
+    files: IndexFiles
+    traces: TraceFiles
+    images_heard: SimpleQueue[Reference] = field(default_factory=SimpleQueue)
+    layers_heard: SimpleQueue[FoundLayer] = field(default_factory=SimpleQueue)
+
+    def lookups(self) -> Lookups:
+        return Lookups(
+            self.clients(),
+            self.files,
+            self.traces,
+            on_image=lambda image, index: self.images_heard.put(image),
+            on_layer=self.layers_heard.put,
+            clock=SystemClock.start(),
+        )
+
+    def asked(self) -> int:
+        """How many requests the registry had since it was last asked."""
+        with self.server.lock:
+            num_asked = len(self.server.requests)
+            self.server.requests.clear()
+        return num_asked
+
+
+@pytest.fixture(params=[True, False], ids=["lists referrers", "keeps no list"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    clients = Clients()
+    with registry_server(lists_referrers=request.param) as server:
+        image = add_image(server, [BASE, TOP])
+        pinned = image.at(str(image.digest))
+        Publisher(clients(), architecture="amd64", least_layer_bytes=0).index(image)
+        layers = [layer["digest"] for layer in clients().manifest(pinned).content["layers"]]
+        files, traces = IndexFiles(tmp_path / "indexes"), TraceFiles(tmp_path / "traces")
+        world = World(server, clients, pinned, layers, files, traces)
+        world.asked()
+        yield world
+        for thread in threading.enumerate():
+            if thread.name == "lookup":
+                thread.join(_PATIENCE_S)
+        clients.close()
+
+
+def test_one_look_up_serves_all_who_ask_for_a_layer(world: World) -> None:
+    lookups = world.lookups()
+
+    found = [lookups.of(world.image).layer(layer) for layer in (*world.layers, *world.layers)]
+
+    assert found[:2] == found[2:]
+    assert {it.name for it in found if it} == {
+        world.layers_heard.get(timeout=60).name for _ in "ab"
+    }
+    assert world.images_heard.get(timeout=_PATIENCE_S) == world.image
+    assert world.asked() <= 5  # two ways to ask what is there, the artifact, two indexes
+    assert lookups.of(world.image).layer(f"sha256:{'0' * 64}") is None
+
+
+def test_a_failed_look_up_is_not_remembered(world: World) -> None:
+    lookups = world.lookups()
+    world.server.fail(r"GET .*/(referrers|manifests)/", *[status(401)] * 8)
+    with pytest.raises(PlatformError):
+        lookups.of(world.image).layer(world.layers[0])
+    world.server.faults.clear()
+
+    assert lookups.of(world.image).layer(world.layers[0]) is not None
+
+
+def test_an_index_that_was_removed_with_its_layer_is_fetched_again(world: World) -> None:
+    lookups = world.lookups()
+    found = [lookups.of(world.image).layer(layer) for layer in world.layers]
+    assert found[0] is not None
+    world.files.remove(found[0].name)
+
+    assert lookups.of(world.image).layer(world.layers[0]) == found[0]
+    assert world.files.has(found[0].name)
+
+
+def test_a_trace_is_brought_beside_the_indexes(world: World) -> None:
+    trace = Trace(str(world.image.digest), "", (Touch(world.layers[0], 0),))
+    push_trace(world.clients(), world.image, trace)
+
+    world.lookups().of(world.image)
+
+    for _ in range(2):  # the image is expected at once, and again when the trace is here
+        assert world.images_heard.get(timeout=_PATIENCE_S) == world.image
+    assert world.traces.find(trace.image) == trace
+
+
+def test_an_image_without_index_is_looked_up_again(world: World) -> None:
+    other = add_image(world.server, [layer_tar({"x": b"1"})], tag="other")
+    pinned = other.at(str(other.digest))
+    lookups = world.lookups()
+    assert lookups.of(pinned).layer(world.layers[0]) is None
+
+    Publisher(world.clients(), architecture="amd64", least_layer_bytes=0).index(other)
+
+    (layer,) = (it["digest"] for it in world.clients().manifest(pinned).content["layers"])
+    assert lookups.of(pinned).layer(layer) is not None
+
+
+def test_a_file_system_is_made_once_and_kept(world: World) -> None:
+    (layer, _) = world.layers
+    found = world.lookups().of(world.image).layer(layer)
+    assert found is not None
+    read = ReadLayers(world.files)
+
+    read.expect(found.name, layer)
+    taken = read.take(found.name, layer)
+
+    index = LayerIndex.parse(world.files.read(found.name), layer=layer)
+    assert taken.metadata == erofs_image(index.inodes)
+
+    def unwanted() -> bytes:
+        raise AssertionError("it is kept")
+
+    assert world.files.metadata(found.name, unwanted) == taken.metadata
+
+
+def test_metadata_that_a_crash_has_damaged_is_made_anew(tmp_path: Path) -> None:
+    files = IndexFiles(tmp_path)
+    name = f"sha256:{'1' * 64}"
+    files.metadata(name, lambda: b"as it was")
+    (kept,) = tmp_path.iterdir()
+    for damaged in (b"", kept.read_bytes()[:-1], bytes(40)):
+        kept.write_bytes(damaged)
+        assert files.metadata(name, lambda: b"as it was") == b"as it was"
+
+
+def test_an_index_is_taken_for_its_own_layer_only(world: World) -> None:
+    layer, other = world.layers
+    found = world.lookups().of(world.image).layer(layer)
+    assert found is not None
+    read = ReadLayers(world.files)
+
+    with pytest.raises(ImageInvalid):
+        read.take(found.name, other)
+    read.expect(found.name, layer)
+    with pytest.raises(ImageInvalid):
+        read.take(found.name, other)
+    with pytest.raises(StoreUnavailable):
+        read.take(f"sha256:{'0' * 64}", layer)
+    assert read.take(found.name, layer).layer == layer
