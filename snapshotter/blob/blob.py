@@ -42,7 +42,9 @@ class Blob:
         deadline_s: float = 30.0,
         on_touch: OnTouch = ignore_touch,
         on_land: OnLand = ignore_landing,
+        least_ahead_bytes: int = 0,
     ) -> None:
+        """`least_ahead_bytes`: of the source, after a miss anywhere: what a round trip costs."""
         self.ref = ref
         self.size = ref.table.size
         self._stored = fetcher.store.open(ref)
@@ -50,6 +52,7 @@ class Blob:
         self._fetcher = fetcher
         self._deadline_s = deadline_s
         self._on_touch = on_touch
+        self._least_ahead_bytes = least_ahead_bytes
         self._lock = Lock()  # guards the next two
         self._next_index = -1  # where a reader that goes on would continue
         self._ahead = 1
@@ -65,8 +68,9 @@ class Blob:
             return data
         chunks = self.ref.table.covering(offset, length)
         self._touch(chunks)
-        flights = self._fetcher.request(self._target, chunks, priority)
-        self._read_ahead(chunks)
+        flights = self._fetcher.request(
+            self._target, chunks, priority, ahead=self._likely_next(chunks)
+        )
         unkept = {
             flight.chunk.index: flight.data
             for flight in self._await(flights, priority)
@@ -134,26 +138,26 @@ class Blob:
         for chunk in chunks:
             self._on_touch(self.ref.digest, chunk.index)
 
-    def _read_ahead(self, chunks: Sequence[Chunk]) -> None:
+    def _likely_next(self, chunks: Sequence[Chunk]) -> list[Chunk]:
         """A reader that misses the chunk after its last miss is given twice as much the next time,
-        up to _READ_AHEAD_BYTES: a file read from its begin costs few round trips, and a read
-        here and there nothing.
+        up to _READ_AHEAD_BYTES: a file read from its begin costs few round trips. A read here and
+        there is given so little more that it takes no longer.
         """
         with self._lock:
             goes_on = chunks[0].index == self._next_index
             self._ahead = self._ahead * 2 if goes_on else 1
-            end = chunks[-1].index + 1
             ahead: list[Chunk] = []
-            num_bytes = 0
-            while goes_on and len(ahead) < self._ahead and end < len(self.ref.table):
-                num_bytes += self.ref.table[end].length
-                if num_bytes > _READ_AHEAD_BYTES:
+            num_bytes = source_bytes = 0
+            for index in range(chunks[-1].index + 1, len(self.ref.table)):
+                chunk = self.ref.table[index]
+                num_bytes += chunk.length
+                source_bytes += chunk.source_length
+                follows = goes_on and len(ahead) < self._ahead and num_bytes <= _READ_AHEAD_BYTES
+                if not follows and source_bytes > self._least_ahead_bytes:
                     break
-                ahead.append(self.ref.table[end])
-                end += 1
-            self._next_index = end
-        if ahead:
-            self._fetcher.request(self._target, ahead, Priority.TRACE)
+                ahead.append(chunk)
+            self._next_index = (ahead or chunks)[-1].index + 1
+        return ahead
 
     def _await(self, flights: Sequence[Flight], priority: Priority) -> list[Flight]:
         """Those that landed, once all have; what has no data with it is in the store."""

@@ -52,17 +52,33 @@ class Fetcher:
         for thread in self._threads:
             thread.start()
 
-    def request(self, target: Target, chunks: Sequence[Chunk], priority: Priority) -> list[Flight]:
-        """Flights of those chunks that are not here, joined where they are on their way."""
-        missing = [chunk for chunk in chunks if not self.store.has(target.ref.digest, chunk.index)]
+    def request(
+        self,
+        target: Target,
+        chunks: Sequence[Chunk],
+        priority: Priority,
+        *,
+        ahead: Sequence[Chunk] = (),
+    ) -> list[Flight]:
+        """Flights of those chunks that are not here, joined where they are on their way.
+
+        What is `ahead` somebody is likely to want next: it goes along, or afterwards.
+        """
+        missing = self._missing(target, chunks)
         if not missing:
             return []
+        later = self._missing(target, ahead)
         with self._condition:
             if self._is_closed:
                 raise ShuttingDown("the fetcher is closed")
             flights = [self._join(target, chunk, priority) for chunk in missing]
-            self._condition.notify(len(flights))
+            for chunk in later:
+                self._join(target, chunk, Priority.TRACE)
+            self._condition.notify(len(missing) + len(later))
         return flights
+
+    def _missing(self, target: Target, chunks: Sequence[Chunk]) -> list[Chunk]:
+        return [chunk for chunk in chunks if not self.store.has(target.ref.digest, chunk.index)]
 
     def carry(self, target: Target, chunks: Sequence[Chunk], *, within_s: float) -> None:
         """Brings neighbouring chunks on the caller's thread, as far as no worker is at it.
@@ -70,7 +86,7 @@ class Fetcher:
         For other nodes: workers that wait for one another's nodes would wait for ever. What has
         not landed after `within_s` is not waited for.
         """
-        missing = [chunk for chunk in chunks if not self.store.has(target.ref.digest, chunk.index)]
+        missing = self._missing(target, chunks)
         give_up_at = time.monotonic() + within_s
         with self._condition:
             if self._is_closed:

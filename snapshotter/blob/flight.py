@@ -90,7 +90,8 @@ class Agenda:
                 self._push(flight)
 
     def take(self, allows: Callable[[Priority], bool]) -> list[Flight]:
-        """The next request: the most urgent flight and its waiting neighbours of that priority.
+        """The next request: the most urgent flight and its waiting neighbours of that priority;
+        what somebody waits for takes those after it along that somebody will, as they land later.
 
         Empty when nothing that is allowed waits. The flights are of one stripe of one target and
         follow one another; together they are at most MOST_RUN_BYTES of the source, or one chunk.
@@ -106,7 +107,7 @@ class Agenda:
             while True:
                 index += step
                 neighbour = self._waiting.get((first.target.ref.digest, index))
-                if neighbour is None or neighbour.priority != first.priority:
+                if neighbour is None or not _goes_with(neighbour, first, step):
                     break
                 if neighbour.chunk.stripe != first.chunk.stripe:
                     break
@@ -152,3 +153,9 @@ class Agenda:
             if self._waiting.get(flight.key) is flight and flight.priority == priority:
                 return
             heapq.heappop(self._heap)
+
+
+def _goes_with(neighbour: Flight, first: Flight, step: int) -> bool:
+    if neighbour.priority == first.priority:
+        return True
+    return step > 0 and (first.priority, neighbour.priority) == (Priority.DEMAND, Priority.TRACE)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any
+from typing import Any, Final
 
 from infra.errors import Invalid
 from infra.json_socket import Verb
@@ -22,6 +22,10 @@ from snapshotter.containerd.read_layers import ReadLayers
 from snapshotter.fs.layer_file import LayerFile
 from snapshotter.fs.ports import ServedFile
 from snapshotter.registry.blob_ranges import RegistryBlob
+
+# As zstd, two chunks after the one that is read; a span of gzip is larger. Measured with torch: 162
+# round trips instead of 240 until it is imported, for 10 % more bytes.
+_LEAST_AHEAD_BYTES: Final = 512 << 10
 
 
 class BlobBytes:
@@ -102,6 +106,7 @@ class LayerOpener:
             deadline_s=self._deadline_s,
             on_touch=lambda _, chunk: self._starts.touched(name, chunk),
             on_land=lambda flight: self._starts.landed(name, flight),
+            least_ahead_bytes=_LEAST_AHEAD_BYTES,
         )
         stream = BlobBytes(blob)
         with self._lock:

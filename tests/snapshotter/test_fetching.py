@@ -61,6 +61,18 @@ def test_neighbours_of_one_stripe_and_priority_leave_together_in_order():
     assert sum(big.table[index].source_length for index in runs[0]) <= MOST_RUN_BYTES
 
 
+def test_what_is_read_takes_along_what_will_be_and_comes_first():
+    agenda = Agenda()
+    target = Target(REF, ())
+    wanted = ((1, Priority.TRACE), (2, Priority.DEMAND), (3, Priority.TRACE), (4, Priority.TRACE))
+    for index, priority in (*wanted, (5, Priority.BACKGROUND)):
+        agenda.add(flight(index, priority, target))
+
+    order = [indices(agenda.take(lambda _: True)) for _ in range(4)]
+
+    assert order == [[2, 3, 4], [1], [5], []]
+
+
 def test_what_is_wanted_more_urgently_moves_ahead_once():
     agenda = Agenda()
     slow, urgent = flight(0, Priority.TRACE), flight(5, Priority.BACKGROUND)
@@ -235,6 +247,18 @@ def test_a_reader_that_goes_on_is_fetched_ahead_of(fetcher):
 
     asked = sorted(index for request in source.requests for index in request)
     assert asked == [0, 1, 2, 3, 6]
+
+
+def test_a_read_anywhere_takes_along_what_costs_no_round_trip(fetcher):
+    source = ScriptedSource(DATA)
+    blob = Blob(REF, [source], fetcher, least_ahead_bytes=2 * REF.table[5].length + 1)
+
+    blob.read(REF.table[4].offset, 10)
+    for ahead in blob.prefetch([5, 6], Priority.TRACE):
+        assert ahead.landed.wait(60)
+    blob.read(REF.table[11].offset, 10)
+
+    assert source.requests == [[4, 5, 6], [11]]
 
 
 def test_background_waits_for_demand_and_all_of_it_arrives(fetcher):
