@@ -73,6 +73,7 @@ class Setting:
     run: Run
     store: JobStore
     tasks: TaskSet
+    meters: JobMeters
 
     def work(self, executor: Echo, owner: str = "local") -> "asyncio.Task[None]":
         """A process that takes jobs; cancelling it is its death."""
@@ -80,7 +81,7 @@ class Setting:
             self.store,
             Answers(self.store, MemoryObjects()),
             executor,
-            JobMeters.on(Metrics()),
+            self.meters,
             owner=owner,
             clock=SystemClock.start(),
             is_leading=lambda: True,
@@ -136,7 +137,7 @@ async def set_up(folder: Path, lease_s: float) -> AsyncIterator[Setting]:
         policy = Policy(lease_s=lease_s)
         script = job_function(server.url, policy)
         store = RedisJobStore(script, policy)
-        setting = Setting(server, redis, script, store, TaskSet())
+        setting = Setting(server, redis, script, store, TaskSet(), JobMeters.on(Metrics()))
         yield setting
         await setting.tasks.close()
         await script.close()
@@ -291,11 +292,11 @@ async def test_jobs_that_somebody_took_away_do_not_keep_the_others_waiting(setti
 
 async def test_a_store_that_stalls_for_ten_seconds_loses_nothing(setting: Setting):
     """Longer than a lease, and than a reply is waited for: what was asked meanwhile may be done."""
-    executor = Echo(1.0)
+    executor = Echo(11.5)  # what runs outlives the stall
     setting.work(executor)
-    for number in range(4):
-        await setting.accept(number)
+    accepted = [await setting.accept(number) for number in range(4)]
     await asyncio.sleep(0.2)
+    executor.seconds = 0.02
     pid = setting.server.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -308,7 +309,9 @@ async def test_a_store_that_stalls_for_ten_seconds_loses_nothing(setting: Settin
         os.kill(pid, signal.SIGCONT)
     await setting.accept_until_told(4)
     await setting.until_all_succeeded(5)
-    assert len(executor.executed) == 5, "what its owner renews first is not run again"
+    jobs = [await setting.store.get(job_id, tenant=NOBODY) for job_id in accepted]
+    assert [job and job.attempt for job in jobs] == [1] * 4, "what its owner runs is not run again"
+    assert len(executor.executed) == 5
 
 
 async def test_what_is_done_and_said_to_have_failed_is_done_once(setting: Setting):
@@ -318,6 +321,12 @@ async def test_what_is_done_and_said_to_have_failed_is_done_once(setting: Settin
     accepted = [await setting.accept_until_told(number) for number in range(24)]
     await setting.until_all_succeeded(24)
     assert sorted(executor.executed) == sorted(accepted), "once each"
+    for _ in range(400):  # the last one may have to ask again what became of its answer
+        if setting.meters.executions.value(CHAT, "answered") == 24:
+            break
+        await asyncio.sleep(0.05)
+    answered, twice = setting.meters.executions, setting.meters.duplicates
+    assert (answered.value(CHAT, "answered"), twice.value(CHAT)) == (24, 0), "each owner knows"
 
 
 @pytest.mark.parametrize("lease_s", [3600])
