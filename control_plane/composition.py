@@ -1,5 +1,6 @@
 """Chooses every adapter and wires the control plane together."""
 
+import json
 import secrets
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
@@ -194,7 +195,8 @@ class ControlPlane:
         self.usage = UsageLedger(RedisUsageStore(self.redis), clock=clock)
         self.leader = Leader(self._lease(), secrets.token_hex(8), clock=clock)
         self.deployments = Deployments(
-            RedisDeploymentStore(self.redis), ThreadedResolver(Sources())
+            RedisDeploymentStore(self.redis),
+            ThreadedResolver(Sources(plain_http=self.settings.plain_http)),
         )
         self.memory = Memory(RedisExperienceStore(self.redis), clock=clock)
         self.fleet = Fleet()
@@ -304,7 +306,7 @@ class ControlPlane:
             environment=self._environment,
             log_level=settings.log_level,
             log_format=settings.log_format,
-            runtime=_runtime(settings),
+            runtime=_of_agent(settings),
         )
         return LocalCapacity(agent, clock=self.clock)
 
@@ -313,9 +315,12 @@ def _root_key(settings: Settings) -> str | None:
     return None if settings.api_key is None else settings.api_key.get_secret_value()
 
 
-def _runtime(settings: Settings) -> dict[str, str]:
+def _of_agent(settings: Settings) -> dict[str, str]:
     """What our own agent's workers run as and read from, in the agent's own settings."""
-    told: dict[str, object] = {"WEIGHTS_SOCKET": settings.weights_socket}
+    told: dict[str, object] = {
+        "WEIGHTS_SOCKET": settings.weights_socket,
+        "PLAIN_HTTP": json.dumps(sorted(settings.plain_http)),
+    }
     if settings.runtime == "container":
         told |= {
             "RUNTIME": settings.runtime,

@@ -69,6 +69,10 @@ class Settings(BaseSettings):
         default=None,
         description="Where this machine's snapshotter gives weights; unset reads their source.",
     )
+    plain_http: frozenset[str] = Field(
+        default=frozenset(),
+        description="JSON list of registries without TLS that models may come from, host:port.",
+    )
     standby_max: int = Field(
         default=4, ge=0, le=64, description="Standby workers a node keeps at most."
     )

@@ -40,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         program.add_argument("--parent", type=int, help="process id of the agent")
         program.add_argument("--cache", type=Path, required=True, help="folder of fetched models")
         program.add_argument("--store", type=Path, help="socket of the node's chunk store")
+        program.add_argument(
+            "--plain-http", action="append", default=[], help="registry without TLS, host:port"
+        )
         if is_replica:
             program.add_argument(
                 "--socket", help="instead of an inherited one: the agent's, in a container"
@@ -152,7 +155,9 @@ def _become(
 
     closes = [link] if listening is None else [link, listening]
     ranks = fork_ranks(num_ranks, run_follower, closes=closes)  # before anything starts a thread
-    sources = Sources(share=share_through(arguments.store))
+    sources = Sources(
+        plain_http=frozenset(arguments.plain_http), share=share_through(arguments.store)
+    )
     climb = ModelClimb(sources, cache_dir=arguments.cache, cpus=cpus(), ranks=ranks)
     run_replica(link, origin=origin, climb=climb, build_server=build_server)
 

@@ -57,6 +57,10 @@ class NodeSettings(BaseSettings):
         default=None,
         description="Where the snapshotter of this node gives weights; unset reads their source.",
     )
+    plain_http: frozenset[str] = Field(
+        default=frozenset(),
+        description="JSON list of registries without TLS that models may come from, host:port.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe event that is logged."
     )

@@ -1,7 +1,7 @@
 """Models in a registry of OCI artifacts: `oci://host/repository:tag`, pinned to a manifest."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -41,23 +41,29 @@ _MOST_SMALL_BYTES: Final = max(MAX_READ_BYTES.values())
 class RegistrySource:
     """Layers that are files as they are, each with its SHA-256.
 
-    Logins are those of `docker login`. Registries on this machine are spoken to without TLS.
+    Logins are those of `docker login`. Registries on this machine are spoken to without TLS, and
+    those of `plain_http`.
     """
 
     def __init__(
         self,
         docker_config: Path = DOCKER_CONFIG,
         *,
+        plain_http: frozenset[str] = frozenset(),
         patience: Patience = PATIENT,
     ) -> None:
         self._docker_config = docker_config
+        self._plain_http = plain_http
         self._patience = patience
 
     @cached_property
     def _registry(self) -> Registry:
-        connections = Connections(is_plain=is_this_machine)
+        connections = Connections(is_plain=self._is_plain)
         logins = docker_logins(self._docker_config.expanduser())
         return Registry(connections, Authorization(connections, logins))
+
+    def _is_plain(self, host: str) -> bool:
+        return host in self._plain_http or is_this_machine(host)
 
     def resolve(self, uri: str) -> tuple[ResolvedSource, ModelFacts]:
         asked = _parsed(uri)
@@ -65,12 +71,15 @@ class RegistrySource:
             manifest = registry.manifest(asked)
             if manifest.descriptor.media_type in LISTS:
                 raise SourceInvalid(f"{uri} is a list of manifests and not a model")
-            layers = _files(manifest.content)
+            layers, packed = _files(manifest.content)
             model = asked.at(manifest.descriptor.digest)
-            names, facts = describe_model(
-                {name: layer.size for name, layer in layers.items()},
-                lambda name: _read(registry, model, layers[name]),
-            )
+            try:
+                names, facts = describe_model(
+                    {name: layer.size for name, layer in layers.items()},
+                    lambda name: _read(registry, model, layers[name]),
+                )
+            except SourceInvalid as error:
+                raise _of_archives(error, packed) from error
         files = tuple(
             SourceFile(path=name, size=layers[name].size, digest=layers[name].digest)
             for name in names
@@ -127,8 +136,11 @@ def _parsed(uri: str) -> Reference:
         ) from error
 
 
-def _files(manifest: Mapping[str, Any]) -> dict[str, Descriptor]:
-    """The layers that are files of the model's top folder, by name. Raises SourceInvalid."""
+def _files(manifest: Mapping[str, Any]) -> tuple[dict[str, Descriptor], list[Descriptor]]:
+    """The layers that are files of the model's top folder, by name, and those that are archives.
+
+    Raises SourceInvalid.
+    """
     listed = manifest.get("layers")
     if not isinstance(listed, list) or len(listed) > MAX_LISTED:
         raise SourceInvalid("the manifest lists no layers")
@@ -141,12 +153,20 @@ def _files(manifest: Mapping[str, Any]) -> dict[str, Descriptor]:
         if name in named:
             raise SourceInvalid(f"the manifest has two layers that are {name[:100]!a}")
         named[name] = layer
-    if not named and layers:
-        raise SourceInvalid(
-            f"none of the {len(layers)} layers is a file as it is ({layers[0].media_type[:100]})",
-            hint="push each file as a layer of its own, as `oras push` does",
-        )
-    return named
+    return named, [layer for layer in layers if _is_packed(layer)]
+
+
+def _of_archives(error: SourceInvalid, packed: Sequence[Descriptor]) -> SourceInvalid:
+    """What is missing may be in an archive: those are not unpacked, since parts of what is in them
+    can neither be read nor proven.
+    """
+    if not packed:
+        return error
+    return SourceInvalid(
+        f"{error.detail}, and layers that are archives of files are not read: {len(packed)} "
+        f"({packed[0].media_type[:100]})",
+        hint="unpack them (`kit unpack`) and push each file as a layer of its own (`oras push`)",
+    )
 
 
 def _is_packed(layer: Descriptor) -> bool:

@@ -30,13 +30,16 @@ class Sources:
         hub_endpoint: str | None = None,
         hub_token: str | None = None,
         s3_endpoint: str | None = None,
+        plain_http: frozenset[str] = frozenset(),
         share: Share = unshared,
     ) -> None:
-        """`share`: where else than at its origin a model may be found."""
+        """`plain_http`: registries without TLS, as `host:port`. `share`: where else than at its
+        origin a model may be found.
+        """
         self._remote = {
             "hf": FetchedSource(HubSource(hub_endpoint, hub_token), share),
             "s3": FetchedSource(S3Source(s3_endpoint), share),
-            "oci": FetchedSource(RegistrySource(), share),
+            "oci": FetchedSource(RegistrySource(plain_http=plain_http), share),
         }
         self._by_scheme: dict[str, ModelSource] = {"file": FileSource(), **self._remote}
 

@@ -38,12 +38,14 @@ class Programs:
     cache_dir: Path
     zygote_log: Path
     weights_socket: Path | None = None
+    plain_http: frozenset[str] = frozenset()
 
     def argv(self, program: tuple[str, ...]) -> tuple[str, ...]:
         """The whole argument vector of one of them."""
         store = [] if self.weights_socket is None else ["--store", str(self.weights_socket)]
         cache = ["--cache", str(self.cache_dir)]
-        return (*program, "--link", "3", "--parent", str(os.getpid()), *cache, *store)
+        plain = [text for host in sorted(self.plain_http) for text in ("--plain-http", host)]
+        return (*program, "--link", "3", "--parent", str(os.getpid()), *cache, *store, *plain)
 
 
 @dataclass(slots=True)

@@ -39,7 +39,9 @@ def build_launcher(settings: NodeSettings, programs: Programs, clock: NodeClock)
         ContainerdContainers(containerd, node=settings.id, **where),
         ImageKeeper(settings.image, images, _puller(settings), clock),
         Furnishing(
-            Sources(share=share_through(settings.weights_socket)), settings.cache_dir, clock
+            Sources(plain_http=settings.plain_http, share=share_through(settings.weights_socket)),
+            settings.cache_dir,
+            clock,
         ),
         Premises(
             settings.containers_dir, CGROUP, container_environment(), read_gpus(), open_files()

@@ -61,6 +61,7 @@ async def _serve(
         environment=environment,
         cache_dir=settings.cache_dir,
         weights_socket=settings.weights_socket,
+        plain_http=settings.plain_http,
         zygote_log=settings.logs_dir / "zygote.log",
     )
     agent = Agent(build_launcher(settings, programs, clock), logs, clock, host=settings.host)
