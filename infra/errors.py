@@ -12,7 +12,7 @@
   - ClientTooSlow
   - ReplicaLost, ReplicaFailed, ReplicaOutOfMemory, NoCapacity, ImageUnavailable, JobAbandoned,
     AnswerTooLarge
-  - SourceUnavailable: WeightsUnavailable
+  - SourceUnavailable: WeightsUnavailable (WeightsDamaged)
   - StoreUnavailable, NotLeader, ShuttingDown
   - DependencyMissing
 """
@@ -311,6 +311,12 @@ class WeightsUnavailable(SourceUnavailable):
     """The model's weights could not be downloaded, however often they were asked for."""
 
     slug = "weights-unavailable"
+
+
+class WeightsDamaged(WeightsUnavailable):
+    """The model's weights arrived whole, and are not what was deployed."""
+
+    slug = "weights-damaged"
 
 
 class ImageUnavailable(PlatformError):

@@ -15,6 +15,9 @@ HUGE_PAGE_BYTES: Final = 2 << 20
 _madvise = ctypes.CDLL(None, use_errno=True).madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
+_mprotect = ctypes.CDLL(None, use_errno=True).mprotect
+_mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
 _MAP_FIXED: Final = 0x10
 _mmap = ctypes.CDLL(None, use_errno=True).mmap
 _mmap.argtypes = (
@@ -31,6 +34,11 @@ _mmap.restype = ctypes.c_void_p
 def advise(address: int, size: int, advice: int) -> bool:
     """Whether the kernel took the advice; other threads run meanwhile."""
     return bool(_madvise(address, size, advice) == 0)
+
+
+def write_protect(address: int, size: int) -> bool:
+    """Who writes there from now on is ended; whether the kernel agreed."""
+    return bool(_mprotect(address, size, mmap.PROT_READ) == 0)
 
 
 def map_file_at(address: int, file: int, size: int) -> bool:

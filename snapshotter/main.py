@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # each program loads what it needs
     from infra.registry.reference import Reference
     from snapshotter.blob.peers.peering import Sharing
     from snapshotter.blob.store import ChunkStore
+    from snapshotter.blob.weights.proven import ProvenWeights
     from snapshotter.containerd.puller import Puller
     from snapshotter.index.publish import Published, Publisher
 
@@ -243,7 +244,7 @@ def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
     from snapshotter.trace.files import TraceFiles
     from snapshotter.trace.shared import TracePusher
 
-    share = _sharing(settings)
+    share, proven = _sharing(settings), _proven(settings)
 
     def serve(descriptor: int) -> None:
         # a layer's tree has no garbage, and a pull waits for 200,000 objects of it
@@ -259,7 +260,8 @@ def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
         starts.watch()
         sharing = share(store)
         deadline_s = settings.read_deadline_s
-        weights = OpenWeights(Sources().remote, fetcher, sharing, deadline_s=deadline_s)
+        origins = Sources(plain_http=settings.plain_http)
+        weights = OpenWeights(origins.remote, fetcher, sharing, proven, deadline_s=deadline_s)
         JsonServer(settings.weights_socket, weights.verbs).start()
         opener = LayerOpener(
             IndexFiles(settings.indexes_dir),
@@ -302,6 +304,15 @@ def _sharing(settings: SnapshotterSettings) -> Callable[["ChunkStore"], "Sharing
             return Alone()
 
     return share
+
+
+def _proven(settings: SnapshotterSettings) -> "ProvenWeights":
+    """What is known of weights, by all nodes that share chunks."""
+    from snapshotter.blob.weights.proven import MemoryProvenWeights, RedisProvenWeights
+
+    if settings.peers_redis_url is None:
+        return MemoryProvenWeights()
+    return RedisProvenWeights(settings.peers_redis_url)
 
 
 def _settings_of_a_daemon() -> SnapshotterSettings:

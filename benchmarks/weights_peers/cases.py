@@ -18,8 +18,8 @@ from infra.paging import steps
 from infra.sources.digests import FileDigests
 from infra.sources.http_ranges import HttpRanges, Location
 from infra.sources.landing import Landing, landing_bytes
-from infra.sources.partial import KnownDigests
 from infra.sources.patience import PATIENT
+from infra.sources.piece_digests import PieceDigests
 from infra.sources.port import Remote
 from infra.sources.staging import DIGESTS_SUFFIX, fetch
 from infra.sources.stream import open_source
@@ -97,7 +97,7 @@ def streamed(folder: Path, url: str, *, digest: str | None, is_known: bool = Fal
             whole = fetch(resolved, Path(cache), remote, lambda fraction: None)
             (whole / SINGLE_FILE).unlink()
             (known,) = Path(cache).glob(f"*{DIGESTS_SUFFIX}/*")
-            assert KnownDigests(known, known.stat().st_size // 32).is_known
+            assert PieceDigests.of(known.read_bytes(), size=size)
         landing = Landing(landing_bytes([size]))  # while the node stands by
         landing.touch()
         begin = time.perf_counter()

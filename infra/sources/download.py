@@ -2,16 +2,17 @@
 
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from infra.clock import Clock
 from infra.contracts.revision import SourceFile
-from infra.errors import SourceUnavailable, WeightsUnavailable
+from infra.errors import SourceUnavailable, WeightsDamaged, WeightsUnavailable
 from infra.sources.chunks import Chunk, ChunkBoard, Task, plan_chunks
-from infra.sources.partial import KnownDigests, PartialFile
+from infra.sources.partial import PartialFile
+from infra.sources.piece_digests import PieceDigests, digests_of
 from infra.sources.port import UNREACHED, OnProgress, RangeReader, Remote
 from infra.sources.proof import Proof
 
@@ -19,17 +20,23 @@ READERS: Final = 4
 _LOOK_S: Final = 0.25  # how often those who wait look for readers that take too long
 _REPAID: Final = 0.1
 
-OnArrival = Callable[[Chunk, memoryview], None]
+
+class OnArrival(Protocol):
+    def __call__(self, chunk: Chunk, memory: memoryview, digests: bytes, *, is_new: bool) -> None:
+        """In the thread that brought it: from the source where it `is_new`, else from the disk.
+
+        `digests` are those of its pieces where it is proven.
+        """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arriving:
-    """One file: where its bytes go, what of it is on disk, and what its chunks have to be."""
+    """One file: where its bytes go, what of it is on disk, and what its pieces have to be."""
 
     file: SourceFile
     memory: memoryview
     partial: PartialFile
-    known: KnownDigests
+    known: PieceDigests
     is_mapped: bool  # the memory is the file on disk
 
     def place(self, chunk: Chunk) -> memoryview:
@@ -37,11 +44,12 @@ class Arriving:
 
 
 class Download:
-    """Any number of files at once. `on_arrival` hears of each chunk that came, in its thread.
+    """Any number of files at once. `on_arrival` hears of each chunk that came.
 
-    A chunk whose digest is known has arrived when it is proven. Of others the file is proven when
-    all of it is here: `wait` lets its bytes be used before, and only `finish` says that they may
-    be served.
+    A chunk whose pieces' digests are known has arrived when it is proven. Of others the file is
+    proven when all of it is here: `wait` lets its bytes be used before, and only `finish` says
+    that they may be served. Digests that the source contradicts twice with the same bytes are not
+    believed, where the whole file can be proven instead.
     """
 
     def __init__(
@@ -106,17 +114,29 @@ class Download:
                 self._look_around()
 
     def finish(self) -> None:
-        """Returns when every file is here and proven. Raises what ended the download."""
+        """Returns when every file is here and proven. Raises what ended the download.
+
+        WeightsDamaged where only all bytes together show that some are wrong: which, nobody knows.
+        """
         with self._changed:
             while not (self._board.is_over and all(it.is_over for it in self._proofs)):
                 self._raise_if_over()
                 self._look_around()
-        for arriving, proof in zip(self._files, self._proofs, strict=True):
-            if not proof.succeeded:
-                arriving.partial.forget()
-                self._remote.on_damage(arriving.file)
-                name = arriving.file.path
-                raise WeightsUnavailable(f"{name} arrived damaged", path=name)
+        damaged = self.damaged()
+        for arriving in damaged:
+            self._remote.on_damage(arriving.file)
+        if damaged:
+            name = damaged[0].file.path
+            raise WeightsDamaged(
+                f"{name} arrived damaged",
+                hint="the next start reads it again; where the source has changed, deploy again",
+                path=name,
+            )
+
+    def damaged(self) -> list[Arriving]:
+        """The files that are here, all of them, and not what was pinned."""
+        files = zip(self._files, self._proofs, strict=True)
+        return [it for it, proof in files if proof.is_over and not proof.succeeded]
 
     def close(self) -> None:
         """Ends every thread, whatever it is doing; nothing writes into the memory afterwards."""
@@ -177,16 +197,23 @@ class Download:
         """One chunk, from the disk if it was there; tries again within the budget."""
         arriving, proof = self._files[chunk.file], self._proofs[chunk.file]
         memory = arriving.place(chunk)
-        if arriving.partial.load(chunk, memory, is_mapped=arriving.is_mapped):
+        known = proof.known.of_chunk(chunk)
+        if arriving.partial.load(chunk, memory, known, is_mapped=arriving.is_mapped):
+            self._on_arrival(chunk, memory, known, is_new=False)
             self._arrived(chunk, fetched=0)
             return
         got = failures = 0
+        wrong = b""
         while True:
             found = self._attempt(chunk, reader, got, memory)
             if isinstance(found, int):
                 got += found
-                if got == chunk.length and proof.is_right(chunk, memory):
-                    break
+                if got == chunk.length:
+                    if proof.is_right(chunk, memory):
+                        break
+                    before, wrong = wrong, digests_of(memory)
+                    if before == wrong and proof.doubt_digests():
+                        break
             if self._take_rescue(chunk, memory):
                 break
             if self._is_over:
@@ -196,7 +223,7 @@ class Download:
             if got == chunk.length:
                 got, what = 0, SourceUnavailable(f"{arriving.file.path} arrived damaged")
             self._put_up_with(chunk, failures, what)
-        self._on_arrival(chunk, memory)
+        self._on_arrival(chunk, memory, proof.known.of_chunk(chunk), is_new=True)
         self._arrived(chunk, fetched=chunk.length)
 
     def _attempt(

@@ -40,10 +40,17 @@ class FetchedSource:
             return fetch(resolved, cache_dir, self.remote(resolved), on_progress)
 
     def open(
-        self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
+        self,
+        resolved: ResolvedSource,
+        cache_dir: Path,
+        land: Land,
+        on_progress: OnProgress,
+        *,
+        is_shared: bool = False,
     ) -> OpenedSource:
         with _named(resolved.uri):
-            return open_source(resolved, cache_dir, self.remote(resolved), land, on_progress)
+            remote = self.remote(resolved)
+            return open_source(resolved, cache_dir, remote, land, on_progress, is_shared=is_shared)
 
 
 @contextmanager

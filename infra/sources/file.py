@@ -40,7 +40,13 @@ class FileSource:
         return folder
 
     def open(
-        self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
+        self,
+        resolved: ResolvedSource,
+        cache_dir: Path,
+        land: Land,
+        on_progress: OnProgress,
+        *,
+        is_shared: bool = False,
     ) -> OpenedSource:
         return OpenedSource(self.fetch(resolved, cache_dir, on_progress), "mmap")
 

@@ -31,6 +31,12 @@ class MemorySource:
         raise SourceInvalid(f"{resolved.uri} does not exist")
 
     def open(
-        self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
+        self,
+        resolved: ResolvedSource,
+        cache_dir: Path,
+        land: Land,
+        on_progress: OnProgress,
+        *,
+        is_shared: bool = False,
     ) -> OpenedSource:
         return OpenedSource(self.fetch(resolved, cache_dir, on_progress), "memory")

@@ -1,11 +1,13 @@
 """Weights out of the node's chunk store, which has them, or gets them from other nodes."""
 
+import base64
 import os
 import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +17,7 @@ from infra.contracts.revision import ResolvedSource, SourceFile
 from infra.errors import Invalid, SourceUnavailable
 from infra.json_socket import receive, send
 from infra.sources.digests import WholeDigest
-from infra.sources.port import RangeReader, Remote, Share, unshared
+from infra.sources.port import Packed, RangeReader, Remote, Share, unshared
 
 log = structlog.get_logger()
 
@@ -23,6 +25,7 @@ CACHE: Final = "cache"
 PEER: Final = "peer"
 _CONNECT_S: Final = 2.0
 _ANSWER_S: Final = 60.0  # longer than the store itself waits for its sources
+_DIGESTS_S: Final = 3.0  # for what the store need not have, longer than it waits for Redis
 
 
 def share_through(path: Path | None) -> Share:
@@ -54,7 +57,32 @@ class NodeChunks:
                 store.distrust(file.path)
             remote.on_damage(file)
 
-        return Remote(remote.bring, open_reader, remote.patience, tally.came_from, on_damage)
+        def known(file: SourceFile) -> Packed:
+            if not WholeDigest(file).is_known:
+                return remote.known(file)
+            try:
+                with _Store(self._path, source, answer_s=_DIGESTS_S) as store:
+                    found = store.digests(file.path)
+            except (OSError, ValueError, Invalid, SourceUnavailable) as error:
+                log.info("weights.digests_not_in_store", path=file.path, why=str(error)[:200])
+                found = b""
+            return found or remote.known(file)
+
+        def on_proof(file: SourceFile, digests: Packed) -> None:
+            remote.on_proof(file, digests)
+            if not WholeDigest(file).is_known:  # what was pinned by its ETag is no proof to others
+                return
+            with suppress(OSError, Invalid, SourceUnavailable), _Store(self._path, source) as store:
+                store.prove(file.path, digests)
+
+        return replace(
+            remote,
+            open_reader=open_reader,
+            came_from=tally.came_from,
+            on_damage=on_damage,
+            known=known,
+            on_proof=on_proof,
+        )
 
 
 class _Tally:
@@ -81,14 +109,16 @@ class _Tally:
 class _Store:
     """One connection to the store."""
 
-    def __init__(self, path: Path, source: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, source: Mapping[str, Any], *, answer_s: float = _ANSWER_S
+    ) -> None:
         """Raises OSError where nobody listens."""
         self._source = source
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.settimeout(_CONNECT_S)
             self._socket.connect(str(path))
-            self._socket.settimeout(_ANSWER_S)
+            self._socket.settimeout(answer_s)
         except BaseException:
             self._socket.close()
             raise
@@ -120,6 +150,15 @@ class _Store:
         """What the store has of the file is not what was pinned. Raises as `read_into`."""
         self._open(name)
         self._ask("distrust", file=name)
+
+    def digests(self, name: str) -> Packed:
+        """Of the file's pieces, if a node has proven it. Raises as `read_into`, ValueError."""
+        return base64.b64decode(str(self._ask("digests", source=self._source, file=name)))
+
+    def prove(self, name: str, digests: Packed) -> None:
+        """The file with pieces of these digests is what was pinned. Raises as `read_into`."""
+        packed = base64.b64encode(digests).decode()
+        self._ask("prove", source=self._source, file=name, digests=packed)
 
     def _open(self, name: str) -> str:
         return str(self._ask("open", source=self._source, file=name))

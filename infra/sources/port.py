@@ -8,6 +8,7 @@ from typing import Final, Protocol
 from infra.contracts.revision import ModelFacts, ResolvedSource, SourceFile
 from infra.sources.landing import Landing
 from infra.sources.patience import Patience
+from infra.sources.shared_files import SharedFiles
 
 OnBytes = Callable[[int], None]
 Bring = Callable[[SourceFile, Path, OnBytes], None]
@@ -49,6 +50,11 @@ class WeightStream(Protocol):
         """Where what has come until now came from."""
         ...
 
+    @property
+    def shared(self) -> SharedFiles | None:
+        """What other processes follow it by; None where it lands in memory of this one's own."""
+        ...
+
     def memory(self, name: str) -> memoryview:
         """Where the whole file will be; nobody else writes there."""
         ...
@@ -70,6 +76,7 @@ class WeightStream(Protocol):
 
 
 OpenReader = Callable[[], RangeReader]
+Packed = bytes  # digests of a file's pieces, see infra.sources.piece_digests
 
 UNREACHED: Final = "check that the source is up and that this machine reaches it, then try again"
 
@@ -78,12 +85,22 @@ def nobody_lied(file: SourceFile) -> None:
     """Bytes come from the source alone: there is nobody else to be asked the next time."""
 
 
+def nobody_knows(file: SourceFile) -> Packed:
+    """Nobody here has proven the file before."""
+    return b""
+
+
+def nobody_asks(file: SourceFile, digests: Packed) -> None:
+    """What was proven here is of use here alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Remote:
     """How the files of one source are had: small ones whole, weights in parts.
 
     `came_from` says where the parts that were read came from; `on_damage` hears of a file whose
-    parts, all together, are not what was pinned.
+    parts, all together, are not what was pinned. `known` are the digests of its pieces where
+    somebody has proven the file before, else none; `on_proof` hears of those that were made here.
     """
 
     bring: Bring
@@ -91,6 +108,8 @@ class Remote:
     patience: Patience
     came_from: Callable[[], str]
     on_damage: Callable[[SourceFile], None] = nobody_lied
+    known: Callable[[SourceFile], Packed] = nobody_knows
+    on_proof: Callable[[SourceFile, Packed], None] = nobody_asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +165,17 @@ class ModelSource(Protocol):
         ...
 
     def open(
-        self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
+        self,
+        resolved: ResolvedSource,
+        cache_dir: Path,
+        land: Land,
+        on_progress: OnProgress,
+        *,
+        is_shared: bool = False,
     ) -> OpenedSource:
         """As `fetch`, without waiting for the weights of a remote source.
 
         They come into memory that `land` has for so many bytes; where it has none, into the cache.
+        Where they are `is_shared`, other processes may follow the stream.
         """
         ...

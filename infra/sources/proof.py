@@ -6,40 +6,56 @@ from collections.abc import Sequence
 from infra.contracts.revision import SourceFile
 from infra.sources.chunks import Chunk
 from infra.sources.digests import WholeDigest
-from infra.sources.partial import KnownDigests
+from infra.sources.piece_digests import PieceDigests, digests_of
 
 
 class Proof:
-    """Chunk by chunk where an earlier download left digests; else over the whole file, in order.
+    """Piece by piece where somebody who had proven the file left digests; else the whole, in order.
 
     A file of which its source publishes nothing that can be computed counts as proven: the source
     was asked for exactly the pinned version.
     """
 
     def __init__(
-        self, file: SourceFile, chunks: Sequence[Chunk], memory: memoryview, known: KnownDigests
+        self, file: SourceFile, chunks: Sequence[Chunk], memory: memoryview, known: PieceDigests
     ) -> None:
         self._chunks = chunks
         self._memory = memory
-        self._known = known
         self._digest = WholeDigest(file)
-        self._is_by_chunk = known.is_known or not self._digest.is_known
         self._lock = threading.Lock()  # guards what follows
+        self._known = known
+        self._is_whole = not known and self._digest.is_known
         self._is_here = bytearray(len(chunks))
         self._num_seen = 0  # chunks from the first one on that the digest has seen, or sees now
         self._is_busy = False
 
+    @property
+    def known(self) -> PieceDigests:
+        """What chunks are compared with."""
+        with self._lock:
+            return self._known
+
     def is_right(self, chunk: Chunk, memory: memoryview) -> bool:
         """Whether a chunk is what it should be, as far as one chunk can tell."""
-        return not self._known.is_known or self._known.is_right(chunk, memory)
+        known = self.known
+        return not known or digests_of(memory) == known.of_chunk(chunk)
+
+    def doubt_digests(self) -> bool:
+        """The source insists on other bytes than the digests of pieces ask for.
+
+        From now on the whole is proven instead, where its digest can be computed; whether it can.
+        """
+        with self._lock:
+            if self._digest.is_known:
+                self._known = PieceDigests(b"")
+                self._is_whole = True
+            return self._is_whole
 
     def add(self, chunk: Chunk) -> None:
         """The chunk is in the memory. Digests what is due, unless another thread is at it."""
-        if self._is_by_chunk:
-            return
         with self._lock:
             self._is_here[chunk.number] = True
-            if self._is_busy:
+            if self._is_busy or not self._is_whole:
                 return
             self._is_busy = True
         while (due := self._next()) is not None:
@@ -57,9 +73,11 @@ class Proof:
     def is_over(self) -> bool:
         """Whether nothing is left to be digested."""
         with self._lock:
-            return self._is_by_chunk or (self._num_seen == len(self._chunks) and not self._is_busy)
+            is_seen = self._num_seen == len(self._chunks) and not self._is_busy
+            return is_seen or not self._is_whole
 
     @property
     def succeeded(self) -> bool:
         """Of one that is over."""
-        return self._is_by_chunk or self._digest.is_right
+        with self._lock:
+            return not self._is_whole or self._digest.is_right

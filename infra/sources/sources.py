@@ -57,9 +57,16 @@ class Sources:
         return self.for_uri(resolved.uri).fetch(resolved, cache_dir, on_progress)
 
     def open(
-        self, resolved: ResolvedSource, cache_dir: Path, land: Land, on_progress: OnProgress
+        self,
+        resolved: ResolvedSource,
+        cache_dir: Path,
+        land: Land,
+        on_progress: OnProgress,
+        *,
+        is_shared: bool = False,
     ) -> OpenedSource:
-        return self.for_uri(resolved.uri).open(resolved, cache_dir, land, on_progress)
+        source = self.for_uri(resolved.uri)
+        return source.open(resolved, cache_dir, land, on_progress, is_shared=is_shared)
 
     def remote(self, resolved: ResolvedSource) -> Remote:
         """Raises SourceInvalid for what is on this machine, and for what nobody knows."""

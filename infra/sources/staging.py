@@ -10,18 +10,19 @@ from typing import Final
 
 from infra.clock import SystemClock
 from infra.contracts.revision import ResolvedSource, SourceFile
-from infra.errors import SourceInvalid, SourceUnavailable
-from infra.sources.chunks import CHUNK_BYTES, FIRST_BYTES, Chunk, plan_chunks
+from infra.errors import SourceInvalid, SourceUnavailable, WeightsDamaged
+from infra.sources.chunks import Chunk
 from infra.sources.digests import matches
 from infra.sources.download import Arriving, Download
 from infra.sources.model_files import checked_name
-from infra.sources.partial import KnownDigests, PartialFile
+from infra.sources.partial import PartialFile
+from infra.sources.piece_digests import PIECE_BYTES, PieceDigests
 from infra.sources.port import OnProgress, Remote
 
 DIGEST_PREFIX: Final = "sha256:"
 WEIGHTS_SUFFIX: Final = ".safetensors"
-# Of the folder with the digests of chunks: they mean something for chunks of this length only.
-DIGESTS_SUFFIX: Final = f".sha256-{FIRST_BYTES}-{CHUNK_BYTES}"
+# Of the folder with the digests of pieces: they mean something for pieces of this length only.
+DIGESTS_SUFFIX: Final = f".sha256-{PIECE_BYTES}"
 _LOOK_S: Final = 0.05
 
 
@@ -30,8 +31,8 @@ class Shelf:
 
     `<digest>/` holds what is whole, `<digest>.partial/` what is on its way, `<digest>.lock` is
     held by the one process and thread that brings something, and let go by the kernel when it
-    dies. Beside them stay the digests of the weights' chunks, so that a later download of the same
-    content is proven chunk by chunk.
+    dies. Beside them stay the digests of the weights' pieces, so that a later download of the same
+    content is proven piece by piece.
     """
 
     def __init__(self, resolved: ResolvedSource, cache_dir: Path) -> None:
@@ -40,7 +41,7 @@ class Shelf:
             checked_name(file.path)
         self.resolved = resolved
         self.folder = cache_dir / _folder_name(resolved.digest)
-        self._partial = self.folder.with_suffix(".partial")
+        self.partial_folder = self.folder.with_suffix(".partial")
         self._digests = self.folder.with_suffix(DIGESTS_SUFFIX)
 
     @property
@@ -72,8 +73,8 @@ class Shelf:
         """Everything but the weights, one after another; holds the lock's owner up."""
         small = [file for file in self.resolved.files if file not in self.weights]
         for file in self.missing(small):
-            self._partial.mkdir(exist_ok=True)
-            path = self._partial / file.path
+            self.partial_folder.mkdir(exist_ok=True)
+            path = self.partial_folder / file.path
             remote.bring(file, path, lambda count: None)
             if not matches(path, file):
                 path.unlink(missing_ok=True)
@@ -83,20 +84,28 @@ class Shelf:
 
     def partial(self, file: SourceFile) -> PartialFile:
         """Raises OSError where the disk has no room for it."""
-        self._partial.mkdir(exist_ok=True)
-        return PartialFile(self._partial / file.path, file.size, len(plan_chunks([file.size])))
+        self.partial_folder.mkdir(exist_ok=True)
+        return PartialFile(self.partial_folder / file.path, file.size)
 
-    def known(self, file: SourceFile) -> KnownDigests:
-        return KnownDigests(self._digests / file.path, len(plan_chunks([file.size])))
+    def known(self, file: SourceFile, remote: Remote) -> PieceDigests:
+        """From an earlier download of the same content, here or elsewhere."""
+        try:
+            packed = (self._digests / file.path).read_bytes()
+        except OSError:
+            packed = b""
+        found = PieceDigests.of(packed, size=file.size)
+        return found or PieceDigests.of(remote.known(file), size=file.size)
 
-    def publish(self, file: SourceFile, partial: PartialFile) -> None:
-        """The file is whole; blocks until the disk has it."""
+    def publish(self, file: SourceFile, partial: PartialFile, remote: Remote) -> None:
+        """The file is whole and proven; blocks until the disk has it."""
         self.folder.mkdir(exist_ok=True)
+        digests = partial.digests()
         partial.publish(self.folder / file.path, self._digests / file.path)
+        remote.on_proof(file, digests)
 
     def tidy(self) -> None:
         """All is here: what client libraries left beside the files goes."""
-        shutil.rmtree(self._partial, ignore_errors=True)
+        shutil.rmtree(self.partial_folder, ignore_errors=True)
 
     def _has(self, file: SourceFile) -> bool:
         try:
@@ -118,7 +127,10 @@ def fetch(
     if not shelf.is_complete:
         with disk_errors(cache_dir), shelf.locked():
             shelf.bring_small(remote)
-            _bring_weights(shelf, remote, on_progress)
+            try:
+                _bring_weights(shelf, remote, on_progress)
+            except WeightsDamaged:  # whoever lied is not asked again
+                _bring_weights(shelf, remote, on_progress)
             shelf.tidy()
     on_progress(1.0)
     return shelf.folder
@@ -132,10 +144,11 @@ def _bring_weights(shelf: Shelf, remote: Remote, on_progress: OnProgress) -> Non
         for file in wanted:
             partial = shelf.partial(file)
             stack.callback(partial.close)
-            arriving.append(Arriving(file, partial.map(), partial, shelf.known(file), True))
+            arriving.append(Arriving(file, partial.map(), partial, shelf.known(file, remote), True))
 
-        def arrived(chunk: Chunk, memory: memoryview) -> None:
-            arriving[chunk.file].partial.save(chunk, memory, is_mapped=True)
+        def arrived(chunk: Chunk, memory: memoryview, digests: bytes, *, is_new: bool) -> None:
+            if is_new:
+                arriving[chunk.file].partial.save(chunk, memory, digests, is_mapped=True)
 
         download = Download(
             shelf.resolved.uri,
@@ -150,8 +163,10 @@ def _bring_weights(shelf: Shelf, remote: Remote, on_progress: OnProgress) -> Non
             download.finish()
         finally:
             download.close()
+            for each in download.damaged():
+                each.partial.forget()
         for each in arriving:
-            shelf.publish(each.file, each.partial)
+            shelf.publish(each.file, each.partial, remote)
 
 
 @contextmanager

@@ -13,10 +13,12 @@ import structlog
 
 from infra.clock import SystemClock
 from infra.contracts.revision import ResolvedSource, SourceFile
+from infra.errors import WeightsDamaged
 from infra.sources.chunks import Chunk
 from infra.sources.download import Arriving, Download
 from infra.sources.landing import Landing, landing_bytes
 from infra.sources.port import Land, OnProgress, OpenedSource, Remote
+from infra.sources.shared_stream import SharedStream
 from infra.sources.staging import Shelf, disk_errors, fetch
 
 log = structlog.get_logger()
@@ -32,10 +34,13 @@ def open_source(
     remote: Remote,
     land: Land,
     on_progress: OnProgress,
+    *,
+    is_shared: bool = False,
 ) -> OpenedSource:
     """The source from the cache, or with its weights on their way to where `land` has room.
 
-    Where it has none they are fetched first. Raises as `fetch` does.
+    Where it has none they are fetched first. Where they are `is_shared` they come into the files
+    of the cache, which take no room. Raises as `fetch` does.
     """
     shelf = Shelf(resolved, cache_dir)
     with ExitStack() as held:
@@ -47,6 +52,9 @@ def open_source(
             wanted = shelf.missing(shelf.weights)
             if not wanted:  # another process brought them meanwhile
                 return OpenedSource(shelf.folder, FROM_CACHE)
+            if is_shared:
+                shared = SharedStream(shelf, wanted, remote, on_progress, held.pop_all())
+                return OpenedSource(shelf.folder, shared.origin, shared)
             landing = land(landing_bytes([file.size for file in wanted]))
             if landing is not None:
                 stream = SourceStream(shelf, wanted, remote, landing, on_progress, held.pop_all())
@@ -56,6 +64,8 @@ def open_source(
 
 class SourceStream:
     """See infra.sources.port.WeightStream."""
+
+    shared = None
 
     def __init__(
         self,
@@ -76,9 +86,9 @@ class SourceStream:
             for file, memory in zip(files, places, strict=True):
                 partial = shelf.partial(file)
                 held.callback(partial.close)
-                known = shelf.known(file)
+                known = shelf.known(file, remote)
                 self._arriving.append(Arriving(file, memory, partial, known, is_mapped=False))
-            self._keeper = _Keeper(shelf, self._arriving, landing, held.pop_all().close)
+            self._keeper = _Keeper(shelf, self._arriving, remote, landing, held.pop_all().close)
         self._download = Download(
             shelf.resolved.uri,
             self._arriving,
@@ -106,7 +116,11 @@ class SourceStream:
         self._download.wait(self._index[name], start, stop)
 
     def finish(self) -> None:
-        self._download.finish()
+        try:
+            self._download.finish()
+        except WeightsDamaged:
+            self._keeper.forget(self._download.damaged())
+            raise
         self._download.close()
         self._keeper.publish()
 
@@ -131,36 +145,48 @@ class _Keeper:
         self,
         shelf: Shelf,
         arriving: Sequence[Arriving],
+        remote: Remote,
         landing: Landing,
         let_go: Callable[[], None],
     ) -> None:
         self._shelf = shelf
+        self._remote = remote
         self._landing = landing
         self._arriving = arriving
         self._let_go = let_go
-        self._queue: SimpleQueue[tuple[Chunk, memoryview] | _Word] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Chunk, memoryview, bytes] | _Word] = SimpleQueue()
         self._is_closed = False
+        self._damaged: Sequence[Arriving] = ()
         self._may_write = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="weights-keeper", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def add(self, chunk: Chunk, memory: memoryview) -> None:
+    def add(self, chunk: Chunk, memory: memoryview, digests: bytes, *, is_new: bool) -> None:
         """The chunk has arrived."""
-        self._queue.put((chunk, memory))
+        if is_new:
+            self._queue.put((chunk, memory, digests))
 
     def publish(self) -> None:
         """All has arrived, and is what was pinned."""
         self._queue.put(_Word.PUBLISH)
         self._may_write.set()
 
+    def forget(self, damaged: Sequence[Arriving]) -> None:
+        """All has arrived, and some of it is not what was pinned."""
+        self._damaged = damaged
+        self._end()
+
     def close(self) -> None:
         """What is not written yet will not be."""
+        self._end()
+        self._thread.join()
+
+    def _end(self) -> None:
         self._is_closed = True
         self._may_write.set()
         self._queue.put(_Word.END)
-        self._thread.join()
 
     def _keep(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
@@ -177,13 +203,16 @@ class _Keeper:
     def _write(self) -> None:
         while not isinstance(word := self._queue.get(), _Word):
             if not self._is_closed:
-                chunk, memory = word
-                self._arriving[chunk.file].partial.save(chunk, memory, is_mapped=False)
+                chunk, memory, digests = word
+                partial = self._arriving[chunk.file].partial
+                partial.save(chunk, memory, digests, is_mapped=False)
         if word is _Word.PUBLISH:
             for number, each in enumerate(self._arriving):
-                self._shelf.publish(each.file, each.partial)
+                self._shelf.publish(each.file, each.partial, self._remote)
                 self._landing.become(number, self._shelf.folder / each.file.path)
             self._shelf.tidy()
+        for damaged in self._damaged:
+            damaged.partial.forget()
 
 
 class _Word(Enum):

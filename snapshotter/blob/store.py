@@ -71,7 +71,7 @@ class ChunkStore:
         """The blob, pinned until `release`; opens nest."""
         with self._lock:
             stored = self._open.get(ref.digest)
-            if stored is not None and stored.table.digest != ref.table.digest:
+            if stored is not None and not self._has_as(stored, ref):
                 if self._pins.get(ref.digest):
                     raise ImageInvalid(f"{ref.digest} is in use with another index")
                 self._forget(ref.digest)
@@ -82,6 +82,30 @@ class ChunkStore:
             self._pins[ref.digest] = self._pins.get(ref.digest, 0) + 1
             os.utime(self._folder / ref.hex)
             return stored
+
+    def _has_as(self, stored: StoredBlob, ref: BlobRef) -> bool:
+        """Whether what is kept can be used by that table, which may know more of it than is known
+        here, or less.
+        """
+        if stored.table.digest == ref.table.digest:
+            return True
+        if stored.table.cut != ref.table.cut or stored.table.is_proven == ref.table.is_proven:
+            return False
+        if ref.table.is_proven:
+            self._learn(stored, ref)
+        return True
+
+    def learn(self, ref: BlobRef) -> None:
+        """The digests of a blob's chunks are known now; a blob that is cut otherwise stays."""
+        with self._lock:
+            stored = self._open.get(ref.digest)
+            if stored is not None:
+                self._has_as(stored, ref)
+
+    def _learn(self, stored: StoredBlob, ref: BlobRef) -> None:
+        stored.learn(ref)
+        for chunk in ref.table:
+            self._by_digest.setdefault(chunk.digest, []).append((ref.digest, chunk.index))
 
     def release(self, digest: str) -> None:
         """Takes back one `open`."""
@@ -109,15 +133,16 @@ class ChunkStore:
     def put(self, ref: BlobRef, chunk: Chunk, data: bytes) -> bool:
         """Keeps a chunk of a blob that is open; False if there is no room for it.
 
-        Raises ValueError when `data` is not what the table says.
+        Raises ValueError when `data` is not what the table says, whether it is kept or not.
         """
         stored = self._open[ref.digest]
         if stored.has(chunk.index):
             return True
+        verified_by = stored.verify(chunk, data)
         if not self._make_room(chunk.length):
             return False
         try:
-            stored.write(chunk, data)
+            stored.write(chunk, data, verified_by)
         except OSError as error:
             if error.errno not in _FULL or not self._make_room(chunk.length, is_disk_full=True):
                 log.warning("store.write_failed", blob=ref.digest, error=error.strerror)

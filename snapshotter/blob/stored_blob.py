@@ -59,17 +59,17 @@ class StoredBlob:
         self.ref = ref
         self.digest = ref.digest
         self.table = ref.table
+        self._folder = folder
+        self._boot_id = boot_id.encode()[:40]
         self._lock = Lock()  # guards kept_bytes and the states that it sums up
         folder.mkdir(parents=True, exist_ok=True)
-        identity = _HEADER.pack(_MAGIC, ref.table.digest, boot_id.encode()[:40])
+        identity = self._identity()
         self.descriptor = os.open(folder / "data", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             self._states = self._open_states(folder / "state", identity)
             os.ftruncate(self.descriptor, ref.table.size)
             if not (folder / "table").exists():
-                partial = folder / "table.partial"
-                partial.write_bytes(ref.table.packed)
-                partial.rename(folder / "table")
+                self._write_table()
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -108,15 +108,45 @@ class StoredBlob:
             case _:
                 return False
 
-    def write(self, chunk: Chunk, data: bytes) -> None:
-        """Keeps a chunk. Raises ValueError for wrong bytes, OSError where the disk refuses."""
-        if not chunk.is_genuine(data):
+    def learn(self, ref: BlobRef) -> None:
+        """The digests of all chunks are known from now on; those that are here are hashed again.
+
+        `ref` cuts the blob as it is cut.
+        """
+        assert ref.table.cut == self.table.cut, "the chunks are the same"
+        with self._lock:
+            self.ref, self.table = ref, ref.table
+            # whoever finds the new table beside the old header begins the blob anew
+            self._write_table()
+            states = self._states[_STATES_AT:]
+            self._states[_STATES_AT:] = bytes(ChunkState.DOUBTED if it else 0 for it in states)
+            identity = self._identity()
+            self._states[: len(identity)] = identity
+
+    def _identity(self) -> bytes:
+        return _HEADER.pack(_MAGIC, self.table.digest, self._boot_id)
+
+    def _write_table(self) -> None:
+        partial = self._folder / "table.partial"
+        partial.write_bytes(self.table.packed)
+        partial.rename(self._folder / "table")
+
+    def verify(self, chunk: Chunk, data: bytes) -> ChunkTable:
+        """The table by which it is right; raises ValueError for wrong bytes."""
+        table = self.table
+        if not table[chunk.index].is_genuine(data):
             raise ValueError(f"chunk {chunk.index} of {self.digest} is not what the index says")
+        return table
+
+    def write(self, chunk: Chunk, data: bytes, verified_by: ChunkTable) -> None:
+        """Keeps a chunk. Raises OSError where the disk refuses."""
         view = memoryview(data)
         written = 0
         while written < len(view):
             written += os.pwrite(self.descriptor, view[written:], chunk.offset + written)
-        self._set(chunk.index, ChunkState.VERIFIED)
+        with self._lock:  # digests may have been learned meanwhile
+            is_verified = self.table is verified_by
+            self._change(chunk.index, ChunkState.VERIFIED if is_verified else ChunkState.DOUBTED)
 
     def pread(self, offset: int, length: int) -> bytes:
         """Bytes of the file; meaningful only where every chunk is verified."""
@@ -139,7 +169,10 @@ class StoredBlob:
 
     def _set(self, index: int, state: ChunkState) -> None:
         with self._lock:
-            if bool(self._state(index)) != bool(state):
-                length = self.table[index].length
-                self.kept_bytes += length if state else -length
-            self._states[_STATES_AT + index] = state
+            self._change(index, state)
+
+    def _change(self, index: int, state: ChunkState) -> None:
+        if bool(self._state(index)) != bool(state):
+            length = self.table[index].length
+            self.kept_bytes += length if state else -length
+        self._states[_STATES_AT + index] = state

@@ -15,6 +15,7 @@ MOST_BLOB_BYTES = 1 << 40
 STRIPE_BYTES = 4 << 20
 
 _RECORD = Struct("<IQI32s")  # length, source offset, source length, digest
+_CUT = Struct("<IQI")
 # A chunk of which nobody knows the digest: who reads it proves the whole.
 UNKNOWN = bytes(32)
 
@@ -108,8 +109,21 @@ class ChunkTable:
 
     @cached_property
     def digest(self) -> bytes:
-        """Equal only for tables that cut a stream alike."""
+        """Equal only for tables that cut a stream alike and know the same of its chunks."""
         return sha256(self.packed).digest()
+
+    @cached_property
+    def cut(self) -> bytes:
+        """Equal for tables that cut a stream alike, whatever they know of its chunks."""
+        hashed = sha256()
+        for chunk in self._chunks:
+            hashed.update(_CUT.pack(chunk.length, chunk.source_offset, chunk.source_length))
+        return hashed.digest()
+
+    @cached_property
+    def is_proven(self) -> bool:
+        """Whether the digest of every chunk is known."""
+        return all(chunk.digest != UNKNOWN for chunk in self._chunks)
 
     @classmethod
     def parse(cls, packed: bytes) -> "ChunkTable":

@@ -1,6 +1,7 @@
 """Ranks as processes: they follow, and what happens to one ends in a typed error, not a wait."""
 
 import asyncio
+import hashlib
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -18,11 +19,17 @@ import pytest
 import torch.distributed as dist
 
 from infra.contracts.model_spec import EngineSettings
-from infra.contracts.revision import ResolvedSource
+from infra.contracts.revision import ResolvedSource, SourceFile
 from infra.errors import PlatformError, ReplicaFailed, SourceInvalid
+from infra.sources.http_ranges import HttpRanges, Location
+from infra.sources.patience import Patience
+from infra.sources.port import Remote, WeightStream
+from infra.sources.shared_files import SharedFiles
+from infra.sources.stream import open_source
 from tests.engine.test_embeddings import alone, embedding, run, vector_of
 from tests.engine.tiny import greedy_alone, load_model, make_engine, write_model
 from tests.support.processes import running, runs, until
+from tests.support.range_server import Asked, range_server
 from worker.boot.followers import Part, ProcessFollowers
 from worker.boot.ranks import Rank
 from worker.engine.request import Pooling
@@ -37,6 +44,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 
 SETTINGS = EngineSettings(tensor_parallel=2)
 PROMPT = list(range(20, 60))
+NAME = "model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +52,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("led") / "tiny", torch_dtype="float32")
 
 
-def start(folder: Path, packed: Path, *, wait_s: float = 20.0) -> ProcessFollowers:
+def start(
+    folder: Path, packed: Path, *, wait_s: float = 20.0, shared: SharedFiles | None = None
+) -> ProcessFollowers:
     def part(rank: int, meeting: Path) -> Part:
         return Part(
             rank=rank,
             size=2,
             folder=folder,
             source=ResolvedSource(uri="file:///tiny", digest="sha256:0", files=()),
+            shared=shared,
             packed=packed,
             engine=SETTINGS,
             gpus=0,
@@ -82,14 +93,15 @@ run_follower(3)
 
 @contextmanager
 def led(
-    folder: Path, packed: Path, *, wait_s: float = 20.0
+    folder: Path, packed: Path, *, wait_s: float = 20.0, stream: WeightStream | None = None
 ) -> Iterator[tuple[LedModel, ProcessFollowers, psutil.Process]]:
     """The model led from here, its followers, and the process of the one there is."""
-    followers = start(folder, packed, wait_s=wait_s)
+    shared = None if stream is None else stream.shared
+    followers = start(folder, packed, wait_s=wait_s, shared=shared)
     try:
         followers.until_loading()
         group = TorchGroup.join(followers.meeting, 0, 2, backend="gloo", wait_s=wait_s)
-        weights = open_weights(folder, lambda _: None, reads_ahead=False)
+        weights = open_weights(folder, lambda _: None, reads_ahead=False, stream=stream)
         decoder = build_model(read_config(folder), weights, SETTINGS, group=group)
         followers.until_ready()
         [rank] = running(psutil.Process().children(), "fl-rank")
@@ -104,6 +116,65 @@ def test_two_processes_write_what_one_does(folder: Path, tmp_path: Path) -> None
     with led(folder, tmp_path) as (model, _, rank):
         assert greedy_alone(model, PROMPT, 30) == greedy_alone(load_model(folder), PROMPT, 30)
     assert not rank.is_running()
+
+
+def test_ranks_share_weights_that_are_on_their_way(tmp_path: Path) -> None:
+    whole = write_model(tmp_path / "whole", torch_dtype="float32", vocab_size=8192)
+    content = (whole / NAME).read_bytes()
+    late = threading.Event()
+
+    def held(asked: Asked) -> None:
+        if asked.start > 0:
+            late.wait()
+        asked.answer()
+
+    def release() -> None:
+        until(a_child_follows, seconds=60, what="the other rank waits, too")
+        late.set()
+
+    with range_server() as server, ThreadPoolExecutor(1) as beside:
+        server.files[NAME] = content
+        server.always = held
+        stream = streamed(whole, server.url, tmp_path / "cache")
+        releasing = beside.submit(release)
+        with led(whole, tmp_path / "packed", stream=stream) as (model, _, _):
+            stream.finish()
+            answer = greedy_alone(model, PROMPT, 30)
+        releasing.result()
+        given = sum(stop - start for start, stop in server.ranges(NAME))
+
+    assert answer == greedy_alone(load_model(whole), PROMPT, 30)
+    assert given == len(content)  # once for both
+
+
+def streamed(model: Path, url: str, cache: Path) -> WeightStream:
+    """The model's weights on their way from there, for several processes."""
+    content = (model / NAME).read_bytes()
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    weights = SourceFile(path=NAME, size=len(content), digest=digest)
+    source = ResolvedSource(uri="s3://b/m", digest="sha256:" + "0" * 64, files=(weights,))
+
+    def bring(*_: object) -> None:
+        raise AssertionError("there are no small files")
+
+    def locate(file: SourceFile, *, again: bool) -> Location:
+        return Location(f"{url}/{file.path}")
+
+    patience = Patience(stall_s=600, hedge_s=600)
+    remote = Remote(bring, lambda: HttpRanges(locate, patience), patience, lambda: "s3")
+    opened = open_source(
+        source, cache, remote, lambda _: None, lambda fraction: None, is_shared=True
+    )
+    assert opened.stream is not None
+    return opened.stream
+
+
+def a_child_follows() -> bool:
+    with suppress(OSError):  # it may end meanwhile
+        for child in psutil.Process().children():
+            if ".arrived" in Path(f"/proc/{child.pid}/maps").read_text():
+                return True
+    return False
 
 
 def test_ranks_sleep_give_their_memory_back_and_wake(folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def test_chunks_of_no_known_digest_are_not_taken_for_one_another_nor_kept_throug
     assert (store.find(UNKNOWN), store.read_chunk(UNKNOWN)) == (None, None)
     assert [store.has(ref.digest, index) for index in range(2)] == [True, True]
     with pytest.raises(ValueError, match="chunk 0"):
-        store.open(ref).write(table[0], b"longer")
+        store.open(ref).verify(table[0], b"longer")
     store.close()
 
     again = store_in(tmp_path, boot="boot-2")
@@ -145,10 +146,10 @@ def test_a_full_disk_costs_what_nobody_uses_first(tmp_path, monkeypatch):
     store.open(wanted)
     write = StoredBlob.write
 
-    def write_if_room(self: StoredBlob, chunk, data):
+    def write_if_room(self: StoredBlob, chunk, data, verified_by):
         if (tmp_path / idle.hex).exists():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, chunk, data)
+        write(self, chunk, data, verified_by)
 
     monkeypatch.setattr(StoredBlob, "write", write_if_room)
 
@@ -181,3 +182,72 @@ def test_a_folder_that_is_no_blob_is_discarded_at_the_start(tmp_path):
 
     assert store.blobs() == {}
     assert not (tmp_path / ("0" * 64)).exists()
+
+
+def unproven(ref: BlobRef) -> BlobRef:
+    """The same blob before anybody knew the digests of its chunks."""
+    chunks = [replace(chunk, digest=UNKNOWN) for chunk in ref.table]
+    return BlobRef(ref.digest, ChunkTable(chunks))
+
+
+def test_what_came_unproven_is_hashed_once_its_digests_are_known(tmp_path):
+    store = store_in(tmp_path)
+    ref, data = raw_blob(PARTS)
+    fill(store, unproven(ref), PARTS[0] + b"x" * 3000 + PARTS[2])
+
+    store.learn(ref)
+
+    assert [store.has(ref.digest, index) for index in range(3)] == [True, False, True]
+    assert store.used_bytes == 12_000
+    assert store.read_chunk(ref.table[2].digest) == PARTS[2]
+    with store.opened(unproven(ref)), pytest.raises(ValueError, match="not what the index says"):
+        store.put(unproven(ref), unproven(ref).table[1], b"x" * 3000)
+    fill(store, ref, data)
+    store.close()
+    again = store_in(tmp_path)
+    assert all(again.has(ref.digest, index) for index in range(3))
+
+
+def test_what_was_under_way_when_digests_were_learned_is_hashed_too(tmp_path):
+    store = store_in(tmp_path)
+    ref, _ = raw_blob(PARTS)
+    stored = store.open(unproven(ref))
+    verified_by = stored.verify(ref.table[1], b"x" * 3000)
+
+    store.learn(ref)
+    stored.write(ref.table[1], b"x" * 3000, verified_by)
+
+    assert not store.has(ref.digest, 1)
+
+
+def test_opening_with_digests_is_enough_to_learn_them(tmp_path):
+    store = store_in(tmp_path)
+    ref, _ = raw_blob(PARTS)
+    fill(store, unproven(ref), b"x" * 15_000)
+
+    store.open(ref)
+
+    assert not any(store.has(ref.digest, index) for index in range(3))
+
+
+def test_a_blob_that_is_cut_otherwise_or_said_to_be_another_learns_nothing(tmp_path):
+    store = store_in(tmp_path)
+    ref, data = raw_blob(PARTS)
+    fill(store, ref, data)
+
+    store.learn(BlobRef(ref.digest, raw_blob([b"y" * 15_000])[0].table))
+    store.learn(BlobRef(ref.digest, raw_blob([b"y" * len(part) for part in PARTS])[0].table))
+
+    assert all(store.has(ref.digest, index) for index in range(3))
+
+
+def test_wrong_bytes_are_refused_by_a_store_that_is_full_too(tmp_path):
+    store = store_in(tmp_path, capacity=25_000)
+    first, data = raw_blob([b"1" * 20_000])
+    second, _ = raw_blob([b"2" * 20_000])
+    store.open(first)
+    store.open(second)
+    store.put(first, first.table[0], data)
+
+    with pytest.raises(ValueError, match="not what the index says"):
+        store.put(second, second.table[0], data)

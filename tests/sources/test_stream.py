@@ -5,7 +5,7 @@ import hashlib
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,10 @@ import pytest
 from infra.backoff import Backoff
 from infra.contracts.revision import ResolvedSource, SourceFile
 from infra.errors import SourceChanged, SourceUnavailable, WeightsUnavailable
+from infra.hashing.pieces import DIGEST_BYTES
 from infra.sources.http_ranges import HttpRanges, Location
 from infra.sources.landing import Landing
-from infra.sources.partial import DIGEST_BYTES, SUFFIX
+from infra.sources.partial import SUFFIX
 from infra.sources.patience import Patience
 from infra.sources.port import OnBytes, OpenedSource, Remote, WeightStream
 from infra.sources.staging import DIGESTS_SUFFIX, fetch
@@ -27,6 +28,9 @@ from tests.support.range_server import Asked, Fault, RangeServer, range_server
 CHUNK = 1000
 CONTENT = bytes(index * index % 251 for index in range(10 * CHUNK + 7))
 NUM_CHUNKS = 11
+DIGESTS = b"".join(
+    hashlib.sha256(CONTENT[at : at + CHUNK]).digest() for at in range(0, len(CONTENT), CHUNK)
+)
 NAME = "model.safetensors"
 QUICK = Patience(
     connect_s=5,
@@ -51,6 +55,8 @@ class Source:
     etag: str | None = None
     brought: int = 0
     located: int = 0
+    known: bytes = b""  # what somebody else says of the pieces
+    proven: list[bytes] = field(default_factory=list)
 
     @property
     def resolved(self) -> ResolvedSource:
@@ -75,7 +81,14 @@ class Source:
         def open_reader() -> HttpRanges:
             return HttpRanges(self.locate, self.patience)
 
-        return Remote(bring, open_reader, self.patience, came_from=lambda: "s3")
+        return Remote(
+            bring,
+            open_reader,
+            self.patience,
+            came_from=lambda: "s3",
+            known=lambda file: self.known,
+            on_proof=lambda file, digests: self.proven.append(digests),
+        )
 
     def locate(self, file: SourceFile, *, again: bool) -> Location:
         self.located += 1
@@ -102,6 +115,7 @@ class Source:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infra.sources.chunks.FIRST_BYTES", CHUNK)
     monkeypatch.setattr("infra.sources.chunks.CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr("infra.sources.piece_digests.PIECE_BYTES", CHUNK)
 
 
 @pytest.fixture
@@ -286,6 +300,47 @@ def test_chunks_that_arrived_once_are_proven_one_by_one_the_next_time(source: So
 
     assert bytes(stream.memory(NAME)) == CONTENT
     assert len(source.server.ranges(NAME)) == NUM_CHUNKS + 1
+
+
+def test_pieces_that_somebody_else_has_proven_are_proven_one_by_one_the_first_time(
+    source: Source,
+) -> None:
+    source.known = DIGESTS
+    source.server.faults = [faults.flipped]
+
+    stream = stream_of(source.open())
+    stream.finish()
+
+    assert bytes(stream.memory(NAME)) == CONTENT
+    source.until_cached()
+    assert source.proven == [DIGESTS]
+
+
+def test_digests_that_the_source_contradicts_are_made_anew(source: Source) -> None:
+    source.known = DIGESTS[:-DIGEST_BYTES] + bytes(DIGEST_BYTES)
+
+    stream = stream_of(source.open())
+    stream.finish()
+
+    assert bytes(stream.memory(NAME)) == CONTENT
+    source.until_cached()
+    assert source.proven == [DIGESTS]
+    source.proven.clear()
+    (source.folder / NAME).unlink()
+    source.fetch()
+    assert source.proven == [DIGESTS]
+
+
+def test_bytes_that_nothing_but_the_digests_of_pieces_can_prove_have_to_be_those(
+    source: Source,
+) -> None:
+    source.digest = "etag:1234-2"
+    source.known = bytes(len(DIGESTS))
+
+    with pytest.raises(WeightsUnavailable, match="arrived damaged"):
+        source.fetch()
+
+    assert source.proven == []
 
 
 def test_an_object_that_changes_meanwhile_is_refused(source: Source) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from infra.contracts.base import GpuId
 from infra.contracts.node import ReplicaAssignment
 from infra.errors import ReplicaFailed
+from infra.sources.shared_files import SharedFiles
 from worker.boot.followers import Part, ProcessFollowers
 from worker.boot.model_files import ModelFiles
 from worker.boot.ranks import Rank
@@ -36,9 +37,11 @@ def threads_for(assignment: ReplicaAssignment, cpus: int) -> int:
 
 
 def build(
-    files: ModelFiles, assignment: ReplicaAssignment, site: Site
+    files: ModelFiles, assignment: ReplicaAssignment, site: Site, shared: SharedFiles | None
 ) -> tuple[CausalModel, ProcessFollowers | None]:
-    """The model, and the processes that compute it with this one. Raises PlatformError."""
+    """The model, and the processes that compute it with this one; of files that are on their way
+    those are `shared`. Raises PlatformError.
+    """
     engine, gpus = assignment.engine, assignment.resources.gpus
     size = engine.tensor_parallel
     if size == 1:
@@ -50,6 +53,7 @@ def build(
             size=size,
             folder=files.folder,
             source=assignment.source,
+            shared=shared,
             packed=site.packed,
             engine=engine,
             gpus=gpus,

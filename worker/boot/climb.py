@@ -148,12 +148,15 @@ class ModelClimb:
 
     def _open(self, assignment: ReplicaAssignment, arrival: Arrival) -> OpenedSource:
         source, draft = assignment.source, assignment.draft_source
-        # Ranks share what is in the cache, each reads its own part of it; and so does a draft.
-        is_shared = assignment.engine.tensor_parallel > 1 or (
-            draft is not None and draft.digest == source.digest
+        # A draft of the same source is read from the cache: both would wait for one another.
+        is_read_twice = draft is not None and draft.digest == source.digest
+        return self._sources.open(
+            source,
+            self._cache_dir,
+            _nowhere if is_read_twice else self._landings.take,
+            arrival.on_progress,
+            is_shared=assignment.engine.tensor_parallel > 1 and not is_read_twice,
         )
-        land = _nowhere if is_shared else self._landings.take
-        return self._sources.open(source, self._cache_dir, land, arrival.on_progress)
 
     def _build(
         self,
@@ -188,7 +191,8 @@ class ModelClimb:
         if stream is None:
             end_weights(source=PACKED if files.is_packed else opened.origin)
         reading = self._read_tokenizer(source, opened.folder)
-        model, followers = build(files, assignment, self._site(assignment, gpu_ids))
+        shared = None if stream is None else stream.shared
+        model, followers = build(files, assignment, self._site(assignment, gpu_ids), shared)
         if stream is None:
             stages.part("model")
         else:

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from infra.clock import SystemClock
 from infra.errors import PlatformError, ReplicaFailed
+from infra.sources.shared_stream import FollowedStream
 from worker.boot.failure import failure_of
 from worker.boot.followers import LONGEST_REPLY, Part, Reply
 from worker.boot.model_files import ModelFiles
@@ -71,6 +72,7 @@ def _part_of_model(part: Part) -> tuple[ModelFiles, Decoder, Group]:
         lambda fraction: None,
         gpus=part.gpus,
         rank=part.rank,
+        stream=None if part.shared is None else FollowedStream(part.shared),
     )
     return files, files.build(gpus=part.gpus, group=group), group
 

@@ -22,6 +22,7 @@ from infra.errors import (
     SourceInvalid,
     UnsupportedModel,
 )
+from infra.sources.shared_files import SharedFiles
 from worker.boot.ranks import Rank
 
 _KINDS: dict[str, type[PlatformError]] = {
@@ -40,6 +41,7 @@ class Part(Contract):
     size: int
     folder: Path
     source: ResolvedSource
+    shared: SharedFiles | None = None  # what of the folder is still on its way
     packed: Path
     engine: EngineSettings
     gpus: int

@@ -15,11 +15,13 @@ from snapshotter.blob.peers.shared_blobs import SharedBlobs
 log = structlog.get_logger()
 
 _BEAT_S: Final = 5.0
+_FIRST_BEAT_S: Final = 0.025  # after a blob was opened; the next ones come twice as late each
 _TRUST_S: Final = 15.0  # what a directory said that does not answer any more
 
 
 class Neighbourhood:
-    """Announces this node's blobs every few seconds, and at once when one is opened.
+    """Announces this node's blobs every few seconds, and at once when one is opened; then a few
+    times more soon, since nodes that start together open it in the same moments.
 
     No read waits for the directory: one that does not answer leaves every blob to its origin.
     """
@@ -35,10 +37,11 @@ class Neighbourhood:
         self._peers: Peers = {}
         self._heard_at = 0.0
         self._bans = Bans()
-        self._condition = Condition()  # guards the next four
+        self._condition = Condition()  # guards the next five
         self._is_heard = True  # the directory, the last time
         self._waiting: list[Event] = []
         self._is_wanted = True
+        self._pause_s = _BEAT_S
         self._is_closed = False
         self._thread = Thread(target=self._run, name="neighbourhood", daemon=True)
         self._thread.start()
@@ -51,10 +54,17 @@ class Neighbourhood:
         done = Event()
         with self._condition:
             self._is_wanted = True
+            self._pause_s = _FIRST_BEAT_S / 2
             self._waiting.append(done)
             self._condition.notify()
             is_worth_waiting = self._is_heard
         return is_worth_waiting and done.wait(within_s)
+
+    def nudge(self) -> None:
+        """Announces and asks soon; nobody waits for it."""
+        with self._condition:
+            self._is_wanted = True
+            self._condition.notify()
 
     def peers_of(self, blob: str) -> tuple[Peer, ...]:
         """The other nodes that share a blob and may be asked now."""
@@ -97,14 +107,17 @@ class Neighbourhood:
         while True:
             with self._condition:
                 if not self._is_wanted and not self._is_closed:
-                    self._condition.wait(_BEAT_S)
+                    self._condition.wait(self._pause_s)
                 if self._is_closed:
                     return
                 self._is_wanted = False
+                self._pause_s = min(_BEAT_S, 2 * self._pause_s)
                 waiting, self._waiting = self._waiting, []
             is_heard = self._beat()
             with self._condition:
                 self._is_heard = is_heard
+                if not is_heard:
+                    self._pause_s = _BEAT_S
             for done in waiting if is_heard else ():
                 done.set()
 

@@ -47,6 +47,10 @@ class Sharing(Protocol):
         """The blob can be fetched here from now on."""
         ...
 
+    def hear(self) -> None:
+        """Who else shares what is open here is asked soon; nobody waits for it."""
+        ...
+
     def closed(self, digest: str) -> None:
         """The blob cannot be fetched here any more; what is in the store stays shared."""
         ...
@@ -59,6 +63,8 @@ class Alone:
         return (origin,)
 
     def opened(self, blob: Blob) -> None: ...
+
+    def hear(self) -> None: ...
 
     def closed(self, digest: str) -> None: ...
 
@@ -94,6 +100,9 @@ class Peering:
         """Who else shares the blob is known soon."""
         self._shared.add(blob)
         self._neighbourhood.refresh(within_s=self._first_word_s)
+
+    def hear(self) -> None:
+        self._neighbourhood.nudge()
 
     def closed(self, digest: str) -> None:
         self._shared.remove(digest)

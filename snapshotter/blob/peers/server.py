@@ -82,7 +82,7 @@ class PeerServer:
         stored = self._shared.store.blobs().get(asked.digest)
         if stored is None or asked.last >= len(stored.table):
             return HTTPStatus.NOT_FOUND
-        if stored.table.digest.hex() != identity:
+        if stored.table.cut.hex() != identity:
             return HTTPStatus.CONFLICT
         chunks = [stored.table[index] for index in range(asked.first, asked.last + 1)]
         if chunks[-1].end - chunks[0].offset > MOST_ANSWER_BYTES:

@@ -29,7 +29,7 @@ class PeerSource:
         self._connections = connections
         self._headers = {
             "Authorization": f"Bearer {token}",
-            "Firstlight-Table": ref.table.digest.hex(),
+            "Firstlight-Table": ref.table.cut.hex(),
         }
 
     def chunks(self, run: Sequence[Chunk]) -> Iterator[bytes]:

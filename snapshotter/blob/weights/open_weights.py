@@ -1,5 +1,7 @@
 """Files of weights that workers of this node read now, each once however many read it."""
 
+import base64
+import binascii
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +14,9 @@ import structlog
 from pydantic import ValidationError
 
 from infra.contracts.revision import ResolvedSource, SourceFile
-from infra.errors import Invalid, SourceUnavailable
+from infra.errors import Invalid, SourceUnavailable, StoreUnavailable
 from infra.json_socket import Verb
+from infra.sources.piece_digests import PieceDigests
 from infra.sources.port import Remote
 from snapshotter.blob.blob import Blob
 from snapshotter.blob.fetcher import Fetcher
@@ -21,7 +24,8 @@ from snapshotter.blob.peers.peering import Sharing
 from snapshotter.blob.source import ChunkSource
 from snapshotter.blob.stored_blob import BlobRef
 from snapshotter.blob.weights.origin import WeightsOrigin
-from snapshotter.blob.weights.table import weights_ref
+from snapshotter.blob.weights.proven import ProvenWeights
+from snapshotter.blob.weights.table import NOT_PROVEN, blob_name, digests_in, weights_ref
 from snapshotter.index.chunk_table import Chunk
 
 log = structlog.get_logger()
@@ -44,9 +48,10 @@ class _Opened:
 class OpenWeights:
     """The store's side of infra.sources.node_chunks; any thread may use it.
 
-    Nobody knows digests of a file's parts before it was read once: whoever reads here proves the
-    whole file, and says so when it is not what was pinned. Then all that is here of it is dropped,
-    and for ten minutes it is read from its origin alone.
+    Nobody knows the digests of a file's pieces before one node has proven the whole: until then
+    who reads here proves the whole, and says so when it is not what was pinned. Then all that is
+    here of it is dropped, and for ten minutes it is read from its origin alone. From then on every
+    piece is verified when it comes.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class OpenWeights:
         remote: Callable[[ResolvedSource], Remote],
         fetcher: Fetcher,
         sharing: Sharing,
+        proven: ProvenWeights,
         *,
         deadline_s: float,
         now: Callable[[], float] = time.monotonic,
@@ -61,6 +67,7 @@ class OpenWeights:
         self._remote = remote
         self._fetcher = fetcher
         self._sharing = sharing
+        self._proven = proven
         self._deadline_s = deadline_s
         self._now = now
         self._lock = Lock()  # guards what follows
@@ -71,6 +78,8 @@ class OpenWeights:
     def verbs(self) -> Iterator[Mapping[str, Verb]]:
         """For one connection: `open` {source, file} → the path of its bytes; `bring` {file, offset,
         length} → bytes by where they came from, now that all are at the path; `distrust` {file}.
+        Of files that need not be open: `digests` {source, file} → those of its pieces in base64,
+        if any node has proven it; `prove` {source, file, digests}: this one has.
         """
         mine: dict[str, str] = {}
 
@@ -91,13 +100,15 @@ class OpenWeights:
                 "open": open_file,
                 "bring": lambda question: self._bring(opened(question), question),
                 "distrust": lambda question: self._distrust(opened(question)),
+                "digests": self._tell_digests,
+                "prove": self._prove,
             }
         finally:
             for name in mine.values():
                 self._close(name)
 
     def _open(self, source: ResolvedSource, file: SourceFile) -> str:
-        ref = weights_ref(source, file)
+        ref = weights_ref(source, file, self._digests(source, file))
         with self._lock:
             opened = self._opened.get(ref.digest)
             if opened is None:
@@ -106,8 +117,38 @@ class OpenWeights:
                 blob = Blob(ref, sources, self._fetcher, deadline_s=self._deadline_s)
                 opened = self._opened[ref.digest] = _Opened(blob, origin)
             opened.readers += 1
-        self._hear(opened)
+        self._sharing.opened(opened.blob)
         return ref.digest
+
+    def _digests(self, source: ResolvedSource, file: SourceFile) -> PieceDigests:
+        """What is known of the file's pieces, here or among all nodes."""
+        name = blob_name(source, file)
+        stored = self._fetcher.store.blobs().get(name)
+        here = NOT_PROVEN if stored is None else digests_in(stored.table)
+        try:
+            return PieceDigests.of(self._proven.find(name), size=file.size) or here
+        except StoreUnavailable as error:
+            log.info("weights.digests_unavailable", detail=error.detail)
+            return here
+
+    def _tell_digests(self, question: Mapping[str, Any]) -> str:
+        found = self._digests(*_pinned(question, _text(question, "file")))
+        return base64.b64encode(found.packed).decode()
+
+    def _prove(self, question: Mapping[str, Any]) -> None:
+        source, file = _pinned(question, _text(question, "file"))
+        try:
+            packed = base64.b64decode(_text(question, "digests"), validate=True)
+        except binascii.Error as error:
+            raise Invalid("the digests are not base64") from error
+        digests = PieceDigests.of(packed, size=file.size)
+        if not digests:
+            raise Invalid(f"{len(packed)} bytes of digests for {file.size} bytes")
+        self._fetcher.store.learn(weights_ref(source, file, digests))
+        try:
+            self._proven.add(blob_name(source, file), packed)
+        except StoreUnavailable as error:
+            log.info("weights.digests_not_shared", detail=error.detail)
 
     def _sources(self, ref: BlobRef, origin: WeightsOrigin) -> Sequence[ChunkSource]:
         def is_trusted() -> bool:
@@ -132,11 +173,11 @@ class OpenWeights:
             raise SourceUnavailable(f"cannot bring {name}: {error.strerror}") from error
 
     def _hear(self, opened: _Opened) -> None:
-        """Tells other nodes that this one reads the file, and hears of those that do."""
+        """Has the directory asked who else reads the file, and waits for nothing."""
         now = self._now()
         if now - opened.heard_at >= _HEAR_S:
             opened.heard_at = now
-            self._sharing.opened(opened.blob)
+            self._sharing.hear()
 
     def _distrust(self, name: str) -> None:
         log.error("weights.distrusted", blob=name)

@@ -13,6 +13,7 @@ from snapshotter.blob.peers.placement import home_of
 from tests.snapshotter.makers import raw_blob
 from tests.snapshotter.peers.conftest import DATA, NUM_CHUNKS, REF, TOKEN
 from tests.snapshotter.scripted import ScriptedSource
+from tests.support.processes import until
 
 
 def given(*origins: ScriptedSource) -> int:
@@ -52,6 +53,19 @@ def test_nodes_that_start_together_ask_the_origin_once_for_each_chunk(make_node)
     for origin, node in zip(origins, nodes, strict=True):
         for (index,) in origin.requests:
             assert home_of(ref.digest, index, "abcd") == node.name
+
+
+def test_nodes_that_open_a_blob_one_after_the_other_soon_know_of_one_another(make_node):
+    """Long before the next beat of a node that opened nothing."""
+    first, second = make_node("a"), make_node("b")
+    first.open(REF, ScriptedSource(DATA))
+    second.open(REF, ScriptedSource(DATA))
+
+    until(
+        lambda: [it.node_id for it in first.peering._neighbourhood.peers_of(REF.digest)] == ["b"],
+        seconds=4,
+        what="the first one has heard of the second",
+    )
 
 
 def test_a_node_that_comes_later_takes_all_from_those_that_have_it(make_node):
@@ -181,7 +195,7 @@ def test_without_a_directory_everything_comes_from_the_origin(make_node):
     assert given(origin) == NUM_CHUNKS
 
 
-def ask(node, path: str, *, token: str = TOKEN, table: str = REF.table.digest.hex()):
+def ask(node, path: str, *, token: str = TOKEN, table: str = REF.table.cut.hex()):
     connection = http.client.HTTPConnection("127.0.0.1", node.peering.server.port, timeout=60)
     headers = {"Authorization": f"Bearer {token}", "Firstlight-Table": table}
     connection.request("GET", path, headers=headers)
@@ -219,7 +233,7 @@ def test_a_node_fetches_for_others_only_what_it_is_the_home_of(make_node, direct
     directory.exchange(Announcement("b", "127.0.0.1:1", {ref.digest: True}))
     origin = ScriptedSource(data)
     node.open(ref, origin)
-    identity = ref.table.digest.hex()
+    identity = ref.table.cut.hex()
     homes = [home_of(ref.digest, index, "ab") for index in range(NUM_CHUNKS)]
     own, foreign = homes.index("a"), homes.index("b")
 

@@ -8,20 +8,29 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from infra.contracts.revision import ResolvedSource, SourceFile
-from infra.errors import WeightsUnavailable
+from infra.errors import Invalid
 from infra.json_socket import JsonServer, Verb
 from infra.sources.http_ranges import HttpRanges, Location
 from infra.sources.node_chunks import share_through
 from infra.sources.patience import PATIENT
+from infra.sources.piece_digests import PIECE_BYTES
 from infra.sources.port import OnBytes, Remote
 from infra.sources.stream import open_source
 from snapshotter.blob.weights.open_weights import OpenWeights
+from snapshotter.blob.weights.proven import (
+    MemoryProvenWeights,
+    ProvenWeights,
+    RedisProvenWeights,
+)
 from snapshotter.blob.weights.table import weights_ref
+from snapshotter.index.chunk_table import STRIPE_BYTES
 from tests.snapshotter.peers.conftest import Node
+from tests.support.processes import until
 from tests.support.range_server import RangeServer, range_server
 
 NAME = "model.safetensors"
@@ -62,13 +71,15 @@ def model(digest: str = DIGEST) -> ResolvedSource:
 class Machine:
     """A node with its store's socket, and workers that start on it."""
 
-    def __init__(self, node: Node, origin: Origin, folder: Path) -> None:
+    def __init__(self, node: Node, origin: Origin, folder: Path, proven: ProvenWeights) -> None:
         self.node = node
         self.socket = folder / f"{node.name}.sock"
         self._origin = origin
         self._folder = folder / f"{node.name}-caches"
-        weights = OpenWeights(origin.remote, node.fetcher, node.peering, deadline_s=60)
-        JsonServer(self.socket, weights.verbs).start()
+        self._weights = OpenWeights(
+            origin.remote, node.fetcher, node.peering, proven, deadline_s=60
+        )
+        JsonServer(self.socket, self._weights.verbs).start()
 
     def start(
         self, cache: str = "first", source: ResolvedSource | None = None
@@ -80,6 +91,16 @@ class Machine:
             source, self._folder / cache, remote, lambda size: None, lambda fraction: None
         )
         return (opened.folder / NAME).read_bytes(), opened.origin
+
+    def ask(self, verb: str, source: ResolvedSource | None = None, **facts: str) -> Any:
+        with self._weights.verbs() as verbs:
+            return verbs[verb]({"source": (source or model()).model_dump(mode="json"), **facts})
+
+    def bring(self) -> None:
+        """All of it is in the store, for somebody who has not proven it yet."""
+        with self._weights.verbs() as verbs:
+            verbs["open"]({"source": model().model_dump(mode="json"), "file": NAME})
+            verbs["bring"]({"file": NAME, "offset": 0, "length": len(CONTENT)})
 
     def spoil(self, offset: int) -> None:
         """A byte of what the store has becomes another one, which nobody notices."""
@@ -97,11 +118,17 @@ def origin() -> Iterator[Origin]:
 
 
 @pytest.fixture
+def proven() -> ProvenWeights:
+    """What all nodes know."""
+    return MemoryProvenWeights()
+
+
+@pytest.fixture
 def make_machine(
-    make_node: Callable[..., Node], origin: Origin, tmp_path: Path
+    make_node: Callable[..., Node], origin: Origin, tmp_path: Path, proven: ProvenWeights
 ) -> Callable[[str], Machine]:
     (tmp_path / "sockets").mkdir()
-    return lambda name: Machine(make_node(name), origin, tmp_path / "sockets")
+    return lambda name: Machine(make_node(name), origin, tmp_path / "sockets", proven)
 
 
 def test_a_second_worker_of_a_node_reads_what_the_first_one_brought(
@@ -136,18 +163,54 @@ def test_nodes_that_start_together_do_not_each_read_the_origin(
     assert origin.given_bytes < 3 * len(CONTENT)  # alone they read it four times
 
 
-def test_what_a_neighbour_spoiled_is_not_served_and_then_comes_from_the_origin(
+def test_what_a_neighbour_spoiled_of_a_file_that_nobody_has_proven_comes_again_from_the_origin(
+    make_machine: Callable[[str], Machine],
+) -> None:
+    first, second = make_machine("a"), make_machine("b")
+    first.bring()
+    first.spoil(5 << 20)
+
+    content, origin = second.start()
+
+    assert content == CONTENT
+    assert origin == "peer+s3"
+
+
+def test_once_one_node_has_proven_a_file_no_other_takes_a_wrong_piece_of_it(
     make_machine: Callable[[str], Machine], origin: Origin
 ) -> None:
     first, second = make_machine("a"), make_machine("b")
     first.start()
+    until_proven(first)
     first.spoil(5 << 20)
+    given = origin.given_bytes
 
-    with pytest.raises(WeightsUnavailable, match="arrived damaged"):
-        second.start()
+    assert second.start()[0] == CONTENT
 
-    assert second.start() == (CONTENT, "s3")
-    assert second.start("another") == (CONTENT, "cache")
+    more = origin.given_bytes - given  # the spoiled one and its neighbours, from where it is right
+    assert PIECE_BYTES <= more <= STRIPE_BYTES
+    assert second.node.fetcher.num_corrupt == 0
+
+
+def test_a_directory_that_is_away_costs_the_digests_and_nothing_else(
+    make_node: Callable[..., Node], origin: Origin, tmp_path: Path
+) -> None:
+    machine = Machine(make_node("a"), origin, tmp_path, RedisProvenWeights("redis://127.0.0.1:1"))
+
+    assert machine.start("first") == (CONTENT, "s3")
+    assert machine.start("second") == (CONTENT, "cache")
+
+
+@pytest.mark.parametrize("digests", ["!", "AAAA"])
+def test_digests_that_fit_no_file_are_refused(
+    make_machine: Callable[[str], Machine], digests: str
+) -> None:
+    machine = make_machine("a")
+
+    with pytest.raises(Invalid):
+        machine.ask("prove", file=NAME, digests=digests)
+
+    assert machine.ask("digests", file=NAME) == ""
 
 
 def test_a_part_whose_digest_is_known_is_read_again_at_once(
@@ -171,6 +234,12 @@ def test_files_that_nobody_can_prove_are_read_from_their_source(
     assert machine.start("first", unproven) == (CONTENT, "s3")
     assert machine.start("second", unproven) == (CONTENT, "s3")
     assert origin.given_bytes == 2 * len(CONTENT)
+    assert machine.ask("digests", unproven, file=NAME) == ""
+
+
+def until_proven(machine: Machine) -> None:
+    """The worker says it when the file is in its cache, beside what follows."""
+    until(lambda: machine.ask("digests", file=NAME) != "", seconds=30, what="the file is proven")
 
 
 def refuse(question: object) -> None:
