@@ -2,12 +2,17 @@
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - everybody's name for it
 
+from infra.contracts.model_spec import EngineSettings
 from infra.errors import DependencyMissing
+from tests.engine.test_transformers import PROMPT
+from tests.engine.test_transformers import our_logits as logits_of
+from tests.engine.tiny import load_model, write_model
 from worker.kernels.factory import choose_kernels
 from worker.kernels.port import AttentionLayer, CacheShape, Gate, Norm, Span
 from worker.kernels.torch_attention import TorchKVCache
@@ -286,7 +291,19 @@ def test_scaled_frequencies() -> None:
 
 
 def test_a_gpu_that_is_not_there_is_said_to_be_missing() -> None:
-    assert choose_kernels(gpus=0, dtype=torch.float32).device.type == "cpu"
+    assert choose_kernels(gpus=0, dtype=torch.float32, head_dim=16).device.type == "cpu"
     if not torch.cuda.is_available():
         with pytest.raises(DependencyMissing):
-            choose_kernels(gpus=1, dtype=torch.float32)
+            choose_kernels(gpus=1, dtype=torch.float32, head_dim=16)
+
+
+@pytest.mark.parametrize("head_dim", [20, 264])
+def test_heads_of_any_width_are_computed(tmp_path: Path, head_dim: int) -> None:
+    folder = write_model(tmp_path, head_dim=head_dim)
+    model = load_model(folder)
+    exact = logits_of(load_model(folder, EngineSettings(dtype="float32")), PROMPT)
+
+    error = (logits_of(model, PROMPT) - exact).square().mean().sqrt()
+
+    assert model.kernels.name == "torch"
+    assert float(error) < 0.03 * float(exact.std())

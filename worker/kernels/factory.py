@@ -7,25 +7,30 @@ import torch
 
 from infra.errors import DependencyMissing
 from worker.kernels.native.library import NativeLibrary, NoNativeKernels, load
-from worker.kernels.native_kernels import NativeKernels
+from worker.kernels.native_kernels import NativeKernels, attends_heads
 from worker.kernels.port import Kernels
 from worker.kernels.torch_kernels import TorchKernels
 
 log = structlog.get_logger()
 
 
-def choose_kernels(*, gpus: int, dtype: torch.dtype) -> Kernels:
+def choose_kernels(*, gpus: int, dtype: torch.dtype, head_dim: int) -> Kernels:
     """Kernels of the one GPU that this process sees, or of the CPU for no GPUs.
 
-    `dtype` is that of the weights.
+    `dtype` is that of the weights, `head_dim` the channels of an attention head.
 
-    The native kernels know no float32 weights; torch's do all that they cannot.
+    The native kernels know no float32 weights, nor heads of any width; torch's do all that they
+    cannot.
 
     Raises DependencyMissing when a GPU is asked for and torch sees none.
     """
     if gpus == 0:
         library = native_library() if dtype is torch.bfloat16 else None
-        return TorchKernels(dtype) if library is None else NativeKernels(library)
+        if library is not None and attends_heads(head_dim):
+            return NativeKernels(library)
+        if library is not None:
+            log.warning("kernels.slow", why=f"heads have {head_dim} channels", instead="torch")
+        return TorchKernels(dtype)
     if not torch.cuda.is_available():
         raise DependencyMissing(
             "the model asks for a GPU and torch finds none",

@@ -44,7 +44,7 @@ def build_model(
     dtype = model_dtype(config, settings, gpus=gpus)
     context_tokens = min(config.context_tokens, settings.max_context_tokens or 1 << 20)
     with torch.inference_mode():
-        kernels = choose_kernels(gpus=gpus, dtype=dtype)
+        kernels = choose_kernels(gpus=gpus, dtype=dtype, head_dim=config.head_dim)
         reader = WeightReader(weights, config.scheme, _BITS[settings.quantization])
         return Decoder(
             config,
@@ -81,7 +81,7 @@ def open_pack(
     None where the kernels pack nothing.
     """
     dtype = model_dtype(config, settings, gpus=gpus)
-    layout = choose_kernels(gpus=gpus, dtype=dtype).layout
+    layout = choose_kernels(gpus=gpus, dtype=dtype, head_dim=config.head_dim).layout
     if layout is None:
         return None
     part = f"{rank}/{settings.tensor_parallel}"
