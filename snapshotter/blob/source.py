@@ -51,6 +51,8 @@ class Decoded:
         for chunk in run:
             decoder = self._codec.decoder(chunk)
             at = chunk.source_offset  # neighbours may share a byte: it is in this part, or the next
+            if at < part_begin:  # an index may say anything
+                raise SourceUnavailable("chunks do not follow one another in the source")
             while at < chunk.source_end:
                 if at >= part_begin + len(part):
                     part_begin += len(part)

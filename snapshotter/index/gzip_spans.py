@@ -167,6 +167,9 @@ class Span:
 def _window(point: GzipPoint) -> bytes:
     if not point.window:
         return b""
+    # what a frame claims is allocated, whatever the bound on its output
+    if not 0 <= zstandard.frame_content_size(point.window) <= WINDOW_BYTES:
+        raise SourceUnavailable("a span of gzip has a huge window")
     return zstandard.ZstdDecompressor().decompress(point.window, max_output_size=WINDOW_BYTES)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import ImageInvalid, PlatformError, SourceUnavailable
-from snapshotter.blob.codec import codec_of
+from snapshotter.blob.codec import RawCodec, codec_of
 from snapshotter.blob.source import Decoded, MemorySource
 from snapshotter.index import gzip_spans
 from snapshotter.index.build import index_layer
@@ -124,6 +124,21 @@ def test_neighbouring_spans_come_from_one_read(tmp_path, small_spans):
 
     assert [sha256(part).digest() for part in parts] == [chunk.digest for chunk in run]
     assert len(memory.reads) == 1
+
+
+def test_chunks_that_go_back_in_the_source_are_refused():
+    table = ChunkTable([Chunk(0, 0, 5, bytes(32), 20, 5), Chunk(1, 5, 5, bytes(32), 2, 5)])
+    source = Decoded(MemorySource(bytes(100), part_bytes=10), RawCodec())
+
+    with pytest.raises(SourceUnavailable, match="do not follow"):
+        list(source.chunks(list(table)))
+
+
+def test_a_window_that_claims_to_be_huge_is_not_allocated():
+    window = zstandard.ZstdCompressor().compress(bytes(1 << 20))
+
+    with pytest.raises(SourceUnavailable, match="huge window"):
+        inflate_span(GzipPoint(0, 0, 0, window), memoryview(b"x"), 10)
 
 
 def test_a_converted_layer_is_an_ordinary_zstd_layer_of_the_same_tar(tmp_path):
