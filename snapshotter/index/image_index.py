@@ -11,7 +11,7 @@ from infra.registry.reference import Reference
 from snapshotter.index.layer_index import MEDIA_TYPE, MOST_INDEX_BYTES, LayerIndex
 from snapshotter.registry.referrers import of_type
 
-ARTIFACT_TYPE: Final = "application/vnd.firstlight.image-index.v1"
+ARTIFACT_TYPE: Final = "application/vnd.firstlight.image-index.v2"
 MOST_IMAGE_BYTES: Final = 1 << 30  # of all layers' indexes; an image of 300 GB has as much
 LAYER: Final = "dev.firstlight.layer"  # annotation: digest of the layer that a blob is the index of
 

@@ -28,6 +28,7 @@ MEDIA_TYPE: Final = "application/vnd.firstlight.layer-index.v2"
 MOST_INDEX_BYTES: Final = 256 << 20
 
 _MAGIC: Final = b"FLINDEX2"
+_OF_ANY_VERSION: Final = b"FLINDEX"
 _U32: Final = struct.Struct("<I")
 _MOST_HEADER_BYTES: Final = 4096
 _MOST_WINDOW_BYTES: Final = 40 << 10
@@ -87,7 +88,13 @@ class LayerIndex:
 
 
 def _parse(packed: memoryview, layer: str) -> LayerIndex:
-    if bytes(packed[:8]) != _MAGIC or len(packed) > MOST_INDEX_BYTES:
+    magic = bytes(packed[:8])
+    if magic != _MAGIC and magic.startswith(_OF_ANY_VERSION):
+        raise ImageInvalid(
+            "the layer's index is of another version: index the image again, and remove it from"
+            " nodes that have it (platform images rm)"
+        )
+    if magic != _MAGIC or len(packed) > MOST_INDEX_BYTES:
         raise ImageInvalid("the layer's index has an unknown format")
     (header_bytes,) = _U32.unpack_from(packed, 8)
     if header_bytes > _MOST_HEADER_BYTES:

@@ -207,6 +207,14 @@ def test_an_index_belongs_to_one_layer(tmp_path):
         LayerIndex.parse(made.packed(), layer=f"sha256:{'0' * 64}")
 
 
+def test_an_index_of_an_earlier_version_says_what_to_do(tmp_path):
+    made = index(gzipped(SMALL), GZIP, tmp_path)
+    old = b"FLINDEX1" + made.packed()[8:]
+
+    with pytest.raises(ImageInvalid, match="index the image again"):
+        LayerIndex.parse(old, layer=made.layer)
+
+
 SMALL = layer_tar({"bin/sh": words(5000), "etc/x": b"y"})
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -145,6 +146,21 @@ def test_artifacts_of_others_stay_where_they_are(server, registry):
 
     assert of_type(listed_beside(registry, image, image.digest), "a/signature") == [signature]
     assert len(of_type(listed_beside(registry, image, image.digest), ARTIFACT_TYPE)) == 1
+
+
+def test_an_index_of_an_earlier_version_does_not_hide_a_new_one(server, registry):
+    image = add_image(server, [TOP])
+    subject = registry.manifest(image).descriptor
+    layer = layers_of(registry, image)[0]
+    blob = registry.push_blob(image, b"old", MEDIA_TYPE[:-1] + "1")
+    old = replace(blob, annotations={LAYER: layer})
+    old_type = ARTIFACT_TYPE[:-1] + "1"
+    attach(registry, image, subject, artifact_type=old_type, blobs=[old])
+    assert index_beside(registry, image, image.digest) is None
+
+    publisher(registry).index(image)
+
+    assert read_through(registry, image, image.digest, layer) == TOP
 
 
 def index_blob(server, registry, image: Reference) -> str:
