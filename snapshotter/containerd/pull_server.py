@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from threading import BoundedSemaphore, Thread
+from threading import BoundedSemaphore, Event, Thread
 from typing import Final, TextIO
 
 import structlog
@@ -21,6 +21,7 @@ Pull = Callable[[PullOrder, Report], None]
 _MOST_AT_ONCE: Final = 16
 _MOST_ORDER_BYTES: Final = 16 << 10
 _ORDER_S: Final = 10.0
+_PAUSE_S: Final = 0.1
 
 
 class PullServer:
@@ -45,12 +46,22 @@ class PullServer:
     def _accept(self, listener: socket.socket) -> None:
         while True:
             self._room.acquire()
-            connection, _ = listener.accept()
+            try:
+                connection, _ = listener.accept()
+            except OSError as error:  # no descriptor is left, for a moment
+                log.error("pull.not_accepted", error=error.strerror)
+                self._room.release()
+                Event().wait(_PAUSE_S)
+                continue
             Thread(target=self._serve, args=(connection,), name="pull", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            with suppress(OSError), connection, connection.makefile("rw") as lines:
+            with (
+                suppress(OSError),
+                connection,
+                connection.makefile("rw", errors="replace") as lines,
+            ):
                 connection.settimeout(_ORDER_S)
                 order = lines.readline(_MOST_ORDER_BYTES)
                 connection.settimeout(None)
@@ -66,7 +77,7 @@ class PullServer:
             detail = error.detail if isinstance(error, PlatformError) else "this is no order"
             failed = PullFailed(detail=detail[:4000])
             lines.write(failed.model_dump_json() + "\n")
-        except OSError:  # whoever asked has gone
+        except ConnectionError:  # whoever asked has gone
             raise
         except Exception:
             log.exception("pull.failed")
