@@ -109,12 +109,18 @@ class Authorization:
             case _:
                 raise Unauthorized(f"{host} asks for a login", hint=f"log in: docker login {host}")
 
+    def _are_plain(self, host: str, realm: str) -> bool:
+        """Whether a login may go there without TLS: both hosts are ones that were named."""
+        if not realm.startswith("http:"):
+            return False
+        hosts = host, urlsplit(realm).netloc
+        return all(self._connections.origin(each).startswith("http:") for each in hosts)
+
     def _token(
         self, host: str, scope: str, challenge: dict[str, str], login: Login | None
     ) -> tuple[str, float]:
         realm = challenge.get("realm", "")
-        is_plain = self._connections.origin(host).startswith("http:")
-        if urlsplit(realm).scheme != "https" and not (is_plain and realm.startswith("http:")):
+        if not (realm.startswith("https:") or self._are_plain(host, realm)):
             raise Unauthorized(f"{host} sends us to {realm[:100]!r} for a token")
         query = {"scope": scope}
         if "service" in challenge:

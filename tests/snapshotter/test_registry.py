@@ -299,6 +299,19 @@ def test_a_token_of_an_encrypted_registry_is_never_asked_for_in_the_clear(server
     assert server.requests == []
 
 
+def test_a_login_goes_without_tls_only_where_that_was_named(server):
+    from infra.registry.authorization import Authorization
+    from infra.registry.connections import Connections
+
+    connections = Connections(is_plain=lambda host: host == "named:5000")
+    authorization = Authorization(connections, lambda host: Login("ann", "secret"))
+    said = f'Bearer realm="http://{server.address}/token"'
+
+    with pytest.raises(Unauthorized):
+        authorization.answer("named:5000", "s", said, sent=None)
+    assert server.requests == []
+
+
 def test_what_is_pushed_is_there_and_not_pushed_twice(server, image, client, tmp_path):
     registry = client()
     (tmp_path / "layer").write_bytes(CONTENT)
