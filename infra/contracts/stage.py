@@ -79,11 +79,12 @@ class StageTiming(Contract):
     @property
     def bytes_per_s(self) -> float | None:
         """How fast bytes came; None where none moved."""
-        came: tuple[Came, ...] = (Came(source=self.source or "", bytes=self.bytes or 0),)
-        seconds = self.seconds
         if self.moved is not None:
-            came, seconds = self.moved.came, self.moved.seconds
-        size = sum(each.bytes for each in came if each.source not in IN_PLACE)
+            seconds = self.moved.seconds
+            size = sum(it.bytes for it in self.moved.came if it.source not in IN_PLACE)
+        else:
+            seconds = self.seconds
+            size = 0 if self.source in IN_PLACE else self.bytes or 0
         return size / seconds if size and seconds else None
 
 

@@ -75,7 +75,8 @@ def test_parts_are_told_of_stages_that_fall_into_the_wait_as_a_whole():
 
 
 @pytest.mark.parametrize(
-    ("source", "rate"), [("s3", 500.0), ("hub", 500.0), ("mmap", None), ("cache", None)]
+    ("source", "rate"),
+    [("s3", 500.0), ("hub", 500.0), ("mmap", None), ("cache", None), ("a" * 65, 500.0)],
 )
 def test_bytes_that_moved_have_a_rate_over_the_whole_stage(source: str, rate: float | None):
     moved = timing(Stage.WEIGHTS, -1, 4).model_copy(update={"bytes": 2000, "source": source})
