@@ -1,8 +1,10 @@
 """Whom to look at: those that something happened to, and those whose time has come."""
 
 from collections.abc import Hashable, Iterable
-from heapq import heappop, heappush
-from typing import Generic, TypeVar
+from heapq import heapify, heappop, heappush
+from typing import Final, Generic, TypeVar
+
+_FEW: Final = 64  # void entries, beside as many as there are times
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -30,6 +32,8 @@ class Agenda(Generic[Key]):
             self._times[key] = at
             self._pushed += 1
             heappush(self._heap, (at, self._pushed, key))
+            if len(self._heap) > 2 * len(self._times) + _FEW:
+                self._drop_void()
 
     def add_by(self, key: Key, at: float) -> None:
         """The first look from then on is at it, unless one before is: who was looked at too early
@@ -53,3 +57,9 @@ class Agenda(Generic[Key]):
         for key in due:
             self._times.pop(key, None)
         return due
+
+    def _drop_void(self) -> None:
+        """A time that is put off again and again must not be kept as often."""
+        self._heap = [(at, place, key) for place, (key, at) in enumerate(self._times.items())]
+        heapify(self._heap)
+        self._pushed = len(self._heap)
