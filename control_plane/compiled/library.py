@@ -81,8 +81,9 @@ def find(root: Path = ROOT, built: Path = BUILT) -> Path | None:
     """
     seen = _look(root)
     for stamp in built.glob(f"*/{_STAMP}"):
-        if stamp.read_bytes() == seen:
-            return stamp.parent
+        with suppress(OSError):  # it is another user's, or was just taken away by a build
+            if stamp.read_bytes() == seen:
+                return stamp.parent
     found = folder(root, built)
     if not found.is_dir():
         return None
@@ -137,7 +138,7 @@ def _below(folder: str) -> Iterator[os.DirEntry[str]]:
     for entry in entries:
         if entry.name.endswith(".py"):
             yield entry
-        elif entry.is_dir() and entry.name != "__pycache__":
+        elif entry.is_dir() and entry.name not in ("__pycache__", BUILT.name):
             yield from _below(entry.path)
 
 

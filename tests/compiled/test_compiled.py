@@ -55,6 +55,16 @@ def test_sources_are_not_read_again_while_they_look_as_before(tmp_path: Path) ->
     assert library.find(tmp_path, built) == made
 
 
+def test_a_stamp_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    source, built = tmp_path / "infra" / "clock.py", tmp_path / "built"
+    source.parent.mkdir()
+    source.write_text("one")
+    made = library.folder(tmp_path, built)
+    (made / "stamp").mkdir(parents=True)  # as one of another user is, for root too
+
+    assert library.find(tmp_path, built) == made
+
+
 @pytest.mark.real
 @pytest.mark.timeout(600)
 def test_the_same_tests_pass_over_the_compiled_modules(environment: dict[str, str]) -> None:
