@@ -342,6 +342,26 @@ def test_only_who_is_as_urgent_and_has_a_place_gets_more_of_a_step() -> None:
     assert driver.step() == {"a": (21, 1), "b": (0, 24)}, "for all others there is no lane"
 
 
+def test_who_waits_for_blocks_makes_no_step_longer() -> None:
+    driver = Driver(blocks=90, max_running=8, token_budget=256)
+    driver.add("a", 20)
+    driver.step()
+    driver.add("b", 300)
+    for name in "cde":
+        driver.add(name, 100)
+    assert driver.step() == {"a": (20, 1), "b": (0, 96)}, "4 times 1.5 times (1 + 16), rounded"
+    assert driver.step() == {"a": (21, 1), "b": (96, 24)}, "for all others there are no blocks"
+
+
+def test_no_burst_makes_a_step_longer_than_its_budget() -> None:
+    driver = Driver(blocks=600, max_running=32, token_budget=64)
+    driver.add("a", 20)
+    driver.step()
+    for index in range(31):
+        driver.add(f"b{index}", 60)
+    assert driver.step() == {"a": (20, 1), "b0": (0, 60), "b1": (0, 3)}
+
+
 @pytest.mark.parametrize(
     ("base_s", "token_s"), [(0.012, 0.0008), (0.010, 0.004), (0.008, 0.00002), (0.03, 0.0012)]
 )

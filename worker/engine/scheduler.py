@@ -111,11 +111,13 @@ class Scheduler:
         self._coming.clear()
         self._make_way()
         self._plan_answers()
+        behind = [each for each in self._running if each not in self._planned]
         budget = self._token_budget - len(self._planned)
         if self._planned:
-            most = self._cost.prompt_tokens(len(self._planned), num_waiting=self._num_behind())
+            num_waiting = self._num_held_up(behind)
+            most = self._cost.prompt_tokens(len(self._planned), num_waiting=num_waiting)
             budget = min(budget, most)
-        budget = self._plan_prompts(budget)
+        budget = self._plan_prompts(behind, budget)
         self._plan_drafts(budget)
         planned = self._planned
         return Batch(tuple(planned[each] for each in self._running if each in planned))
@@ -170,16 +172,19 @@ class Scheduler:
                 self._plan(sequence, 1)
             place += 1
 
-    def _num_behind(self) -> int:
+    def _num_held_up(self, behind: list[Sequence]) -> int:
         """Sequences that need much computed, have a place, and are as urgent as any answer."""
         urgent = min(each.priority for each in self._planned)
         waiting = min(self._waiting.num_urgent(urgent), len(self._free_lanes))
-        running = (each for each in self._running if each not in self._planned)
-        return waiting + sum(each.priority <= urgent for each in running)
+        if waiting:
+            head = self._waiting.head()
+            assert head is not None
+            # Where the head has no room, nobody who waits would gain.
+            waiting *= self._has_room(head, self._cache.find(head))
+        return waiting + sum(each.priority <= urgent for each in behind)
 
-    def _plan_prompts(self, budget: int) -> int:
-        """What is left of the budget."""
-        behind = [each for each in self._running if each not in self._planned]
+    def _plan_prompts(self, behind: list[Sequence], budget: int) -> int:
+        """Of the running ones `behind` and of those that wait; what is left of the budget."""
         held = []
         may_admit = True
         while budget:
