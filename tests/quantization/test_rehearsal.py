@@ -77,6 +77,33 @@ def test_a_model_that_makes_no_numbers_is_rounded_without(
     assert told[GATE_UP[1]] is None
 
 
+def test_channels_whose_squares_are_numbers_but_not_their_sum_are_rounded_without(
+    tmp_path: Path, told: dict[str, torch.Tensor | None]
+) -> None:
+    folder = write_model(tmp_path, hidden_size=512)
+    changed(folder, "model.layers.0.post_attention_layernorm.weight", 1e18)
+
+    load_model(folder, EngineSettings(quantization="int4", max_context_tokens=16))
+
+    assert told[GATE_UP[0]] is None
+
+
+@native
+def test_what_is_packed_depends_on_no_format_of_keys_and_values(
+    tmp_path: Path, told: dict[str, torch.Tensor | None]
+) -> None:
+    folder = write_model(tmp_path)
+    load_model(folder, INT4)
+    plain = dict(told)
+
+    load_model(folder, EngineSettings(quantization="int4", kv_cache_dtype="int8"))
+
+    for name in GATE_UP:
+        first, second = plain[name], told[name]
+        assert first is not None and second is not None
+        assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 def test_other_formats_need_to_know_nothing(
     tmp_path: Path, told: dict[str, torch.Tensor | None], quantization: str

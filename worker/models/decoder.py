@@ -1,6 +1,7 @@
 """A pre-norm decoder with grouped-query attention, rotary positions and gated feed-forward."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -66,7 +67,7 @@ class Decoder:
         ]
         # Rounded as the table is: trained with, and so computed with.
         self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=dtype))
-        rehearsal = self._rehearsal() if parts.wants_rehearsal else None
+        rehearsal = self._rehearsal(dtype) if parts.wants_rehearsal else None
         self._layers = [_Layer(parts, index, rehearsal) for index in range(config.num_layers)]
         # How ranks talk between operations is not the kernels' to know.
         self._through = self._one_by_one if group.size > 1 else kernels.compile(self._one_by_one)
@@ -144,11 +145,13 @@ class Decoder:
     def to_device(self) -> None:
         to_device(self, self.kernels.device)
 
-    def _rehearsal(self) -> Rehearsal:
+    def _rehearsal(self, dtype: torch.dtype) -> Rehearsal:
         tokens = min(REHEARSED_TOKENS, self.context_tokens)
+        shape = self._cache_shape(num_blocks=-(-tokens // BLOCK), block_size=BLOCK, lanes=1)
         return Rehearsal(
             self.kernels,
-            self.allocate_cache(num_blocks=-(-tokens // BLOCK), block_size=BLOCK),
+            # Not as the engine keeps keys and values: what is packed is for both formats.
+            self.kernels.allocate_cache(replace(shape, dtype=dtype)),
             self.ropes(tokens),
             self._embed,
             vocabulary=self.vocabulary,

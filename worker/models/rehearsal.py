@@ -48,7 +48,7 @@ class Rehearsal:
         self._x = layer(self._x)
 
     def importance(self, norm: Norm) -> torch.Tensor | None:
-        """Mean squares of the channels after `norm`; None where they are no numbers."""
+        """Mean squares of the channels after `norm`; None where their sum is no number."""
         seen = self._kernels.norm(self._x, norm)[_UNSEEN:].float()
         squares = seen.square().mean(0)
-        return squares if bool(squares.isfinite().all()) else None
+        return squares if bool(squares.sum().isfinite()) else None
