@@ -261,6 +261,23 @@ def test_a_tokens_bits_are_the_same_on_any_number_of_threads() -> None:
         assert torch.equal(decoded, whole[[1499, 1799, 1800]])
 
 
+@pytest.mark.real
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_who_decodes_finds_its_own_token_on_any_number_of_threads(is_int8: bool) -> None:
+    layer = Layer(heads=4, kv_heads=2, head_dim=32, is_int8=is_int8)
+    lengths = (3000, *range(20, 300, 10))  # one is divided among threads, most are not
+    sequences = sequences_of(layer, lengths)
+    ends = torch.tensor(lengths).cumsum(0) - 1
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        cache = Cache(layer, lengths)
+        whole = Cache(layer, lengths).run(sequences, all_at_once)
+        cache.run([each[:-1] for each in sequences], all_at_once)
+        last = torch.cat([each[-1:] for each in sequences])
+        decoded = cache.attend(last, range(len(lengths)), [1] * len(lengths), lengths)
+        assert torch.equal(decoded, whole[ends]), threads
+
+
 @pytest.mark.parametrize("is_int8", [False, True])
 def test_what_is_not_finite_stays_with_its_own_sequence(
     is_int8: bool, instruction_set: str

@@ -32,14 +32,12 @@ _NO_PROLOGUE, _NORM_PROLOGUE = 0, 1
 _GATES = {None: 0, Gate.SILU: 1, Gate.GELU_TANH: 2}
 _BFLOAT16, _INT8, _INT4 = 16, 8, 4
 _HEAD_STEP, _MOST_HEAD_DIM = 8, 256  # as in attention.cpp
+_RUN_TOKENS = 128
 
 
 def attends_heads(head_dim: int) -> bool:
     """Whether there is attention for heads of so many channels."""
     return head_dim % _HEAD_STEP == 0 and head_dim <= _MOST_HEAD_DIM
-
-
-_RUN_TOKENS = 128
 
 
 class NativeKernels:
