@@ -41,12 +41,19 @@ class Echo:
 
     def __init__(self, seconds: float = 0.02) -> None:
         self.seconds = seconds
+        self._begun = asyncio.Semaphore(0)
         self.executed: list[JobId] = []
 
     def room(self, model: ModelName, running: int) -> int:
         return 8 - running
 
+    async def until_begun(self, count: int) -> None:
+        async with asyncio.timeout(30):
+            for _ in range(count):
+                await self._begun.acquire()
+
     async def run(self, job: Job, body: bytes) -> Answered | Failed:
+        self._begun.release()
         await asyncio.sleep(self.seconds)
         self.executed.append(job.job_id)
         return Answered(200, "text/plain", job.job_id.encode())
@@ -160,10 +167,10 @@ async def test_the_embedded_server_writes_through_to_the_disk(setting: Setting):
 async def test_a_store_that_refuses_writes_keeps_what_it_has_and_goes_on(
     setting: Setting, name: str, broken: str, whole: str
 ):
-    executor = Echo(0.3)
+    executor = Echo(0.5)
     setting.work(executor)
     accepted = [await setting.accept(number) for number in range(4)]
-    await asyncio.sleep(0.15)  # they run now, and cannot be finished
+    await executor.until_begun(4)  # they run now, and cannot be finished
     await setting.redis.config_set(name, broken)
     with pytest.raises(StoreUnavailable):
         await setting.accept(9)
@@ -177,10 +184,10 @@ async def test_a_store_that_refuses_writes_keeps_what_it_has_and_goes_on(
 
 
 async def test_a_read_only_replica_refuses_in_a_typed_way(setting: Setting):
-    executor = Echo(0.3)
+    executor = Echo(0.5)
     setting.work(executor)
     first = await setting.accept(1)
-    await asyncio.sleep(0.15)  # it runs now, and cannot be finished
+    await executor.until_begun(1)  # it runs now, and cannot be finished
     await setting.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
     with pytest.raises(StoreUnavailable, match="READONLY"):
         await setting.accept(2)
@@ -295,7 +302,7 @@ async def test_a_store_that_stalls_for_ten_seconds_loses_nothing(setting: Settin
     executor = Echo(11.5)  # what runs outlives the stall
     setting.work(executor)
     accepted = [await setting.accept(number) for number in range(4)]
-    await asyncio.sleep(0.2)
+    await executor.until_begun(4)
     executor.seconds = 0.02
     pid = setting.server.pid
     assert pid is not None
@@ -333,20 +340,22 @@ async def test_what_is_done_and_said_to_have_failed_is_done_once(setting: Settin
 async def test_what_a_dead_process_ran_is_taken_up_by_the_next_of_its_name_at_once(
     setting: Setting,
 ):
-    first = setting.work(Echo(30))
+    busy = Echo(30)
+    first = setting.work(busy)
     for number in range(4):
         await setting.accept(number)
-    await asyncio.sleep(0.3)
+    await busy.until_begun(4)
     first.cancel()
     setting.work(Echo())
     await setting.until_all_succeeded(4)
 
 
 async def test_of_two_processes_the_living_takes_over_from_the_dead(setting: Setting):
-    dead = setting.work(Echo(30), "one")
+    busy = Echo(30)
+    dead = setting.work(busy, "one")
     for number in range(4):
         await setting.accept(number)
-    await asyncio.sleep(0.3)
+    await busy.until_begun(4)
     dead.cancel()
     setting.work(Echo(), "two")
     await setting.until_all_succeeded(4)
