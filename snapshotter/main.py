@@ -193,16 +193,18 @@ def _serve(arguments: argparse.Namespace) -> None:
         keeper = KeeperProcess(layout, (*PROGRAM, "keeper"))
         control = ControlClient(layout.control)
         registry = _registry(settings)
+        store = SnapshotStore(settings.state_dir / "snapshots.db")
+        files = IndexFiles(settings.indexes_dir)
+        files.keep_only(store.layers())
         layers = IndexedLayers(
             registry,
-            IndexFiles(settings.indexes_dir),
+            files,
             TraceFiles(settings.traces_dir),
             LayerMounts(layout, control),
             control,
             keeper.serves,
             clock=clock,
         )
-        store = SnapshotStore(settings.state_dir / "snapshots.db")
         folders = Folders(settings.state_dir / "snapshots")
         snapshotter = Snapshotter(store, folders, layers, clock=clock)
 

@@ -1,7 +1,7 @@
 """The indexes of this node's layers, as files: a layer is mounted again without network."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
 from threading import get_ident
@@ -24,6 +24,13 @@ class IndexFiles:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
+
+    def keep_only(self, digests: Iterable[str]) -> None:
+        """Forgets what was looked up and never mounted; call it while nothing is looked up."""
+        kept = {hex_of(digest) for digest in digests}
+        for path in self._folder.iterdir():
+            if path.name.partition(".")[0] not in kept:
+                path.unlink(missing_ok=True)
 
     def has(self, digest: str) -> bool:
         return self._index(digest).exists()

@@ -204,6 +204,11 @@ class SnapshotStore:
             row = self._database.execute(query, (digest,)).fetchone()
         return None if row is None else _layer(row)
 
+    def layers(self) -> list[str]:
+        """Names of all that are here."""
+        with self._lock:
+            return [row["name"] for row in self._database.execute("select name from layers")]
+
     def unused_layers(self) -> list[str]:
         """Names of those that no snapshot refers to any more."""
         query = (

@@ -154,6 +154,19 @@ def test_a_file_system_is_made_once_and_kept(world: World) -> None:
     assert world.files.metadata(found.name, unwanted) == taken.metadata
 
 
+def test_what_was_looked_up_and_never_mounted_goes_when_the_program_starts(tmp_path: Path) -> None:
+    files = IndexFiles(tmp_path)
+    kept, other = (f"sha256:{digit * 64}" for digit in "12")
+    for name in (kept, other):
+        files.keep(name, b"index")
+        files.metadata(name, lambda: b"metadata")
+
+    files.keep_only([kept])
+
+    assert files.has(kept)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".erofs", ".index"]
+
+
 def test_metadata_that_a_crash_has_damaged_is_made_anew(tmp_path: Path) -> None:
     files = IndexFiles(tmp_path)
     name = f"sha256:{'1' * 64}"
