@@ -353,6 +353,17 @@ def test_who_waits_for_blocks_makes_no_step_longer() -> None:
     assert driver.step() == {"a": (21, 1), "b": (96, 24)}, "for all others there are no blocks"
 
 
+def test_a_burst_of_a_tenant_that_had_more_holds_up_nobody_else() -> None:
+    driver = Driver(blocks=600, max_running=8, token_budget=256)
+    driver.add("a", 20, tenant="quiet")
+    driver.step()
+    for name in "bcde":
+        driver.add(name, 100, tenant="loud")
+    assert driver.step() == {"a": (20, 1), "b": (0, 96)}, "both had 20"
+    assert driver.step() == {"a": (21, 1), "b": (96, 4), "c": (0, 20)}
+    assert driver.step() == {"a": (22, 1), "b": (100, 1), "c": (20, 24)}
+
+
 def test_no_burst_makes_a_step_longer_than_its_budget() -> None:
     driver = Driver(blocks=600, max_running=32, token_budget=64)
     driver.add("a", 20)

@@ -173,15 +173,18 @@ class Scheduler:
             place += 1
 
     def _num_held_up(self, behind: list[Sequence]) -> int:
-        """Sequences that need much computed, have a place, and are as urgent as any answer."""
-        urgent = min(each.priority for each in self._planned)
-        waiting = min(self._waiting.num_urgent(urgent), len(self._free_lanes))
+        """Sequences that need much computed, have a place, and are as urgent as any answer.
+
+        Of a tenant that had more than one who is answered none counts: it holds up the other.
+        """
+        claim = min(map(self._waiting.claim, self._planned))
+        waiting = min(self._waiting.num_claiming(claim), len(self._free_lanes))
         if waiting:
             head = self._waiting.head()
             assert head is not None
             # Where the head has no room, nobody who waits would gain.
             waiting *= self._has_room(head, self._cache.find(head))
-        return waiting + sum(each.priority <= urgent for each in behind)
+        return waiting + sum(self._waiting.claim(each) <= claim for each in behind)
 
     def _plan_prompts(self, behind: list[Sequence], budget: int) -> int:
         """Of the running ones `behind` and of those that wait; what is left of the budget."""

@@ -39,12 +39,19 @@ class WaitingLine:
         heads = (line[0] for line in self._lines.values())
         return min(heads, key=self.turn, default=None)
 
-    def num_urgent(self, priority: int) -> int:
-        """Sequences of at least this priority."""
-        after = (priority + 1, 0)
-        return sum(bisect_left(line, after, key=Sequence.rank) for line in self._lines.values())
+    def num_claiming(self, claim: tuple[int, int]) -> int:
+        """Sequences whose claim is at least as good."""
+        priority, tokens = claim
+        count = 0
+        for tenant, line in self._lines.items():
+            after = (priority + (self._share.tokens(tenant) <= tokens), 0)
+            count += bisect_left(line, after, key=Sequence.rank)
+        return count
+
+    def claim(self, sequence: Sequence) -> tuple[int, int]:
+        """Lower goes first: its priority, then what its tenant had."""
+        return sequence.priority, self._share.tokens(sequence.tenant)
 
     def turn(self, sequence: Sequence) -> tuple[int, int, int]:
         """Sequences that need much computed go in this order, waiting or running."""
-        priority, arrival = sequence.rank()
-        return priority, self._share.tokens(sequence.tenant), arrival
+        return *self.claim(sequence), sequence.arrival
