@@ -26,11 +26,9 @@ def choose_kernels(*, gpus: int, dtype: torch.dtype, head_dim: int) -> Kernels:
     """
     if gpus == 0:
         library = native_library() if dtype is torch.bfloat16 else None
-        if library is not None and attends_heads(head_dim):
-            return NativeKernels(library)
-        if library is not None:
-            log.warning("kernels.slow", why=f"heads have {head_dim} channels", instead="torch")
-        return TorchKernels(dtype)
+        if library is None or not _attends(head_dim):
+            return TorchKernels(dtype)
+        return NativeKernels(library)
     if not torch.cuda.is_available():
         raise DependencyMissing(
             "the model asks for a GPU and torch finds none",
@@ -49,3 +47,12 @@ def native_library() -> NativeLibrary | None:
     except NoNativeKernels as why:
         log.warning("kernels.slow", why=str(why), hint=why.hint, instead="torch")
         return None
+
+
+@cache
+def _attends(head_dim: int) -> bool:
+    """Whether the native kernels know such heads; where they do not, that is said once."""
+    if attends_heads(head_dim):
+        return True
+    log.warning("kernels.slow", why=f"heads have {head_dim} channels", instead="torch")
+    return False
