@@ -36,7 +36,9 @@ def corpus() -> list[str]:
         path
         for part in ("control_plane", "infra", "worker", "tests", "scripts")
         for path in sorted((root / part).rglob("*"))
-        if path.suffix in {".py", ".md", ".lua", ".yaml", ""} and path.is_file()
+        if path.suffix in {".py", ".md", ".lua", ".yaml", ""}
+        and path.is_file()
+        and "_built" not in path.parts
     ]
     return [*CASES, "\n".join(CASES), *(path.read_text() for path in files)]
 
