@@ -215,7 +215,7 @@ async def test_a_sleeper_keeps_the_model_and_gives_everything_else_back(
 
     assert origins == ["mmap", *["asleep"] * 3]
     assert len(set(answers)) == 1 and "Paris" in answers[0]
-    assert kept[-1] - kept[1] < 8 << 20, kept
+    assert kept[-1] - kept[1] < _SCATTER_BYTES, kept
     assert open_things[-1] == open_things[1]
     assert node.fake.reports[-1].sleepers[0].memory_bytes > 0
     before = process.cpu_times()
@@ -224,6 +224,8 @@ async def test_a_sleeper_keeps_the_model_and_gives_everything_else_back(
     assert after.user + after.system == before.user + before.system
 
 
+# How prompts fall into steps varies, and with it what the allocator holds for the largest of them.
+_SCATTER_BYTES = 24 << 20
 # 8 prompts of 400 tokens each with 23,040 bytes of keys and values; less, for what is shared.
 FILLED_BYTES = 8 * 400 * 23_040 * 9 // 10
 
