@@ -6,10 +6,11 @@ import json
 import logging
 import os
 import signal
+import statistics
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from benchmarks.measure.report import (
 from benchmarks.measure.weights import ModelFacts, read_facts
 from benchmarks.measure.workloads import Prompts
 
+THIS_MACHINE = "this machine"  # in the place of a format and of an engine
+
 Values = dict[str, float]
 Sample = Callable[[Running, Prompts, str], Coroutine[None, None, Values]]
 
@@ -45,7 +48,6 @@ class Setup:
 
     model: Path
     facts: ModelFacts
-    machine: Machine
     formats: Sequence[str]
     sections: Sequence[str]
     rounds: int
@@ -112,7 +114,6 @@ def _run(arguments: argparse.Namespace) -> None:
     setup = Setup(
         model=model,
         facts=read_facts(model),
-        machine=measure_machine(THREADS),
         formats=arguments.formats,
         sections=arguments.sections,
         rounds=arguments.rounds or (1 if arguments.quick else 3),
@@ -127,7 +128,7 @@ def _run(arguments: argparse.Namespace) -> None:
     try:
         asyncio.run(compare(setup, results))
     finally:
-        publish(setup, results, peers, arguments.output)
+        publish(results, peers, arguments.output)
 
 
 async def compare(setup: Setup, results: Results) -> None:
@@ -197,12 +198,15 @@ async def _rounds(
 ) -> None:
     """A B C, A B C: neighbours in time are what is compared, as machines drift."""
     for number in range(setup.rounds):
+        machine = measure_machine(THREADS)
+        for name, value in asdict(machine).items():
+            results.add(name, THIS_MACHINE, THIS_MACHINE, value)
         for section in (name for name in SECTIONS if name in setup.sections):
             for index, sample in enumerate(SECTIONS[section][: setup.most_samples]):
                 for server in (each for each in servers if _has_part(each, section)):
-                    await _take(
-                        setup, server, sample, prompts, f"{number}/{section}/{index}", results
-                    )
+                    seed = f"{number}/{section}/{index}"
+                    values = await _take(server, sample, prompts, seed, results)
+                    _record(server, values | _shares(setup.facts, machine, server, values), results)
     for server in (each for each in servers if each.name != PLAIN):
         results.add("pss", server.number_format, server.name, server.pss_bytes())
 
@@ -213,16 +217,19 @@ def _has_part(server: Running, section: str) -> bool:
 
 
 async def _take(
-    setup: Setup, server: Running, sample: Sample, prompts: Prompts, seed: str, results: Results
-) -> None:
+    server: Running, sample: Sample, prompts: Prompts, seed: str, results: Results
+) -> Values:
+    """What was measured; nothing where that failed, which is remarked."""
     say(f"{server.number_format} {seed} {server.name}")
     try:
         with server.awake():
-            values = await sample(server, prompts, seed)
+            return await sample(server, prompts, seed)
     except (RequestFailed, OSError) as error:
         results.remarks.append(f"{server.name}, {server.number_format}, {seed}: {error}")
-        return
-    values |= _shares(setup, server, values)
+        return {}
+
+
+def _record(server: Running, values: Values, results: Results) -> None:
     for metric, value in values.items():
         if server.name == PLAIN:
             results.add(f"{metric}/plain", server.number_format, OURS, value)
@@ -230,30 +237,41 @@ async def _take(
             results.add(metric, server.number_format, server.name, value)
 
 
-def _shares(setup: Setup, server: Running, values: Values) -> Values:
-    """MBU and MFU: of what the machine can do, by the bytes and products of the format."""
+def _shares(facts: ModelFacts, machine: Machine, server: Running, values: Values) -> Values:
+    """MBU and MFU: of what the machine can do now, by the bytes and products of the format."""
     shares: Values = {}
-    weight_bytes = setup.facts.weight_bytes(server.number_format)
+    weight_bytes = facts.weight_bytes(server.number_format)
     if "tpot" in values and weight_bytes is not None:
-        shares["mbu"] = weight_bytes / values["tpot"] / setup.machine.read_bytes
+        shares["mbu"] = weight_bytes / values["tpot"] / machine.read_bytes
     if "prefill" in values:
         is_integer = server.number_format != "bf16" and server.name in {OURS, "vllm"}
-        peak = setup.machine.int8_ops if is_integer else setup.machine.bf16_flops
-        shares["mfu"] = values["prefill"] * setup.facts.operations_per_token / peak
+        peak = machine.int8_ops if is_integer else machine.bf16_flops
+        shares["mfu"] = values["prefill"] * facts.operations_per_token / peak
     return shares
 
 
-def publish(setup: Setup, results: Results, peers: Sequence[str], output: Path | None) -> None:
+def _headline(results: Results) -> str:
+    """What the machine could do, at the median of the rounds, and at worst and best."""
+    said = []
+    for name, what, unit in (
+        ("read_bytes", "reads", "GB/s"),
+        ("bf16_flops", "multiplies", "GFLOP/s in bf16"),
+        ("int8_ops", "multiplies", "GOP/s in int8"),
+    ):
+        values = results.samples.get((name, THIS_MACHINE, THIS_MACHINE), [])
+        if values:
+            low, middle, high = min(values), statistics.median(values), max(values)
+            said.append(f"{what} {middle / 1e9:.0f} ({low / 1e9:.0f} to {high / 1e9:.0f}) {unit}")
+    return f"this machine, {THREADS} threads: {', '.join(said)}" if said else ""
+
+
+def publish(results: Results, peers: Sequence[str], output: Path | None) -> None:
     """On the screen, and as JSON and Markdown beside each other where asked."""
-    machine = setup.machine
-    headline = (
-        f"this machine, {THREADS} threads: reads {machine.read_bytes / 1e9:.1f} GB/s, "
-        f"multiplies {machine.bf16_flops / 1e9:.0f} GFLOP/s in bf16, "
-        f"{machine.int8_ops / 1e9:.0f} GOP/s in int8"
-    )
+    headline = _headline(results)
     tables = [engines_table(results, peers), targets_table(targets(results))]
     console = Console(width=max(180, Console().width))
-    console.print(headline)
+    if headline:
+        console.print(headline)
     for table in tables:
         console.print(table)
     for remark in results.remarks:

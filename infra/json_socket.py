@@ -10,13 +10,13 @@ import struct
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from threading import BoundedSemaphore, Event, Thread
 from typing import Any
 
 import structlog
 
 from infra.errors import Invalid, PlatformError
 from infra.json_file import parse_json_object
+from infra.unix_server import UnixServer
 
 log = structlog.get_logger()
 
@@ -26,49 +26,25 @@ Verbs = Mapping[str, Verb]
 MOST_MESSAGE_BYTES = 2 << 20
 _MOST_CONNECTIONS = 32
 _PATIENCE_S = 60.0  # with a peer that says nothing more
-_PAUSE_S = 0.1
 _LENGTH = struct.Struct(">I")
 
 
 class JsonServer:
-    """Listens on a socket that only its owner may use; a thread for each connection.
-
-    What a connection may ask is made when it comes, and its end ends that.
-    """
+    """What a connection may ask is made when it comes, and its end ends that."""
 
     def __init__(self, path: Path, verbs: Callable[[], AbstractContextManager[Verbs]]) -> None:
         self._verbs = verbs
-        self._room = BoundedSemaphore(_MOST_CONNECTIONS)
-        path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(path))
-        path.chmod(0o600)  # the folder is closed to others meanwhile
-        self._listener.listen(_MOST_CONNECTIONS)
+        self._server = UnixServer(path, self._serve, name="control", most=_MOST_CONNECTIONS)
 
     def start(self) -> None:
         """Answers from now on, until the process ends."""
-        Thread(target=self._accept, name="control", daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            self._room.acquire()
-            try:
-                connection, _ = self._listener.accept()
-            except OSError as error:  # no descriptor is left, for a moment
-                log.error("control.not_accepted", error=error.strerror)
-                self._room.release()
-                Event().wait(_PAUSE_S)
-                continue
-            Thread(target=self._serve, args=(connection,), name="control", daemon=True).start()
+        self._server.start()
 
     def _serve(self, connection: socket.socket) -> None:
-        try:
-            with connection, self._verbs() as verbs, suppress(OSError, Invalid):
-                connection.settimeout(_PATIENCE_S)
-                while (question := receive(connection)) is not None:
-                    send(connection, _answer(verbs, question))
-        finally:
-            self._room.release()
+        with self._verbs() as verbs, suppress(OSError, Invalid):
+            connection.settimeout(_PATIENCE_S)
+            while (question := receive(connection)) is not None:
+                send(connection, _answer(verbs, question))
 
 
 def _answer(verbs: Verbs, question: Mapping[str, Any]) -> dict[str, Any]:

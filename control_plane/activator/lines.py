@@ -9,6 +9,7 @@ from control_plane.activator.ticket import Ticket
 from control_plane.autoscaler.demand import Demand
 from control_plane.deployments.service import Deployments
 from control_plane.deployments.store import Change
+from control_plane.fleet.crash_loop import placed
 from control_plane.fleet.replica import Replica
 from control_plane.fleet.state import Fleet
 from infra.clock import Clock
@@ -181,8 +182,7 @@ def _placed(replica: Replica) -> Failure | None:
     failure = replica.failure
     if failure is None:
         return None
-    detail = f"{failure.detail} (on node {replica.node_id})"
-    return failure.model_copy(update={"detail": detail})
+    return failure.model_copy(update={"detail": placed(failure.detail, replica.node_id)})
 
 
 def _deleted(model: ModelName) -> ModelNotFound:

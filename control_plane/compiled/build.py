@@ -4,32 +4,26 @@ mypyc makes C of them, with the types that mypy knows: a call is a call and an a
 where the interpreter looks both up. What they do stays the same, and the same tests run over both.
 """
 
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from control_plane.compiled.library import BUILT, GROUP, HOT_MODULES, ROOT, find, folder
+from infra.building import BuildFailed, build_and_tell, locked
 
 _FLAGS = ("-O2", "-g0", "-w")
 
 
-class BuildFailed(Exception):
-    """A compiler is missing or refused a source."""
-
-
 def build() -> Path:
-    """Compiles, unless it is done already; raises BuildFailed."""
+    """Compiles, unless it is done already; raises BuildFailed, OSError."""
     target = folder()
     BUILT.mkdir(exist_ok=True)
-    with _locked(BUILT / "lock"):
-        compiler = target / f"mypy-{version('mypy')}"
+    with locked(BUILT / "lock"):
+        compiler = target / _compiler()
         if not compiler.exists():
             with tempfile.TemporaryDirectory(dir=BUILT) as scratch:
                 made = Path(scratch) / "made"
@@ -42,6 +36,13 @@ def build() -> Path:
                     shutil.rmtree(old)
         find()  # leaves its stamp: who runs the platform may not be allowed to
     return target
+
+
+def _compiler() -> str:
+    try:
+        return f"mypy-{version('mypy')}"
+    except PackageNotFoundError as error:
+        raise BuildFailed("mypy is not installed") from error
 
 
 def _compile_apart(scratch: Path, made: Path) -> None:
@@ -72,23 +73,8 @@ def _compile(scratch: Path, made: Path) -> None:
     command.run()
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def main() -> None:
-    """Builds and says where; ends with status 1 and the reason where that fails."""
+if __name__ == "__main__":
     if len(sys.argv) == 3:
         _compile(Path(sys.argv[1]), Path(sys.argv[2]))
-        return
-    try:
-        sys.stdout.write(f"{build()}\n")
-    except (BuildFailed, OSError, PackageNotFoundError) as error:
-        sys.exit(f"error: the hot modules are not compiled: {error}")
-
-
-if __name__ == "__main__":
-    main()
+    else:
+        build_and_tell(build, "what is compiled of the control plane")

@@ -72,8 +72,13 @@ class CrashLoop:
 
     def why(self) -> str:
         """The last failure, and where it was."""
-        return f"{self.detail} (on node {self.node_id})"
+        return placed(self.detail, self.node_id)
 
     def wait_s(self, now: float) -> float:
         """Seconds until a replica may be started again."""
         return max(0.0, self.retry_at - now)
+
+
+def placed(detail: str, node_id: NodeId | None) -> str:
+    """What failed, and where."""
+    return f"{detail} (on node {node_id})"

@@ -11,4 +11,4 @@ ENTRYPOINT: Final = "containerd.io/snapshot/firstlight.entrypoint"
 READY: Final = "containerd.io/snapshot/firstlight.ready"
 # In answers only, until READY: what the container has read of its image, a contract (stage.Moved).
 READ: Final = "containerd.io/snapshot/firstlight.read"
-MOST_ENTRYPOINT_CHARACTERS: Final = 1024
+MOST_ENTRYPOINT_BYTES: Final = 1024

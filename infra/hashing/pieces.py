@@ -5,7 +5,11 @@ import hashlib
 from collections.abc import Callable
 from functools import cache
 
+import structlog
+
 from infra.hashing.build import library_path
+
+log = structlog.get_logger()
 
 DIGEST_BYTES = 32
 HashPieces = Callable[[memoryview, int], bytes]
@@ -33,10 +37,12 @@ def native_hash() -> HashPieces | None:
     """As `hash_pieces`, of memory that may be written; None where it cannot be had."""
     try:
         library = ctypes.CDLL(str(library_path()))
-    except OSError:  # not built
+    except OSError as error:
+        log.warning("hashing.slow", why=str(error), hint="run scripts/install", instead="hashlib")
         return None
     library.firstlight_can_hash.restype = ctypes.c_bool
     if not library.firstlight_can_hash():
+        log.info("hashing.slow", why="this CPU has no instructions for SHA-256", instead="hashlib")
         return None
     function = library.firstlight_hash_pieces
     function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_char_p)

@@ -21,7 +21,7 @@ from infra.errors import (
 )
 from infra.json_file import parse_json_object
 from infra.registry.authorization import Authorization
-from infra.registry.connections import Answer, Body, Connections, Opened
+from infra.registry.connections import Answer, Body, Connections, Opened, Sink
 from infra.registry.manifest import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -195,9 +195,10 @@ class Registry:
     def _upload(self, image: Reference, content: bytes | Path, blob: Descriptor) -> None:
         path = f"/v2/{image.repository}/blobs/uploads/"
         begun = self._ask_once("POST", image, path, body=b"", scope="pull,push")
-        url = urljoin(
-            f"{self._connections.origin(image.endpoint)}{path}", begun.headers["location"]
-        )
+        origin = self._connections.origin(image.endpoint)
+        url = urljoin(f"{origin}{path}", begun.headers.get("location", ""))
+        if origin.startswith("https:") and not url.startswith("https:"):
+            raise SourceUnavailable(f"{image.host} takes uploads without TLS only")
         joint = "&" if "?" in url else "?"
         url += f"{joint}{urlencode({'digest': blob.digest})}"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(blob.size)}
@@ -256,14 +257,10 @@ class Registry:
         body: Body = None,
         most_bytes: int = MOST_MANIFEST_BYTES,
         scope: str = "pull",
-        sink: Callable[[bytes], object] | None = None,
+        sink: Sink | None = None,
     ) -> Answer:
         with self._opened(method, image, path, headers=headers, body=body, scope=scope) as opened:
-            if sink is None:
-                return opened.whole(most_bytes)
-            for part in opened.parts(most_bytes):
-                sink(part)
-            return Answer(opened.status, opened.headers, b"")
+            return opened.whole(most_bytes, sink)
 
     @contextmanager
     def _opened(

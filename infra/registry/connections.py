@@ -22,6 +22,7 @@ _MOST_ERROR_BYTES: Final = 64 << 10
 _LEAST_BYTES_PER_S: Final = 50_000  # slower than this is an answer that never ends
 
 Body = bytes | IO[bytes] | None
+Sink = Callable[[bytes], object]
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,17 @@ class Opened:
         self._response = response
         self._stall_s = stall_s
 
-    def whole(self, most_bytes: int = 0) -> Answer:
-        """With its body; of what is no success only so much that it says why."""
-        most_bytes = most_bytes if self.status < 300 else _MOST_ERROR_BYTES
-        return Answer(self.status, self.headers, b"".join(self.parts(most_bytes)))
+    def whole(self, most_bytes: int = 0, sink: Sink | None = None) -> Answer:
+        """With its body, unless a `sink` takes that of a success; of what is none only so much
+        that it says why.
+        """
+        is_success = self.status < 300
+        parts = self.parts(most_bytes if is_success else _MOST_ERROR_BYTES)
+        if sink is None or not is_success:
+            return Answer(self.status, self.headers, b"".join(parts))
+        for part in parts:
+            sink(part)
+        return Answer(self.status, self.headers, b"")
 
     def parts(self, most_bytes: int) -> Iterator[bytes]:
         """Raises SourceUnavailable for an answer that stalls, trickles, ends early or is longer."""
@@ -112,7 +120,7 @@ class Connections:
         headers: Mapping[str, str] | None = None,
         body: Body = None,
         most_bytes: int,
-        sink: Callable[[bytes], object] | None = None,
+        sink: Sink | None = None,
         follow: bool = True,
     ) -> Answer:
         """One exchange; where `follow` says so, redirects of GET and HEAD are followed, without
@@ -122,11 +130,7 @@ class Connections:
         network does, for answers that stall, trickle or end early, and for more than `most_bytes`.
         """
         with self.opened(method, url, headers=headers, body=body, follow=follow) as opened:
-            if sink is None or opened.status >= 300:
-                return opened.whole(most_bytes)
-            for part in opened.parts(most_bytes):
-                sink(part)
-            return Answer(opened.status, opened.headers, b"")
+            return opened.whole(most_bytes, sink)
 
     @contextmanager
     def opened(

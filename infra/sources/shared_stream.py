@@ -10,10 +10,9 @@ from typing import Final
 
 import structlog
 
-from infra.clock import SystemClock
 from infra.contracts.revision import SourceFile
 from infra.sources.chunks import Chunk
-from infra.sources.download import Arriving, Download
+from infra.sources.incoming import IncomingStream
 from infra.sources.port import OnProgress, Remote
 from infra.sources.shared_files import SharedFiles
 from infra.sources.staging import Shelf, disk_errors
@@ -23,8 +22,8 @@ log = structlog.get_logger()
 _LOOK_S: Final = 0.002
 
 
-class SharedStream:
-    """See infra.sources.port.WeightStream. Every byte is brought once, whoever needs it."""
+class SharedStream(IncomingStream):
+    """Every byte is brought once, whoever needs it."""
 
     def __init__(
         self,
@@ -34,44 +33,13 @@ class SharedStream:
         on_progress: OnProgress,
         held: ExitStack,
     ) -> None:
-        """`held` is let go when all files are in the cache, or no more of them will be."""
         self.shared = SharedFiles(folder=shelf.partial_folder, files=tuple(files))
-        self._index = {file.path: index for index, file in enumerate(files)}
-        self._shelf = shelf
-        self._remote = remote
-        self._arriving: list[Arriving] = []
         self._keeper: threading.Thread | None = None
-        with held:
-            for file in files:
-                partial = shelf.partial(file)
-                held.callback(partial.close)
-                known = shelf.known(file, remote)
-                self._arriving.append(Arriving(file, partial.map(), partial, known, is_mapped=True))
+        super().__init__(shelf, files, remote, held)
+        with self._held as opened:
             self._board = _new_board(self.shared)
-            self._held = held.pop_all()
-        self._download = Download(
-            shelf.resolved.uri,
-            self._arriving,
-            remote,
-            SystemClock.start(),
-            on_progress,
-            self._arrived,
-        )
-        self._download.start()
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset(self._index)
-
-    @property
-    def origin(self) -> str:
-        return self._remote.came_from()
-
-    def memory(self, name: str) -> memoryview:
-        return self._arriving[self._index[name]].memory
-
-    def wait(self, name: str, start: int, stop: int) -> None:
-        self._download.wait(self._index[name], start, stop)
+            self._held = opened.pop_all()
+        self._begin(on_progress, self._arrived)
 
     def finish(self) -> None:
         self._download.finish()

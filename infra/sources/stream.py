@@ -11,11 +11,11 @@ from typing import Final
 
 import structlog
 
-from infra.clock import SystemClock
 from infra.contracts.revision import ResolvedSource, SourceFile
 from infra.errors import WeightsDamaged
 from infra.sources.chunks import Chunk
-from infra.sources.download import Arriving, Download
+from infra.sources.download import Arriving
+from infra.sources.incoming import IncomingStream
 from infra.sources.landing import Landing, landing_bytes
 from infra.sources.port import Land, OnProgress, OpenedSource, Remote
 from infra.sources.shared_stream import SharedStream
@@ -62,8 +62,8 @@ def open_source(
     return OpenedSource(fetch(resolved, cache_dir, remote, on_progress), remote.came_from())
 
 
-class SourceStream:
-    """See infra.sources.port.WeightStream."""
+class SourceStream(IncomingStream):
+    """Into memory that is there for it, and from there into the cache."""
 
     shared = None
 
@@ -76,44 +76,14 @@ class SourceStream:
         on_progress: OnProgress,
         held: ExitStack,
     ) -> None:
-        """`held` is let go when all files are in the cache, or no more of them will be."""
-        self._index = {file.path: index for index, file in enumerate(files)}
         self._landing = landing
-        self._came_from = remote.came_from
-        places = landing.places([file.size for file in files])
-        self._arriving: list[Arriving] = []
         with held:
-            for file, memory in zip(files, places, strict=True):
-                partial = shelf.partial(file)
-                held.callback(partial.close)
-                known = shelf.known(file, remote)
-                self._arriving.append(Arriving(file, memory, partial, known, is_mapped=False))
-            self._keeper = _Keeper(shelf, self._arriving, remote, landing, held.pop_all().close)
-        self._download = Download(
-            shelf.resolved.uri,
-            self._arriving,
-            remote,
-            SystemClock.start(),
-            on_progress,
-            self._keeper.add,
-        )
+            places = landing.places([file.size for file in files])
+            super().__init__(shelf, files, remote, held.pop_all(), places=places)
+        self._keeper = _Keeper(shelf, self._arriving, remote, landing, self._held.close)
         landing.touch_beside()
         self._keeper.start()
-        self._download.start()
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset(self._index)
-
-    @property
-    def origin(self) -> str:
-        return self._came_from()
-
-    def memory(self, name: str) -> memoryview:
-        return self._arriving[self._index[name]].memory
-
-    def wait(self, name: str, start: int, stop: int) -> None:
-        self._download.wait(self._index[name], start, stop)
+        self._begin(on_progress, self._keeper.add)
 
     def finish(self) -> None:
         try:

@@ -157,9 +157,6 @@ class StoredBlob:
         for chunk in self.table:
             self._set(chunk.index, ChunkState.ABSENT)
 
-    def num_verified(self) -> int:
-        return self._states[_STATES_AT:].count(ChunkState.VERIFIED)
-
     def close(self) -> None:
         self._states.close()
         os.close(self.descriptor)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import orjson
 
-from infra.containerd.labels import MOST_ENTRYPOINT_CHARACTERS
+from infra.containerd.labels import MOST_ENTRYPOINT_BYTES
 from infra.errors import ImageInvalid
 from infra.registry.reference import DIGEST
 
@@ -61,7 +61,7 @@ def _parse(said: Mapping[str, Any]) -> Trace:
         raise ImageInvalid("the trace names something else than digests")
     if len(layers) > _MOST_LAYERS or len(said["touches"]) > MOST_TOUCHES:
         raise ImageInvalid("the trace is too long")
-    if not isinstance(entrypoint, str) or len(entrypoint) > MOST_ENTRYPOINT_CHARACTERS:
+    if not isinstance(entrypoint, str) or len(entrypoint.encode()) > MOST_ENTRYPOINT_BYTES:
         raise ImageInvalid("the trace names no program")
     touches = []
     for number, chunk in said["touches"]:

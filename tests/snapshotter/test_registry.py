@@ -312,6 +312,41 @@ def test_a_login_goes_without_tls_only_where_that_was_named(server):
     assert server.requests == []
 
 
+def test_nothing_is_uploaded_in_the_clear_for_an_encrypted_registry(server):
+    from contextlib import contextmanager
+
+    from infra.registry.authorization import Authorization
+    from infra.registry.client import Registry
+    from infra.registry.connections import Connections
+
+    class Sends(Connections):
+        """An encrypted registry that has the content sent elsewhere."""
+
+        @contextmanager
+        def opened(self, method, url, **sent):
+            assert url.startswith("https:") and method in {"HEAD", "POST"}, url
+            status = 404 if method == "HEAD" else 202
+            yield _Answered(status, {"location": f"http://{server.address}/upload"})
+
+    class _Answered:
+        def __init__(self, status, headers):
+            self.status, self.headers = status, headers
+
+        def whole(self, most_bytes=0, sink=None):
+            from infra.registry.connections import Answer
+
+            return Answer(self.status, self.headers, b"")
+
+    connections = Sends(is_plain=lambda host: False)
+    registry = Registry(
+        connections, Authorization(connections, lambda host: None), pause=lambda s: None
+    )
+
+    with pytest.raises(SourceUnavailable, match="without TLS"):
+        registry.push_blob(Reference("registry.example", "team/model"), CONTENT, "text/plain")
+    assert server.requests == []
+
+
 def test_what_is_pushed_is_there_and_not_pushed_twice(server, image, client, tmp_path):
     registry = client()
     (tmp_path / "layer").write_bytes(CONTENT)

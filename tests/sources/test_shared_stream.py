@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import WeightsDamaged
-from infra.sources.port import WeightStream
+from infra.sources.port import OpenedSource, WeightStream
 from infra.sources.shared_files import SharedFiles
 from infra.sources.shared_stream import FollowedStream
 from infra.sources.stream import open_source
@@ -26,8 +26,8 @@ def source(tmp_path: Path) -> Iterator[Source]:
         yield Source(server, tmp_path / "cache", PATIENT)
 
 
-def shared_by(source: Source) -> tuple[WeightStream, SharedFiles]:
-    opened = open_source(
+def opened_by(source: Source) -> OpenedSource:
+    return open_source(
         source.resolved,
         source.cache,
         source.remote,
@@ -35,20 +35,17 @@ def shared_by(source: Source) -> tuple[WeightStream, SharedFiles]:
         lambda fraction: None,
         is_shared=True,
     )
+
+
+def shared_by(source: Source) -> tuple[WeightStream, SharedFiles]:
+    opened = opened_by(source)
     assert opened.stream is not None
     assert opened.stream.shared is not None
     return opened.stream, SharedFiles.model_validate_json(opened.stream.shared.model_dump_json())
 
 
 def test_who_follows_has_what_is_there_while_the_rest_is_on_its_way(source: Source) -> None:
-    gate = threading.Event()
-
-    def held(asked: Asked) -> None:
-        if asked.start >= 6 * CHUNK:
-            gate.wait()
-        asked.answer()
-
-    source.server.always = held
+    gate = source.hold_from(6 * CHUNK)
     stream, shared = shared_by(source)
     followed = FollowedStream(shared)
 
@@ -118,14 +115,7 @@ def test_damaged_bytes_are_brought_again_the_next_time(source: Source) -> None:
 def test_what_is_in_the_cache_is_not_streamed(source: Source) -> None:
     source.fetch()
 
-    opened = open_source(
-        source.resolved,
-        source.cache,
-        source.remote,
-        lambda size: None,
-        lambda fraction: None,
-        is_shared=True,
-    )
+    opened = opened_by(source)
 
     assert opened.stream is None
     assert opened.origin == "cache"

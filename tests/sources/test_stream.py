@@ -90,6 +90,18 @@ class Source:
             on_proof=lambda file, digests: self.proven.append(digests),
         )
 
+    def hold_from(self, start: int) -> threading.Event:
+        """Ranges from there on are answered once the event is set."""
+        gate = threading.Event()
+
+        def held(asked: Asked) -> None:
+            if asked.start >= start:
+                gate.wait()
+            asked.answer()
+
+        self.server.always = held
+        return gate
+
     def locate(self, file: SourceFile, *, again: bool) -> Location:
         self.located += 1
         return Location(f"{self.server.url}/{file.path}", etag=self.etag)
@@ -159,14 +171,7 @@ def test_memory_becomes_the_file_in_the_cache(source: Source) -> None:
 
 
 def test_what_is_there_can_be_used_while_the_rest_is_on_its_way(source: Source) -> None:
-    gate = threading.Event()
-
-    def held(asked: Asked) -> None:
-        if asked.start >= 6 * CHUNK:
-            gate.wait()
-        asked.answer()
-
-    source.server.always = held
+    gate = source.hold_from(6 * CHUNK)
     source.patience = Patience(stall_s=600, hedge_s=600)
     stream = stream_of(source.open())
 

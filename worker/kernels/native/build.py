@@ -4,25 +4,19 @@ Plain g++ and torch's headers: what knows torch is compiled once, what knows num
 instruction set. The library is named after what it was made of: a stale one is never loaded.
 """
 
-import fcntl
 import hashlib
 import os
-import shutil
-import subprocess
-import sys
-import sysconfig
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from infra.building import BuildFailed, build_and_tell, build_library, run_compiler
+
 SOURCES = Path(__file__).parent
 BUILT = SOURCES / "_built"
-COMPILER = "g++"
 LEVELS = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512": (
@@ -37,10 +31,6 @@ LEVELS = {
 # Contracting a product and a sum into one instruction, here and not there, would change bits.
 FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-Wall", "-Wextra")
 LEVEL_SUFFIX = "_kernels.cpp"
-
-
-class BuildFailed(Exception):
-    """The compiler is missing or refused a source."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +49,8 @@ def library_path() -> Path:
 
 
 def build() -> Path:
-    """Compiles, unless it is done already; raises BuildFailed."""
-    path = library_path()
-    BUILT.mkdir(exist_ok=True)
-    with _locked(BUILT / "lock"):
-        if not path.exists():
-            with tempfile.TemporaryDirectory(dir=BUILT) as folder:
-                made = Path(folder) / path.name
-                _compile(Path(folder), made)
-                made.replace(path)
-            for old in BUILT.glob("firstlight-*.so"):
-                if old != path:
-                    old.unlink()
-    return path
+    """Compiles, unless it is done already; raises BuildFailed, OSError."""
+    return build_library(library_path(), _compile)
 
 
 def _inputs() -> list[Path]:
@@ -79,16 +58,14 @@ def _inputs() -> list[Path]:
     return sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h"), Path(__file__)])
 
 
-def _compile(folder: Path, target: Path) -> None:
-    if shutil.which(COMPILER) is None:
-        raise BuildFailed(f"{COMPILER} is missing: on Debian, apt-get install g++")
-    objects = list(_objects(folder))
+def _compile(target: Path) -> None:
+    objects = list(_objects(target.parent))
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for _ in threads.map(_compile_one, objects):
             pass
     libraries = _torch() / "lib"
-    _run([
-        *(COMPILER, "-shared", "-o", str(target), *(str(each.target) for each in objects)),
+    run_compiler([
+        *("-shared", "-o", str(target), *(str(each.target) for each in objects)),
         *(f"-L{libraries}", "-ltorch_cpu", "-lc10", "-l:libgomp.so.1"),
     ])  # fmt: skip
 
@@ -106,15 +83,7 @@ def _objects(folder: Path) -> Iterator[_Object]:
 
 
 def _compile_one(made: _Object) -> None:
-    _run([
-        *(COMPILER, *FLAGS, *made.arguments, "-c", str(made.source), "-o", str(made.target)),
-    ])  # fmt: skip
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        raise BuildFailed(f"{command[0]} failed:\n{done.stderr[-4000:]}")
+    run_compiler([*FLAGS, *made.arguments, "-c", str(made.source), "-o", str(made.target)])
 
 
 def _torch() -> Path:
@@ -125,22 +94,5 @@ def _torch() -> Path:
     return Path(found.origin).parent
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def main() -> None:
-    """Builds and says where; ends with status 1 and the reason where that fails."""
-    if sysconfig.get_platform() != "linux-x86_64":
-        sys.exit(f"error: there are no native kernels for {sysconfig.get_platform()}")
-    try:
-        sys.stdout.write(f"{build()}\n")
-    except (BuildFailed, OSError) as error:
-        sys.exit(f"error: the native kernels are not built: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    build_and_tell(build, "the native kernels")

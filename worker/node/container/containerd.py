@@ -158,7 +158,8 @@ class ContainerdContainers:
 
 
 def _entrypoint(spec: dict[str, Any]) -> str:
-    return shlex.join(spec["process"]["args"])[: labels.MOST_ENTRYPOINT_CHARACTERS]
+    said = shlex.join(spec["process"]["args"]).encode()[: labels.MOST_ENTRYPOINT_BYTES]
+    return said.decode(errors="ignore")
 
 
 class ContainerdImages:
