@@ -156,7 +156,7 @@ def refuse_unsupported(data: JsonObject) -> None:
 
 
 def output_limit(given: Given) -> int | None:
-    """See the contracts' own."""
+    """The larger-named of the two spellings wins, as in the OpenAI API."""
     limit: int | None = given.get("max_completion_tokens") or given.get("max_tokens")
     return limit
 

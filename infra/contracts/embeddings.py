@@ -36,10 +36,6 @@ class EmbeddingsRequest(Wire):
     priority: Priority = None
 
     @property
-    def is_streaming(self) -> bool:
-        return False
-
-    @property
     def inputs(self) -> list[str] | list[list[int]]:
         """Each by itself."""
         match self.input:

@@ -57,11 +57,6 @@ class ChatCompletionRequest(SamplingFields):
         default=None, ge=0, le=20, description="Likeliest tokens told with each."
     )
 
-    @property
-    def output_limit(self) -> int | None:
-        """The larger-named of the two spellings wins, as in the OpenAI API."""
-        return self.max_completion_tokens or self.max_tokens
-
 
 TokenIds = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 Prompt = (
@@ -90,10 +85,6 @@ class CompletionRequest(SamplingFields):
         default=None, description="Puts the prompt before the answer, with its log-probabilities."
     )
 
-    @property
-    def output_limit(self) -> int | None:
-        return self.max_tokens
-
 
 class InvokeRequest(SamplingFields):
     """`POST /v1/models/{name}/invoke`: `prompt` or `messages`, in; text, out."""
@@ -110,10 +101,6 @@ class InvokeRequest(SamplingFields):
         le=1 << 31,
         description="Tokens at most; else 256 after a prompt, as many as fit after messages.",
     )
-
-    @property
-    def output_limit(self) -> int | None:
-        return self.max_tokens
 
 
 class InvokeOutput(BaseModel):

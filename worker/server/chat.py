@@ -5,7 +5,7 @@ from functools import partial
 import orjson
 
 from infra.contracts.generation import ChatCompletionRequest, ChatMessage, JsonObject
-from infra.generation_requests import read_object
+from infra.generation_requests import output_limit, read_object
 from worker.engine.request import Output
 from worker.server import sse
 from worker.server.answers import Choice
@@ -26,7 +26,7 @@ def read(data: JsonObject) -> Asked:
         model=request.model,
         prompts=(ChatPrompt([template_message(message) for message in request.messages]),),
         n=request.n or 1,
-        max_tokens=request.output_limit,
+        max_tokens=output_limit(vars(request)),
         default_max_tokens=None,
         body=request,
         logprobs=logprobs,

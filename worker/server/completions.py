@@ -5,7 +5,7 @@ from functools import partial
 import orjson
 
 from infra.contracts.generation import CompletionRequest, JsonObject
-from infra.generation_requests import read_object
+from infra.generation_requests import output_limit, read_object
 from worker.engine.request import Output
 from worker.server import sse
 from worker.server.answers import Choice
@@ -27,7 +27,7 @@ def read(data: JsonObject) -> Asked:
         model=request.model,
         prompts=_prompts(request),
         n=request.n or 1,
-        max_tokens=request.output_limit,
+        max_tokens=output_limit(vars(request)),
         default_max_tokens=DEFAULT_MAX_TOKENS,
         body=request,
         logprobs=request.logprobs,

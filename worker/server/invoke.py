@@ -3,7 +3,7 @@
 import orjson
 
 from infra.contracts.generation import InvokeRequest, JsonObject
-from infra.generation_requests import read_object
+from infra.generation_requests import output_limit, read_object
 from worker.engine.request import Output
 from worker.server import sse
 from worker.server.answers import Choice
@@ -23,7 +23,7 @@ def read(data: JsonObject) -> Asked:
         model=None,
         prompts=(_prompt(request),),
         n=request.n or 1,
-        max_tokens=request.output_limit,
+        max_tokens=output_limit(vars(request)),
         default_max_tokens=None if request.prompt is None else DEFAULT_MAX_TOKENS,
         body=request,
         logprobs=None,
