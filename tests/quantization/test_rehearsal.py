@@ -13,6 +13,7 @@ from infra.contracts.model_spec import EngineSettings
 from tests.engine.tiny import load_model, write_model
 from tests.quantization.test_pack import logits, opened
 from tests.support.native import native
+from worker.models.rehearsal import REHEARSED_TOKENS, rehearsed
 from worker.parallel.share import Cut
 from worker.quantization.reader import WeightReader
 from worker.weights.packed_store import PackedStore
@@ -54,8 +55,7 @@ def test_gate_and_up_are_told_the_mean_squares_of_what_they_multiply(
     folder = write_model(tmp_path, torch_dtype="float32")
     changed(folder, "model.layers.0.self_attn.o_proj.weight", 0)  # attention that adds nothing
     tensors = load_file(folder / "model.safetensors")
-    tokens = torch.randint(160, (64,), generator=torch.Generator().manual_seed(0))
-    embedded = tensors["model.embed_tokens.weight"][tokens]
+    embedded = tensors["model.embed_tokens.weight"][rehearsed(160, REHEARSED_TOKENS)]
     norm = tensors["model.layers.0.post_attention_layernorm.weight"]
 
     load_model(folder, INT4)

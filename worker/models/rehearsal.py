@@ -13,6 +13,12 @@ REHEARSED_TOKENS = 64
 _UNSEEN = 4
 
 
+def rehearsed(vocabulary: int, tokens: int) -> list[int]:
+    """The ids of so many tokens, the same in every process."""
+    dice = random.Random(0)  # torch's generators need more of torch than a replica loads
+    return [dice.randrange(vocabulary) for _ in range(tokens)]
+
+
 class Rehearsal:
     """The tokens as they are after the layers that are there so far.
 
@@ -31,11 +37,10 @@ class Rehearsal:
         tokens: int,
     ) -> None:
         """`cache` has blocks of 16 for the tokens; `ropes` covers them."""
-        dice = random.Random(0)  # torch's generators need more of torch than a replica loads
         self._kernels = kernels
         self._ropes = ropes
         self._step = cache.lay_out([Span(0, tokens, range(-(-tokens // BLOCK)))])
-        self._x = embed(torch.tensor([dice.randrange(vocabulary) for _ in range(tokens)]))
+        self._x = embed(torch.tensor(rehearsed(vocabulary, tokens)))
 
     def attend(
         self,
