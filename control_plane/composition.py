@@ -25,6 +25,7 @@ from control_plane.autoscaler.memory import Memory
 from control_plane.autoscaler.redis_store import RedisExperienceStore
 from control_plane.capacity.local import LOCAL, LocalAgent, LocalCapacity
 from control_plane.capacity.port import CapacityProvider, NoMachines
+from control_plane.deployments.image_registries import RegistryImages
 from control_plane.deployments.redis_store import RedisDeploymentStore
 from control_plane.deployments.service import Deployments
 from control_plane.fleet.chronicle import Chronicle
@@ -197,6 +198,11 @@ class ControlPlane:
         self.deployments = Deployments(
             RedisDeploymentStore(self.redis),
             ThreadedResolver(Sources(plain_http=self.settings.plain_http)),
+            RegistryImages(
+                self.settings.image,
+                allowed=self.settings.image_sources,
+                plain_http=self.settings.plain_http,
+            ),
         )
         self.memory = Memory(RedisExperienceStore(self.redis), clock=clock)
         self.fleet = Fleet()

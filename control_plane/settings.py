@@ -45,7 +45,14 @@ class Settings(BaseSettings):
         description="What workers run as on the agent started here: processes, or containers.",
     )
     image: str | None = Field(
-        default=None, max_length=512, description="The image that its containers run."
+        default=None,
+        max_length=512,
+        description="The image of containers whose model names none; each revision pins it.",
+    )
+    image_sources: frozenset[str] | None = Field(
+        default=None,
+        description="JSON list of registries or repositories of which models may name images; "
+        "unset: all.",
     )
     containerd: Path = Field(
         default=Path("/run/containerd/containerd.sock"),
@@ -71,7 +78,7 @@ class Settings(BaseSettings):
     )
     plain_http: frozenset[str] = Field(
         default=frozenset(),
-        description="JSON list of registries without TLS that models may come from, host:port.",
+        description="JSON list of registries without TLS that models and images may come from.",
     )
     standby_max: int = Field(
         default=4, ge=0, le=64, description="Standby workers a node keeps at most."

@@ -320,7 +320,7 @@ class WeightsDamaged(WeightsUnavailable):
 
 
 class ImageUnavailable(PlatformError):
-    """The image that workers run cannot be pulled, or cannot be run."""
+    """The image that workers run cannot be had from its registry, or cannot be run."""
 
     slug = "image-unavailable"
     status = HTTPStatus.BAD_GATEWAY

@@ -33,7 +33,7 @@ class NodeSettings(BaseSettings):
     image: str | None = Field(
         default=None,
         max_length=512,
-        description="The image that containers run, as registry/name:tag or @sha256:….",
+        description="The image of containers whose revision pins none: registry/name:tag.",
     )
     containerd: Path = Field(
         default=Path("/run/containerd/containerd.sock"),

@@ -64,7 +64,7 @@ def register_gauges(services: Services) -> None:
 
     def standby() -> Iterator[tuple[Labels, float]]:
         for node in services.fleet.nodes():
-            yield (node.node_id,), node.standby_ready
+            yield (node.node_id,), node.parked
 
     def sleepers() -> Iterator[tuple[Labels, float]]:
         for node in services.fleet.nodes():

@@ -184,9 +184,10 @@ def node_status(services: Services, node: Node) -> NodeStatus:
         memory_bytes=node.memory_bytes,
         gpus=node.gpus,
         started_at=node.started_at,
-        standby=node.standby.workers,
+        runtime=node.runtime,
+        standby=node.standby.total,
         standby_reason=node.standby.reason,
-        standby_ready=node.standby_ready,
+        standby_ready=node.parked,
         sleepers=node.sleepers,
         replicas=tuple(it.replica_id for it in services.fleet.on_node(node.node_id)),
     )

@@ -75,4 +75,5 @@ class StandbyKeeper:
             start = start_of(
                 after.revision, at=after.created_at, runtime_s=spared_s, climb_s=climb_s
             )
-            self._starts.setdefault(class_of(node), Starts()).add(start)
+            kind = class_of(node, node.image_for(after.revision))
+            self._starts.setdefault(kind, Starts()).add(start)

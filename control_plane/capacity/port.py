@@ -16,6 +16,7 @@ class Need:
     memory_bytes: int
     gpus: Wish = Wish()  # noqa: RUF009 - frozen value
     is_estimate: bool = False
+    runs_image: bool = False  # one of its own, so its workers have to be containers
 
 
 @dataclass(frozen=True, slots=True)

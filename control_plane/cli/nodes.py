@@ -12,9 +12,10 @@ from control_plane.cli.units import amount, duration
 from infra.contracts.base import NodeId
 from infra.contracts.node import Gpu, NodeStatus
 
-HEADINGS = ("NODE", "CPUS", "MEMORY", "GPUS", "PARKED", "ASLEEP", "REPLICAS", "AGE")
+HEADINGS = ("NODE", "RUNS", "CPUS", "MEMORY", "GPUS", "PARKED", "ASLEEP", "REPLICAS", "AGE")
 GPU_HEADINGS = ("NODE", "GPU", "CLASS", "MEMORY", "USED", "DRIVER", "HOLDER")
-NUMBERS = frozenset(HEADINGS[1:]) | {"USED"}
+NUMBERS = frozenset(HEADINGS[2:]) | {"USED"}
+RUNS = {"process": "processes", "container": "containers"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -48,6 +49,7 @@ def _why_parked(node: NodeStatus) -> Text:
 def _row(node: NodeStatus, unix_now: float) -> list[Text]:
     return [
         Text(node.node_id),
+        Text(RUNS[node.runtime]),
         Text(str(node.cpus)),
         Text(amount(node.memory_bytes)),
         Text(str(len(node.gpus))),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
+from control_plane.deployments.images import ImageResolver, KnownImages
 from control_plane.deployments.record import Record
 from control_plane.deployments.release import Release, Route
 from control_plane.deployments.resolver import Resolver
@@ -34,9 +35,15 @@ _MOST_TRIES = 5
 class Deployments:
     """Owns what each model's requests go to; reads of that are from memory."""
 
-    def __init__(self, store: DeploymentStore, resolver: Resolver) -> None:
+    def __init__(
+        self,
+        store: DeploymentStore,
+        resolver: Resolver,
+        images: ImageResolver | None = None,
+    ) -> None:
         self._store = store
         self._resolver = resolver
+        self._images = images or KnownImages({})
         self._routes: dict[ModelName, Route] = {}
         self._live: dict[RevisionName, Revision] = {}
         self._listeners: list[ChangeListener] = []
@@ -65,17 +72,19 @@ class Deployments:
         until somebody says so; an equal one of equal content changes nothing but that.
 
         A new model belongs to who deploys it first. Raises Conflict for a name that another tenant
-        has, Invalid for a new model without traffic, what the resolver raises, StoreUnavailable.
+        has, Invalid for a new model without traffic, what the resolvers raise, StoreUnavailable.
         """
         self._owner(spec.name, by)
         source, facts = await self._resolver.resolve(spec.source)
         draft_source = await self._resolve_draft(spec, facts)
+        image = await self._images.resolve(spec.image)
         async with self._changing:
             draft = RevisionDraft.of(
                 spec,
                 source,
                 facts,
                 draft_source=draft_source,
+                image=image,
                 tenant=self._owner(spec.name, by),
                 now=now,
             )

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from control_plane.deployments.record import Record
 from control_plane.deployments.release import Release, Share
 from infra.contracts.base import Contract, ModelName, RevisionName
+from infra.contracts.image import ResolvedImage
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.revision import ModelFacts, ResolvedSource, Revision
 from infra.contracts.tenancy import DEFAULT_TENANT, Tenant, TenantName
@@ -44,6 +45,7 @@ class RevisionDraft(Contract):
     spec: ModelSpec
     source: ResolvedSource
     draft_source: ResolvedSource | None = None
+    image: ResolvedImage | None = None
     facts: ModelFacts
     digest: str
     created_at: float
@@ -57,16 +59,18 @@ class RevisionDraft(Contract):
         facts: ModelFacts,
         *,
         draft_source: ResolvedSource | None = None,
+        image: ResolvedImage | None = None,
         tenant: TenantName = DEFAULT_TENANT,
         now: float,
     ) -> "RevisionDraft":
-        """Pins the spec to its resolved sources; equal content has an equal digest."""
+        """Pins the spec to its resolved sources and image; equal content has an equal digest."""
         return cls(
             spec=spec,
             source=source,
             draft_source=draft_source,
+            image=image,
             facts=facts,
-            digest=spec_digest(spec, source, draft_source),
+            digest=spec_digest(spec, source, draft_source, image=image),
             created_at=now,
             tenant=tenant,
         )
@@ -85,18 +89,23 @@ class RevisionDraft(Contract):
             spec=self.spec,
             source=self.source,
             draft_source=self.draft_source,
+            image=self.image,
             facts=self.facts,
             digest=self.digest,
             created_at=self.created_at,
         )
 
 
-def spec_digest(spec: ModelSpec, *sources: ResolvedSource | None) -> str:
+def spec_digest(
+    spec: ModelSpec, *sources: ResolvedSource | None, image: ResolvedImage | None = None
+) -> str:
     """sha256:<hex> over the spec's canonical JSON and the pinned content."""
     digest = hashlib.sha256(spec.model_dump_json().encode())
     for source in sources:
         if source is not None:
             digest.update(b"\0" + source.digest.encode())
+    if image is not None:
+        digest.update(b"\0" + image.reference.encode())
     return f"sha256:{digest.hexdigest()}"
 
 

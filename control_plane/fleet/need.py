@@ -13,15 +13,17 @@ _KV_SHARE = 0.25
 
 
 def need_of(revision: Revision) -> Need:
-    """Host memory, as the spec says or estimated, and GPUs that hold the weights at least."""
+    """Host memory, as the spec says or estimated, GPUs that hold the weights at least, and whether
+    the model names an image."""
     resources = revision.spec.resources
     wish = Wish(resources.gpus, resources.gpu, _gpu_memory_bytes(revision))
+    runs_image = revision.image is not None and revision.image.is_asked_for
     if resources.memory_mib is not None:
-        return Need(resources.memory_mib * MIB, wish)
+        return Need(resources.memory_mib * MIB, wish, runs_image=runs_image)
     draft_bytes = 0 if revision.draft_source is None else revision.draft_source.total_bytes
     weight_bytes = revision.facts.weight_bytes + draft_bytes
     estimate = int(weight_bytes * (1 + _KV_SHARE)) + _PROCESS_BYTES
-    return Need(estimate, wish, is_estimate=True)
+    return Need(estimate, wish, is_estimate=True, runs_image=runs_image)
 
 
 def _gpu_memory_bytes(revision: Revision) -> int:

@@ -3,21 +3,28 @@
 from dataclasses import dataclass, field
 
 from infra.contracts.base import NodeId
-from infra.contracts.node import Gpu, NodeRegistration, Sleeper, SleepTerms
-from infra.contracts.revision import ResolvedSource
+from infra.contracts.image import ImagePool
+from infra.contracts.node import Gpu, NodeRegistration, Runtime, Sleeper, SleepTerms
+from infra.contracts.revision import ResolvedSource, Revision
 
 
 @dataclass(frozen=True, slots=True)
 class Standby:
     """Workers to keep on the runtime rung, the sources of which they read ahead, who may sleep.
 
-    `reason` says why so many; a node is not told.
+    `workers` are those of the node's own image, or of none; `pools` those of others. `reason`
+    says why so many; a node is not told.
     """
 
     workers: int = 0
+    pools: tuple[ImagePool, ...] = ()
     prepare: tuple[ResolvedSource, ...] = ()
     sleep: SleepTerms = SleepTerms()  # noqa: RUF009 - frozen value
     reason: str = field(default="", compare=False)
+
+    @property
+    def total(self) -> int:
+        return self.workers + sum(pool.workers for pool in self.pools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +39,10 @@ class Node:
     registered_at: float
     lease_until: float
     version: int
+    runtime: Runtime = "process"
     standby: Standby = Standby()
     standby_ready: int = 0
+    pools_ready: tuple[ImagePool, ...] = ()
     sleepers: tuple[Sleeper, ...] = ()
     clock_uncertainty_s: float = 0.0
 
@@ -51,4 +60,26 @@ class Node:
             registered_at=now,
             lease_until=now + lease_s,
             version=version,
+            runtime=registration.runtime,
         )
+
+    @property
+    def parked(self) -> int:
+        """Workers that wait on the runtime rung, of whatever image."""
+        return self.standby_ready + sum(pool.workers for pool in self.pools_ready)
+
+    def parked_with(self, image: str | None) -> int:
+        """Those of one image; None: the node's own, or none at all."""
+        if image is None:
+            return self.standby_ready
+        return sum(pool.workers for pool in self.pools_ready if pool.image == image)
+
+    def image_for(self, revision: Revision) -> str | None:
+        """What a replica of the revision runs here; None: what the node runs anyway.
+
+        An image that the model names is told to a node of processes, too, which then refuses.
+        """
+        image = revision.image
+        if image is None or (self.runtime == "process" and not image.is_asked_for):
+            return None
+        return image.reference

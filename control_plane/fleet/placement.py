@@ -1,7 +1,7 @@
 """Which node gets a replica: a pure choice that explains itself when there is none."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -9,16 +9,24 @@ from control_plane.capacity.port import Need
 from control_plane.fleet.need import need_of
 from control_plane.fleet.node import Node
 from control_plane.fleet.replica import Replica
-from infra.contracts.base import NodeId, RevisionName
+from infra.contracts.base import NodeId
 from infra.contracts.node import Gpu
+from infra.contracts.revision import Revision
 from infra.gpus import Wish, choose, suits
 
 GIB = 1 << 30
+NO_CONTAINERS = "the model names an image, and all nodes run workers as processes"
+RUN_CONTAINERS = (
+    "leave out `image`, or run a node's workers in containers: PLATFORM_RUNTIME=container, or "
+    "PLATFORM_NODE_RUNTIME of an agent"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
     """What a node has left; `standby_free` parked workers are not promised to anybody.
+
+    `runs_images`: its workers are containers, of any image.
 
     `free_gpus` are those that no replica has and nothing is wrong with.
     `has_sleeper`: a worker sleeps there with the model that looks for a place.
@@ -32,6 +40,7 @@ class Room:
     standby_free: int
     replicas: int
     has_sleeper: bool = False
+    runs_images: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,7 @@ class NoRoom:
 
     reason: str
     may_come: bool
+    hint: str | None = None
 
 
 class Taken(NamedTuple):
@@ -67,16 +77,30 @@ class Taken(NamedTuple):
 NOTHING = Taken()
 
 
-def room_on(
-    node: Node, replicas: Iterable[Replica], *, wanted_by: RevisionName | None = None
-) -> Room:
+def room_on(node: Node, replicas: Iterable[Replica], *, wanted_by: Revision | None = None) -> Room:
     """What a node has left beside its replicas."""
     held = tuple(replicas)
     taken = NOTHING
     for replica in held:
         taken = taken.moved(None, replica)
-    has_sleeper = any(sleeper.revision == wanted_by for sleeper in node.sleepers)
-    return replace(room_beside(taken, node, held), has_sleeper=has_sleeper)
+    room = room_beside(taken, node, held)
+    return room if wanted_by is None else room_for(wanted_by, room, node, lambda: held)
+
+
+def room_for(
+    revision: Revision, room: Room, node: Node, replicas: Callable[[], Iterable[Replica]]
+) -> Room:
+    """The room as one revision sees it: a worker that sleeps with its model, those parked with
+    its image. The node's replicas are looked at only where one of them loads."""
+    if any(sleeper.revision == revision.name for sleeper in node.sleepers):
+        room = replace(room, has_sleeper=True)
+    if node.runtime == "process":
+        return room
+    image = node.image_for(revision)
+    free = node.parked_with(image)
+    if free and room.standby_free < node.parked:
+        free -= sum(it.is_loading and node.image_for(it.revision) == image for it in replicas())
+    return replace(room, standby_free=free)
 
 
 def room_beside(taken: Taken, node: Node, replicas: Iterable[Replica]) -> Room:
@@ -87,8 +111,9 @@ def room_beside(taken: Taken, node: Node, replicas: Iterable[Replica]) -> Room:
         gpus=node.gpus,
         free_memory_bytes=node.memory_bytes - taken.memory_bytes,
         free_gpus=_free_gpus(node.gpus, tuple(replicas)) if node.gpus else (),
-        standby_free=node.standby_ready - taken.loading,
+        standby_free=node.parked - taken.loading,
         replicas=taken.replicas,
+        runs_images=node.runtime == "container",
     )
 
 
@@ -111,7 +136,7 @@ def _free_gpus(gpus: Sequence[Gpu], replicas: Sequence[Replica]) -> tuple[Gpu, .
 def place(need: Need, rooms: Sequence[Room]) -> NodeId | NoRoom:
     """The node for one more replica.
 
-    1. only nodes with the GPU class, the free GPUs and the free memory;
+    1. only nodes that can run its image, with the GPU class, the free GPUs and the free memory;
     2. of these one where a worker sleeps with the model;
     3. of these one with a parked worker that nobody has claimed;
     4. of these the one with the fewest replicas, then the most free memory, then the first id.
@@ -135,6 +160,8 @@ def _preference(room: Room) -> tuple[bool, bool, int, int, str]:
 
 
 def _misfit(need: Need, room: Room) -> str | None:
+    if need.runs_image and not room.runs_images:
+        return "runs workers as processes"
     if need.gpus.count and choose(room.free_gpus, need.gpus) is None:
         return _missing_gpus(need, room)
     if need.memory_bytes > room.free_memory_bytes:
@@ -153,6 +180,10 @@ def _missing_gpus(need: Need, room: Room) -> str:
 
 def _explain(need: Need, rooms: Sequence[Room]) -> NoRoom:
     rooms = sorted(rooms, key=lambda room: room.node_id)
+    if need.runs_image:
+        rooms = [room for room in rooms if room.runs_images]
+        if not rooms:
+            return NoRoom(NO_CONTAINERS, may_come=False, hint=RUN_CONTAINERS)
     may_come = any(_misfit(need, _emptied(room)) is None for room in rooms)
     best = max(rooms, key=lambda room: (_num_suiting(need, room), room.free_memory_bytes))
     asked = f"{_gib(need.memory_bytes)} of memory"

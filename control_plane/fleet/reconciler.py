@@ -221,7 +221,7 @@ class Reconciler:
             missing = 0 if is_probing else 1
         need = need_of(plan.revision)
         for placed in range(missing):
-            choice = place(need, self._fleet.rooms(wanted_by=plan.name))
+            choice = place(need, self._fleet.rooms(wanted_by=plan.revision))
             if isinstance(choice, NoRoom):
                 self._wait_for_room(plan, choice, missing - placed)
                 return

@@ -163,8 +163,8 @@ class Replica:
             self.revision.spec.limits.max_concurrency,
         )
 
-    def assignment(self) -> ReplicaAssignment:
-        """What its node is told."""
+    def assignment(self, image: str | None = None) -> ReplicaAssignment:
+        """What its node is told; `image` is what it runs there."""
         desired: Literal["run", "drain"] = "drain" if self.state is ReplicaState.DRAINING else "run"
         return ReplicaAssignment(
             replica_id=self.replica_id,
@@ -174,6 +174,7 @@ class Replica:
             drain_deadline_s=self.drain_deadline_s,
             source=self.revision.source,
             draft_source=self.revision.draft_source,
+            image=image,
             engine=self.revision.spec.engine,
             resources=self.revision.spec.resources,
             gpu_memory_bytes=need_of(self.revision).gpus.memory_bytes,

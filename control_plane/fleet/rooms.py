@@ -1,12 +1,12 @@
 """What every node has left, kept in step with its replicas: a start must not count them all."""
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 
 from control_plane.fleet.node import Node
-from control_plane.fleet.placement import NOTHING, Room, Taken, room_beside
+from control_plane.fleet.placement import NOTHING, Room, Taken, room_beside, room_for
 from control_plane.fleet.replica import Replica
-from infra.contracts.base import NodeId, RevisionName
+from infra.contracts.base import NodeId
+from infra.contracts.revision import Revision
 
 
 class Rooms:
@@ -33,14 +33,18 @@ class Rooms:
         """The node is gone."""
         self._known.pop(node_id, None)
 
-    def room(self, node: Node, replicas: Iterable[Replica], *, wanted_by: RevisionName) -> Room:
+    def room(
+        self,
+        node: Node,
+        replicas: Callable[[], Iterable[Replica]],
+        *,
+        wanted_by: Revision | None,
+    ) -> Room:
         """What a node has left beside these, which are all that it has."""
         known = self._known.get(node.node_id)
         if known is not None and known[0] is node:
             room = known[1]
         else:
-            room = room_beside(self._taken.get(node.node_id, NOTHING), node, replicas)
+            room = room_beside(self._taken.get(node.node_id, NOTHING), node, replicas())
             self._known[node.node_id] = (node, room)
-        if any(sleeper.revision == wanted_by for sleeper in node.sleepers):
-            return replace(room, has_sleeper=True)
-        return room
+        return room if wanted_by is None else room_for(wanted_by, room, node, replicas)

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NewType
@@ -12,6 +12,7 @@ from control_plane.fleet.node import Node, Standby
 from control_plane.fleet.placement import Room
 from control_plane.fleet.standby_demand import Start, Worth
 from infra.contracts.base import NodeId
+from infra.contracts.image import ImagePool
 from infra.contracts.node import SleepTerms
 from infra.contracts.revision import Revision
 
@@ -20,6 +21,7 @@ NodeClass = NewType("NodeClass", str)
 # A parked worker shares most pages with the fork server; what is its own stays below this.
 WORKER_BYTES = 256 << 20
 _MOST_PREPARED = 8
+_NO_MORE = "an eighth of its memory holds no more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,38 +39,52 @@ def size_standby(
     *,
     limits: StandbyLimits,
     worth: Mapping[NodeClass, Worth] = MappingProxyType({}),
+    is_settled: Callable[[str], bool] = lambda image: True,
 ) -> Mapping[NodeId, Standby]:
     """Standby workers a node.
 
-    A parked worker fits every model, and the node refills what is claimed, so the largest wish
-    of any deployed model is the least that each node keeps. What the starts of all models are
-    worth beyond that is shared by the nodes of a class. A node keeps at most what an eighth of its
-    memory holds, and none where no model wishes for any. They read ahead what is small of the
-    models deployed last, among those that wish for standby. A sleeping worker fits the model it
-    has; those of all models deployed now may sleep.
+    A parked worker fits every model of its image, and the node refills what is claimed, so the
+    largest wish of any deployed model of an image is the least that each node keeps. What the
+    starts of all models of an image are worth beyond that is shared by the nodes of a class. A node
+    keeps at most what an eighth of its memory holds, and none where no model wishes for any. They
+    read ahead what is small of the models deployed last, among those that wish for standby. Of an
+    image that is not settled, since its index is being made, none is parked: it would be pulled
+    whole. A sleeping worker fits the model it has; those of all models deployed now may sleep.
     """
     wishing = [revision for revision in revisions if revision.spec.scaling.standby > 0]
-    wish = max((revision.spec.scaling.standby for revision in wishing), default=0)
     latest = sorted(wishing, key=lambda revision: revision.created_at, reverse=True)
     prepare = tuple(revision.source for revision in latest[:_MOST_PREPARED])
     may_sleep = tuple(one.name for one in revisions if one.spec.scaling.sleep > 0)
-    of_class = Counter(class_of(node) for node in nodes)
+    images = {one.image.reference for one in wishing if one.image is not None}
+    of_class = Counter(
+        class_of(node, image)
+        for node in nodes
+        for image in (None, *(images if node.runtime == "container" else ()))
+    )
     sizes = {}
     for node in nodes:
-        demanded = worth.get(class_of(node), Worth()) if wishing else Worth()
-        workers, why = _workers(node, wish, demanded, of_class[class_of(node)], limits)
+        wanted = {
+            image: _wanted(wish, worth.get(class_of(node, image)), of_class[class_of(node, image)])
+            for image, wish in _wishes(node, latest).items()
+            if image is None or is_settled(image)
+        }
         sleep = SleepTerms(
             revisions=may_sleep,
             most=limits.sleepers,
             memory_bytes=int(node.memory_bytes * limits.sleepers_memory),
         )
-        sizes[node.node_id] = Standby(workers, prepare, sleep, why)
+        workers, why = _within(node, wanted, limits)
+        pools = tuple(
+            ImagePool(image=image, workers=number) for image, number in workers.items() if image
+        )
+        sizes[node.node_id] = Standby(workers.get(None, 0), pools, prepare, sleep, why)
     return sizes
 
 
-def class_of(node: Node) -> NodeClass:
-    """Nodes of one class take the same replicas."""
-    return NodeClass(node.gpus[0].kind if node.gpus else "cpu")
+def class_of(node: Node, image: str | None) -> NodeClass:
+    """Workers that are parked on nodes of one class take the same replicas."""
+    kind = node.gpus[0].kind if node.gpus else "cpu"
+    return NodeClass(kind if node.runtime == "process" else f"{kind} {image or 'container'}")
 
 
 def start_of(revision: Revision, *, at: float, runtime_s: float, climb_s: float) -> Start:
@@ -79,18 +95,40 @@ def start_of(revision: Revision, *, at: float, runtime_s: float, climb_s: float)
     return Start(at, spared_s * need_of(revision).memory_bytes / WORKER_BYTES)
 
 
-def _workers(
-    node: Node, wish: int, demanded: Worth, nodes: int, limits: StandbyLimits
-) -> tuple[int, str]:
-    share = math.ceil(demanded.workers / nodes)
-    wanted = max(wish, share)
-    why = demanded.reason if share > wish else "the largest scaling.standby" if wish else ""
+def _wishes(node: Node, latest: Sequence[Revision]) -> dict[str | None, int]:
+    """The largest wish of each image that the node would run, that of the last deployed first."""
+    wishes: dict[str | None, int] = {}
+    for revision in latest:
+        if node.runtime == "process" and need_of(revision).runs_image:
+            continue
+        image = node.image_for(revision)
+        wishes[image] = max(wishes.get(image, 0), revision.spec.scaling.standby)
+    return wishes
+
+
+def _wanted(wish: int, demanded: Worth | None, nodes: int) -> tuple[int, str]:
+    share = 0 if demanded is None else math.ceil(demanded.workers / nodes)
+    if demanded is not None and share > wish:
+        return share, demanded.reason
+    return wish, "the largest scaling.standby"
+
+
+def _within(
+    node: Node, wanted: Mapping[str | None, tuple[int, str]], limits: StandbyLimits
+) -> tuple[dict[str | None, int], str]:
+    """Where not all fit, images take turns, that of the model deployed last first."""
+    total = sum(number for number, _ in wanted.values())
+    why = next((why for _, why in wanted.values()), "")
     holds = node.memory_bytes // 8 // WORKER_BYTES
-    if wanted <= min(limits.parked, holds):
-        return wanted, why
-    if limits.parked <= holds:
-        return limits.parked, f"{why}; PLATFORM_STANDBY_MAX"
-    return holds, f"{why}; an eighth of its memory holds no more"
+    most = min(limits.parked, holds)
+    if total <= most:
+        return {image: number for image, (number, _) in wanted.items()}, why
+    given: Counter[str | None] = Counter()
+    while given.total() < most:
+        for image, (number, _) in wanted.items():
+            given[image] += given[image] < number and given.total() < most
+    reason = "PLATFORM_STANDBY_MAX" if limits.parked <= holds else _NO_MORE
+    return dict(given), f"{why}; {reason}"
 
 
 def within(terms: SleepTerms, room: Room) -> SleepTerms:

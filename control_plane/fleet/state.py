@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from control_plane.fleet.announcements import Announcements
 from control_plane.fleet.counts import Counts
@@ -14,7 +15,7 @@ from control_plane.fleet.rooms import Rooms
 from control_plane.fleet.standby import within
 from infra.contracts.base import NodeId, ReplicaId, RevisionName
 from infra.contracts.node import DesiredState, NodeReport, ReplicaReport
-from infra.contracts.revision import ReplicaState
+from infra.contracts.revision import ReplicaState, Revision
 from infra.contracts.stage import Rung, StageTiming
 
 ReplicaListener = Callable[[Replica | None, Replica], None]
@@ -104,15 +105,16 @@ class Fleet:
         return DesiredState(
             version=node.version,
             standby=node.standby.workers,
+            pools=node.standby.pools,
             prepare=node.standby.prepare,
-            replicas=tuple(replica.assignment() for replica in replicas),
+            replicas=tuple(it.assignment(node.image_for(it.revision)) for it in replicas),
             sleep=within(node.standby.sleep, room_on(node, replicas)),
         )
 
-    def rooms(self, *, wanted_by: RevisionName) -> list[Room]:
+    def rooms(self, *, wanted_by: Revision | None = None) -> list[Room]:
         """What each node has left for one more replica of a revision."""
         return [
-            self._rooms.room(node, self._replicas.on_node(node_id), wanted_by=wanted_by)
+            self._rooms.room(node, partial(self._replicas.on_node, node_id), wanted_by=wanted_by)
             for node_id, node in self._nodes.items()
         ]
 
@@ -161,6 +163,7 @@ class Fleet:
         after = replace(
             before,
             standby_ready=report.standby_ready,
+            pools_ready=report.pools_ready,
             sleepers=report.sleepers,
             gpus=before.gpus if report.gpus is None else report.gpus,
             clock_uncertainty_s=report.clock_uncertainty_s,
@@ -224,8 +227,7 @@ class Fleet:
         """Asserts that every index says the same as the table."""
         self._replicas.check_integrity()
         assert all(replica.node_id in self._nodes for replica in self._replicas)
-        nobody = RevisionName("")
-        for room, node in zip(self.rooms(wanted_by=nobody), self._nodes.values(), strict=True):
+        for room, node in zip(self.rooms(), self._nodes.values(), strict=True):
             assert room == room_on(node, self.on_node(node.node_id))
 
     def _put(self, before: Replica | None, after: Replica) -> None:

@@ -11,6 +11,8 @@ from infra.clock import Clock
 from infra.contracts.base import RevisionName
 from infra.errors import NoCapacity, PlatformError, ReplicaFailed
 
+SEE_NODES = "`platform nodes` shows what each node has"
+
 FailedListener = Callable[[RevisionName, PlatformError], None]
 
 
@@ -55,7 +57,7 @@ class Waiters:
         plan.refused = f"{no_room.reason}; {refusal.error.detail}"
         return NoCapacity(
             plan.refused,
-            hint=refusal.error.hint or "`platform nodes` shows what each node has",
+            hint=refusal.error.hint or no_room.hint or SEE_NODES,
             revision=plan.name,
             retry_after_s=max(1.0, refusal.retry_at - now),
         )

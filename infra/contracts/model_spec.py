@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from infra.contracts.base import MODEL_NAME_PATTERN, Contract, ModelName
+from infra.contracts.image import MOST_IMAGE_CHARACTERS, checked_image
 
 SOURCE_PATTERN = re.compile(
     r"^(?:file:///[^\0]{1,4000}"
@@ -233,6 +234,11 @@ class ModelSpec(Contract):
             "file:///dir, hf://org/repo@revision, s3://bucket/prefix or oci://host/repository:tag."
         ),
     )
+    image: str | None = Field(
+        default=None,
+        max_length=MOST_IMAGE_CHARACTERS,
+        description="host/repository:tag that its containers run; unset takes the platform's.",
+    )
     shared: bool = Field(
         default=False, description="Other tenants may call it; only its own may see more of it."
     )
@@ -253,3 +259,8 @@ class ModelSpec(Contract):
     @classmethod
     def _known_scheme(cls, source: str) -> str:
         return checked_source(source)
+
+    @field_validator("image")
+    @classmethod
+    def _names_a_registry(cls, image: str | None) -> str | None:
+        return None if image is None else checked_image(image)

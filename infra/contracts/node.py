@@ -12,9 +12,13 @@ from infra.contracts.base import (
     ReplicaId,
     RevisionName,
 )
+from infra.contracts.image import ImagePool
 from infra.contracts.model_spec import EngineSettings, Resources
 from infra.contracts.revision import ReplicaState, ResolvedSource
 from infra.contracts.stage import Rung, StageProgress, StageTiming
+
+Runtime = Literal["process", "container"]
+Recipe = tuple[str, str | None, str | None, EngineSettings, Resources]
 
 
 class ClockReading(Contract):
@@ -44,6 +48,9 @@ class ReplicaAssignment(Contract):
     drain_deadline_s: float = 30
     source: ResolvedSource
     draft_source: ResolvedSource | None = None
+    image: str | None = Field(
+        default=None, description="What its container runs, pinned; unset: what the node runs."
+    )
     engine: EngineSettings
     resources: Resources
     gpu_memory_bytes: int = Field(default=0, ge=0, description="Of each of its GPUs, at least.")
@@ -55,10 +62,10 @@ class ReplicaAssignment(Contract):
     token: str = Field(repr=False, description="Bearer token the replica asks of its callers.")
 
     @property
-    def recipe(self) -> tuple[str, str | None, EngineSettings, Resources]:
+    def recipe(self) -> Recipe:
         """What its process holds once it has climbed; where equal, one may wake as the other."""
         draft_digest = None if self.draft_source is None else self.draft_source.digest
-        return self.source.digest, draft_digest, self.engine, self.resources
+        return self.source.digest, draft_digest, self.image, self.engine, self.resources
 
 
 class SleepTerms(Contract):
@@ -83,6 +90,9 @@ class DesiredState(Contract):
 
     version: int
     standby: int = Field(ge=0, description="Standby workers to keep on the runtime rung.")
+    pools: tuple[ImagePool, ...] = Field(
+        default=(), description="Beside those, of other images than the node's own."
+    )
     replicas: tuple[ReplicaAssignment, ...]
     prepare: tuple[ResolvedSource, ...] = Field(
         default=(),
@@ -144,6 +154,7 @@ class NodeRegistration(Contract):
     gpus: tuple[Gpu, ...] = ()
     clock: ClockReading
     started_at: float = Field(description="Unix seconds at which the agent's process began.")
+    runtime: Runtime = Field(default="process", description="What its workers run as.")
     replicas: tuple[ReplicaReport, ...] = ()
 
 
@@ -160,6 +171,9 @@ class NodeReport(Contract):
 
     node_id: NodeId
     standby_ready: int = Field(ge=0)
+    pools_ready: tuple[ImagePool, ...] = Field(
+        default=(), description="Beside those, parked workers of other images."
+    )
     clock_uncertainty_s: float = Field(default=0, ge=0)
     sleepers: tuple[Sleeper, ...] = ()
     gpus: tuple[Gpu, ...] | None = Field(default=None, description="Unset: as they were.")
@@ -176,7 +190,8 @@ class NodeStatus(Contract):
     memory_bytes: int
     gpus: tuple[Gpu, ...]
     started_at: float
-    standby: int = Field(description="Standby workers it should keep.")
+    runtime: Runtime = "process"
+    standby: int = Field(description="Standby workers it should keep, of all images.")
     standby_reason: str = Field(default="", description="Why so many.")
     standby_ready: int = Field(description="Standby workers that wait on the runtime rung.")
     sleepers: tuple[Sleeper, ...] = Field(description="Workers that wait on the weights rung.")

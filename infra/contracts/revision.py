@@ -5,6 +5,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from infra.contracts.base import Contract, ModelName, NodeId, ReplicaId, RevisionName
+from infra.contracts.image import ResolvedImage
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.release import TrafficShare
 from infra.contracts.stage import StageProgress
@@ -75,8 +76,11 @@ class Revision(Contract):
     draft_source: ResolvedSource | None = Field(
         default=None, description="The draft model's, where one makes guesses."
     )
+    image: ResolvedImage | None = Field(
+        default=None, description="What its containers run; unset: what each node runs."
+    )
     facts: ModelFacts
-    digest: str = Field(description="sha256:<hex> over spec and the sources' digests.")
+    digest: str = Field(description="sha256:<hex> over spec, the sources' digests and the image.")
     created_at: float
 
 

@@ -5,14 +5,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
+from infra.contracts.image import IMAGE_PATTERN
 from infra.errors import ImageInvalid
 
-_REFERENCE: Final = re.compile(
-    r"(?P<host>[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?)"
-    r"/(?P<repository>[a-z0-9]+([._/-]+[a-z0-9]+)*)"
-    r"(:(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
-    r"(@(?P<digest>sha256:[0-9a-f]{64}))?"
-)
 DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -37,7 +32,7 @@ class Reference:
     @classmethod
     def parse(cls, text: str) -> "Reference":
         """Raises ImageInvalid. The registry has to be named: there is no default one."""
-        match = _REFERENCE.fullmatch(text) if len(text) < 1024 else None
+        match = IMAGE_PATTERN.fullmatch(text) if len(text) < 1024 else None
         if match is None or len(match["repository"]) > 255:
             raise ImageInvalid(
                 f"{text[:200]!r} names no image",

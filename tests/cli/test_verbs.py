@@ -230,6 +230,7 @@ def test_nodes_shows_machines_and_who_has_their_gpus(run: Run, platform: FakePla
         memory_bytes=64 * 10**9,
         gpus=tuple(gpus),
         started_at=1_700_000_000,
+        runtime="container",
         standby=2,
         standby_ready=1,
         sleepers=(),
@@ -241,8 +242,8 @@ def test_nodes_shows_machines_and_who_has_their_gpus(run: Run, platform: FakePla
     assert (
         run("nodes").out
         == """\
-NODE   CPUS   MEMORY  GPUS  PARKED  ASLEEP  REPLICAS   AGE
-local     8  64.0 GB     4     1/2       0         1  90 s
+NODE   RUNS        CPUS   MEMORY  GPUS  PARKED  ASLEEP  REPLICAS   AGE
+local  containers     8  64.0 GB     4     1/2       0         1  90 s
 
 NODE   GPU    CLASS   MEMORY     USED  DRIVER  HOLDER
 local  GPU-0  l4     25.8 GB  20.0 GB  570.0   chat-1-a

@@ -1,9 +1,11 @@
 """Small makers of specs, revisions and nodes."""
 
+from hashlib import sha256
 from typing import Any
 
 from control_plane.deployments.store import RevisionDraft
 from infra.contracts.base import ModelName, NodeId, RevisionName
+from infra.contracts.image import ResolvedImage
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.node import ClockReading, NodeRegistration, Sleeper
 from infra.contracts.revision import ModelFacts, ResolvedSource, Revision, SourceFile
@@ -39,6 +41,15 @@ def a_draft(name: str = "chat", digest: str = "sha256:00", **sections: Any) -> R
 
 def a_revision(name: str = "chat", number: int = 1, **sections: Any) -> Revision:
     return a_draft(name, **sections).numbered(number)
+
+
+def an_image(name: str = "worker", *, is_asked_for: bool = True) -> ResolvedImage:
+    digest = sha256(name.encode()).hexdigest()
+    return ResolvedImage(reference=f"r.io/{name}@sha256:{digest}", is_asked_for=is_asked_for)
+
+
+def with_image(revision: Revision, image: ResolvedImage) -> Revision:
+    return revision.model_copy(update={"image": image})
 
 
 def a_registration(node: str = "n1", **changes: Any) -> NodeRegistration:

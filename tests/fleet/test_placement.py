@@ -49,8 +49,8 @@ def test_a_node_where_the_model_sleeps_beats_a_parked_worker_if_it_has_the_memor
 
 def test_sleepers_take_no_room_and_are_known_by_their_revision():
     node = replace(a_node(), sleepers=(a_sleeper("chat@1"),))
-    assert room_on(node, [], wanted_by=RevisionName("chat@1")).has_sleeper
-    assert not room_on(node, [], wanted_by=RevisionName("chat@2")).has_sleeper
+    assert room_on(node, [], wanted_by=a_revision()).has_sleeper
+    assert not room_on(node, [], wanted_by=a_revision(number=2)).has_sleeper
     assert room_on(node, []).free_memory_bytes == node.memory_bytes
 
 

@@ -16,6 +16,7 @@ def assignment(
     sleep_s: float = 0,
     gpus: int = 0,
     gpu: str | None = None,
+    image: str | None = None,
 ) -> ReplicaAssignment:
     return ReplicaAssignment(
         replica_id=ReplicaId(name),
@@ -24,6 +25,7 @@ def assignment(
         desired=desired,
         drain_deadline_s=5,
         source=ResolvedSource(uri=uri, digest="sha256:0", files=()),
+        image=image,
         engine=EngineSettings(tensor_parallel=max(1, gpus)),
         resources=Resources(gpus=gpus, gpu=gpu),
         max_concurrency=8,
@@ -65,6 +67,6 @@ def sleeping(
         since=since,
         until=since + 60,
     )
-    recipe = (digest, None, EngineSettings(**engine or {}), Resources())
+    recipe = (digest, None, None, EngineSettings(**engine or {}), Resources())
     model = ModelName(revision.rpartition("@")[0])
     return Sleeping(worker_id, model, recipe, told, gpus, is_over)

@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from infra.contracts.base import NodeId, ReplicaId
+from infra.contracts.image import ImagePool
 from infra.contracts.node import Failure, ReplicaAssignment, ReplicaReport
 from infra.contracts.revision import ReplicaState, ResolvedSource
 from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
@@ -727,3 +728,46 @@ def _check_starts(node: Node) -> None:
     assert len(together) == len(set(together)), seen
     for worker_id, gpus in seen.items():
         assert node.agent.gpu_table.owned_by(worker_id) == gpus
+
+
+IMAGE, BROKEN = "r.io/own@sha256:1", "r.io/broken@sha256:2"
+
+
+def test_an_image_whose_workers_die_rests_alone_and_others_are_parked_and_told_of(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.launcher.runs_images = True
+        pools = tuple(ImagePool(image=image, workers=1) for image in (IMAGE, BROKEN))
+        node.control_plane.want(desired().model_copy(update={"pools": pools}))
+        began_at = asyncio.get_running_loop().time()
+        deaths = 0
+        while asyncio.get_running_loop().time() < began_at + 60:
+            await asyncio.sleep(0.01)
+            for worker_id in tuple(node.launcher.alive):
+                if node.launcher.images[worker_id] == BROKEN:
+                    deaths += 1
+                    node.launcher.lose(worker_id, Exit(1))
+
+        assert 2 < deaths < 30
+        assert node.agent.pools_ready() == (ImagePool(image=IMAGE, workers=1),)
+        assert node.agent.standby_ready() == 0
+        assert node.control_plane.reports[-1].pools_ready == node.agent.pools_ready()
+        node.control_plane.want(desired(assignment(image=IMAGE), version=2))
+        await asyncio.sleep(1)
+        node.climb()
+        await asyncio.sleep(1)
+        assert node.report().from_rung is Rung.RUNTIME
+
+    simulate(story)
+
+
+def test_a_node_of_processes_says_that_it_cannot_run_an_image(simulate) -> None:
+    async def story(node: Node) -> None:
+        node.control_plane.want(desired(assignment(image=IMAGE)))
+        await asyncio.sleep(1)
+
+        report = node.report()
+        assert report.state is ReplicaState.FAILED
+        assert report.failure is not None and report.failure.code == "no-capacity"
+        assert IMAGE in report.failure.detail and report.failure.hint is not None
+
+    simulate(story)

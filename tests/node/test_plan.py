@@ -4,6 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.contracts.base import ReplicaId
+from infra.contracts.image import ImagePool
+from infra.contracts.node import DesiredState
 from infra.contracts.revision import ReplicaState
 from tests.node.makers import assignment, desired, may_sleep, sleeping
 from worker.node.allotment import GpusAtHand
@@ -18,6 +20,7 @@ from worker.node.plan import (
     Launch,
     NodeView,
     Origin,
+    Refuse,
     ReplicaView,
     Settle,
     StartZygote,
@@ -344,3 +347,62 @@ def test_every_replica_gets_one_process_and_no_worker_two_fates(
     spare = len(workers) - len(claims) - len(kills) + sum(x.assignment is None for x in launches)
     assert spare <= max(standby, 0)
     assert not (claims and len(claims) < len(workers) and any(x.assignment for x in launches))
+
+
+IMAGE, OTHER = "r.io/own@sha256:1", "r.io/other@sha256:2"
+
+
+def of(image: str | None, worker: WorkerView) -> WorkerView:
+    return replace(worker, image=image)
+
+
+def with_pools(state: DesiredState, **pools: int) -> DesiredState:
+    images = {"own": IMAGE, "other": OTHER}
+    named = [ImagePool(image=images[name], workers=number) for name, number in pools.items()]
+    return state.model_copy(update={"pools": tuple(named)})
+
+
+def test_a_replica_claims_a_worker_of_its_own_image_only() -> None:
+    mine, its_own = assignment("r1", image=IMAGE), assignment("r2")
+    node = NodeView((of(OTHER, parked(1)), of(IMAGE, forking(2)), parked(3)), runs_images=True)
+    wanted = with_pools(desired(mine, its_own), other=1)
+
+    assert plan(wanted, node) == (Claim(2, mine), Claim(3, its_own))
+    alone = replace(node, workers=(of(OTHER, parked(1)),))
+    assert plan(wanted, alone) == (
+        Launch(Origin.SPAWN, mine, image=IMAGE),
+        Launch(Origin.SPAWN, its_own),
+    )
+
+
+def test_a_node_of_processes_refuses_a_replica_of_an_image() -> None:
+    mine = assignment(image=IMAGE)
+    assert plan(desired(mine), NodeView((parked(1),))) == (Refuse(mine), Kill(1))
+
+
+def test_a_sleeper_of_another_image_is_not_woken() -> None:
+    mine = assignment(image=IMAGE)
+    node = NodeView(sleeping=(sleeping(1),), runs_images=True)
+    assert plan(may_sleep(desired(mine)), node) == (Launch(Origin.SPAWN, mine, image=IMAGE),)
+
+
+def test_each_image_has_a_pool_and_needs_no_fork_server_for_it() -> None:
+    wanted = with_pools(desired(), own=2, other=1)
+    node = NodeView((of(IMAGE, parked(1)),), zygote=ZygoteState.RESTING, runs_images=True)
+
+    assert plan(wanted, node) == (
+        Launch(Origin.SPAWN, None, image=IMAGE),
+        Launch(Origin.SPAWN, None, image=OTHER),
+    )
+    assert plan(wanted, replace(node, resting=frozenset({IMAGE}))) == (
+        Launch(Origin.SPAWN, None, image=OTHER),
+    )
+    assert plan(wanted, replace(node, may_refill=False)) == ()
+
+
+def test_workers_of_an_image_that_nobody_wants_any_more_are_ended() -> None:
+    workers = (of(IMAGE, parked(1)), of(IMAGE, forking(2)), of(OTHER, parked(3)))
+    assert plan(with_pools(desired(), own=1), NodeView(workers, runs_images=True)) == (
+        Kill(2),
+        Kill(3),
+    )

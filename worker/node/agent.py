@@ -7,6 +7,7 @@ from dataclasses import replace
 import structlog
 
 from infra.contracts.base import ReplicaId
+from infra.contracts.image import ImagePool
 from infra.contracts.node import DesiredState, Gpu, ReplicaReport, Sleeper
 from infra.contracts.revision import ReplicaState
 from infra.contracts.worker_link import Asleep, FromWorker, Hello, Progress
@@ -26,6 +27,7 @@ from worker.node.plan import (
     Launch,
     NodeView,
     Origin,
+    Refuse,
     Settle,
     StartZygote,
     StopZygote,
@@ -67,6 +69,7 @@ class Agent:
     def apply(self, desired: DesiredState) -> None:
         """The desired state from now on."""
         self._desired = desired
+        self._refill.keep_only({pool.image for pool in desired.pools})
         self._advance()
         if self._ahead.expect(desired.prepare):
             self._prepare_standby()
@@ -76,8 +79,12 @@ class Agent:
         self._tables.on_news = on_news
 
     def standby_ready(self) -> int:
-        """Parked workers that nobody has claimed."""
+        """Parked workers that nobody has claimed, of the node's own image or of none."""
         return self._tables.standby_ready()
+
+    def pools_ready(self) -> tuple[ImagePool, ...]:
+        """The same of other images than the node's own."""
+        return self._tables.pools_ready()
 
     def sleepers(self) -> tuple[Sleeper, ...]:
         """Workers that wait on the weights rung."""
@@ -165,7 +172,8 @@ class Agent:
             log.info("sleeper.gone", revision=worker.sleeping.told.revision, end=str(end))
             self._tables.on_news("soon")
         elif not worker.is_dying:
-            self._refill.lost_standby(end, lived_s=self._loop.time() - worker.launched_at)
+            lived_s = self._loop.time() - worker.launched_at
+            self._refill.lost_standby(end, lived_s=lived_s, image=worker.image)
             self._tables.on_news("soon")
         self._advance()
 
@@ -255,14 +263,16 @@ class Agent:
             self._refill.is_allowed,
             self._tables.sleeping(),
             self._tables.gpus_at_hand(),
+            self._launcher.runs_images,
+            self._refill.resting,
         )
 
     def _do(self, action: Action) -> None:
         match action:
             case Claim(worker_id, assignment, gpus):
                 self._hands.claim(worker_id, assignment, gpus)
-            case Launch(origin, assignment, gpus):
-                self._hands.launch(origin, assignment, gpus)
+            case Launch(origin, assignment, gpus, image):
+                self._hands.launch(origin, assignment, gpus, image)
             case Await(assignment):
                 self._hands.let_wait(assignment)
             case DrainReplica(replica_id, deadline_s, may_sleep):
@@ -275,6 +285,8 @@ class Agent:
             case Settle(assignment):
                 settled = Replica(assignment, self._clock.now()).stopped()
                 self._tables.put(settled, "now")
+            case Refuse(assignment):
+                self._hands.refuse(assignment)
             case Forget(replica_id):
                 del self._tables.replicas[replica_id]
             case StartZygote():

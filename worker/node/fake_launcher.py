@@ -22,6 +22,8 @@ class FakeLauncher:
     zygotes: int = 0
     alive: dict[WorkerId, Origin] = field(default_factory=dict)
     ranks: dict[WorkerId, int] = field(default_factory=dict)
+    images: dict[WorkerId, str | None] = field(default_factory=dict)
+    runs_images: bool = False
     parked: set[WorkerId] = field(default_factory=set)
     sent: list[tuple[WorkerId, ToWorker]] = field(default_factory=list)
     killed: list[WorkerId] = field(default_factory=list)
@@ -32,7 +34,7 @@ class FakeLauncher:
     def listen(self, listener: Listener) -> None:
         self._listener = listener
 
-    def climbs_from(self, origin: Origin) -> tuple[Rung, str]:
+    def climbs_from(self, origin: Origin, *, image: str | None = None) -> tuple[Rung, str]:
         return Rung.NODE, origin.value
 
     def start_zygote(self) -> None:
@@ -43,15 +45,19 @@ class FakeLauncher:
         self.has_zygote = self.is_up = False
         self._lose_forks("the fork server was stopped")
 
-    def fork(self, worker_id: WorkerId, *, ranks: int) -> None:
+    def fork(self, worker_id: WorkerId, *, ranks: int, image: str | None = None) -> None:
         assert self.has_zygote
+        self.images[worker_id] = image
         self.alive[worker_id] = Origin.FORK
         self.ranks[worker_id] = ranks
         self._forks.append(worker_id)
         if self.is_up:
             self._work_off_forks()
 
-    def spawn(self, worker_id: WorkerId, log_path: Path, *, ranks: int) -> None:
+    def spawn(
+        self, worker_id: WorkerId, log_path: Path, *, ranks: int, image: str | None = None
+    ) -> None:
+        self.images[worker_id] = image
         self.alive[worker_id] = Origin.SPAWN
         self.ranks[worker_id] = ranks
         asyncio.get_running_loop().call_later(self.spawn_s, self._park, worker_id)

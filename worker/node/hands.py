@@ -49,22 +49,27 @@ class Hands:
         self._waits: dict[ReplicaId, asyncio.TimerHandle] = {}  # for GPUs
 
     def launch(
-        self, origin: Origin, assignment: ReplicaAssignment | None, gpus: tuple[GpuId, ...]
+        self,
+        origin: Origin,
+        assignment: ReplicaAssignment | None,
+        gpus: tuple[GpuId, ...],
+        image: str | None = None,
     ) -> None:
-        """Starts a worker; for a replica, or unclaimed for the pool."""
+        """Starts a worker; for a replica, or unclaimed for the pool of an image."""
         self._launched += 1
         worker_id = self._launched
-        self._tables.workers[worker_id] = Worker(origin, self._loop.time())
+        self._tables.workers[worker_id] = Worker(origin, self._loop.time(), image)
         if assignment is not None:
             self.claim(worker_id, assignment, gpus)
         ranks = 0 if assignment is None else assignment.engine.tensor_parallel - 1
         match origin:
             case Origin.FORK:
-                self._launcher.fork(worker_id, ranks=ranks)
+                self._launcher.fork(worker_id, ranks=ranks, image=image)
             case Origin.SPAWN:
                 name = ReplicaId(f"worker-{worker_id}")
                 owner = name if assignment is None else assignment.replica_id
-                self._launcher.spawn(worker_id, self._logs.path(owner), ranks=ranks)
+                path = self._logs.path(owner)
+                self._launcher.spawn(worker_id, path, ranks=ranks, image=image)
         self._loop.call_later(LAUNCH_TIMEOUT_S, self._give_up_launch, worker_id)
 
     def claim(
@@ -87,7 +92,8 @@ class Hands:
             self.start(worker_id, assignment)
             replica = replica.claimed(worker_id, Rung.RUNTIME, "parked")
         else:
-            replica = replica.claimed(worker_id, *self._launcher.climbs_from(worker.origin))
+            began = self._launcher.climbs_from(worker.origin, image=worker.image)
+            replica = replica.claimed(worker_id, *began)
         self._refill.climb_began()
         log.info("replica.moved", **replica.facts())
         self._tables.put(replica, "soon")
@@ -116,6 +122,18 @@ class Hands:
             GPU_PATIENCE_S, self._give_up_waiting, replica_id
         )
         self._tables.put(waiting, "soon")
+
+    def refuse(self, assignment: ReplicaAssignment) -> None:
+        """Nobody here can run the replica's image."""
+        failure = Failure(
+            code=NoCapacity.slug,
+            detail=f"this node runs workers as processes, and cannot run {assignment.image}",
+            is_permanent=False,
+            hint="run its workers in containers: PLATFORM_NODE_RUNTIME=container",
+        )
+        failed = Replica(assignment, self._clock.now()).failed(failure)
+        log.info("replica.moved", **failed.facts())
+        self._tables.put(failed, "now")
 
     def prepare(self, worker_id: WorkerId, sources: tuple[ResolvedSource, ...]) -> None:
         """Lets a parked worker read ahead."""

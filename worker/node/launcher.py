@@ -52,7 +52,9 @@ class Launcher(Protocol):
     def listen(self, listener: Listener) -> None:
         """Names the one listener; before anything else."""
 
-    def climbs_from(self, origin: Origin) -> tuple[Rung, str]:
+    runs_images: bool  # workers are containers; else nobody may be asked for one of an image
+
+    def climbs_from(self, origin: Origin, *, image: str | None = None) -> tuple[Rung, str]:
         """The rung that a worker launched now starts from, and what the report calls its source."""
 
     def start_zygote(self) -> None: ...
@@ -60,10 +62,15 @@ class Launcher(Protocol):
     def stop_zygote(self) -> None:
         """Kills it, where there is one; the workers it has forked live on."""
 
-    def fork(self, worker_id: WorkerId, *, ranks: int) -> None:
-        """Asks the zygote for a worker with so many further processes, as soon as it is up."""
+    def fork(self, worker_id: WorkerId, *, ranks: int, image: str | None = None) -> None:
+        """Asks the zygote for a worker with so many further processes, as soon as it is up.
 
-    def spawn(self, worker_id: WorkerId, log_path: Path, *, ranks: int) -> None:
+        `image` is what its container runs; None: what this node runs anyway.
+        """
+
+    def spawn(
+        self, worker_id: WorkerId, log_path: Path, *, ranks: int, image: str | None = None
+    ) -> None:
         """Starts a worker as a program of its own that writes to `log_path` from the start."""
 
     def send(self, worker_id: WorkerId, message: ToWorker) -> None:

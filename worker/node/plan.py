@@ -34,12 +34,16 @@ class ZygoteState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """A live worker that nobody has asked to die; unclaimed while `replica_id` is None."""
+    """A live worker that nobody has asked to die; unclaimed while `replica_id` is None.
+
+    `image` is what its container runs; None: the node's own, or none at all.
+    """
 
     worker_id: WorkerId
     origin: Origin
     is_parked: bool
     replica_id: ReplicaId | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,8 @@ class ReplicaView:
 class NodeView:
     """The node as it is. `may_refill` is False while a climb should have the cores to itself.
 
-    Who sleeps is not among the workers.
+    Who sleeps is not among the workers. Of `resting` images nobody is parked for now, since that
+    has just failed.
     """
 
     workers: tuple[WorkerView, ...] = ()
@@ -63,6 +68,8 @@ class NodeView:
     may_refill: bool = True
     sleeping: tuple[Sleeping, ...] = ()
     gpus: GpusAtHand = GpusAtHand()  # noqa: RUF009 - frozen value
+    runs_images: bool = False
+    resting: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +83,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A new worker; for `assignment`, or unclaimed for the standby pool."""
+    """A new worker; for `assignment`, or unclaimed for the standby pool of an image."""
 
     origin: Origin
     assignment: ReplicaAssignment | None
     gpus: tuple[GpuId, ...] = ()
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +130,13 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
+class Refuse:
+    """Say FAILED of a replica of an image, which workers that are processes cannot run."""
+
+    assignment: ReplicaAssignment
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """The control plane no longer lists a replica that has ended."""
 
@@ -146,6 +161,7 @@ Action = (
     | Kill
     | EndSleep
     | Settle
+    | Refuse
     | Forget
     | StartZygote
     | StopZygote
@@ -158,11 +174,12 @@ def plan(desired: DesiredState, node: NodeView) -> tuple[Action, ...]:
     1. Unlisted: a replica that the control plane does not list is killed, or forgotten if ended.
     2. Listed to drain: READY drains, not yet READY is killed, unknown is reported STOPPED.
     3. Listed to run without a process: wake a worker that sleeps with the same model. For others,
-       once there are GPUs for it: claim the most advanced unclaimed worker, else launch. One
-       of several processes is always launched, since ranks are forked with it.
+       once there are GPUs for it: claim the most advanced unclaimed worker of its image, else
+       launch. One of several processes is always launched, since ranks are forked with it. One
+       that cannot be run here is refused.
     4. Sleepers: end those whose GPUs are needed, and those that may not sleep any longer.
-    5. Standby: fork what is missing, not beside a climb; kill what is too much, least advanced
-       first.
+    5. Standby, of each image: launch what is missing, not beside a climb; kill what is too much,
+       least advanced first.
     6. Zygote: there while standby is wanted.
     """
     replicas = node.replicas or {}
@@ -186,17 +203,21 @@ def plan(desired: DesiredState, node: NodeView) -> tuple[Action, ...]:
                 starting.append(assignment)
     allotment = Allotment(node.gpus, sleeping)
     for assignment in starting:
+        if assignment.image is not None and not node.runs_images:
+            actions.append(Refuse(assignment))
+            continue
         gpus = allotment.take(_wish(assignment))
         if gpus is None:
             actions.append(Await(assignment))
-        elif unclaimed and assignment.engine.tensor_parallel == 1:
-            actions.append(Claim(unclaimed.pop(0).worker_id, assignment, gpus))
+        elif (worker := _claimable(unclaimed, assignment)) is not None:
+            unclaimed.remove(worker)
+            actions.append(Claim(worker.worker_id, assignment, gpus))
         else:
-            actions.append(Launch(origin, assignment, gpus))
+            actions.append(Launch(origin, assignment, gpus, assignment.image))
     actions += _end_sleepers(allotment.giving_way, sleeping, desired)
     is_climb_ahead = any(isinstance(action, Claim | Launch) for action in actions)
-    may_refill = node.may_refill and not is_climb_ahead and origin is Origin.FORK
-    actions += _size_standby(desired.standby, unclaimed, may_refill=may_refill)
+    may_refill = node.may_refill and not is_climb_ahead
+    actions += _size_standby(desired, unclaimed, node, origin, may_refill=may_refill)
     if desired.standby == 0 and _can_fork(node.zygote) and not _forks_pending(node, actions):
         actions.append(StopZygote())
     return tuple(actions)
@@ -259,11 +280,33 @@ def _waits_for_a_process(replica: ReplicaView) -> bool:
     return replica.state is ReplicaState.ASSIGNED
 
 
-def _size_standby(wanted: int, unclaimed: list[WorkerView], *, may_refill: bool) -> list[Action]:
-    surplus = unclaimed[wanted:]
-    if surplus:
-        return [Kill(worker.worker_id) for worker in reversed(surplus)]
-    return [Launch(Origin.FORK, None)] * (wanted - len(unclaimed) if may_refill else 0)
+def _claimable(unclaimed: list[WorkerView], assignment: ReplicaAssignment) -> WorkerView | None:
+    if assignment.engine.tensor_parallel > 1:
+        return None
+    return next((worker for worker in unclaimed if worker.image == assignment.image), None)
+
+
+def _size_standby(
+    desired: DesiredState,
+    unclaimed: list[WorkerView],
+    node: NodeView,
+    origin: Origin,
+    *,
+    may_refill: bool,
+) -> list[Action]:
+    """The node's own image is here when the fork server is up; others come with their first one."""
+    wanted: dict[str | None, int] = {None: desired.standby}
+    wanted |= {pool.image: pool.workers for pool in desired.pools}
+    wanted |= {worker.image: 0 for worker in unclaimed if worker.image not in wanted}
+    actions: list[Action] = []
+    for image, number in wanted.items():
+        there = [worker for worker in unclaimed if worker.image == image]
+        actions += [Kill(worker.worker_id) for worker in reversed(there[number:])]
+        may_launch = origin is Origin.FORK if image is None else image not in node.resting
+        if may_refill and may_launch:
+            how = Origin.FORK if image is None else Origin.SPAWN
+            actions += [Launch(how, None, image=image)] * (number - len(there))
+    return actions
 
 
 def _forks_pending(node: NodeView, actions: list[Action]) -> bool:

@@ -67,6 +67,8 @@ class _Process:
 class ProcessLauncher:
     """See the port. The agent must be a subreaper: forked workers become its children."""
 
+    runs_images = False
+
     def __init__(self, programs: Programs) -> None:
         self._programs = programs
         self._listener: Listener | None = None
@@ -81,7 +83,7 @@ class ProcessLauncher:
     def listen(self, listener: Listener) -> None:
         self._listener = listener
 
-    def climbs_from(self, origin: Origin) -> tuple[Rung, str]:
+    def climbs_from(self, origin: Origin, *, image: str | None = None) -> tuple[Rung, str]:
         return Rung.NODE, origin.value
 
     def start_zygote(self) -> None:
@@ -103,7 +105,7 @@ class ProcessLauncher:
             self._ending.add(self._zygote)
             self._zygote = None
 
-    def fork(self, worker_id: WorkerId, *, ranks: int) -> None:
+    def fork(self, worker_id: WorkerId, *, ranks: int, image: str | None = None) -> None:
         ours, theirs = socket.socketpair()
         process = self._follow(worker_id, ours)
         process.zygote = self._zygote
@@ -113,7 +115,9 @@ class ProcessLauncher:
         else:
             self._zygote.fork(worker_id, theirs, ranks=ranks)
 
-    def spawn(self, worker_id: WorkerId, log_path: Path, *, ranks: int) -> None:
+    def spawn(
+        self, worker_id: WorkerId, log_path: Path, *, ranks: int, image: str | None = None
+    ) -> None:
         ours, theirs = socket.socketpair()
         process = self._follow(worker_id, ours)
         program = (*self._programs.replica, "--ranks", str(ranks))

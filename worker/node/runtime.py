@@ -25,7 +25,7 @@ def build_launcher(settings: NodeSettings, programs: Programs, clock: NodeClock)
     from worker.node.container.cdi import read_gpus
     from worker.node.container.containerd import ContainerdContainers, ContainerdImages
     from worker.node.container.furnishing import Furnishing
-    from worker.node.container.image_keeper import ImageKeeper
+    from worker.node.container.image_keeper import ImageKeepers
     from worker.node.container.launcher import ContainerLauncher, Premises
     from worker.node.machine import open_files
 
@@ -37,7 +37,7 @@ def build_launcher(settings: NodeSettings, programs: Programs, clock: NodeClock)
     images = ContainerdImages(containerd, **where)
     return ContainerLauncher(
         ContainerdContainers(containerd, node=settings.id, **where),
-        ImageKeeper(settings.image, images, _puller(settings), clock),
+        ImageKeepers(settings.image, images, _puller(settings), clock),
         Furnishing(
             Sources(plain_http=settings.plain_http, share=share_through(settings.weights_socket)),
             settings.cache_dir,

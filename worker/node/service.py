@@ -73,6 +73,7 @@ async def _serve(
         cpus=machine.cpus(),
         memory_bytes=machine.memory_bytes(),
         started_at=machine.process_started_at(clock),
+        runtime=settings.runtime,
     )
     gpus = GpuWatch(agent, open_gpus)
     await gpus.start()

@@ -7,7 +7,7 @@ import structlog
 
 from infra.backoff import Backoff
 from infra.contracts.base import NodeId
-from infra.contracts.node import NodeLease, NodeRegistration, NodeReport
+from infra.contracts.node import NodeLease, NodeRegistration, NodeReport, Runtime
 from worker.node.agent import Agent
 from worker.node.clock import NodeClock
 from worker.node.control_plane import ControlPlane, UnknownNode, Unreachable
@@ -33,6 +33,7 @@ class NodeFacts:
     cpus: int
     memory_bytes: int
     started_at: float
+    runtime: Runtime = "process"
 
 
 class Session:
@@ -90,6 +91,7 @@ class Session:
                 gpus=self._agent.gpus(),
                 clock=sent,
                 started_at=self._facts.started_at,
+                runtime=self._facts.runtime,
                 replicas=self._agent.reports(),
             )
         )
@@ -135,6 +137,7 @@ class Session:
                 NodeReport(
                     node_id=self._facts.node_id,
                     standby_ready=self._agent.standby_ready(),
+                    pools_ready=self._agent.pools_ready(),
                     clock_uncertainty_s=self._clock.uncertainty_s,
                     sleepers=self._agent.sleepers(),
                     gpus=gpus,

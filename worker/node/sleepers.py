@@ -4,10 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from infra.contracts.base import ModelName
-from infra.contracts.model_spec import EngineSettings, Resources
-from infra.contracts.node import Gpu, ReplicaAssignment, Sleeper, SleepTerms
-
-Recipe = tuple[str, str | None, EngineSettings, Resources]
+from infra.contracts.node import Gpu, Recipe, ReplicaAssignment, Sleeper, SleepTerms
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infra.contracts.base import ReplicaId
+from infra.contracts.image import ImagePool
 from infra.contracts.node import Gpu, ReplicaReport, Sleeper
 from worker.node.allotment import GpusAtHand
 from worker.node.gpu_table import GpuTable, Holder
@@ -21,6 +22,7 @@ class Worker:
 
     origin: Origin
     launched_at: float
+    image: str | None = None
     is_parked: bool = False
     is_dying: bool = False
     replica_id: ReplicaId | None = None
@@ -66,9 +68,18 @@ class Tables:
         self._unreported.clear()
         return changes
 
-    def standby_ready(self) -> int:
-        """Parked workers that nobody has claimed."""
-        return sum(worker.is_standby for worker in self.workers.values())
+    def standby_ready(self, image: str | None = None) -> int:
+        """Parked workers that nobody has claimed; None: of the node's own image, or of none."""
+        parked = (worker for worker in self.workers.values() if worker.is_standby)
+        return sum(worker.image == image for worker in parked)
+
+    def pools_ready(self) -> tuple[ImagePool, ...]:
+        """The same of other images."""
+        images = {worker.image for worker in self.workers.values() if worker.is_standby}
+        return tuple(
+            ImagePool(image=image, workers=self.standby_ready(image))
+            for image in sorted(image for image in images if image is not None)
+        )
 
     def sleeping(self) -> tuple[Sleeping, ...]:
         """Who waits on the weights rung and may go on."""
@@ -117,7 +128,7 @@ class Tables:
     def worker_views(self) -> tuple[WorkerView, ...]:
         """Live workers for the plan; who sleeps is not among them."""
         return tuple(
-            WorkerView(worker_id, worker.origin, worker.is_parked, worker.replica_id)
+            WorkerView(worker_id, worker.origin, worker.is_parked, worker.replica_id, worker.image)
             for worker_id, worker in self.workers.items()
             if not worker.is_dying and worker.sleeping is None
         )

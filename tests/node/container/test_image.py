@@ -17,7 +17,7 @@ from infra.contracts.stage import Stage
 from infra.contracts.worker_link import FromWorker, Progress, StageDone
 from infra.errors import ImageUnavailable
 from worker.node.container.image import Image, OnProgress
-from worker.node.container.image_keeper import ImageKeeper
+from worker.node.container.image_keeper import MOST_KEEPERS, ImageKeeper, ImageKeepers
 from worker.node.container.manifest import chain_id, choose_platform, program_of
 from worker.node.container.pull_program import PullProgram
 from worker.node.container.pull_service import PullService
@@ -264,3 +264,33 @@ def test_an_image_runs_its_entrypoint_and_one_without_is_refused() -> None:
     assert program_of(config) == Program(("a", "b"), {"X": "1=2", "Y": ""}, "/w")
     with pytest.raises(ValueError, match="no entrypoint"):
         program_of({"config": {"Cmd": ["/bin/sh"]}})
+
+
+async def test_images_are_brought_apart_and_the_nodes_own_is_one_of_them() -> None:
+    one, other = Registry(), Registry(is_here=True)
+
+    class Both:
+        def find(self, reference: str) -> Image | None:
+            return (other if reference == "r/other" else one).find(reference)
+
+        async def pull(self, reference: str, on_progress: OnProgress) -> Pulled:
+            return await one.pull(reference, on_progress)
+
+    keepers = ImageKeepers(IMAGE.reference, Both(), Both(), Clock())
+    waiting = asyncio.create_task(keepers.of(None).ensure(lambda message: None))
+    await one.has_begun.wait()
+    await keepers.of("r/other").ensure(lambda message: None)
+
+    assert keepers.of("r/other").is_here and not keepers.of(IMAGE.reference).is_here
+    assert keepers.of(None) is keepers.of(IMAGE.reference)
+    await keepers.close()
+    assert waiting.done() or waiting.cancelling() or await asyncio.wait({waiting})
+
+
+def test_a_node_remembers_only_so_many_images() -> None:
+    registry = Registry()
+    keepers = ImageKeepers(IMAGE.reference, registry, registry, Clock())
+    first = keepers.of("r/0")
+    for number in range(1, MOST_KEEPERS + 2):
+        keepers.of(f"r/{number}")
+    assert keepers.of("r/0") is not first

@@ -32,7 +32,7 @@ from worker.node.container.cdi import NO_EDITS
 from worker.node.container.fake_containers import FakeContainers
 from worker.node.container.furnishing import Furnishing, Furniture
 from worker.node.container.image import Image, OnProgress
-from worker.node.container.image_keeper import ImageKeeper
+from worker.node.container.image_keeper import ImageKeepers
 from worker.node.container.launcher import ContainerLauncher, Premises
 from worker.node.container.spec import Program
 from worker.node.launcher import Exit
@@ -132,7 +132,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     folder = tmp_path / "containers"
     launcher = ContainerLauncher(
         containers,
-        ImageKeeper(IMAGE.reference, registry, registry, NodeClock()),
+        ImageKeepers(IMAGE.reference, registry, registry, NodeClock()),
         SharedFurnishing(sources, tmp_path, NodeClock()),
         Premises(folder, "/firstlight-tests", {}, NO_EDITS, open_files=100),
     )

@@ -1,4 +1,4 @@
-"""Sees to it that the image is here before a container is started: one pull for all who wait."""
+"""Sees to it that an image is here before a container is started: one pull for all who wait."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,6 +14,8 @@ from infra.errors import ImageUnavailable
 from worker.node.container.image import Image, Images, Puller
 
 log = structlog.get_logger()
+
+MOST_KEEPERS = 256  # a revision pins an image, so there may be ever more
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,10 @@ class ImageKeeper:
             tell(StageDone(timing=self._timing(began_at, here.pulled)))
         return here.image
 
+    @property
+    def is_busy(self) -> bool:
+        return self._coming is not None
+
     async def close(self) -> None:
         """Ends a pull that is under way."""
         if self._coming is not None:
@@ -87,3 +93,36 @@ class ImageKeeper:
             bytes=pulled.bytes,
             source=pulled.source,
         )
+
+
+class ImageKeepers:
+    """One for each image that workers of this node run; belongs to the event loop."""
+
+    def __init__(self, own: str, images: Images, puller: Puller, clock: Clock) -> None:
+        """`own` is what workers run that are not told otherwise."""
+        self._own = own
+        self._images = images
+        self._puller = puller
+        self._clock = clock
+        self._keepers: dict[str, ImageKeeper] = {}
+
+    def of(self, image: str | None) -> ImageKeeper:
+        """The image's; None: that of our own."""
+        reference = image or self._own
+        if reference not in self._keepers:
+            self._forget_some()
+            keeper = ImageKeeper(reference, self._images, self._puller, self._clock)
+            self._keepers[reference] = keeper
+        return self._keepers[reference]
+
+    async def close(self) -> None:
+        """Ends all pulls that are under way."""
+        for keeper in self._keepers.values():
+            await keeper.close()
+
+    def _forget_some(self) -> None:
+        """Those that are asked for next find their image as if they had never looked."""
+        if len(self._keepers) >= MOST_KEEPERS:
+            self._keepers = {
+                reference: keeper for reference, keeper in self._keepers.items() if keeper.is_busy
+            }

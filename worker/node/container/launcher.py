@@ -1,8 +1,8 @@
-"""Workers as containers, one each; see the port. The image is to them what a fork server is."""
+"""Workers as containers, one each; see the port. An image is to them what a fork server is."""
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from worker.node.container.cdi import Edits
 from worker.node.container.containers import ContainerFailed, Containers
 from worker.node.container.furnishing import CACHE, Furnishing
 from worker.node.container.image import Image
-from worker.node.container.image_keeper import ImageKeeper
+from worker.node.container.image_keeper import ImageKeepers
 from worker.node.container.place import Place, remove_places
 from worker.node.container.spec import INSIDE, Limits, container_spec
 from worker.node.container.worker import ContainerWorker, Site
@@ -31,6 +31,8 @@ log = structlog.get_logger()
 SOURCE = "container"  # what the report says of a runtime stage
 CLOSE_S = 5.0  # for killed containers to be removed
 _THREADS = 8
+
+Tell = Callable[[FromWorker], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +52,17 @@ class ContainerLauncher:
     What earlier agents of this node left is removed before the first container is started.
     """
 
+    runs_images = True
+
     def __init__(
         self,
         containers: Containers,
-        keeper: ImageKeeper,
+        images: ImageKeepers,
         furnishing: Furnishing,
         premises: Premises,
     ) -> None:
         self._containers = containers
-        self._keeper = keeper
+        self._images = images
         self._premises = premises
         self._listener: Listener | None = None
         self._workers: dict[WorkerId, ContainerWorker] = {}
@@ -73,11 +77,11 @@ class ContainerLauncher:
     def listen(self, listener: Listener) -> None:
         self._listener = listener
 
-    def climbs_from(self, origin: Origin) -> tuple[Rung, str]:
-        return (Rung.IMAGE if self._keeper.is_here else Rung.NODE), SOURCE
+    def climbs_from(self, origin: Origin, *, image: str | None = None) -> tuple[Rung, str]:
+        return (Rung.IMAGE if self._images.of(image).is_here else Rung.NODE), SOURCE
 
     def start_zygote(self) -> None:
-        """Up is when the image is here: from then on a container is all that a worker needs."""
+        """Up is when our own image is here: from then on a container is all that a worker needs."""
         self._zygote = self._tasks.start(self._bring_image(), name="image")
 
     def stop_zygote(self) -> None:
@@ -85,12 +89,14 @@ class ContainerLauncher:
             self._zygote.cancel()
             self._zygote = None
 
-    def fork(self, worker_id: WorkerId, *, ranks: int) -> None:
-        self._launch(worker_id, ranks)
+    def fork(self, worker_id: WorkerId, *, ranks: int, image: str | None = None) -> None:
+        self._launch(worker_id, ranks, image)
 
-    def spawn(self, worker_id: WorkerId, log_path: Path, *, ranks: int) -> None:
+    def spawn(
+        self, worker_id: WorkerId, log_path: Path, *, ranks: int, image: str | None = None
+    ) -> None:
         """What it prints before it is a replica is not that replica's log."""
-        self._launch(worker_id, ranks)
+        self._launch(worker_id, ranks, image)
 
     def send(self, worker_id: WorkerId, message: ToWorker) -> None:
         worker = self._workers.get(worker_id)
@@ -107,7 +113,7 @@ class ContainerLauncher:
         for worker in tuple(self._workers.values()):
             worker.kill()
         self.stop_zygote()
-        await self._keeper.close()
+        await self._images.close()
         if living:
             _, left = await asyncio.wait(living, timeout=CLOSE_S)
             if left:
@@ -117,7 +123,7 @@ class ContainerLauncher:
 
     # One worker --------------------------------------------------------------------------------
 
-    def _launch(self, worker_id: WorkerId, ranks: int) -> None:
+    def _launch(self, worker_id: WorkerId, ranks: int, image: str | None) -> None:
         tell = partial(self._said, worker_id)
         worker = ContainerWorker(
             f"{self._prefix}-{worker_id}",
@@ -127,7 +133,7 @@ class ContainerLauncher:
             ended=partial(self._ended, worker_id),
         )
         self._workers[worker_id] = worker
-        living = worker.live(lambda: self._image(tell), ranks=ranks)
+        living = worker.live(lambda: self._image(image, tell), ranks=ranks)
         task = self._tasks.start(living, name=f"worker-{worker_id}")
         self._lives.add(task)
         task.add_done_callback(self._lives.discard)
@@ -140,13 +146,13 @@ class ContainerLauncher:
         del self._workers[worker_id]
         self._heard.on_exit(worker_id, end)
 
-    async def _image(self, tell: Any) -> Image:
+    async def _image(self, image: str | None, tell: Tell) -> Image:
         await self._clean()
-        return await self._keeper.ensure(tell)
+        return await self._images.of(image).ensure(tell)
 
     async def _bring_image(self) -> None:
         try:
-            await self._image(lambda message: None)
+            await self._image(None, lambda message: None)
         except PlatformError as error:
             self._heard.on_zygote_exit(Exit(why=error.detail, code=error.slug))
         except ContainerFailed as error:
