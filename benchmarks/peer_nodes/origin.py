@@ -33,6 +33,7 @@ class Origin:
                 begin, end = int(asked[1]), int(asked[2]) + 1
                 self.send_response(206)
                 self.send_header("Content-Length", str(end - begin))
+                self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(data)}")
                 self.end_headers()
                 for offset in range(begin, end, _PIECE_BYTES):
                     piece = memoryview(data)[offset : min(end, offset + _PIECE_BYTES)]

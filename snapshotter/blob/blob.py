@@ -117,6 +117,10 @@ class Blob:
         chunks = [self.ref.table[index] for index in indices]
         self._fetcher.carry(self._target, chunks, within_s=within_s)
 
+    def attend(self, indices: Sequence[int], *, within_s: float) -> bool:
+        """Waits for chunks that are on their way from the origin; whether some still are then."""
+        return self._fetcher.attend(self.ref.digest, indices, within_s=within_s)
+
     def fill(self) -> None:
         """Fetches the rest in the background, if there is room for it."""
         missing = self.missing
@@ -181,12 +185,15 @@ class Blob:
             flights = self._fetcher.request(self._target, again, priority)
 
     def _await_landing(self, flight: Flight, give_up_at: float) -> None:
-        left_s = give_up_at - time.monotonic()
-        hedge_after_s = min(self._fetcher.hedge_after_s, max(left_s, 0))
-        if flight.landed.wait(hedge_after_s):
-            return
+        while True:
+            now = time.monotonic()
+            slow_in_s = self._fetcher.hedge_after_s - (now - (flight.left_at or now))
+            if slow_in_s <= 0 or now >= give_up_at:
+                break
+            if flight.landed.wait(min(slow_in_s, give_up_at - now)):
+                return
         self._fetcher.hedge(flight)
-        if not flight.landed.wait(max(left_s - hedge_after_s, 0)):
+        if not flight.landed.wait(max(give_up_at - time.monotonic(), 0)):
             raise self._io_error(TimeoutError("no source answered in time"))
 
     def _io_error(self, cause: Exception | None) -> OSError:

@@ -10,6 +10,7 @@ import structlog
 
 from infra.errors import ShuttingDown, SourceUnavailable
 from snapshotter.blob.flight import Agenda, Flight, Priority, Target
+from snapshotter.blob.source import ChunkSource
 from snapshotter.blob.store import ChunkStore
 from snapshotter.index.chunk_table import Chunk
 
@@ -18,6 +19,8 @@ log = structlog.get_logger()
 _LEAST_HEDGE_S: Final = 0.1
 _FIRST_HEDGE_S: Final = 1.0
 _NUM_SAMPLES: Final = 64
+_HEDGES_PER_CHUNK: Final = 1 / 32  # so an origin that is slow for all is not asked for all twice
+_MOST_HEDGES: Final = 4.0  # at once, after many chunks without one
 
 
 class Fetcher:
@@ -41,6 +44,7 @@ class Fetcher:
         self._condition = Condition()  # guards everything below
         self._agenda = Agenda()
         self._hedges: deque[Flight] = deque()
+        self._hedges_left = 1.0
         self._flights: dict[tuple[str, int], Flight] = {}
         self._under_way: Counter[Priority] = Counter()
         self._durations_s: deque[float] = deque(maxlen=_NUM_SAMPLES)
@@ -115,11 +119,32 @@ class Fetcher:
             for flight in self._agenda.drop(digest):
                 self._end(flight, error=ShuttingDown("the blob was closed"))
 
+    def attend(self, digest: str, indices: Sequence[int], *, within_s: float) -> bool:
+        """Waits for chunks that this node has asked the origin for; whether some still come then.
+
+        For other nodes. What is asked of another node is not waited for: it might wait for us.
+        """
+        give_up_at = time.monotonic() + within_s
+        for index in indices:
+            with self._condition:
+                flight = self._flights.get((digest, index))
+                if flight is None or not flight.num_at_origin:
+                    continue
+            if not flight.landed.wait(max(give_up_at - time.monotonic(), 0)):
+                return True
+        return False
+
     def hedge(self, flight: Flight) -> None:
-        """A second trip for a chunk that takes long, by the next source; the first to land wins."""
+        """A second trip for a chunk that takes long, by the next source; the first to land wins.
+
+        Of few chunks, as far as others came in time.
+        """
         with self._condition:
             if flight.landed.is_set() or flight.num_trips > 1 or not flight.has_left:
                 return
+            if self._hedges_left < 1:
+                return
+            self._hedges_left -= 1
             flight.num_trips += 1
             self._hedges.append(flight)
             self._condition.notify()
@@ -204,6 +229,8 @@ class Fetcher:
             if not left:
                 return
             source = target.sources[(first_source + number) % len(target.sources)]
+            travelling = tuple(left)
+            self._count_at_origin(travelling, source, 1)
             try:
                 for data in source.chunks([flight.chunk for flight in left]):
                     self._land(left[0], data, source.name)
@@ -211,7 +238,15 @@ class Fetcher:
             except SourceUnavailable as failure:
                 log.info("fetch.source_failed", source=source.name, error=failure.detail)
                 error = failure
+            finally:
+                self._count_at_origin(travelling, source, -1)
         self._give_up(left, error)
+
+    def _count_at_origin(self, flights: Sequence[Flight], source: ChunkSource, change: int) -> None:
+        if flights and flights[0].target.is_origin(source):
+            with self._condition:
+                for flight in flights:
+                    flight.num_at_origin += change
 
     def _land_from_here(self, flight: Flight) -> bool:
         """Whether another blob, or another trip, has brought the same bytes to this node."""
@@ -232,6 +267,7 @@ class Fetcher:
         with self._condition:
             self.fetched_bytes[source] += len(data)
             if not flight.landed.is_set():
+                self._hedges_left = min(_MOST_HEDGES, self._hedges_left + _HEDGES_PER_CHUNK)
                 flight.data = None if is_kept else data
                 flight.came_from = source
                 flight.target.on_land(flight)

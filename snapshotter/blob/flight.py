@@ -43,6 +43,10 @@ class Target:
         self.sources = tuple(sources)
         self.on_land = on_land
 
+    def is_origin(self, source: ChunkSource) -> bool:
+        """Whether it is the one that asks nobody else."""
+        return source is self.sources[-1]
+
 
 class Flight:
     """One chunk on its way, shared by everybody who wants it."""
@@ -53,7 +57,8 @@ class Flight:
         self.priority = priority
         self.asked_at = time.monotonic()
         self.num_trips = 1  # queued or under way; a hedge is the second
-        self.has_left = False
+        self.num_at_origin = 0  # of those trips
+        self.left_at: float | None = None
         self.landed = Event()
         self.data: bytes | None = None  # only where the store had no room
         self.error: Exception | None = None
@@ -62,6 +67,10 @@ class Flight:
     @property
     def key(self) -> tuple[str, int]:
         return self.target.ref.digest, self.chunk.index
+
+    @property
+    def has_left(self) -> bool:
+        return self.left_at is not None
 
 
 OnLand = Callable[[Flight], None]
@@ -144,7 +153,7 @@ class Agenda:
 
     def _leave(self, flight: Flight) -> Flight:
         del self._waiting[flight.key]
-        flight.has_left = True
+        flight.left_at = time.monotonic()
         return flight
 
     def _drop_stale(self) -> None:

@@ -104,6 +104,28 @@ def test_a_priority_that_is_not_allowed_waits():
     assert len(agenda) == 1
 
 
+def test_an_origin_that_is_slow_for_all_is_asked_twice_for_few(fetcher, monkeypatch):
+    monkeypatch.setattr(Fetcher, "hedge_after_s", 0.0)
+    begun, go_on = Event(), Event()
+    source = ScriptedSource(DATA)
+    source._script.append(source.held(begun, go_on))
+
+    def give_and_let_go_on(run):
+        yield from source.give(run)
+        go_on.set()
+
+    source._script.append(give_and_let_go_on)
+    blob = Blob(REF, [source], fetcher)
+
+    flights = blob.prefetch(range(len(PARTS)), Priority.DEMAND)
+    assert begun.wait(60)
+    assert blob.read(0, len(DATA)) == DATA
+
+    assert [len(run) for run in source.requests] == [len(PARTS), 1]
+    assert all(flight.landed.is_set() for flight in flights)
+    blob.close()
+
+
 def test_any_range_reads_as_the_blob_says(fetcher):
     blob = Blob(REF, [ScriptedSource(DATA)], fetcher)
 

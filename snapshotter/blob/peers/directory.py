@@ -8,6 +8,7 @@ from typing import Final, Protocol
 from snapshotter.blob.peers.peer import Peer
 
 MOST_PEERS: Final = 1000  # of one blob
+CLAIM_S: Final = 30.0  # longer than most origins take for a stripe
 
 Peers = Mapping[str, tuple[Peer, ...]]
 
@@ -35,6 +36,14 @@ class Directory(Protocol):
         """Takes the node out of those blobs at once. Raises StoreUnavailable."""
         ...
 
+    def claim(self, blob: str, stripe: int, peer: Peer, *, instead_of: str | None) -> Peer:
+        """Who fetches a stripe from the origin: `peer`, unless another one has said so before and
+        is not the node `instead_of`. It ends by itself.
+
+        Blocks for a moment at most. Raises StoreUnavailable.
+        """
+        ...
+
 
 class MemoryDirectory:
     """For nodes in one process, and tests; `now` in seconds."""
@@ -44,6 +53,7 @@ class MemoryDirectory:
         self._ttl_s = ttl_s
         self._lock = Lock()
         self._known: dict[str, dict[str, tuple[float, Peer]]] = {}
+        self._claims: dict[tuple[str, int], tuple[float, Peer]] = {}
 
     def exchange(self, announcement: Announcement) -> Peers:
         now = self._now()
@@ -64,3 +74,13 @@ class MemoryDirectory:
         with self._lock:
             for blob in announcement.blobs:
                 self._known.get(blob, {}).pop(announcement.node_id, None)
+
+    def claim(self, blob: str, stripe: int, peer: Peer, *, instead_of: str | None) -> Peer:
+        now = self._now()
+        with self._lock:
+            claimed_at, holder = self._claims.get((blob, stripe), (now, peer))
+            if holder.node_id == instead_of or now - claimed_at >= CLAIM_S:
+                holder = peer
+            if holder is peer:
+                self._claims[blob, stripe] = now, peer
+            return holder

@@ -33,10 +33,11 @@ class Neighbourhood:
         self._address = address
         self._directory = directory
         self._shared = shared
-        self._lock = Lock()  # guards the peers and the bans
+        self._lock = Lock()  # guards the peers, the bans and when claims are made again
         self._peers: Peers = {}
         self._heard_at = 0.0
         self._bans = Bans()
+        self._claims_from = 0.0  # a directory that was too slow for them is left alone for a while
         self._condition = Condition()  # guards the next five
         self._is_heard = True  # the directory, the last time
         self._waiting: list[Event] = []
@@ -58,7 +59,7 @@ class Neighbourhood:
             self._waiting.append(done)
             self._condition.notify()
             is_worth_waiting = self._is_heard
-        return is_worth_waiting and done.wait(within_s)
+        return is_worth_waiting and done.wait(within_s) and self._is_heard
 
     def nudge(self) -> None:
         """Announces and asks soon; nobody waits for it."""
@@ -74,6 +75,32 @@ class Neighbourhood:
                 return ()
             peers = self._peers.get(blob, ())
             return tuple(peer for peer in peers if not self._bans.is_banned(peer.node_id, now))
+
+    def claim(self, blob: str, stripe: int, *, instead_of: Peer | None) -> Peer | None:
+        """Who is to be asked for a stripe that it fetches from the origin, or None: this node is
+        to fetch it, and others are told so.
+
+        Waits for the directory, and no longer than a moment; one that does not answer is not
+        asked for some seconds.
+        """
+        now = time.monotonic()
+        with self._lock:
+            if now < self._claims_from:
+                return None
+        own = Peer(self.node_id, self._address, can_fetch=True)
+        before = None if instead_of is None else instead_of.node_id
+        try:
+            holder = self._directory.claim(blob, stripe, own, instead_of=before)
+            with self._lock:
+                is_banned = self._bans.is_banned(holder.node_id, now)
+            if is_banned:
+                holder = self._directory.claim(blob, stripe, own, instead_of=holder.node_id)
+        except StoreUnavailable as error:
+            log.info("peers.claim_failed", detail=error.detail)
+            with self._lock:
+                self._claims_from = time.monotonic() + _BEAT_S
+            return None
+        return None if holder.node_id == self.node_id else holder
 
     def lied(self, peer: Peer) -> None:
         """It gave wrong bytes."""
@@ -118,7 +145,7 @@ class Neighbourhood:
                 self._is_heard = is_heard
                 if not is_heard:
                     self._pause_s = _BEAT_S
-            for done in waiting if is_heard else ():
+            for done in waiting:
                 done.set()
 
     def _beat(self) -> bool:

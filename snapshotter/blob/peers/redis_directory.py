@@ -3,8 +3,10 @@
 Keys:
   peers:<blob digest>   hash: node id -> "<seen, unix ms of Redis> <Peer as text>"; the key ends two
                         lifetimes after its last announcement, a node after one
+  fetches:<blob digest>:<stripe>   <Peer as text>: who fetches it from the origin; for CLAIM_S
 
-One script announces and reads, so a beat is one round trip, and Redis is the only clock.
+One script announces and reads, so a beat is one round trip, and Redis is the only clock. Another
+claims a stripe, or says who has.
 """
 
 from collections.abc import Mapping
@@ -14,7 +16,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from infra.errors import StoreUnavailable
-from snapshotter.blob.peers.directory import MOST_PEERS, Announcement, Peers
+from snapshotter.blob.peers.directory import CLAIM_S, MOST_PEERS, Announcement, Peers
 from snapshotter.blob.peers.peer import Peer
 
 _EXCHANGE: Final = """
@@ -44,16 +46,28 @@ for _, key in ipairs(KEYS) do redis.call('HDEL', key, ARGV[1]) end
 """
 
 
+_CLAIM: Final = """
+local holder = redis.call('GET', KEYS[1])
+if holder and (ARGV[2] == '' or string.match(holder, ' ([^ ]*)$') ~= ARGV[2]) then
+  return holder
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+return ARGV[1]
+"""
+
+_CLAIM_TIMEOUT_S: Final = 0.1  # a read waits for it
+
+
 class RedisDirectory:
     """`url` as for `infra.redis.connect`; every call ends within two seconds."""
 
     def __init__(self, url: str, *, ttl_s: float = 15.0, socket_timeout_s: float = 1.0) -> None:
-        self._redis: Redis = Redis.from_url(
-            url, socket_timeout=socket_timeout_s, socket_connect_timeout=socket_timeout_s
-        )
+        self._redis = _client(url, socket_timeout_s)
+        self._hasty = _client(url, min(socket_timeout_s, _CLAIM_TIMEOUT_S))
         self._ttl_ms = round(ttl_s * 1000)
         self._exchange = self._redis.register_script(_EXCHANGE)
         self._leave = self._redis.register_script(_LEAVE)
+        self._claim = self._hasty.register_script(_CLAIM)
 
     def exchange(self, announcement: Announcement) -> Peers:
         shared = announcement.blobs
@@ -72,14 +86,27 @@ class RedisDirectory:
         if announcement.blobs:
             self._run(self._leave, keys=_keys(announcement.blobs), args=(announcement.node_id,))
 
+    def claim(self, blob: str, stripe: int, peer: Peer, *, instead_of: str | None) -> Peer:
+        holder = self._run(
+            self._claim,
+            keys=[f"fetches:{blob}:{stripe}"],
+            args=(str(peer), instead_of or "", round(CLAIM_S * 1000)),
+        )
+        return Peer.parse(cast(bytes, holder).decode(errors="replace")) or peer
+
     def close(self) -> None:
         self._redis.close()
+        self._hasty.close()
 
     def _run(self, script: Any, **arguments: Any) -> Any:
         try:
             return script(**arguments)
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"the directory of peers does not answer: {error}") from error
+
+
+def _client(url: str, timeout_s: float) -> Redis:
+    return Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
 
 
 def _keys(blobs: Mapping[str, bool]) -> list[str]:

@@ -5,6 +5,7 @@ import os
 import select
 import socket
 import sys
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from itertools import takewhile
@@ -99,11 +100,14 @@ class PeerServer:
         self, asked: ChunksAsked, chunks: list[Chunk], stored: StoredBlob, out: socket.socket
     ) -> HTTPStatus:
         missing = [chunk.index for chunk in chunks if not stored.has(chunk.index)]
+        give_up_at = time.monotonic() + self._fetch_s
         if missing and asked.may_fetch and self._is_home(asked.digest, chunks[0].stripe):
             self._shared.bring(asked.digest, missing, within_s=self._fetch_s)
+        left_s = max(give_up_at - time.monotonic(), 0)
+        is_coming = self._shared.attend(asked.digest, missing, within_s=left_s)
         here = list(takewhile(lambda chunk: stored.has(chunk.index), chunks))
         if not here:
-            return HTTPStatus.NOT_FOUND
+            return HTTPStatus.ACCEPTED if is_coming else HTTPStatus.NOT_FOUND
         begin, end = here[0].offset, here[-1].end
         out.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (end - begin))
         writable = select.poll()

@@ -31,6 +31,12 @@ class SharedBlobs:
             held = {digest for digest, stored in self.store.blobs().items() if stored.kept_bytes}
             return {digest: digest in self._open for digest in sorted(held | set(self._open))}
 
+    def attend(self, digest: str, indices: Sequence[int], *, within_s: float) -> bool:
+        """Waits for chunks that the origin is giving to this node; whether some still come."""
+        with self._lock:
+            blob = self._open.get(digest)
+        return blob is not None and blob.attend(indices, within_s=within_s)
+
     def bring(self, digest: str, indices: Sequence[int], *, within_s: float) -> None:
         """Fetches chunks for somebody else, if this blob can be; they are in the store then."""
         with self._lock:

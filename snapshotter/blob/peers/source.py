@@ -7,14 +7,19 @@ from typing import Final
 from infra.errors import SourceUnavailable
 from infra.registry.connections import Connections
 from snapshotter.blob.peers.neighbourhood import Neighbourhood
+from snapshotter.blob.peers.peer import Peer
 from snapshotter.blob.peers.placement import Ask, whom_to_ask
 from snapshotter.blob.peers.wire import chunks_path
 from snapshotter.blob.stored_blob import BlobRef
 from snapshotter.index.chunk_table import Chunk
 
+_MOST_HOLDERS: Final = 3
+_MOST_ASKS: Final = 4  # of a peer that still waits for the origin, each of which takes some seconds
+
 
 class PeerSource:
-    """Asks the home of a chunk, then one other node; what neither gives is left to the next source.
+    """Asks the home of a chunk, then one other node; what neither gives is left to the next source,
+    unless a node that was not known before is fetching it from there already.
 
     Yields verified bytes only: a peer whose bytes are wrong is banned and nothing of it is used.
     """
@@ -43,19 +48,32 @@ class PeerSource:
             left = left[len(parts) :]
             if not left:
                 return
+        holder: Peer | None = None
+        for _ in range(_MOST_HOLDERS):
+            holder = self._neighbourhood.claim(self._ref.digest, run[0].stripe, instead_of=holder)
+            if holder is None:
+                return
+            parts = self._ask(Ask(holder, may_fetch=False), left)
+            yield from parts
+            left = left[len(parts) :]
+            if not left:
+                return
 
     def _ask(self, ask: Ask, chunks: Sequence[Chunk]) -> list[bytes]:
         """The chunks that a peer gave: the first so many, or none."""
         path = chunks_path(self._ref.digest, chunks, may_fetch=ask.may_fetch)
         most_bytes = chunks[-1].end - chunks[0].offset
         try:
-            answer = self._connections.ask(
-                "GET",
-                ask.peer.url + path,
-                headers=self._headers,
-                most_bytes=most_bytes,
-                follow=False,
-            )
+            for _ in range(_MOST_ASKS):
+                answer = self._connections.ask(
+                    "GET",
+                    ask.peer.url + path,
+                    headers=self._headers,
+                    most_bytes=most_bytes,
+                    follow=False,
+                )
+                if answer.status != HTTPStatus.ACCEPTED:
+                    break
         except SourceUnavailable as error:
             self._neighbourhood.failed(ask.peer, error.detail)
             return []
@@ -72,9 +90,14 @@ class PeerSource:
         return parts
 
 
-# not here; cut by another index; busy: all said by a peer that is in order
+# not here, not yet; cut by another index; busy: all said by a peer that is in order
 _NOT_AT_HAND: Final = frozenset(
-    {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE}
+    {
+        HTTPStatus.ACCEPTED,
+        HTTPStatus.NOT_FOUND,
+        HTTPStatus.CONFLICT,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+    }
 )
 
 

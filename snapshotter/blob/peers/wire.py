@@ -4,8 +4,9 @@
                                                              Firstlight-Table: …
 
 The answer's body is the uncompressed bytes of those chunks, one after the other, up to the first
-that is not here. With `fetch` a node brings what it has not, if it is the chunks' home. 404: the
-first is not here; 409: its table differs; 503: busy.
+that is not here. With `fetch` a node brings what it has not, if it is the chunks' home; what it is
+bringing from the origin anyway is waited for. 202: the first is still on its way from there; 404:
+it is not here; 409: its table differs; 503: busy.
 """
 
 import re

@@ -60,6 +60,19 @@ def test_who_leaves_is_gone_at_once(directory):
     directory.leave(announcement("b"))
 
 
+def test_a_stripe_is_fetched_by_who_said_so_first_until_another_takes_its_place(directory):
+    one, two, three = (Peer(name, f"10.0.0.{ord(name)}:80", True) for name in "abc")
+
+    assert directory.claim(ONE, 0, one, instead_of=None) == one
+    assert directory.claim(ONE, 0, two, instead_of=None) == one
+    assert directory.claim(ONE, 1, two, instead_of=None) == two
+    assert directory.claim(TWO, 0, two, instead_of=None) == two
+
+    assert directory.claim(ONE, 0, two, instead_of="a") == two
+    assert directory.claim(ONE, 0, three, instead_of="a") == two
+    assert directory.claim(ONE, 0, two, instead_of=None) == two
+
+
 def test_who_is_silent_is_forgotten():
     now = 0.0
     directory = MemoryDirectory(lambda: now, ttl_s=15)

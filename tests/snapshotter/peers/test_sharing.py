@@ -3,12 +3,13 @@
 import http.client
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Thread
+from threading import Event, Semaphore, Thread
 
 import pytest
 
 from infra.errors import StoreUnavailable
-from snapshotter.blob.peers.directory import Announcement
+from snapshotter.blob.peers.directory import Announcement, MemoryDirectory
+from snapshotter.blob.peers.peer import Peer
 from snapshotter.blob.peers.placement import home_of
 from tests.snapshotter.makers import raw_blob
 from tests.snapshotter.peers.conftest import DATA, NUM_CHUNKS, REF, TOKEN
@@ -66,6 +67,84 @@ def test_nodes_that_open_a_blob_one_after_the_other_soon_know_of_one_another(mak
         seconds=4,
         what="the first one has heard of the second",
     )
+
+
+class Blind(MemoryDirectory):
+    """Tells nobody of anybody, as if all had come in the same moment."""
+
+    def exchange(self, announcement):
+        return dict.fromkeys(announcement.blobs, ())
+
+
+@pytest.fixture
+def blind() -> Blind:
+    return Blind(lambda: 0.0)
+
+
+def waits(node, monkeypatch) -> Semaphore:
+    """Released whenever the node is about to wait for its origin, for somebody else."""
+    begun = Semaphore(0)
+    attend = node.peering._shared.attend
+
+    def attended(*asked, **terms):
+        begun.release()
+        return attend(*asked, **terms)
+
+    monkeypatch.setattr(node.peering._shared, "attend", attended)
+    return begun
+
+
+def test_nodes_that_do_not_know_of_one_another_yet_do_not_both_ask_the_origin(
+    make_node, blind, monkeypatch
+):
+    first, second = make_node("a", blind), make_node("b", blind)
+    begun, go_on = Event(), Event()
+    origin, other = ScriptedSource(DATA), ScriptedSource(DATA)
+    origin._script.append(origin.held(begun, go_on))
+    waited = waits(first, monkeypatch)
+
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(read_all, first.open(REF, origin), len(DATA))
+        assert begun.wait(60)
+        two = threads.submit(read_all, second.open(REF, other), len(DATA))
+        assert waited.acquire(timeout=60)
+        go_on.set()
+
+    assert (one.result(), two.result()) == (DATA, DATA)
+    assert (given(origin), given(other)) == (NUM_CHUNKS, 0)
+
+
+def test_who_waits_for_a_slow_origin_says_so_and_is_asked_again(make_node, blind, monkeypatch):
+    first, second = make_node("a", blind, patience_s=1.0), make_node("b", blind)
+    begun, go_on = Event(), Event()
+    origin, other = ScriptedSource(DATA), ScriptedSource(DATA)
+    origin._script.append(origin.held(begun, go_on))
+    waited = waits(first, monkeypatch)
+    monkeypatch.setattr(first.peering.server, "_fetch_s", 0.0)
+
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(read_all, first.open(REF, origin), len(DATA))
+        assert begun.wait(60)
+        two = threads.submit(read_all, second.open(REF, other), len(DATA))
+        for _ in range(2):
+            assert waited.acquire(timeout=60)
+        monkeypatch.setattr(first.peering.server, "_fetch_s", 60.0)
+        go_on.set()
+
+    assert (one.result(), two.result()) == (DATA, DATA)
+    assert (given(origin), given(other)) == (NUM_CHUNKS, 0)
+
+
+def test_whose_node_is_gone_fetches_for_nobody_any_more(make_node, blind):
+    gone, lost = Peer("gone", "127.0.0.1:1", True), 0
+    blind.claim(REF.digest, lost, gone, instead_of=None)
+    nodes = [make_node(name, blind) for name in "ab"]
+    origins = [ScriptedSource(DATA) for _ in nodes]
+
+    for node, origin in zip(nodes, origins, strict=True):
+        assert read_all(node.open(REF, origin), len(DATA)) == DATA
+
+    assert given(*origins) == NUM_CHUNKS, "the second node asks the first"
 
 
 def test_a_node_that_comes_later_takes_all_from_those_that_have_it(make_node):
@@ -188,6 +267,9 @@ def test_without_a_directory_everything_comes_from_the_origin(make_node):
             raise StoreUnavailable("the directory is away")
 
         def leave(self, announcement):
+            raise StoreUnavailable("the directory is away")
+
+        def claim(self, blob, stripe, peer, *, instead_of):
             raise StoreUnavailable("the directory is away")
 
     origin = ScriptedSource(DATA)
