@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Final
 
 from infra.errors import SourceUnavailable
-from infra.registry.connections import Connections
+from infra.registry.connections import Answer, Connections
 from snapshotter.blob.peers.neighbourhood import Neighbourhood
 from snapshotter.blob.peers.peer import Peer
 from snapshotter.blob.peers.placement import Ask, whom_to_ask
@@ -14,7 +14,7 @@ from snapshotter.blob.stored_blob import BlobRef
 from snapshotter.index.chunk_table import Chunk
 
 _MOST_HOLDERS: Final = 3
-_MOST_ASKS: Final = 4  # of a peer that still waits for the origin, each of which takes some seconds
+_MOST_WAITS: Final = 3  # for a peer that waits for the origin, each of some seconds
 
 
 class PeerSource:
@@ -61,19 +61,11 @@ class PeerSource:
 
     def _ask(self, ask: Ask, chunks: Sequence[Chunk]) -> list[bytes]:
         """The chunks that a peer gave: the first so many, or none."""
-        path = chunks_path(self._ref.digest, chunks, may_fetch=ask.may_fetch)
-        most_bytes = chunks[-1].end - chunks[0].offset
         try:
-            for _ in range(_MOST_ASKS):
-                answer = self._connections.ask(
-                    "GET",
-                    ask.peer.url + path,
-                    headers=self._headers,
-                    most_bytes=most_bytes,
-                    follow=False,
-                )
-                if answer.status != HTTPStatus.ACCEPTED:
-                    break
+            answer = self._answer(ask, chunks)
+            for _ in range(_MOST_WAITS):
+                if answer.status == HTTPStatus.ACCEPTED:
+                    answer = self._answer(ask, chunks)
         except SourceUnavailable as error:
             self._neighbourhood.failed(ask.peer, error.detail)
             return []
@@ -88,6 +80,15 @@ class PeerSource:
         else:
             self._neighbourhood.lied(ask.peer)
         return parts
+
+    def _answer(self, ask: Ask, chunks: Sequence[Chunk]) -> Answer:
+        return self._connections.ask(
+            "GET",
+            ask.peer.url + chunks_path(self._ref.digest, chunks, may_fetch=ask.may_fetch),
+            headers=self._headers,
+            most_bytes=chunks[-1].end - chunks[0].offset,
+            follow=False,
+        )
 
 
 # not here, not yet; cut by another index; busy: all said by a peer that is in order
