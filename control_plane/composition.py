@@ -25,7 +25,9 @@ from control_plane.autoscaler.memory import Memory
 from control_plane.autoscaler.redis_store import RedisExperienceStore
 from control_plane.capacity.local import LOCAL, LocalAgent, LocalCapacity
 from control_plane.capacity.port import CapacityProvider, NoMachines
+from control_plane.deployments.image_indexing import ImageIndexing
 from control_plane.deployments.image_registries import RegistryImages
+from control_plane.deployments.index_program import IndexProgram
 from control_plane.deployments.redis_store import RedisDeploymentStore
 from control_plane.deployments.service import Deployments
 from control_plane.fleet.chronicle import Chronicle
@@ -108,6 +110,7 @@ class ControlPlane:
             ("keys", self.keys.run()),
             ("memory", self.memory.run()),
             ("usage", self.usage.run()),
+            ("indexing", self.indexing.run()),
             ("metrics", drop_counts_of_the_deleted(self.metrics, self.deployments)),
             *self.jobs.loops(),
         ):
@@ -138,6 +141,7 @@ class ControlPlane:
             lines=self.lines,
             activator=self.activator,
             autoscaler=self.autoscaler,
+            indexing=self.indexing,
             sessions=self.sessions,
             ledger=self.ledger,
             jobs=self.jobs.jobs,
@@ -204,6 +208,9 @@ class ControlPlane:
                 plain_http=self.settings.plain_http,
             ),
         )
+        self.indexing = self._indexing()
+        self.deployments.subscribe_pinned(self.indexing.pinned)
+        self.deployments.subscribe(self.indexing.deployment_changed)
         self.memory = Memory(RedisExperienceStore(self.redis), clock=clock)
         self.fleet = Fleet()
         self.sessions = NodeSessions(
@@ -225,12 +232,14 @@ class ControlPlane:
             clock=clock,
             is_leading=self._is_in_charge,
             memory=self.memory,
+            is_settled=self.indexing.is_settled,
             standby=StandbyLimits(
                 self.settings.standby_max,
                 self.settings.sleepers_max,
                 self.settings.sleepers_memory,
             ),
         )
+        self.indexing.subscribe(self.autoscaler.image_settled)
         self._wire_activator()
         self._wire_jobs()
         chronicle = Chronicle(self.logbook, clock)
@@ -282,6 +291,14 @@ class ControlPlane:
         if secret is not None:
             client = HttpWebhooks(allows_private=settings.webhook_private)
             self.jobs.send_webhooks(client, secret=secret.get_secret_value())
+
+    def _indexing(self) -> ImageIndexing:
+        settings = self.settings
+        indexer = None
+        if settings.indexes_images:
+            scratch = settings.state_dir / "indexing"
+            indexer = IndexProgram(self._environment, scratch, plain_http=settings.plain_http)
+        return ImageIndexing(indexer, is_leading=self._is_in_charge)
 
     def _job_owner(self) -> str:
         """With the embedded Redis there is one owner at a time: what the last one ran when it

@@ -54,6 +54,11 @@ class Settings(BaseSettings):
         description="JSON list of registries or repositories of which models may name images; "
         "unset: all.",
     )
+    index_images: bool | None = Field(
+        default=None,
+        description="Index images at deploy, with a login that may push; unset: unless the only "
+        "machine is this one and PLATFORM_SNAPSHOTTER overlayfs.",
+    )
     containerd: Path = Field(
         default=Path("/run/containerd/containerd.sock"),
         description="The socket of the containerd that runs them.",
@@ -121,6 +126,13 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field(
         default="console", description="How events are written to standard error."
     )
+
+    @property
+    def indexes_images(self) -> bool:
+        """Whether some node may mount what is indexed."""
+        if self.index_images is not None:
+            return self.index_images
+        return self.capacity == "none" or self.snapshotter != "overlayfs"
 
     @model_validator(mode="after")
     def _containers_of_something(self) -> Self:

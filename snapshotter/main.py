@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
     index = programs.add_parser("index", help="push an index beside an image: it is lazy then")
     index.add_argument("reference")
+    index.add_argument("--background", action="store_true", help="last of all, in lines of JSON")
     convert = programs.add_parser("convert", help="push an image in chunks of zstd, with an index")
     convert.add_argument("reference")
     convert.add_argument("target")
@@ -132,8 +134,26 @@ def _remove(arguments: argparse.Namespace) -> None:
 def _index(arguments: argparse.Namespace) -> None:
     from infra.registry.reference import Reference
 
+    if arguments.background:
+        _index_in_background(arguments)
+        return
     with _publisher(arguments) as publisher:
         _told(publisher.index(Reference.parse(arguments.reference)), arguments)
+
+
+def _index_in_background(arguments: argparse.Namespace) -> None:
+    """For a control plane, which has requests to answer meanwhile."""
+    from infra.registry.reference import Reference
+    from snapshotter.index.publish_report import run_in_background
+
+    os.nice(19)
+
+    def index(on_progress: Callable[[float], None]) -> "Published":
+        with _publisher(arguments, on_progress) as publisher:
+            return publisher.find_or_index(Reference.parse(arguments.reference))
+
+    if not run_in_background(index, sys.stdout):
+        sys.exit(1)
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -145,7 +165,9 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _publisher(arguments: argparse.Namespace) -> Iterator["Publisher"]:
+def _publisher(
+    arguments: argparse.Namespace, on_progress: Callable[[float], None] = lambda fraction: None
+) -> Iterator["Publisher"]:
     from snapshotter.index.publish import LEAST_LAYER_BYTES, Publisher
     from snapshotter.index.publish_report import write_layer
     from snapshotter.registry.image import this_architecture
@@ -156,6 +178,7 @@ def _publisher(arguments: argparse.Namespace) -> Iterator["Publisher"]:
         registry,
         architecture=this_architecture(),
         on_layer=lambda layer: write_layer(layer, sys.stderr),
+        on_progress=on_progress,
         least_layer_bytes=LEAST_LAYER_BYTES if least_bytes is None else least_bytes,
     )
     registry.close()

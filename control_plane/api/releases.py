@@ -131,6 +131,7 @@ def _revision_status(
             LockedFile(path=file.path, size=file.size, digest=file.digest)
             for file in revision.source.files
         ),
+        image=services.indexing.status_of(revision),
         created_at=revision.created_at,
         replicas=services.fleet.counts(revision.name).ready,
         in_flight=demand.in_flight,

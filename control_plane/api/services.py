@@ -8,6 +8,7 @@ from control_plane.activator.ledger import Ledger
 from control_plane.activator.lines import Lines
 from control_plane.api.auth import KeyRing
 from control_plane.autoscaler.loop import Autoscaler
+from control_plane.deployments.image_indexing import ImageIndexing
 from control_plane.deployments.service import Deployments
 from control_plane.fleet.logbook import Logbook
 from control_plane.fleet.node_sessions import NodeSessions
@@ -41,6 +42,7 @@ class Services:
     lines: Lines
     activator: Activator
     autoscaler: Autoscaler
+    indexing: ImageIndexing
     sessions: NodeSessions
     ledger: Ledger
     jobs: Jobs

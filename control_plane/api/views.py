@@ -100,6 +100,7 @@ def _status(
         spec=revision.spec,
         facts=revision.facts,
         digest=revision.digest,
+        image=services.indexing.status_of(revision),
         url=f"{base_url.rstrip('/')}/v1/models/{revision.model}/invoke",
         created_at=revision.created_at,
         desired_replicas=explanation.desired_replicas,
@@ -127,6 +128,7 @@ def model_explanation(services: Services, revision: Revision, *, last: int) -> M
         reason=explained.reason,
         hint=explained.hint,
         desired_replicas=explained.desired_replicas,
+        image=services.indexing.status_of(revision),
         keep_alive=keep_alive,
         decisions=tuple(_decision(record) for record in reversed(records)),
     )

@@ -52,7 +52,9 @@ class Autoscaler:
         standby: StandbyLimits = StandbyLimits(),  # noqa: B008 - frozen value
         memory: Memory | None = None,
         zone: tzinfo | None = None,
+        is_settled: Callable[[str], bool] = lambda image: True,
     ) -> None:
+        """`is_settled`: whether workers may be parked with an image."""
         self._deployments = deployments
         self._fleet = fleet
         self._reconciler = reconciler
@@ -60,7 +62,7 @@ class Autoscaler:
         self._is_leading = is_leading
         self._tuning = tuning
         self._tick_s = tick_s
-        self._standby = StandbyKeeper(deployments, fleet, limits=standby)
+        self._standby = StandbyKeeper(deployments, fleet, limits=standby, is_settled=is_settled)
         self._roster = Roster(memory or Memory(MemoryExperienceStore(), clock=clock), tuning=tuning)
         self._judge = Judge(fleet, reconciler, tuning=tuning)
         self._status = Status(self._roster, self._judge, fleet, reconciler, zone=zone)
@@ -166,6 +168,11 @@ class Autoscaler:
                 yield
         judge.ticked_at = now
         self._standby.tick(now)
+
+    def image_settled(self) -> None:
+        """Workers may be parked with an image from now on."""
+        if self._is_leading():
+            self._standby.size(self._clock.now())
 
     def look_everywhere(self) -> None:
         """The next tick decides for every revision, as if it had not done so before."""

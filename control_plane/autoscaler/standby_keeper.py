@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Callable
 from statistics import median
 
 from control_plane.deployments.service import Deployments
@@ -26,10 +27,18 @@ _AGAIN_S = 60.0  # what starts are worth is asked as often
 class StandbyKeeper:
     """Owns what is remembered of starts, a class of nodes."""
 
-    def __init__(self, deployments: Deployments, fleet: Fleet, *, limits: StandbyLimits) -> None:
+    def __init__(
+        self,
+        deployments: Deployments,
+        fleet: Fleet,
+        *,
+        limits: StandbyLimits,
+        is_settled: Callable[[str], bool],
+    ) -> None:
         self._deployments = deployments
         self._fleet = fleet
         self._limits = limits
+        self._is_settled = is_settled
         self._starts: dict[NodeClass, Starts] = {}
         self._runtimes: deque[float] = deque(maxlen=_REMEMBERED)
         self._sized_at = -math.inf
@@ -53,7 +62,9 @@ class StandbyKeeper:
         most = self._limits.parked * len(nodes)
         worth = {kind: starts.worth(most=most, now=now) for kind, starts in self._starts.items()}
         revisions = self._deployments.in_traffic()
-        sizes = size_standby(revisions, nodes, limits=self._limits, worth=worth)
+        sizes = size_standby(
+            revisions, nodes, limits=self._limits, worth=worth, is_settled=self._is_settled
+        )
         for node_id, standby in sizes.items():
             self._fleet.set_standby(node_id, standby)
 

@@ -89,7 +89,7 @@ def _deploy(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="A model.yaml, or - for standard input.")],
     wait: Annotated[
-        bool, typer.Option(help="Wait for the replicas that scaling.min keeps.")
+        bool, typer.Option(help="Wait for its image's index, and for replicas of scaling.min.")
     ] = True,
     traffic: Annotated[
         bool, typer.Option(help="Send all requests to it, or none until `platform traffic`.")
@@ -105,7 +105,7 @@ def _deploy(
         file,
         takes_traffic=traffic,
         is_now=now,
-        is_waiting=wait and traffic,
+        is_waiting=wait,
         timeout_s=timeout,
     )
     if json:

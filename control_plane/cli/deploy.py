@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from control_plane.cli.failure import CommandFailed, from_platform_error
+from control_plane.cli.imaging import describe_image, follow
 from control_plane.cli.releases import split_text
 from control_plane.cli.session import Session
 from control_plane.cli.units import amount
@@ -28,7 +29,8 @@ def deploy(
     is_waiting: bool,
     timeout_s: float,
 ) -> ModelStatus:
-    """Publishes the file's spec; where replicas are always kept, waits until one is ready.
+    """Publishes the file's spec; waits until its image is indexed, and where replicas are always
+    kept, until one is ready.
 
     Unless `is_now`, a model that is served goes on being served until the new revision is warm.
     """
@@ -36,10 +38,12 @@ def deploy(
     with Waiting(session.err, f"deploying {spec.name}", now=session.now) as waiting:
         waiting.show(f"reading {spec.source}")
         status = session.platform.deploy(spec, takes_traffic=takes_traffic, is_now=is_now)
+    if is_waiting:
+        status = follow(session, status, timeout_s=timeout_s)
     if takes_traffic and _share(status) < 100:
         switch(session, spec.name, {status.revision: 100}, timeout_s=timeout_s)
         status = session.platform.status(spec.name)
-    if is_waiting and spec.scaling.min > 0:
+    if is_waiting and takes_traffic and spec.scaling.min > 0:
         status = wait_for(session, spec.name, ModelState.READY, timeout_s=timeout_s)
     return status
 
@@ -80,7 +84,7 @@ def describe_deployed(status: ModelStatus, *, sends_key: bool) -> str:
     return (
         f"{status.revision} is deployed: {facts.architecture}, {amount(facts.weight_bytes)} of "
         f"weights, {facts.context_tokens:,} tokens of context\n"
-        f"  state  {status.state.value}\n"
+        f"  state  {status.state.value}\n{_described_image(status)}"
         f"  url    {status.url}\n"
         f"  try    platform invoke {status.name} --prompt Hello --stream\n"
         f'  curl   curl {status.url}{key} -d \'{{"prompt": "Hello", "max_tokens": 32}}\'\n'
@@ -92,7 +96,11 @@ def _describe_dark(status: ModelStatus) -> str:
     leading = status.traffic[0].revision
     return (
         f"{status.revision} is deployed and gets no request; they go to "
-        f"{split_text(status.traffic)}\n"
+        f"{split_text(status.traffic)}\n{_described_image(status)}"
         f"  try    platform traffic {status.name} {leading}=90 {status.revision}=10\n"
         f"  all    platform traffic {status.name} {status.revision}=100\n"
     )
+
+
+def _described_image(status: ModelStatus) -> str:
+    return "" if status.image is None else f"  image  {describe_image(status.image)}\n"

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 from rich.text import Text
 
+from control_plane.cli.imaging import describe_image
 from control_plane.cli.session import printable
 from control_plane.cli.table import table
 from control_plane.cli.units import duration
@@ -21,6 +22,8 @@ def explanation(found: ModelExplanation) -> list[Text]:
         hint = f"platform logs {found.name}"
     if hint is not None:
         lines.append(Text(printable(f"hint: {hint}")))
+    if found.image is not None:
+        lines.append(Text(f"it runs {describe_image(found.image)}"))
     lines.append(Text(_kept(found.keep_alive)))
     if found.decisions:
         rows = [_row(decision) for decision in found.decisions]

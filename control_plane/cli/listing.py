@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from control_plane.cli.imaging import describe_image, is_worth_a_line
 from control_plane.cli.releases import split_text
 from control_plane.cli.session import printable
 from control_plane.cli.table import table
@@ -22,8 +23,14 @@ NUMBERS = frozenset({"REPLICAS", "RUNNING", "WAITING", "AGE"})
 
 
 def listing(models: Sequence[ModelStatus], *, unix_now: float) -> list[Text]:
-    """One line a model."""
-    return table(HEADINGS, (_row(model, unix_now) for model in models), numbers=NUMBERS)
+    """One line a model, and what is to be said of images: whose index is made, or cannot be."""
+    lines = table(HEADINGS, (_row(model, unix_now) for model in models), numbers=NUMBERS)
+    said = [
+        Text(f"{model.revision} runs {describe_image(model.image)}")
+        for model in models
+        if model.image is not None and is_worth_a_line(model.image)
+    ]
+    return [*lines, Text(), *said] if said else lines
 
 
 def _row(model: ModelStatus, unix_now: float) -> list[Text]:

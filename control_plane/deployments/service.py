@@ -19,6 +19,7 @@ from control_plane.deployments.store import (
 from control_plane.deployments.wishes import check_generation, check_percents, number_of
 from control_plane.tenancy.identity import OPERATOR, Identity
 from infra.contracts.base import ModelName, RevisionName
+from infra.contracts.image import ResolvedImage
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.revision import ModelFacts, ResolvedSource, Revision
 from infra.contracts.tenancy import TenantName
@@ -27,6 +28,7 @@ from infra.errors import Conflict, Invalid, ModelNotFound, SourceInvalid
 log = structlog.get_logger()
 
 ChangeListener = Callable[[Change], None]
+ImageListener = Callable[[ResolvedImage], None]
 RecordChange = Callable[[Record], Record]
 
 _MOST_TRIES = 5
@@ -47,6 +49,7 @@ class Deployments:
         self._routes: dict[ModelName, Route] = {}
         self._live: dict[RevisionName, Revision] = {}
         self._listeners: list[ChangeListener] = []
+        self._pinned_listeners: list[ImageListener] = []
         # Guards the order of changes: listeners hear them in the order the store made them.
         self._changing = asyncio.Lock()
 
@@ -78,6 +81,9 @@ class Deployments:
         source, facts = await self._resolver.resolve(spec.source)
         draft_source = await self._resolve_draft(spec, facts)
         image = await self._images.resolve(spec.image)
+        if image is not None:
+            for listener in self._pinned_listeners:
+                listener(image)
         async with self._changing:
             draft = RevisionDraft.of(
                 spec,
@@ -209,6 +215,11 @@ class Deployments:
         """Calls the listener at every change of what gets requests, in order, on the event loop; it
         must not raise."""
         self._listeners.append(listener)
+
+    def subscribe_pinned(self, listener: ImageListener) -> None:
+        """Calls the listener with the image of every revision that is about to be published; it
+        must not raise."""
+        self._pinned_listeners.append(listener)
 
     # -- how -----------------------------------------------------------------------------------
 

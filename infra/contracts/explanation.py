@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from infra.contracts.base import Contract, ModelName, RevisionName
+from infra.contracts.image import ImageStatus
 from infra.contracts.revision import ModelState
 
 
@@ -57,5 +58,8 @@ class ModelExplanation(Contract):
     reason: str = Field(description="Why it is where it is, in a line.")
     hint: str | None = Field(default=None, description="What to do where its replicas failed.")
     desired_replicas: int
+    image: ImageStatus | None = Field(
+        default=None, description="What its containers run, where that is pinned."
+    )
     keep_alive: KeepAliveStatus
     decisions: tuple[DecisionStatus, ...] = Field(description="The last ones, newest first.")

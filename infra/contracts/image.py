@@ -1,6 +1,7 @@
 """The image that a model's containers run: what it is called, and what is pinned of it."""
 
 import re
+from enum import StrEnum
 from typing import Final
 
 from pydantic import Field
@@ -45,3 +46,26 @@ class ImagePool(Contract):
 
     image: str = Field(max_length=1024, description="As ResolvedImage.reference.")
     workers: int = Field(ge=0, le=1000)
+
+
+class ImageState(StrEnum):
+    """How a node gets the layers of an image that it does not have."""
+
+    WAITING = "waiting"
+    INDEXING = "indexing"
+    LAZY = "lazy"
+    WHOLE = "whole"
+    UNKNOWN = "unknown"
+
+
+class ImageStatus(Contract):
+    """The image of a revision, as a user sees it."""
+
+    reference: str = Field(description="As it is pinned.")
+    state: ImageState = Field(
+        description="lazy: layers are mounted; whole: downloaded. While an index is made (waiting, "
+        "indexing) starts download it, too; unknown: indexes are not made here."
+    )
+    fraction: float | None = Field(default=None, description="How far the index has come.")
+    detail: str = Field(description="The same in a line, and why.")
+    hint: str | None = Field(default=None, description="What to do where it could not be made.")

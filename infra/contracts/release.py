@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from infra.contracts.base import Contract, ModelName, RevisionName
+from infra.contracts.image import ImageStatus
 
 Generation = Annotated[
     int | None,
@@ -69,6 +70,9 @@ class RevisionStatus(Contract):
     digest: str
     files: tuple[LockedFile, ...] = Field(
         default=(), description="What replicas refuse to differ from."
+    )
+    image: ImageStatus | None = Field(
+        default=None, description="What its containers run, where that is pinned."
     )
     created_at: float
     replicas: int = Field(description="Ready ones.")

@@ -5,7 +5,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from infra.contracts.base import Contract, ModelName, NodeId, ReplicaId, RevisionName
-from infra.contracts.image import ResolvedImage
+from infra.contracts.image import ImageStatus, ResolvedImage
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.release import TrafficShare
 from infra.contracts.stage import StageProgress
@@ -128,6 +128,9 @@ class ModelStatus(Contract):
     spec: ModelSpec
     facts: ModelFacts
     digest: str
+    image: ImageStatus | None = Field(
+        default=None, description="What its containers run, where that is pinned."
+    )
     url: str
     created_at: float
     desired_replicas: int

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -207,6 +207,16 @@ class Registry:
             return
         with content.open("rb") as file:
             self._ask_once("PUT", image, url, headers=headers, body=file, scope="pull,push")
+
+    def check_push(self, image: Reference) -> None:
+        """Raises Unauthorized or Forbidden where nothing may be pushed to the repository."""
+        path = f"/v2/{image.repository}/blobs/uploads/"
+        begun = self._ask("POST", image, path, body=b"", scope="pull,push")
+        origin = self._connections.origin(image.endpoint)
+        url = urljoin(f"{origin}{path}", begun.headers.get("location", ""))
+        if url.startswith(f"{origin}/"):
+            with suppress(PlatformError):  # a registry that cannot forget it lets it expire
+                self._ask_once("DELETE", image, url, scope="pull,push")
 
     def push_manifest(
         self, image: Reference, manifest: Mapping[str, Any], *, name: str | None = None

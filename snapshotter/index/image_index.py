@@ -21,6 +21,7 @@ class ImageIndex:
     """Where to find the index of each layer that has one."""
 
     image: Reference
+    artifact: str  # its own digest
     layers: Mapping[str, Descriptor]  # by layer digest
 
     def packed(self, registry: Registry, layer: str) -> bytes | None:
@@ -64,4 +65,4 @@ def find_index(
     num_bytes = sum(blob.size for blob in layers.values())
     if num_bytes > MOST_IMAGE_BYTES:  # a node fetches them all at once
         raise ImageInvalid(f"the index of {image} has {num_bytes} bytes", limit=MOST_IMAGE_BYTES)
-    return ImageIndex(image, layers)
+    return ImageIndex(image, artifact.digest, layers)

@@ -12,7 +12,7 @@ from infra.registry.client import Registry
 from infra.registry.manifest import LISTS, MANIFEST, Descriptor, Manifest
 from infra.registry.reference import Reference
 from snapshotter.index.build import index_layer, unpack_tar
-from snapshotter.index.image_index import ARTIFACT_TYPE, LAYER
+from snapshotter.index.image_index import ARTIFACT_TYPE, LAYER, find_index
 from snapshotter.index.layer_index import MEDIA_TYPE, LayerIndex
 from snapshotter.index.zstd_frames import cuts, write_frames
 from snapshotter.registry.image import (
@@ -22,9 +22,10 @@ from snapshotter.registry.image import (
     configuration_of,
     layers_of,
 )
-from snapshotter.registry.referrers import attach
+from snapshotter.registry.referrers import attach, listed_beside
 
 LEAST_LAYER_BYTES: Final = 10 << 20  # smaller ones are downloaded before an index pays
+SMALL: Final = "it is small"
 ZSTD_LAYER: Final = "application/vnd.oci.image.layer.v1.tar+zstd"
 
 
@@ -49,6 +50,7 @@ class Published:
 
 
 OnLayer = Callable[[LayerReport], None]
+OnProgress = Callable[[float], None]
 
 
 class Publisher:
@@ -60,11 +62,13 @@ class Publisher:
         *,
         architecture: str,
         on_layer: OnLayer = lambda report: None,
+        on_progress: OnProgress = lambda fraction: None,
         least_layer_bytes: int = LEAST_LAYER_BYTES,
     ) -> None:
         self._registry = registry
         self._architecture = architecture
         self._on_layer = on_layer
+        self._on_progress = on_progress
         self._least_layer_bytes = least_layer_bytes
 
     def index(self, image: Reference) -> Published:
@@ -73,10 +77,61 @@ class Publisher:
         A layer that cannot have one is left out, and pulled as it always was. May be repeated.
         """
         manifest, _, layers = self._image(image)
+        return self._index(image, manifest, layers)
+
+    def find_or_index(self, image: Reference) -> Published:
+        """The same, unless an index is beside the image already.
+
+        Raises Unauthorized or Forbidden where none may be pushed, before any layer is read.
+        """
+        manifest, _, layers = self._image(image)
+        found = self._find(image, manifest.descriptor.digest, layers)
+        if found is not None:
+            return found
+        if any(layer.blob.size >= self._least_layer_bytes for layer in layers):
+            self._registry.check_push(image)
+        return self._index(image, manifest, layers)
+
+    def _find(
+        self, image: Reference, manifest: str, layers: tuple[ImageLayer, ...]
+    ) -> Published | None:
+        """What is damaged is made anew, as what is missing."""
+        try:
+            listed = listed_beside(self._registry, image, manifest)
+            found = find_index(self._registry, image, manifest, listed)
+        except ImageInvalid:
+            return None
+        if found is None:
+            return None
+        reports = [
+            LayerReport(
+                layer.blob.digest,
+                layer.blob.size,
+                index_bytes=described.size if described else 0,
+                why_not=None if described else self._why_none(layer),
+            )
+            for layer in layers
+            for described in [found.layers.get(layer.blob.digest)]
+        ]
+        return Published(_named(image, manifest), found.artifact, tuple(reports))
+
+    def _why_none(self, layer: ImageLayer) -> str:
+        is_small = layer.blob.size < self._least_layer_bytes
+        return SMALL if is_small else "it could not have one when the image was indexed"
+
+    def _index(
+        self, image: Reference, manifest: Manifest, layers: tuple[ImageLayer, ...]
+    ) -> Published:
         blobs, reports = [], []
+        num_bytes = sum(layer.blob.size for layer in layers) or 1
+        done = 0
         for layer in layers:
             with TemporaryDirectory(prefix="firstlight-index-") as folder:
-                report, blob = self._index_layer(image, layer, Path(folder) / "layer")
+                report, blob = self._index_layer(
+                    image, layer, Path(folder) / "layer", progress=(done, num_bytes)
+                )
+            done += layer.blob.size
+            self._on_progress(done / num_bytes)
             blobs += [blob] if blob else []
             reports.append(report)
             self._on_layer(report)
@@ -114,14 +169,23 @@ class Publisher:
         return manifest, config, layers_of(manifest.content, parsed)
 
     def _index_layer(
-        self, image: Reference, layer: ImageLayer, path: Path
+        self,
+        image: Reference,
+        layer: ImageLayer,
+        path: Path,
+        *,
+        progress: tuple[int, int] | None = None,
     ) -> tuple[LayerReport, Descriptor | None]:
-        """`path`: where the layer is, or is to be downloaded."""
+        """`path`: where the layer is, or is to be downloaded. `progress`: bytes of the layers
+        before it, and of all; half of a layer's time is its download."""
         report = LayerReport(layer.blob.digest, layer.blob.size)
         if layer.blob.size < self._least_layer_bytes:
-            return replace(report, why_not="it is small"), None
+            return replace(report, why_not=SMALL), None
         if not path.exists():
             self._registry.download(image, layer.blob, path)
+        if progress is not None:
+            before, of = progress
+            self._on_progress((before + layer.blob.size / 2) / of)
         try:
             index = _checked(path, layer)
         except ImageInvalid as error:
@@ -172,8 +236,11 @@ class Publisher:
             artifact = attach(
                 self._registry, image, subject, artifact_type=ARTIFACT_TYPE, blobs=blobs
             ).digest
-        name = f"{Reference(image.host, image.repository, image.tag)}@{subject.digest}"
-        return Published(name, artifact, tuple(reports))
+        return Published(_named(image, subject.digest), artifact, tuple(reports))
+
+
+def _named(image: Reference, digest: str) -> str:
+    return str(replace(image, digest=digest))
 
 
 def _checked(path: Path, layer: ImageLayer) -> LayerIndex:

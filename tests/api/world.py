@@ -17,6 +17,7 @@ from control_plane.activator.relay import Relay
 from control_plane.api.app import create_edge
 from control_plane.api.auth import KeyRing
 from control_plane.api.services import Services
+from control_plane.deployments.image_indexing import ImageIndexing
 from control_plane.fleet.replica import Replica
 from control_plane.fleet.timeline import MemoryTimelineStore
 from control_plane.queue.memory_store import MemoryJobStore
@@ -77,6 +78,7 @@ class EdgeWorld:
             lines=self.lines,
             activator=self.activator,
             autoscaler=world.autoscaler,
+            indexing=ImageIndexing(None),
             sessions=world.sessions,
             ledger=self.ledger,
             jobs=self.jobs.jobs,

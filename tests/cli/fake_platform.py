@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 
+from infra.contracts.image import ImageStatus
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.release import TrafficShare
 from infra.contracts.revision import (
@@ -70,6 +71,7 @@ def model(
     minimum: int = 0,
     number: int = 1,
     traffic: dict[int, int] | None = None,
+    image: ImageStatus | None = None,
 ) -> ModelStatus:
     """A deployed model; one that is not idle has a replica."""
     replica = ReplicaStatus(
@@ -95,6 +97,7 @@ def model(
             longest_token_bytes=81,
         ),
         digest="sha256:0",
+        image=image,
         url=f"{URL}/v1/models/{name}/invoke",
         created_at=1_700_000_000,
         desired_replicas=0 if state is ModelState.IDLE else 1,

@@ -39,11 +39,10 @@ def contained(
     smollm2_dir: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[RunningPlatform]:
-    """The real model deployed; its workers' image and its index are in a registry, nowhere else."""
+    """The real model deployed with an image of its own, by its tag. That is in a registry, nowhere
+    else, and has no index before."""
     with running_registry(tmp_path_factory.mktemp("registry")) as registry:
         image = push(WORKER, registry.address, "worker")
-        indexed = node.run("index", image)
-        assert indexed.returncode == 0, indexed.stderr
         settings = {
             "PLATFORM_RUNTIME": "container",
             "PLATFORM_IMAGE": image,
@@ -55,12 +54,27 @@ def contained(
         }
         with running_platform(environment | settings) as platform:
             platform.client.timeout = httpx.Timeout(200)
-            platform.deploy("chat", smollm2_dir, scaling=SCALING)
+            platform.deploy("chat", smollm2_dir, scaling=SCALING, image=image)
+            until(lambda: not is_being_indexed(platform), seconds=120, what="the image is indexed")
             files = {path.name: path for path in smollm2_dir.iterdir() if path.is_file()}
             deployed = {"name": "far", "source": push_model(files, registry.address, "far")}
             response = platform.client.put("/v1/models/far", json=deployed | {"scaling": SCALING})
             assert response.status_code == 202, response.text
             yield platform
+
+
+def is_being_indexed(platform: RunningPlatform) -> bool:
+    return platform.status("chat")["image"]["state"] in {"waiting", "indexing"}
+
+
+def test_a_deploy_pins_the_image_and_has_it_indexed(contained: RunningPlatform) -> None:
+    chat, far = (contained.status(name) for name in ("chat", "far"))
+
+    assert chat["image"]["state"] == "lazy", chat["image"]
+    assert "layers are mounted" in chat["image"]["detail"]
+    tag, pinned = chat["spec"]["image"], chat["image"]["reference"]
+    assert pinned.startswith(tag.removesuffix(":latest") + "@sha256:")
+    assert far["image"]["reference"] == pinned, "the platform's own is the same"
 
 
 def test_a_request_at_zero_mounts_the_image_starts_a_container_and_is_answered(

@@ -1,21 +1,23 @@
+import io
 import json
 from dataclasses import replace
 
 import pytest
 
-from infra.errors import ImageInvalid, SourceUnavailable
+from infra.errors import Forbidden, ImageInvalid, SourceUnavailable
 from infra.registry.manifest import MANIFEST, Descriptor
 from infra.registry.reference import Reference
 from snapshotter.blob.codec import codec_of
 from snapshotter.blob.source import Decoded
 from snapshotter.index.image_index import ARTIFACT_TYPE, LAYER
 from snapshotter.index.layer_index import MEDIA_TYPE, Compression
-from snapshotter.index.publish import ZSTD_LAYER, Publisher
+from snapshotter.index.publish import ZSTD_LAYER, LayerReport, Published, Publisher
+from snapshotter.index.publish_report import run_in_background
 from snapshotter.registry.blob_ranges import RegistryBlob
 from snapshotter.registry.referrers import attach, listed_beside, of_type
 from tests.snapshotter.images import add_image, index_beside
 from tests.snapshotter.makers import digest_of
-from tests.snapshotter.registry_server import Clients, registry_server
+from tests.snapshotter.registry_server import Clients, registry_server, status
 from tests.snapshotter.tars import END, file, layer_tar, noise, words
 
 BASE = layer_tar({"bin/sh": words(200_000)})
@@ -225,3 +227,85 @@ def test_an_index_that_lists_nonsense_is_refused(server, registry, layers, why):
 
     with pytest.raises(ImageInvalid, match=why):
         index_beside(registry, image, image.digest)
+
+
+def test_an_index_that_is_there_is_found_and_nothing_is_read_or_pushed(server, registry):
+    image = add_image(server, [BASE, TOP])
+    made = publisher(registry, least_layer_bytes=1_000_000).find_or_index(image)
+    server.requests.clear()
+
+    found = publisher(registry, least_layer_bytes=1_000_000).find_or_index(image)
+
+    assert (found.image, found.index) == (made.image, made.index)
+    assert [report.why_not for report in found.layers] == ["it is small", None]
+    layers = layers_of(registry, image)
+    assert not [path for method, path in server.requests if method in {"POST", "PUT"}]
+    assert not [path for _, path in server.requests if path.endswith(tuple(layers))]
+
+
+def test_who_may_not_push_is_told_before_any_layer_is_read(server, registry):
+    image = add_image(server, [BASE, TOP])
+    server.fail("POST .*/uploads/", status(403))
+
+    with pytest.raises(Forbidden):
+        publisher(registry).find_or_index(image)
+
+    layers = layers_of(registry, image)
+    assert not [path for _, path in server.requests if path.endswith(tuple(layers))]
+
+
+def test_progress_never_goes_back_and_ends_at_one(server, registry):
+    image = add_image(server, [BASE, TOP])
+    fractions: list[float] = []
+
+    Publisher(
+        registry, architecture="amd64", on_progress=fractions.append, least_layer_bytes=0
+    ).find_or_index(image)
+
+    assert fractions == sorted(fractions) and len(fractions) == 4
+    assert fractions[-1] == 1
+
+
+def in_background(index) -> list[dict]:
+    out = io.StringIO()
+    run_in_background(index, out)
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def test_a_program_says_in_lines_of_json_what_came_of_an_image():
+    layers = (
+        LayerReport("sha256:a", 5, why_not="it is small"),
+        LayerReport("sha256:b", 50, why_not="it is hostile"),
+        LayerReport("sha256:c", 50),
+    )
+
+    def index(on_progress) -> Published:
+        on_progress(0.5)
+        return Published("r.io/x", "sha256:1", layers)
+
+    progress, indexed = in_background(index)
+    assert progress == {"kind": "progress", "fraction": 0.5}
+    assert indexed == {
+        "kind": "indexed",
+        "index": "sha256:1",
+        "layers": 3,
+        "lazy": 1,
+        "why_not": "it is hostile",
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Forbidden("no", hint="x" * 2000), "forbidden"),
+        (SourceUnavailable("y" * 9000), "source-unavailable"),
+        (OSError(28, "No space left on device"), "image-unavailable"),
+        (ModuleNotFoundError("none", name="zstandard"), "dependency-missing"),
+    ],
+)
+def test_a_program_says_so_too_where_it_cannot(error, code):
+    def index(on_progress) -> Published:
+        raise error
+
+    (failed,) = in_background(index)
+    assert (failed["kind"], failed["code"]) == ("failed", code)

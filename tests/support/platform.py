@@ -59,7 +59,7 @@ class RunningPlatform:
         except httpx.TransportError:
             return False
 
-    def deploy(self, name: str, source: Path, **sections: dict[str, Any]) -> None:
+    def deploy(self, name: str, source: Path, **sections: Any) -> None:
         """Deploys a model from a folder."""
         response = self.client.put(
             f"/v1/models/{name}", json={"name": name, "source": f"file://{source}", **sections}
