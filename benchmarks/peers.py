@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure.report import Target, targets_table
-from benchmarks.peer_nodes.load import LOADS
+from benchmarks.peer_nodes.load import LOADS, TOKEN
 from benchmarks.peer_nodes.namespaces import machines
 from benchmarks.peer_nodes.origin import Origin
 from infra.redis import find_server
@@ -127,7 +127,7 @@ async def _run(
     origin = Origin(host, data, arguments.origin * 1e6)
     redis = f"redis://{host}:{REDIS_PORT}/0"
     if what == "weights" and case.is_proven:
-        RedisProvenWeights(redis).add(digest, digests_of(memoryview(data)))
+        RedisProvenWeights(redis, token=TOKEN).add(digest, digests_of(memoryview(data)))
     orders = {
         "what": what,
         "digest": digest,

@@ -332,12 +332,13 @@ def _sharing(settings: SnapshotterSettings) -> Callable[["ChunkStore"], "Sharing
 
 
 def _proven(settings: SnapshotterSettings) -> "ProvenWeights":
-    """What is known of weights, by all nodes that share chunks."""
+    """What is known of weights, by all nodes that share chunks and can show it."""
     from snapshotter.blob.weights.proven import MemoryProvenWeights, RedisProvenWeights
 
-    if settings.peers_redis_url is None:
+    if settings.peers_redis_url is None or settings.peers_token is None:
         return MemoryProvenWeights()
-    return RedisProvenWeights(settings.peers_redis_url)
+    token = settings.peers_token.get_secret_value()
+    return RedisProvenWeights(settings.peers_redis_url, token=token)
 
 
 def _settings_of_a_daemon() -> SnapshotterSettings:

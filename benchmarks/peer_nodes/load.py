@@ -27,6 +27,7 @@ from snapshotter.blob.weights.proven import RedisProvenWeights
 from snapshotter.index.chunk_table import ChunkTable
 
 _NAME = "model.safetensors"
+TOKEN = "bench"  # what nodes show each other
 _DEADLINE_S = 120.0
 
 
@@ -75,7 +76,7 @@ class Weights:
         self._folder = Path(orders["folder"])
         file = SourceFile(path=_NAME, size=orders["size"], digest=orders["digest"])
         self._source = ResolvedSource(uri=self._origin, digest=orders["digest"], files=(file,))
-        proven = RedisProvenWeights(orders["redis"])
+        proven = RedisProvenWeights(orders["redis"], token=TOKEN)
         weights = OpenWeights(self._remote, fetcher, sharing, proven, deadline_s=_DEADLINE_S)
         JsonServer(self._folder / "weights.sock", weights.verbs).start()
         self._landing = Landing(landing_bytes([file.size]))

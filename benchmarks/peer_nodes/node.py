@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks.peer_nodes.load import LOADS
+from benchmarks.peer_nodes.load import LOADS, TOKEN
 from snapshotter.blob.fetcher import Fetcher
 from snapshotter.blob.peers.peering import Alone, Peering, PeerTerms
 from snapshotter.blob.peers.redis_directory import RedisDirectory
@@ -30,7 +30,7 @@ def main() -> None:
             orders["node"],
             orders["host"],
             0,
-            "bench",
+            TOKEN,
             upload_bytes_per_s=orders["upload_bytes_per_s"],
         )
         peering = Peering(store, RedisDirectory(orders["redis"]), terms)

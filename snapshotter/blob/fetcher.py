@@ -233,7 +233,8 @@ class Fetcher:
             self._count_at_origin(travelling, source, 1)
             try:
                 for data in source.chunks([flight.chunk for flight in left]):
-                    self._land(left[0], data, source.name)
+                    is_first_hand = target.is_origin(source)
+                    self._land(left[0], data, source.name, is_first_hand=is_first_hand)
                     del left[0]
             except SourceUnavailable as failure:
                 log.info("fetch.source_failed", source=source.name, error=failure.detail)
@@ -258,9 +259,12 @@ class Fetcher:
         self._land(flight, data, "here")
         return True
 
-    def _land(self, flight: Flight, data: bytes, source: str) -> None:
+    def _land(
+        self, flight: Flight, data: bytes, source: str, *, is_first_hand: bool = False
+    ) -> None:
+        ref, chunk = flight.target.ref, flight.chunk
         try:
-            is_kept = self.store.put(flight.target.ref, flight.chunk, data)
+            is_kept = self.store.put(ref, chunk, data, is_first_hand=is_first_hand)
         except ValueError as error:
             self.num_corrupt += 1
             raise SourceUnavailable(f"{source} gave wrong bytes: {error}") from error

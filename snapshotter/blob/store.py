@@ -130,8 +130,10 @@ class ChunkStore:
             stored = self._open.get(digest)
             return stored is not None and stored.has(index)
 
-    def put(self, ref: BlobRef, chunk: Chunk, data: bytes) -> bool:
+    def put(self, ref: BlobRef, chunk: Chunk, data: bytes, *, is_first_hand: bool = False) -> bool:
         """Keeps a chunk of a blob that is open; False if there is no room for it.
+
+        `is_first_hand`: it comes from the origin.
 
         Raises ValueError when `data` is not what the table says, whether it is kept or not.
         """
@@ -142,12 +144,12 @@ class ChunkStore:
         if not self._make_room(chunk.length):
             return False
         try:
-            stored.write(chunk, data, verified_by)
+            stored.write(chunk, data, verified_by, is_first_hand=is_first_hand)
         except OSError as error:
             if error.errno not in _FULL or not self._make_room(chunk.length, is_disk_full=True):
                 log.warning("store.write_failed", blob=ref.digest, error=error.strerror)
                 return False
-            return self.put(ref, chunk, data)
+            return self.put(ref, chunk, data, is_first_hand=is_first_hand)
         return True
 
     def find(self, chunk_digest: bytes) -> Location | None:

@@ -61,7 +61,11 @@ class StoredBlob:
         self.table = ref.table
         self._folder = folder
         self._boot_id = boot_id.encode()[:40]
-        self._lock = Lock()  # guards kept_bytes and the states that it sums up
+        # Guards kept_bytes, the states that it sums up, and the next two.
+        self._lock = Lock()
+        # Chunks without a digest, by who gave them to this process: the origin, and another node.
+        self._first_hand: set[int] = set()
+        self._hearsay: set[int] = set()
         folder.mkdir(parents=True, exist_ok=True)
         identity = self._identity()
         self.descriptor = os.open(folder / "data", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -108,6 +112,15 @@ class StoredBlob:
             case _:
                 return False
 
+    def may_give(self, index: int) -> bool:
+        """Whether other nodes may have the chunk: it is verified by its digest, or where nobody
+        knows that yet, it was read from the origin by this very process and by nobody else."""
+        if not self.has(index):
+            return False
+        with self._lock:
+            is_first_hand = index in self._first_hand and index not in self._hearsay
+        return is_first_hand or self.table[index].digest != UNKNOWN
+
     def learn(self, ref: BlobRef) -> None:
         """The digests of all chunks are known from now on; those that are here are hashed again.
 
@@ -138,8 +151,17 @@ class StoredBlob:
             raise ValueError(f"chunk {chunk.index} of {self.digest} is not what the index says")
         return table
 
-    def write(self, chunk: Chunk, data: bytes, verified_by: ChunkTable) -> None:
-        """Keeps a chunk. Raises OSError where the disk refuses."""
+    def write(
+        self, chunk: Chunk, data: bytes, verified_by: ChunkTable, *, is_first_hand: bool = False
+    ) -> None:
+        """Keeps a chunk. Raises OSError where the disk refuses.
+
+        `is_first_hand`: it comes from the origin. Two may write one chunk at once: then it counts
+        as hearsay if one of them does.
+        """
+        if chunk.digest == UNKNOWN:
+            with self._lock:
+                (self._first_hand if is_first_hand else self._hearsay).add(chunk.index)
         view = memoryview(data)
         written = 0
         while written < len(view):
@@ -156,6 +178,9 @@ class StoredBlob:
         """None of it is here any more; who reads it meanwhile may read anything."""
         for chunk in self.table:
             self._set(chunk.index, ChunkState.ABSENT)
+        with self._lock:
+            self._first_hand.clear()
+            self._hearsay.clear()
 
     def close(self) -> None:
         self._states.close()

@@ -99,13 +99,13 @@ class PeerServer:
     def _give(
         self, asked: ChunksAsked, chunks: list[Chunk], stored: StoredBlob, out: socket.socket
     ) -> HTTPStatus:
-        missing = [chunk.index for chunk in chunks if not stored.has(chunk.index)]
+        missing = [chunk.index for chunk in chunks if not stored.may_give(chunk.index)]
         give_up_at = time.monotonic() + self._fetch_s
         if missing and asked.may_fetch and self._is_home(asked.digest, chunks[0].stripe):
             self._shared.bring(asked.digest, missing, within_s=self._fetch_s)
         left_s = max(give_up_at - time.monotonic(), 0)
         is_coming = self._shared.attend(asked.digest, missing, within_s=left_s)
-        here = list(takewhile(lambda chunk: stored.has(chunk.index), chunks))
+        here = list(takewhile(lambda chunk: stored.may_give(chunk.index), chunks))
         if not here:
             return HTTPStatus.ACCEPTED if is_coming else HTTPStatus.NOT_FOUND
         begin, end = here[0].offset, here[-1].end

@@ -1,21 +1,29 @@
 """What nodes know of files of weights that one of them has proven: the port, and two adapters.
 
 Keys in Redis:
-  weights:<blob digest>   the SHA-256 of each piece of the file, one after the other; the key ends
-                          some weeks after it was used last
+  weights:<blob digest>   the SHA-256 of each piece of the file, one after the other, then an
+                          HMAC-SHA256 of blob and digests; the key ends some weeks after it was
+                          used last
 
-They lie beside the pinned sources, in the same Redis: whoever may write there may deploy.
+The HMAC's key is made of the token that nodes show each other: whoever may only write to that Redis
+can make a node believe nothing.
 """
 
+import hmac
 from threading import Lock
 from typing import Final, Protocol, cast
 
+import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
 from infra.errors import StoreUnavailable
 
+log = structlog.get_logger()
+
 _KEPT_S: Final = 30 * 24 * 3600
+_MAC_BYTES: Final = 32
+_PURPOSE: Final = b"firstlight: digests of proven weights"
 
 
 class ProvenWeights(Protocol):
@@ -49,9 +57,12 @@ class MemoryProvenWeights:
 
 
 class RedisProvenWeights:
-    """`url` as for `infra.redis.connect`."""
+    """`url` as for `infra.redis.connect`; `token` is what nodes show each other. What is not
+    signed with it was proven by nobody.
+    """
 
-    def __init__(self, url: str, *, socket_timeout_s: float = 1.0) -> None:
+    def __init__(self, url: str, *, token: str, socket_timeout_s: float = 1.0) -> None:
+        self._key = hmac.digest(token.encode(), _PURPOSE, "sha256")
         self._redis: Redis = Redis.from_url(
             url, socket_timeout=socket_timeout_s, socket_connect_timeout=socket_timeout_s
         )
@@ -64,13 +75,22 @@ class RedisProvenWeights:
                 found, _ = asked.execute()
         except (RedisError, OSError) as error:
             raise _silent(error) from error
-        return cast(bytes | None, found) or b""
+        stored = cast(bytes | None, found) or b""
+        digests, mac = stored[:-_MAC_BYTES], stored[-_MAC_BYTES:]
+        if not stored or hmac.compare_digest(mac, self._mac(blob, digests)):
+            return digests
+        log.warning("weights.digests_not_believed", blob=blob, bytes=len(stored))
+        return b""
 
     def add(self, blob: str, digests: bytes) -> None:
         try:
-            self._redis.set(_key(blob), digests, ex=_KEPT_S)
+            self._redis.set(_key(blob), digests + self._mac(blob, digests), ex=_KEPT_S)
         except (RedisError, OSError) as error:
             raise _silent(error) from error
+
+    def _mac(self, blob: str, digests: bytes) -> bytes:
+        """Of both: digests of one file say nothing of another."""
+        return hmac.digest(self._key, b"%s\0%s" % (blob.encode(), digests), "sha256")
 
 
 def _key(blob: str) -> str:

@@ -176,6 +176,35 @@ def test_what_a_neighbour_spoiled_of_a_file_that_nobody_has_proven_comes_again_f
     assert origin == "peer+s3"
 
 
+def test_what_nobody_has_proven_is_given_by_who_read_it_from_the_origin_and_not_passed_on(
+    make_machine: Callable[[str], Machine], origin: Origin
+) -> None:
+    first, second, third = (make_machine(name) for name in "abc")
+    first.bring()
+    second.bring()
+    assert origin.given_bytes == len(CONTENT)
+
+    first.node.peering.close()
+    third.bring()
+
+    assert origin.given_bytes == 2 * len(CONTENT)
+    assert third.node.fetcher.fetched_bytes["peer"] == 0
+
+
+def test_what_was_proven_is_passed_on_by_whoever_has_it(
+    make_machine: Callable[[str], Machine], origin: Origin
+) -> None:
+    first, second, third = (make_machine(name) for name in "abc")
+    first.start()
+    until_proven(first)
+    second.bring()
+    first.node.peering.close()
+
+    third.bring()
+
+    assert origin.given_bytes == len(CONTENT)
+
+
 def test_once_one_node_has_proven_a_file_no_other_takes_a_wrong_piece_of_it(
     make_machine: Callable[[str], Machine], origin: Origin
 ) -> None:
@@ -195,7 +224,7 @@ def test_once_one_node_has_proven_a_file_no_other_takes_a_wrong_piece_of_it(
 def test_a_directory_that_is_away_costs_the_digests_and_nothing_else(
     make_node: Callable[..., Node], origin: Origin, tmp_path: Path
 ) -> None:
-    machine = Machine(make_node("a"), origin, tmp_path, RedisProvenWeights("redis://127.0.0.1:1"))
+    machine = Machine(make_node("a"), origin, tmp_path, redis_of("redis://127.0.0.1:1"))
 
     assert machine.start("first") == (CONTENT, "s3")
     assert machine.start("second") == (CONTENT, "cache")
@@ -235,6 +264,10 @@ def test_files_that_nobody_can_prove_are_read_from_their_source(
     assert machine.start("second", unproven) == (CONTENT, "s3")
     assert origin.given_bytes == 2 * len(CONTENT)
     assert machine.ask("digests", unproven, file=NAME) == ""
+
+
+def redis_of(url: str) -> RedisProvenWeights:
+    return RedisProvenWeights(url, token="a token of nodes")
 
 
 def until_proven(machine: Machine) -> None:
