@@ -65,22 +65,45 @@ class IndexFiles:
         Raises StoreUnavailable.
         """
         path = self._metadata(digest)
-        kept = path.read_bytes() if path.exists() else b""
-        if sha256(kept[_DIGEST_BYTES:]).digest() == kept[:_DIGEST_BYTES]:
-            return kept[_DIGEST_BYTES:]
-        made = make()
-        _write(path, sha256(made).digest() + made)
-        return made
+        kept = _kept(path)
+        return _made(path, make) if kept is None else kept
+
+    def remade(
+        self, digest: str, make: Callable[[], bytes], *, is_readable: Callable[[bytes], bool]
+    ) -> bytes:
+        """Another index of the same layer, which stands for the one of that digest: what was kept
+        if it can be read, or else what `make` gives now. Raises StoreUnavailable.
+        """
+        path = self._remade(digest)
+        kept = _kept(path)
+        return _made(path, make) if kept is None or not is_readable(kept) else kept
 
     def remove(self, digest: str) -> None:
         self._index(digest).unlink(missing_ok=True)
         self._metadata(digest).unlink(missing_ok=True)
+        self._remade(digest).unlink(missing_ok=True)
 
     def _index(self, digest: str) -> Path:
         return self._folder / f"{hex_of(digest)}.index"
 
     def _metadata(self, digest: str) -> Path:
         return self._folder / f"{hex_of(digest)}.erofs"
+
+    def _remade(self, digest: str) -> Path:
+        return self._folder / f"{hex_of(digest)}.remade"
+
+
+def _kept(path: Path) -> bytes | None:
+    """What was made before; None where there is nothing, or not all of it."""
+    kept = path.read_bytes() if path.exists() else b""
+    made = kept[_DIGEST_BYTES:]
+    return made if sha256(made).digest() == kept[:_DIGEST_BYTES] else None
+
+
+def _made(path: Path, make: Callable[[], bytes]) -> bytes:
+    made = make()
+    _write(path, sha256(made).digest() + made)
+    return made
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from threading import Lock
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from snapshotter.blob.source import Decoded
 from snapshotter.blob.starts import Starts
 from snapshotter.blob.stored_blob import BlobRef
 from snapshotter.containerd.index_files import IndexFiles
+from snapshotter.containerd.index_maker import IndexMaker
 from snapshotter.containerd.read_layers import ReadLayers
 from snapshotter.fs.layer_file import LayerFile
 from snapshotter.fs.ports import ServedFile
@@ -87,6 +89,7 @@ class LayerOpener:
         """`deadline_s`: how long a read may wait for its bytes."""
         self._sharing = sharing
         self._read = ReadLayers(files)
+        self._maker = IndexMaker(registry)
         self._registry = registry
         self._fetcher = fetcher
         self._starts = starts
@@ -96,7 +99,7 @@ class LayerOpener:
 
     def __call__(self, name: str, spec: Mapping[str, Any]) -> ServedFile:
         image, layer = Reference.parse(_text(spec, "image")), _text(spec, "layer")
-        read = self._read.take(name, layer)
+        read = self._read.take(name, layer, _size(spec), partial(self._maker.make, image, layer))
         origin = Decoded(RegistryBlob(self._registry, image, layer), read.codec)
         ref = BlobRef(layer, read.table)
         blob = Blob(
@@ -162,7 +165,8 @@ class LayerOpener:
         with self._lock:
             is_open = name in self._open
         if not is_open:
-            self._read.expect(name, _text(spec, "layer"))
+            image, layer = Reference.parse(_text(spec, "image")), _text(spec, "layer")
+            self._read.expect(name, layer, _size(spec), partial(self._maker.make, image, layer))
 
     def _kept_bytes(self, question: Mapping[str, Any]) -> int:
         with self._lock:
@@ -187,3 +191,9 @@ def _text(spec: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise Invalid(f"{name} is no text")
     return value
+
+
+def _size(spec: Mapping[str, Any]) -> int | None:
+    """Of the layer, as its image says it; what an earlier version mounted does not tell."""
+    value = spec.get("size")
+    return value if isinstance(value, int) else None

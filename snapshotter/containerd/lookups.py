@@ -99,17 +99,19 @@ class Lookups:
         image, manifest = lookup.image, str(lookup.image.digest)
         with ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="lookup") as pool:
             try:
+                sizing = pool.submit(self._sizes, image)
                 listed = listed_beside(self._registry, image, manifest)
                 is_traced = pool.submit(self._bring_traces, image, listed)
                 index = find_index(self._registry, image, manifest, listed)
+                sizes = sizing.result()
             except Exception as error:
                 lookup.index.set_exception(error)
                 return
             if index is None:
                 lookup.index.set_result(None)
                 return
-            for layer in index.layers:
-                fetched = pool.submit(self._bring_layer, index, layer)
+            for layer in index.layers.keys() & sizes.keys():
+                fetched = pool.submit(self._bring_layer, index, layer, sizes[layer])
                 fetched.add_done_callback(self._hear)
                 lookup.layers[layer] = fetched
             lookup.index.set_result(index)
@@ -117,13 +119,20 @@ class Lookups:
             if is_traced.result():
                 self._on_image(image, index)
 
-    def _bring_layer(self, index: ImageIndex, layer: str) -> FoundLayer:
+    def _sizes(self, image: Reference) -> dict[str, int]:
+        """Of the image's layers, by digest: an index claims no more than its layer holds."""
+        listed = self._registry.manifest(image).content.get("layers")
+        layers = [Descriptor.parse(each) for each in listed] if isinstance(listed, list) else []
+        return {layer.digest: layer.size for layer in layers}
+
+    def _bring_layer(self, index: ImageIndex, layer: str, size: int) -> FoundLayer:
         name = index.layers[layer].digest
         if not self._files.has(name):
             packed = index.packed(self._registry, layer)
             assert packed is not None, "it is described"
             self._files.keep(name, packed)
-        return FoundLayer(name, {"image": str(index.image), "layer": layer, "index": name})
+        spec = {"image": str(index.image), "layer": layer, "index": name, "size": size}
+        return FoundLayer(name, spec)
 
     def _hear(self, fetched: Future[FoundLayer]) -> None:
         if fetched.exception() is None:

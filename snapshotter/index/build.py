@@ -14,15 +14,13 @@ from snapshotter.index.chunk_table import Chunk, ChunkTable
 from snapshotter.index.entry import Entry
 from snapshotter.index.gzip_spans import GzipPoint, inflate_span, map_gzip
 from snapshotter.index.inode_table import InodeTable
-from snapshotter.index.layer_index import Compression, LayerIndex
+from snapshotter.index.inode_wire import check_inodes
+from snapshotter.index.layer_index import Compression, LayerIndex, most_tar_bytes
 from snapshotter.index.layer_tree import layer_tree
 from snapshotter.index.tar_scan import TarScanner
 from snapshotter.index.zstd_frames import CHUNK_BYTES, read_frames
 
 _MOST_SPAN_BYTES: Final = 32 << 20  # one block of deflate may go on for ever
-_MOST_RATIO: Final = 200  # tar to layer; real ones stay below 20
-_MOST_TAR_BYTES: Final = 256 << 30
-
 _MOST_WINDOW_BYTES: Final = 128 << 20  # what `zstd --long` makes, and containerd reads
 
 _COMPRESSIONS: Final = {"gzip": Compression.GZIP, "zstd": Compression.ZSTD}
@@ -53,8 +51,10 @@ def index_layer(path: Path, *, layer: str, media_type: str) -> LayerIndex:
         if point is not None:
             points.append(point)
     inodes = InodeTable.of(layer_tree(scanner.finish()))
+    table = ChunkTable(chunks)
+    check_inodes(len(inodes), table.size)
     diff_id = f"sha256:{whole.hexdigest()}"
-    return LayerIndex(layer, diff_id, compression, ChunkTable(chunks), tuple(points), inodes)
+    return LayerIndex(layer, diff_id, compression, table, tuple(points), inodes)
 
 
 def unpack_tar(path: Path, target: IO[bytes], *, media_type: str) -> list[Entry]:
@@ -63,7 +63,7 @@ def unpack_tar(path: Path, target: IO[bytes], *, media_type: str) -> list[Entry]
     Any gzip or zstd will do.
     """
     size = path.stat().st_size
-    most_bytes = _most_bytes(size)
+    most_bytes = most_tar_bytes(size)
     scanner = TarScanner()
     num_bytes = 0
     try:
@@ -90,16 +90,11 @@ def _reader(file: IO[bytes], compression: Compression) -> IO[bytes]:
             return file
 
 
-def _most_bytes(size: int) -> int:
-    """How large the tar of a layer of `size` bytes may be."""
-    return min(_MOST_TAR_BYTES, size * _MOST_RATIO + (16 << 20))
-
-
 def _pieces(path: Path, compression: Compression) -> Iterator[Piece]:
     size = path.stat().st_size
     if not size:
         raise ImageInvalid("the layer is empty")
-    most_bytes = _most_bytes(size)
+    most_bytes = most_tar_bytes(size)
     match compression:
         case Compression.GZIP:
             return _gzip_pieces(path, size, most_bytes)

@@ -28,6 +28,7 @@ from snapshotter.index.layer_tree import MOST_LINK_BYTES, OPAQUE
 from snapshotter.index.tar_scan import MOST_ENTRIES
 
 MOST_INODES: Final = 2 * MOST_ENTRIES  # folders that no entry names are inodes, too
+_ALWAYS: Final = 4096  # of a layer however small
 
 _HEAD: Final = Struct("<6I")
 _INODE_COLUMNS: Final = "HIIQQI"  # after the kinds
@@ -76,14 +77,24 @@ def packed_inodes(table: InodeTable) -> bytes:
     )
 
 
+def check_inodes(num_inodes: int, layer_bytes: int) -> None:
+    """Raises ImageInvalid for more than there can be in a tar of that size: an entry takes a block
+    of it, and brings no more than another one on average, of a folder that no entry names.
+    """
+    most = min(MOST_INODES, _ALWAYS + 2 * (layer_bytes // _UNIT_BYTES))
+    if num_inodes > most:
+        raise ImageInvalid(f"the layer's index has {num_inodes} files", limit=most)
+
+
 def parse_inodes(packed: bytes, *, layer_bytes: int) -> InodeTable:
     """The inverse of `packed_inodes`, for a layer whose tar has that many bytes.
 
     Raises ImageInvalid, or one of layer_index's MALFORMED.
     """
     num_inodes, num_folders, num_links, *lengths = _HEAD.unpack_from(packed)
-    if not 0 < num_inodes <= MOST_INODES or max(num_folders, num_links) > MOST_INODES:
-        raise ImageInvalid(f"the layer's index has {num_inodes} files", limit=MOST_INODES)
+    check_inodes(max(num_inodes, num_folders, num_links), layer_bytes)
+    if not num_inodes:
+        raise ImageInvalid("the layer's index has no root")
     at = _HEAD.size
 
     def column(unit: str, length: int) -> tuple[int, ...]:

@@ -33,6 +33,9 @@ _U32: Final = struct.Struct("<I")
 _MOST_HEADER_BYTES: Final = 4096
 _MOST_WINDOW_BYTES: Final = 40 << 10
 _MOST_FILES_BYTES: Final = 128 << 20
+_ALWAYS_FILES_BYTES: Final = 1 << 20
+_MOST_RATIO: Final = 200  # tar to layer; real ones stay below 20
+_MOST_TAR_BYTES: Final = 256 << 30
 # what reading malformed data raises; whoever calls `parse` hears of ImageInvalid only
 MALFORMED: Final = (
     ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error
@@ -77,23 +80,33 @@ class LayerIndex:
         return b"".join((_MAGIC, _U32.pack(len(header)), header, table, points, files))
 
     @classmethod
-    def parse(cls, packed: bytes, *, layer: str) -> "LayerIndex":
-        """The inverse of `packed`, for the layer that it is bound to. Raises ImageInvalid."""
+    def parse(cls, packed: bytes, *, layer: str, layer_bytes: int | None = None) -> "LayerIndex":
+        """The inverse of `packed`, for the layer that it is bound to, and within what a layer of
+        `layer_bytes` can hold, where that is known. Raises ImageInvalid.
+        """
         try:
-            return _parse(memoryview(packed), layer)
+            return _parse(memoryview(packed), layer, layer_bytes)
         except MALFORMED as error:
             raise ImageInvalid(f"the layer's index is malformed: {error}") from error
         except zstandard.ZstdError as error:
             raise ImageInvalid(f"the layer's index is damaged: {error}") from error
 
 
-def _parse(packed: memoryview, layer: str) -> LayerIndex:
+def is_of_another_version(packed: bytes | memoryview) -> bool:
+    """Whether it is an index, and not one that this program reads."""
+    magic = bytes(packed[: len(_MAGIC)])
+    return magic != _MAGIC and magic.startswith(_OF_ANY_VERSION)
+
+
+def most_tar_bytes(layer_bytes: int) -> int:
+    """How large the tar of a layer of that size may be."""
+    return min(_MOST_TAR_BYTES, layer_bytes * _MOST_RATIO + (16 << 20))
+
+
+def _parse(packed: memoryview, layer: str, layer_bytes: int | None) -> LayerIndex:
     magic = bytes(packed[:8])
-    if magic != _MAGIC and magic.startswith(_OF_ANY_VERSION):
-        raise ImageInvalid(
-            "the layer's index is of another version: index the image again, and remove it from"
-            " nodes that have it (platform images rm)"
-        )
+    if is_of_another_version(packed):
+        raise ImageInvalid("the layer's index is of another version: index the image again")
     if magic != _MAGIC or len(packed) > MOST_INDEX_BYTES:
         raise ImageInvalid("the layer's index has an unknown format")
     (header_bytes,) = _U32.unpack_from(packed, 8)
@@ -115,10 +128,20 @@ def _parse(packed: memoryview, layer: str) -> LayerIndex:
     table = ChunkTable.parse(bytes(table_bytes))
     if any(chunk.digest == UNKNOWN for chunk in table):
         raise ImageInvalid("the index has a chunk without a digest")
+    _check_size(table, layer_bytes)
     compression = Compression(header["compression"])
     points = _parse_points(point_bytes, table) if compression is Compression.GZIP else ()
     inodes = _parse_files(file_bytes, table.size)
     return LayerIndex(layer, header["diff_id"], compression, table, points, inodes)
+
+
+def _check_size(table: ChunkTable, layer_bytes: int | None) -> None:
+    """What is claimed of the tar bounds what is made of the rest."""
+    source_bytes = max((chunk.source_end for chunk in table), default=0)
+    if layer_bytes is not None and source_bytes > layer_bytes:
+        raise ImageInvalid(f"the index is one of {source_bytes} bytes", limit=layer_bytes)
+    if table.size > (most := most_tar_bytes(source_bytes)):
+        raise ImageInvalid(f"the index has a tar of {table.size} bytes", limit=most)
 
 
 def _parse_points(packed: memoryview, table: ChunkTable) -> tuple[GzipPoint, ...]:
@@ -140,8 +163,10 @@ def _parse_points(packed: memoryview, table: ChunkTable) -> tuple[GzipPoint, ...
 
 
 def _parse_files(packed: memoryview, size: int) -> InodeTable:
-    if not 0 <= zstandard.frame_content_size(packed) <= _MOST_FILES_BYTES:
+    # names, targets and attributes, which are written as hex, are in the tar, too
+    most_bytes = min(_MOST_FILES_BYTES, _ALWAYS_FILES_BYTES + 2 * size)
+    if not 0 <= zstandard.frame_content_size(packed) <= most_bytes:
         raise ImageInvalid("the layer's index has a huge list of files")
     decompressor = zstandard.ZstdDecompressor()
-    unpacked = decompressor.decompress(packed, max_output_size=_MOST_FILES_BYTES)
+    unpacked = decompressor.decompress(packed, max_output_size=most_bytes)
     return parse_inodes(unpacked, layer_bytes=size)

@@ -21,6 +21,7 @@ from snapshotter.index.chunk_table import UNKNOWN, Chunk, ChunkTable
 from snapshotter.index.entry import Entry, Kind
 from snapshotter.index.erofs_writer import erofs_image
 from snapshotter.index.gzip_spans import GzipPoint, inflate_span
+from snapshotter.index.inode_table import InodeTable
 from snapshotter.index.layer_index import LayerIndex
 from snapshotter.index.tar_scan import TarScanner
 from snapshotter.index.zstd_frames import CHUNK_BYTES, cuts, write_frames
@@ -251,6 +252,52 @@ def test_an_index_whose_chunks_could_be_anything_is_refused(small):
 
     with pytest.raises(ImageInvalid, match="without a digest"):
         LayerIndex.parse(replace(small, table=table).packed(), layer=small.layer)
+
+
+def test_an_index_claims_no_more_than_its_layer_holds(small):
+    size = len(gzipped(SMALL))
+    assert LayerIndex.parse(small.packed(), layer=small.layer, layer_bytes=size)
+    with pytest.raises(ImageInvalid, match=f"one of {size} bytes"):
+        LayerIndex.parse(small.packed(), layer=small.layer, layer_bytes=size - 1)
+
+
+def many_folders(number: int) -> InodeTable:
+    """In the root, and nothing else."""
+    names = [b"%07d" % each for each in range(number)]
+    return InodeTable(
+        kinds=bytes([Kind.DIRECTORY]) * (number + 1),
+        **dict.fromkeys(
+            ("modes", "uids", "gids", "mtimes", "sizes", "offsets"), [0] * (number + 1)
+        ),
+        names=names,
+        inodes=range(1, number + 1),
+        num_names=[number, *[0] * number],
+    )
+
+
+def test_a_small_index_of_a_small_layer_cannot_have_a_million_folders(small):
+    hostile = replace(small, inodes=many_folders(20_000)).packed()
+    assert len(hostile) < 100_000
+    with pytest.raises(ImageInvalid, match=r"20001 files|huge list of files"):
+        LayerIndex.parse(hostile, layer=small.layer)
+    few = replace(small, inodes=many_folders(1000)).packed()
+    assert len(LayerIndex.parse(few, layer=small.layer).inodes) == 1001
+
+
+def test_an_index_cannot_claim_a_tar_that_its_layer_does_not_expand_to(small):
+    (first, *_) = small.table
+    length = 32 << 20
+    table = ChunkTable([replace(first, length=length)])
+    claimed = replace(small, table=table, points=small.points[:1]).packed()
+    with pytest.raises(ImageInvalid, match=f"a tar of {length} bytes"):
+        LayerIndex.parse(claimed, layer=small.layer)
+
+
+def test_a_layer_with_more_folders_than_entries_brings_has_no_index(tmp_path):
+    deep = "/".join("abcdefgh" * 5)  # 80 bytes: such a name takes no block of its own
+    tar = b"".join(file(f"{number}/{deep}".encode()) for number in range(200)) + END
+    with pytest.raises(ImageInvalid, match="files"):
+        index(gzipped(tar), GZIP, tmp_path)
 
 
 def test_a_gzip_bomb_is_refused(tmp_path):

@@ -1,27 +1,35 @@
 """What lies beside an image is looked up once, all of it at the same time."""
 
+import json
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
 
 from infra.clock import SystemClock
-from infra.errors import ImageInvalid, PlatformError, StoreUnavailable
+from infra.errors import ImageInvalid, PlatformError, SourceUnavailable, StoreUnavailable
+from infra.registry.manifest import MANIFEST, Descriptor
 from infra.registry.reference import Reference
 from snapshotter.containerd.index_files import IndexFiles
+from snapshotter.containerd.index_maker import IndexMaker
 from snapshotter.containerd.layers import FoundLayer
 from snapshotter.containerd.lookups import Lookups
 from snapshotter.containerd.read_layers import ReadLayers
+from snapshotter.index.build import index_layer
 from snapshotter.index.erofs_writer import erofs_image
+from snapshotter.index.image_index import ARTIFACT_TYPE, LAYER
 from snapshotter.index.layer_index import LayerIndex
 from snapshotter.index.publish import Publisher
+from snapshotter.registry.referrers import attach
 from snapshotter.trace.files import TraceFiles
 from snapshotter.trace.shared import push_trace
 from snapshotter.trace.trace import Touch, Trace
-from tests.snapshotter.images import add_image
+from tests.snapshotter.images import GZIP_LAYER, add_image, index_beside
 from tests.snapshotter.registry_server import Clients, RegistryServer, registry_server, status
 from tests.snapshotter.tars import layer_tar, words
 
@@ -89,7 +97,8 @@ def test_one_look_up_serves_all_who_ask_for_a_layer(world: World) -> None:
         world.layers_heard.get(timeout=60).name for _ in "ab"
     }
     assert world.images_heard.get(timeout=_PATIENCE_S) == world.image
-    assert world.asked() <= 5  # two ways to ask what is there, the artifact, two indexes
+    # two ways to ask what is there, the artifact, two indexes, and the manifest meanwhile
+    assert world.asked() <= 6
     assert lookups.of(world.image).layer(f"sha256:{'0' * 64}") is None
 
 
@@ -191,3 +200,90 @@ def test_an_index_is_taken_for_its_own_layer_only(world: World) -> None:
     with pytest.raises(StoreUnavailable):
         read.take(f"sha256:{'0' * 64}", layer)
     assert read.take(found.name, layer).layer == layer
+
+
+def test_an_index_is_fetched_of_layers_of_its_image_only_and_with_their_size(world: World) -> None:
+    manifest = world.clients().manifest(world.image)
+    raw = json.dumps({**manifest.content, "layers": manifest.content["layers"][:1]}).encode()
+    shorter = f"sha256:{sha256(raw).hexdigest()}"
+    world.server.manifests[shorter] = (MANIFEST, raw)
+    beside = index_beside(world.clients(), world.image, str(world.image.digest))
+    assert beside is not None
+    blobs = [replace(blob, annotations={LAYER: it}) for it, blob in beside.layers.items()]
+    subject = Descriptor(MANIFEST, shorter, len(raw), {})
+    artifact = {"artifact_type": ARTIFACT_TYPE, "blobs": blobs}
+    attach(world.clients(), world.image, subject, **artifact)  # type: ignore[arg-type]
+
+    lookup = world.lookups().of(world.image.at(shorter))
+
+    found = lookup.layer(world.layers[0])
+    assert found is not None
+    assert found.spec["size"] == manifest.content["layers"][0]["size"]
+    assert lookup.layer(world.layers[1]) is None
+
+
+# -- after an upgrade ------------------------------------------------------------------------------
+
+
+def left_by_an_earlier_version(world: World, layer: str) -> str:
+    """A layer that is mounted by its index, which this version cannot read."""
+    found = world.lookups().of(world.image).layer(layer)
+    assert found is not None
+    old = b"FLINDEX1" + world.files.read(found.name)[8:]
+    name = f"sha256:{sha256(old).hexdigest()}"
+    world.files.keep(name, old)
+    return name
+
+
+@pytest.mark.parametrize("is_indexed_again", [True, False])
+def test_an_index_of_an_earlier_version_is_made_anew_once(
+    world: World, is_indexed_again: bool
+) -> None:
+    layer = world.layers[0]
+    name = left_by_an_earlier_version(world, layer)
+    if not is_indexed_again:
+        server = world.server
+        server.manifests = {
+            key: (media_type, raw)
+            for key, (media_type, raw) in server.manifests.items()
+            if b"subject" not in raw and not key.startswith("sha256-")
+        }
+    remake = partial(IndexMaker(world.clients()).make, world.image, layer)
+    world.asked()
+
+    read = ReadLayers(world.files).take(name, layer, remake=remake)
+
+    paths = [path for _, path in world.server.requests]
+    assert any(path.endswith(f"/blobs/{layer}") for path in paths) is not is_indexed_again
+    assert erofs_image(index_of(world, layer).inodes) == read.metadata
+    world.asked()
+    again = ReadLayers(world.files).take(name, layer, remake=remake)
+    assert (again.metadata, list(again.table)) == (read.metadata, list(read.table))
+    assert world.asked() == 0, "it is kept, and needs no network"
+    world.files.remove(name)
+    assert not list(world.files._folder.glob(f"{name.removeprefix('sha256:')}*"))
+
+
+def index_of(world: World, layer: str) -> LayerIndex:
+    """As it is made of the layer itself."""
+    path = world.files._folder.parent / "layer"
+    path.write_bytes(world.server.blobs[layer])
+    return index_layer(path, layer=layer, media_type=GZIP_LAYER)
+
+
+def test_an_index_that_cannot_be_made_anew_now_is_tried_again(world: World) -> None:
+    layer = world.layers[0]
+    name = left_by_an_earlier_version(world, layer)
+    remake = partial(IndexMaker(world.clients()).make, world.image, layer)
+    read = ReadLayers(world.files)
+    world.server.fail("GET", *[status(503)] * 40)
+    with pytest.raises(SourceUnavailable):
+        read.take(name, layer, remake=remake)
+    world.server.faults.clear()
+
+    assert read.take(name, layer, remake=remake).layer == layer
+
+
+def test_a_layer_that_its_image_does_not_have_is_not_indexed(world: World) -> None:
+    with pytest.raises(ImageInvalid, match="has no layer"):
+        IndexMaker(world.clients()).make(world.image, f"sha256:{'0' * 64}")

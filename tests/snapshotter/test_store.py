@@ -149,7 +149,7 @@ def test_a_full_disk_costs_what_nobody_uses_first(tmp_path, monkeypatch):
     def write_if_room(self: StoredBlob, chunk, data, verified_by, **options):
         if (tmp_path / idle.hex).exists():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, chunk, data, verified_by)
+        write(self, chunk, data, verified_by, **options)
 
     monkeypatch.setattr(StoredBlob, "write", write_if_room)
 
