@@ -1,0 +1,72 @@
+mock_provider "aws" {
+  mock_data "aws_iam_policy_document" {
+    defaults = { json = "{\"Version\":\"2012-10-17\",\"Statement\":[]}" }
+  }
+
+  mock_data "aws_region" {
+    defaults = { name = "us-east-1" }
+  }
+
+  mock_resource "aws_lb" {
+    defaults = {
+      arn      = "arn:aws:elasticloadbalancing:us-east-1:123456789012:loadbalancer/app/prod/1"
+      dns_name = "prod-api-1.us-east-1.elb.amazonaws.com"
+      zone_id  = "Z1"
+    }
+  }
+
+  mock_resource "aws_lb_target_group" {
+    defaults = { arn = "arn:aws:elasticloadbalancing:us-east-1:123456789012:targetgroup/prod/1" }
+  }
+  mock_resource "aws_sqs_queue" {
+    defaults = { arn = "arn:aws:sqs:us-east-1:123456789012:prod", url = "https://sqs.us-east-1.amazonaws.com/123456789012/prod" }
+  }
+  mock_resource "aws_iam_role" {
+    defaults = { arn = "arn:aws:iam::123456789012:role/task" }
+  }
+  mock_resource "aws_cloudwatch_event_rule" {
+    defaults = { arn = "arn:aws:events:us-east-1:123456789012:rule/prod" }
+  }
+  mock_resource "aws_secretsmanager_secret" {
+    defaults = { id = "arn:aws:secretsmanager:us-east-1:123456789012:secret:x", arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:x" }
+  }
+  mock_resource "aws_ecs_task_definition" {
+    defaults = { arn = "arn:aws:ecs:us-east-1:123456789012:task-definition/prod:1" }
+  }
+}
+
+variables {
+  name                 = "prod"
+  vpc_id               = "vpc-1"
+  private_subnet_ids   = ["subnet-1", "subnet-2"]
+  public_subnet_ids    = ["subnet-3", "subnet-4"]
+  allowed_cidrs        = ["203.0.113.0/24"]
+  certificate_arn      = "arn:aws:acm:us-east-1:123456789012:certificate/1"
+  image                = "123456789012.dkr.ecr.us-east-1.amazonaws.com/prod/control-plane:0.1.0"
+  image_repository_arn = "arn:aws:ecr:us-east-1:123456789012:repository/prod/control-plane"
+  state = {
+    url_secret_arn    = "arn:aws:secretsmanager:us-east-1:123456789012:secret:prod/state-url"
+    security_group_id = "sg-state"
+    port              = 6379
+    is_durable        = true
+  }
+  secret_arns = {
+    api-key    = "arn:aws:secretsmanager:us-east-1:123456789012:secret:prod/api-key"
+    node-token = "arn:aws:secretsmanager:us-east-1:123456789012:secret:prod/node-token"
+  }
+  results_bucket     = { name = "prod-results", arn = "arn:aws:s3:::prod-results" }
+  weights_bucket_arn = "arn:aws:s3:::prod-weights"
+  logs_bucket        = "prod-logs"
+  kms_key_arn        = "arn:aws:kms:us-east-1:123456789012:key/1"
+}
+
+run "it_answers_under_the_name_of_its_load_balancer" {
+  module {
+    source = "./modules/control_plane"
+  }
+
+  assert {
+    condition     = output.url == "https://prod-api-1.us-east-1.elb.amazonaws.com"
+    error_message = output.url
+  }
+}

@@ -1,0 +1,11 @@
+# Nothing is made here: this is where `terraform test` runs, over the modules and examples below.
+terraform {
+  required_version = ">= 1.11"
+
+  required_providers {
+    aws = {
+      source  = "hashicorp/aws"
+      version = "~> 5.100"
+    }
+  }
+}
