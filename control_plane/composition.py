@@ -23,8 +23,9 @@ from control_plane.api.services import Services
 from control_plane.autoscaler.loop import Autoscaler
 from control_plane.autoscaler.memory import Memory
 from control_plane.autoscaler.redis_store import RedisExperienceStore
-from control_plane.capacity.local import LOCAL, LocalAgent, LocalCapacity
-from control_plane.capacity.port import CapacityProvider, NoMachines
+from control_plane.capacity.local import LocalAgent, LocalCapacity
+from control_plane.capacity.port import CapacityProvider
+from control_plane.capacity.static import StaticCapacity
 from control_plane.deployments.image_indexing import ImageIndexing
 from control_plane.deployments.image_registries import RegistryImages
 from control_plane.deployments.index_program import IndexProgram
@@ -115,8 +116,7 @@ class ControlPlane:
             *self.jobs.loops(),
         ):
             self.tasks.start(loop, name=name)
-        if isinstance(self.capacity, LocalCapacity):
-            await self.capacity.launch(LOCAL)
+        await self.capacity.open()
 
     def _refuse_strangers(self) -> None:
         """Raises Conflict where other machines could reach a platform that asks for no key."""
@@ -129,8 +129,7 @@ class ControlPlane:
 
     async def retire(self) -> None:
         """Ends this machine's node, and lets the agents of others go."""
-        if isinstance(self.capacity, LocalCapacity):
-            await self.capacity.close()
+        await self.capacity.close()
         self.sessions.close()
 
     def services(self) -> Services:
@@ -222,8 +221,13 @@ class ControlPlane:
             logbook=self.logbook,
         )
         self.capacity = self._capacity()
-        self.capacity.subscribe_ended(self.sessions.lose)
-        machines = Machines(self.capacity, self.fleet, clock=clock, tasks=self.tasks)
+        self.capacity.subscribe(self.sessions.heard)
+        machines = Machines(
+            *(self.capacity, self.fleet),
+            clock=clock,
+            tasks=self.tasks,
+            is_leading=self._is_in_charge,
+        )
         self.reconciler = Reconciler(self.fleet, machines, clock=clock, token=token)
         self.autoscaler = Autoscaler(
             self.deployments,
@@ -320,8 +324,8 @@ class ControlPlane:
 
     def _capacity(self) -> CapacityProvider:
         settings = self.settings
-        if settings.capacity == "none":
-            return NoMachines()
+        if settings.capacity in {"static", "none"}:
+            return StaticCapacity()
         agent = LocalAgent(
             control_plane_url=self.url,
             token=self.node_token,

@@ -36,9 +36,10 @@ class Settings(BaseSettings):
     node_token: SecretStr | None = Field(
         default=None, min_length=16, description="Key of node agents; unset makes a fresh one."
     )
-    capacity: Literal["local", "none"] = Field(
+    capacity: Literal["local", "static", "none"] = Field(
         default="local",
-        description="Where machines come from: local starts an agent here, none waits for agents.",
+        description="Where machines come from: local starts an agent here, static (or none) uses "
+        "those whose agents register themselves.",
     )
     runtime: Literal["process", "container"] = Field(
         default="process",

@@ -10,8 +10,10 @@
   - QueueFull: JobsFull
   - ColdStartTimeout, QueueTimeout, ExecutionTimeout
   - ClientTooSlow
-  - ReplicaLost, ReplicaFailed, ReplicaOutOfMemory, NoCapacity, ImageUnavailable, JobAbandoned,
-    AnswerTooLarge
+  - ReplicaLost, ReplicaFailed, ReplicaOutOfMemory, ImageUnavailable, JobAbandoned, AnswerTooLarge
+  - NoCapacity: QuotaExceeded
+  - ProviderUnavailable: Throttled
+  - BadSpec
   - SourceUnavailable: WeightsUnavailable (WeightsDamaged)
   - StoreUnavailable, NotLeader, ShuttingDown
   - DependencyMissing
@@ -283,6 +285,32 @@ class NoCapacity(PlatformError):
     """No machine that fits can be had now."""
 
     slug = "no-capacity"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class QuotaExceeded(NoCapacity):
+    """The account may not have more such machines; its quota has to be raised."""
+
+    slug = "quota-exceeded"
+
+
+class ProviderUnavailable(PlatformError):
+    """Where machines come from does not answer; nothing is known of what was asked for."""
+
+    slug = "provider-unavailable"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class Throttled(ProviderUnavailable):
+    """Where machines come from is asked too often; it is left alone for a while."""
+
+    slug = "provider-throttled"
+
+
+class BadSpec(PlatformError):
+    """Where machines come from refuses what it is asked for, and would again."""
+
+    slug = "machine-refused"
     status = HTTPStatus.SERVICE_UNAVAILABLE
 
 

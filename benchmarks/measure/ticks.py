@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from control_plane.autoscaler.demand_table import DemandTable
 from control_plane.autoscaler.loop import Autoscaler
-from control_plane.capacity.port import NoMachines
+from control_plane.capacity.static import StaticCapacity
 from control_plane.deployments.memory_store import MemoryDeploymentStore
 from control_plane.deployments.resolver import KnownSources
 from control_plane.deployments.service import Deployments
@@ -105,7 +105,9 @@ class _Bench:
             MemoryDeploymentStore(), KnownSources({SOURCE: (a_source(), some_facts())})
         )
         self._fleet, self._demand = Fleet(), DemandTable(self._clock)
-        self._machines = Machines(NoMachines(), self._fleet, clock=self._clock, tasks=self._tasks)
+        self._machines = Machines(
+            StaticCapacity(), self._fleet, clock=self._clock, tasks=self._tasks
+        )
         self._reconciler = Reconciler(
             self._fleet, self._machines, clock=self._clock, token=lambda _: "t"
         )

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import structlog
 
-from control_plane.capacity.port import EndedListener, Machine, Need
+from control_plane.capacity.port import (
+    CapacityListener,
+    Ended,
+    LaunchToken,
+    Machine,
+    MachineKind,
+    Need,
+)
 from infra.backoff import Backoff
 from infra.clock import Clock
 from infra.contracts.base import NodeId
@@ -57,7 +64,7 @@ class LocalAgent:
 
 
 class LocalCapacity:
-    """The one machine there is: `launch(LOCAL, …)` starts its agent and keeps it running."""
+    """The one machine there is: while this is open, its agent runs or is started again."""
 
     def __init__(
         self,
@@ -80,16 +87,29 @@ class LocalCapacity:
         self._keeper: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._launched_at = 0.0
-        self._listeners: list[EndedListener] = []
+        self._listeners: list[CapacityListener] = []
 
-    async def launch(self, node_id: NodeId, need: Need | None = None) -> None:
-        """Starts the local agent once; any other id is refused with NoCapacity."""
-        if node_id != LOCAL:
-            why = "" if self._last_end is None else f", and last {self._last_end}"
-            raise NoCapacity(f"this platform runs on one machine{why}")
+    async def open(self) -> None:
+        """Starts the agent, once, and keeps it running."""
         if self._keeper is None:
             self._launched_at = self._clock.now()
             self._keeper = self._tasks.start(self._keep(), name="local agent")
+
+    async def close(self) -> None:
+        """Ends the agent with us."""
+        await self.terminate(LOCAL)
+        await self._tasks.close()
+
+    async def launch(self, need: Need, *, token: LaunchToken) -> NodeId:
+        """There is no other machine: raises NoCapacity."""
+        why = "" if self._last_end is None else f", and last {self._last_end}"
+        raise NoCapacity(f"this platform runs on one machine{why}", tried=[LOCAL])
+
+    async def start(self, need: Need, *, token: LaunchToken) -> NodeId | None:
+        return None
+
+    async def stop(self, node_id: NodeId) -> None:
+        await self.terminate(node_id)
 
     async def terminate(self, node_id: NodeId) -> None:
         """Stops the agent and everything below it, and keeps it stopped."""
@@ -99,10 +119,8 @@ class LocalCapacity:
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
 
-    async def close(self) -> None:
-        """Ends the agent with us."""
-        await self.terminate(LOCAL)
-        await self._tasks.close()
+    async def hold(self, kind: MachineKind, stopped: int) -> None:
+        return
 
     def describe(self) -> tuple[Machine, ...]:
         """This machine, from its launch to its termination, also between two agents."""
@@ -110,7 +128,7 @@ class LocalCapacity:
             return ()
         return (Machine(LOCAL, self._launched_at, is_elastic=False, boot_s=self._boot_s),)
 
-    def subscribe_ended(self, listener: EndedListener) -> None:
+    def subscribe(self, listener: CapacityListener) -> None:
         self._listeners.append(listener)
 
     @property
@@ -130,7 +148,7 @@ class LocalCapacity:
             wait_s = self._backoff.delay_s(failures)
             log.warning("agent.ended", reason=reason, seconds=served_s, retry_s=wait_s)
             for listener in self._listeners:
-                listener(LOCAL, reason)
+                listener(Ended(LOCAL, reason))
             await asyncio.sleep(wait_s)
 
     async def _run_agent(self) -> str:

@@ -2,16 +2,17 @@
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
-from control_plane.capacity.port import CapacityProvider, Machine, Need
+from control_plane.capacity.port import CapacityProvider, LaunchToken, Machine, Need
 from control_plane.fleet.node import Node
 from control_plane.fleet.state import Fleet
 from infra.backoff import Backoff
 from infra.clock import Clock
 from infra.contracts.base import NodeId, RevisionName
+from infra.contracts.stage import Rung
 from infra.errors import NoCapacity, PlatformError
 from infra.supervise import TaskSet
 
@@ -29,11 +30,20 @@ class Refusal:
     retry_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """One machine that was asked for; `node_id` once the provider has told it."""
+
+    owner: RevisionName
+    node_id: NodeId | None = None
+
+
 class Machines:
     """Asks the provider for machines, at most one a replica that waits for room.
 
     A machine counts as on its way from the wish for it until its node registers or the provider
-    no longer knows it.
+    no longer knows it. One from standby comes first. Who does not lead leaves all machines alone,
+    and who begins to gives each of them the time of a boot to register here.
     """
 
     def __init__(
@@ -45,6 +55,7 @@ class Machines:
         tasks: TaskSet,
         idle_s: float = 300.0,
         ask_again: Backoff = Backoff(first_s=1.0, most_s=30.0),  # noqa: B008 - frozen value
+        is_leading: Callable[[], bool] = lambda: True,
     ) -> None:
         self._capacity = capacity
         self._fleet = fleet
@@ -53,8 +64,9 @@ class Machines:
         self._idle_s = idle_s
         self._ask_again = ask_again
         self._refusals: dict[RevisionName, Refusal] = {}
-        self._pending: dict[NodeId, RevisionName] = {}
-        self._launching: set[NodeId] = set()
+        self._is_leading = is_leading
+        self._leads_since: float | None = None
+        self._pending: dict[LaunchToken, _Wish] = {}
         self._empty_since: dict[NodeId, float] = {}
         self._left_at: dict[NodeId, float] = {}
         self._ending: set[NodeId] = set()
@@ -71,12 +83,7 @@ class Machines:
 
     def are_coming(self) -> bool:
         """Whether a node may be expected to register soon."""
-        now = self._clock.now()
-        return bool(self._launching) or any(
-            self._fleet.node(machine.node_id) is None
-            and self._absent_s(machine, now) < machine.boot_s
-            for machine in self._capacity.describe()
-        )
+        return bool(self._asked()) or bool(self._coming(self._clock.now()))
 
     def forget(self, owner: RevisionName) -> None:
         """Drops what is remembered of a revision that is gone."""
@@ -90,28 +97,60 @@ class Machines:
         refusal = self._refusals.get(owner)
         if refusal is not None and self._clock.now() < refusal.retry_at:
             return
-        on_their_way = sum(revision == owner for revision in self._pending.values())
-        for _ in range(count - on_their_way):
-            node_id = NodeId(f"node-{secrets.token_hex(4)}")
-            self._pending[node_id] = owner
-            self._launching.add(node_id)
-            self._tasks.start(self._launch(owner, node_id, need), name=f"launch {node_id}")
+        for _ in range(count - self._on_their_way(owner, need)):
+            token = LaunchToken(f"wish-{secrets.token_hex(8)}")
+            self._pending[token] = _Wish(owner)
+            self._tasks.start(self._launch(token, need), name=f"launch for {owner}")
 
     def sweep(self, now: float) -> None:
         """Forgets launches that came to nothing; ends elastic machines that nobody needs or that
         never became, or no longer are, a node.
         """
-        machines = {machine.node_id: machine for machine in self._capacity.describe()}
-        for node_id, owner in tuple(self._pending.items()):
-            if node_id not in machines and node_id not in self._launching:
-                self._refuse(node_id, owner, NoCapacity(f"machine {node_id} did not start"))
-        for machine in machines.values():
+        if not self._is_leading():
+            self._leads_since = None
+            return
+        if self._leads_since is None:
+            self._leads_since = now
+        running = {machine.node_id: machine for machine in self._running()}
+        for token, wish in tuple(self._pending.items()):
+            if wish.node_id is not None and wish.node_id not in running:
+                self._refuse(token, NoCapacity(f"machine {wish.node_id} did not start"))
+        for machine in running.values():
             if machine.is_elastic:
                 self._end_if_useless(machine, now)
-        for forgotten in self._empty_since.keys() - machines.keys():
+        for forgotten in self._empty_since.keys() - running.keys():
             del self._empty_since[forgotten]
-        for forgotten in self._left_at.keys() - machines.keys():
+        for forgotten in self._left_at.keys() - running.keys():
             del self._left_at[forgotten]
+
+    def _asked(self) -> list[_Wish]:
+        """Wishes that the provider has not answered yet."""
+        return [wish for wish in self._pending.values() if wish.node_id is None]
+
+    def _running(self) -> list[Machine]:
+        return [it for it in self._capacity.describe() if it.rung is not Rung.STOPPED]
+
+    def _coming(self, now: float) -> list[Machine]:
+        """Machines that may still become a node."""
+        return [
+            machine
+            for machine in self._running()
+            if self._fleet.node(machine.node_id) is None
+            and machine.node_id not in self._ending
+            and self._absent_s(machine, now) < machine.boot_s
+        ]
+
+    def _on_their_way(self, owner: RevisionName, need: Need) -> int:
+        """What a revision has asked for, and what comes that nobody here has asked for: a control
+        plane before us did."""
+        own = sum(wish.owner == owner for wish in self._pending.values())
+        asked_for = {wish.node_id for wish in self._pending.values()}
+        unclaimed = (
+            machine
+            for machine in self._coming(self._clock.now())
+            if machine.is_elastic and machine.node_id not in asked_for and need.suits(machine.kind)
+        )
+        return own + sum(1 for _ in unclaimed)
 
     def _end_if_useless(self, machine: Machine, now: float) -> None:
         node_id = machine.node_id
@@ -138,34 +177,58 @@ class Machines:
             self._ending.discard(node_id)
 
     def _absent_s(self, machine: Machine, now: float) -> float:
-        """How long a machine without a node has had to become one."""
-        return now - max(machine.launched_at, self._left_at.get(machine.node_id, 0.0))
+        """How long a machine without a node has had to become one here."""
+        left_at = self._left_at.get(machine.node_id, 0.0)
+        return now - max(machine.launched_at, left_at, self._leads_since or 0.0)
 
-    async def _launch(self, owner: RevisionName, node_id: NodeId, need: Need) -> None:
+    async def _launch(self, token: LaunchToken, need: Need) -> None:
         try:
-            await self._capacity.launch(node_id, need)
-            self._refusals.pop(owner, None)
+            node_id = await self._find(need, token)
         except PlatformError as error:
-            self._refuse(node_id, owner, error)
+            self._refuse(token, error)
         except Exception as error:  # a provider's own failure must not leave the request pending
-            log.exception("machine.launch-failed", node=node_id)
-            self._refuse(node_id, owner, NoCapacity(f"a machine could not be started: {error}"))
-        finally:
-            self._launching.discard(node_id)
+            log.exception("machine.launch-failed", token=token)
+            self._refuse(token, NoCapacity(f"a machine could not be started: {error}"))
+        else:
+            self._found(token, node_id)
 
-    def _refuse(self, node_id: NodeId, owner: RevisionName, error: PlatformError) -> None:
-        if self._pending.pop(node_id, None) is None:
+    async def _find(self, need: Need, token: LaunchToken) -> NodeId:
+        try:
+            started = await self._capacity.start(need, token=token)
+        except NoCapacity as error:
+            log.info("machine.not-started", detail=error.detail)
+            started = None
+        return started or await self._capacity.launch(need, token=token)
+
+    def _found(self, token: LaunchToken, node_id: NodeId) -> None:
+        wish = self._pending.get(token)
+        if wish is None:
             return
-        before = self._refusals.get(owner)
+        log.info("machine.comes", node=node_id, revision=wish.owner)
+        self._ending.discard(node_id)
+        self._refusals.pop(wish.owner, None)
+        if self._fleet.node(node_id) is None:
+            self._pending[token] = replace(wish, node_id=node_id)
+        else:
+            del self._pending[token]
+
+    def _refuse(self, token: LaunchToken, error: PlatformError) -> None:
+        wish = self._pending.pop(token, None)
+        if wish is None:
+            return
+        before = self._refusals.get(wish.owner)
         times = 1 if before is None else before.times + 1
-        retry_at = self._clock.now() + self._ask_again.delay_s(times)
-        self._refusals[owner] = Refusal(error, times, retry_at)
+        wait_s = error.facts.get("retry_after_s") or 0.0
+        retry_at = self._clock.now() + max(self._ask_again.delay_s(times), wait_s)
+        self._refusals[wish.owner] = Refusal(error, times, retry_at)
         for listener in self._refused:
-            listener(owner)
+            listener(wish.owner)
 
     def _node_changed(self, before: Node | None, after: Node | None) -> None:
         if before is None and after is not None:
-            self._pending.pop(after.node_id, None)
+            for token, wish in tuple(self._pending.items()):
+                if wish.node_id == after.node_id:
+                    del self._pending[token]
             self._refusals.clear()
         elif before is not None and after is None:
             self._left_at[before.node_id] = self._clock.now()

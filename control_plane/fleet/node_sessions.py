@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from control_plane.capacity.port import CapacityEvent, Ended, Leaving
 from control_plane.fleet.logbook import Logbook, LogEntry
 from control_plane.fleet.node import Node
 from control_plane.fleet.replica import Replica
@@ -131,9 +132,13 @@ class NodeSessions:
         for node_id in tuple(self._polls):
             self._wake_polls(node_id)
 
-    def lose(self, node_id: NodeId, detail: str) -> None:
-        """A machine is known to be gone: nobody waits for its lease. May be repeated."""
-        self._fleet.leave(node_id, now=self._clock.now(), detail=detail)
+    def heard(self, event: CapacityEvent) -> None:
+        """Of a machine that is known to be gone nobody waits for the lease. May be repeated."""
+        match event:
+            case Ended(node_id, reason):
+                self._fleet.leave(node_id, now=self._clock.now(), detail=reason)
+            case Leaving():
+                log.info("node.leaves", node=event.node_id, reason=event.reason, at=event.at)
 
     async def watch_leases(self) -> None:
         """Expires leases until cancelled."""

@@ -105,7 +105,7 @@ async def traffic(world: World, chance: random.Random, *, turns: int, longest_s:
         elif kind < 0.75 and (revision := world.deployments.get(ModelName(model))) is not None:
             node_id = NodeId(f"old-{next(adopted)}")
             with suppress(NoCapacity):
-                await world.capacity.launch(node_id)
+                world.capacity.add(node_id)
             if node_id not in {it.node_id for it in world.capacity.machines()}:
                 continue
             for number in range(chance.randrange(1, revision.spec.scaling.max + 1)):

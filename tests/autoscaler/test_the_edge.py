@@ -134,7 +134,7 @@ def test_a_control_plane_that_starts_after_the_model_was_removed_ends_what_still
         async with World(script=SLOW, most=2) as world:
             revision = await world.deploy()
             await world.deployments.delete(CHAT, now=world.now())
-            await world.capacity.launch(NodeId("old"))
+            world.capacity.add(NodeId("old"))
             machine = world.capacity.machine(NodeId("old"))
             machine.restore(a_replica(revision=revision, node_id=NodeId("old")).assignment())
 

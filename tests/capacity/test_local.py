@@ -9,11 +9,9 @@ import psutil
 import pytest
 
 from control_plane.capacity.local import LOCAL, LocalAgent, LocalCapacity
-from control_plane.capacity.port import Need
+from control_plane.capacity.port import Ended
 from infra.backoff import Backoff
 from infra.clock import SystemClock
-from infra.contracts.base import NodeId
-from infra.errors import NoCapacity
 
 pytestmark = pytest.mark.real
 
@@ -74,8 +72,8 @@ async def test_launching_twice_starts_one_agent_with_its_settings(
     make: Callable[..., LocalCapacity], tmp_path: Path
 ):
     capacity = make()
-    await capacity.launch(LOCAL)
-    await capacity.launch(LOCAL)
+    await capacity.open()
+    await capacity.open()
     await until(lambda: seen(tmp_path))
     assert seen(tmp_path) == [
         "PLATFORM_NODE_CONTROL_PLANE_URL=http://127.0.0.1:8470 PLATFORM_NODE_ID=local "
@@ -85,23 +83,18 @@ async def test_launching_twice_starts_one_agent_with_its_settings(
     assert [(it.node_id, it.is_elastic) for it in capacity.describe()] == [(LOCAL, False)]
 
 
-async def test_there_is_only_one_machine(make: Callable[..., LocalCapacity]):
-    with pytest.raises(NoCapacity):
-        await make().launch(NodeId("another"), Need(1))
-
-
 async def test_a_killed_agent_is_told_of_and_started_again(
     make: Callable[..., LocalCapacity], tmp_path: Path
 ):
     capacity, ended = make(), []
-    capacity.subscribe_ended(lambda node_id, reason: ended.append((node_id, reason)))
-    await capacity.launch(LOCAL)
+    capacity.subscribe(ended.append)
+    await capacity.open()
     await until(lambda: seen(tmp_path))
     first = capacity.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
     await until(lambda: len(seen(tmp_path)) == 2)
-    assert ended == [(LOCAL, "the agent was killed by signal 9")]
+    assert ended == [Ended(LOCAL, "the agent was killed by signal 9")]
     assert capacity.pid not in {first, None}
     assert len(capacity.describe()) == 1
 
@@ -110,18 +103,18 @@ async def test_an_agent_that_exits_again_and_again_is_started_with_growing_pause
     make: Callable[..., LocalCapacity], tmp_path: Path
 ):
     capacity, ended = make("broken"), []
-    capacity.subscribe_ended(lambda _, reason: ended.append(reason))
-    await capacity.launch(LOCAL)
+    capacity.subscribe(ended.append)
+    await capacity.open()
     await until(lambda: len(seen(tmp_path)) >= 3)
-    assert set(ended) == {"the agent exited 3"}
+    assert set(ended) == {Ended(LOCAL, "the agent exited 3")}
 
 
 async def test_an_agent_that_cannot_be_started_is_a_reason_not_a_crash(
     make: Callable[..., LocalCapacity],
 ):
     capacity, ended = make("calm", "/does/not/exist"), []
-    capacity.subscribe_ended(lambda _, reason: ended.append(reason))
-    await capacity.launch(LOCAL)
+    capacity.subscribe(ended.append)
+    await capacity.open()
     await until(lambda: len(ended) >= 2)
 
 
@@ -130,7 +123,7 @@ async def test_a_terminated_agent_is_gone_and_stays_gone(
     make: Callable[..., LocalCapacity], tmp_path: Path, behaviour: str
 ):
     capacity = make(behaviour)
-    await capacity.launch(LOCAL)
+    await capacity.open()
     await until(lambda: seen(tmp_path))
     pid = capacity.pid
     await capacity.terminate(LOCAL)

@@ -253,7 +253,7 @@ class World:
         self.fleet.subscribe(self.gateway.replica_changed)
         self.deployments.subscribe(self.gateway.deployment_changed)
         self.reconciler.subscribe_failed(self.gateway.failed)
-        self.capacity.subscribe_ended(self.sessions.lose)
+        self.capacity.subscribe(self.sessions.heard)
         chronicle = Chronicle(self.logbook, self.clock)
         self.fleet.subscribe(chronicle.replica_changed)
         self.deployments.subscribe(chronicle.deployment_changed)
@@ -266,7 +266,7 @@ class World:
         await self.memory.load()
         if self.has_memory:
             self.tasks.start(self.memory.run(), name="memory")
-        await self.capacity.launch(LOCAL)
+        self.capacity.add(LOCAL)
         self.tasks.start(self.sessions.watch_leases(), name="leases")
         self.tasks.start(self.reconciler.run(), name="reconciler")
         self.tasks.start(self.autoscaler.run(), name="autoscaler")

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Protocol
 
-from control_plane.capacity.port import EndedListener
+from control_plane.capacity.port import CPU, CapacityListener, Ended, MachineKind
 from control_plane.capacity.simulated.replica import SimulatedReplica
 from control_plane.capacity.simulated.script import Scripts
 from infra.clock import Clock
@@ -41,15 +41,21 @@ class NodeLink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MachineShape:
-    """What a simulated machine has and how long it takes."""
+    """What a simulated machine has and how long it takes: `boot_s` from its launch to its
+    registration, `start_s` from standby."""
 
     cpus: int = 2
     memory_bytes: int = 16 << 30
     gpus: int = 0
     gpu: str | None = None
     boot_s: float = 0.0
+    start_s: float = 0.0
     fork_s: float = 0.01
     spawn_s: float = 1.0
+
+    @property
+    def kind(self) -> MachineKind:
+        return MachineKind(self.gpu or "gpu") if self.gpus else CPU
 
     def devices(self, node_id: NodeId) -> tuple[Gpu, ...]:
         """The GPUs of one machine of this shape."""
@@ -75,7 +81,7 @@ class SimulatedMachine:
         clock: Clock,
         shape: MachineShape,
         script: Scripts,
-        ended: EndedListener,
+        say: CapacityListener,
     ) -> None:
         self.node_id = node_id
         self.launched_at = clock.now()
@@ -84,7 +90,7 @@ class SimulatedMachine:
         self._clock = clock
         self._shape = shape
         self._script = script
-        self._ended = ended
+        self._say_event = say
         self._tasks = TaskSet()
         self._running: dict[ReplicaId, SimulatedReplica] = {}
         self._parked = 0
@@ -107,7 +113,7 @@ class SimulatedMachine:
         await self.close()
         self._is_partitioned = True
         if is_noticed:
-            self._ended(self.node_id, "killed")
+            self._say_event(Ended(self.node_id, "killed"))
 
     async def restart_agent(self, *, is_orderly: bool = False) -> None:
         """The agent dies with its workers and a new one starts at once; in order, it says so."""
