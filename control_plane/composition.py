@@ -23,6 +23,7 @@ from control_plane.api.services import Services
 from control_plane.autoscaler.loop import Autoscaler
 from control_plane.autoscaler.memory import Memory
 from control_plane.autoscaler.redis_store import RedisExperienceStore
+from control_plane.capacity.ec2.build import ec2_capacity
 from control_plane.capacity.local import LocalAgent, LocalCapacity
 from control_plane.capacity.port import CapacityProvider
 from control_plane.capacity.static import StaticCapacity
@@ -326,6 +327,13 @@ class ControlPlane:
         settings = self.settings
         if settings.capacity in {"static", "none"}:
             return StaticCapacity()
+        if settings.ec2_deployment is not None and settings.capacity == "ec2":
+            return ec2_capacity(
+                settings.ec2_deployment,
+                clock=self.clock,
+                queue_url=settings.ec2_queue_url,
+                is_leading=self._is_in_charge,
+            )
         agent = LocalAgent(
             control_plane_url=self.url,
             token=self.node_token,

@@ -36,10 +36,21 @@ class Settings(BaseSettings):
     node_token: SecretStr | None = Field(
         default=None, min_length=16, description="Key of node agents; unset makes a fresh one."
     )
-    capacity: Literal["local", "static", "none"] = Field(
+    capacity: Literal["local", "static", "ec2", "none"] = Field(
         default="local",
         description="Where machines come from: local starts an agent here, static (or none) uses "
-        "those whose agents register themselves.",
+        "those whose agents register themselves, ec2 launches them.",
+    )
+    ec2_deployment: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="The tag firstlight:deployment of the Auto Scaling groups that are ours.",
+    )
+    ec2_queue_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        max_length=2048,
+        description="The SQS queue of their events; unset: they are only looked at.",
     )
     runtime: Literal["process", "container"] = Field(
         default="process",
@@ -139,6 +150,12 @@ class Settings(BaseSettings):
     def _containers_of_something(self) -> Self:
         if self.runtime == "container" and self.image is None:
             raise ValueError("containers need an image: set PLATFORM_IMAGE")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_of_somebody(self) -> Self:
+        if self.capacity == "ec2" and self.ec2_deployment is None:
+            raise ValueError("which groups are ours is not known: set PLATFORM_EC2_DEPLOYMENT")
         return self
 
 

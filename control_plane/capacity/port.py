@@ -99,7 +99,7 @@ class CapacityProvider(Protocol):
         ...
 
     async def stop(self, node_id: NodeId) -> None:
-        """Ends what runs on a machine and puts it in standby, or ends it where there is none.
+        """Ends what runs on a machine and puts it in standby, or ends it where it cannot wait.
 
         May be repeated. A machine that is not ours is left alone. Raises ProviderUnavailable.
         """
@@ -115,7 +115,8 @@ class CapacityProvider(Protocol):
     async def hold(self, kind: MachineKind, stopped: int) -> None:
         """Keeps so many machines of a kind in standby; they come and go after this returns.
 
-        May be repeated. Nothing where there is no standby. Raises ProviderUnavailable.
+        One that starts is replaced. One that is stopped waits beside them until this is called
+        again. Nothing where there is no standby. Raises ProviderUnavailable.
         """
         ...
 

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from control_plane.capacity.ec2.build import ec2_capacity
 from control_plane.capacity.local import LOCAL, LocalAgent, LocalCapacity
 from control_plane.capacity.port import CPU, CapacityProvider, MachineKind, Need
 from control_plane.capacity.simulated.machine import MachineShape
@@ -15,7 +16,12 @@ from control_plane.capacity.simulated.provider import SimulatedCapacity
 from control_plane.capacity.static import StaticCapacity
 from infra.clock import SystemClock
 from infra.contracts.base import NodeId
+from infra.gpus import Wish
+from infra.supervise import TaskSet
 from infra.virtual_time import LoopClock
+from tests.aws.account import DEPLOYMENT, Inline, account
+from tests.aws.agents import Agents
+from tests.aws.cloud import Cloud
 from tests.fleet.world import World
 
 GIB = 1 << 30
@@ -72,3 +78,29 @@ async def local(folder: Path, environment: dict[str, str]) -> AsyncIterator[Adap
 
     yield Adapter(capacity, kill=kill)
     await capacity.close()
+
+
+@asynccontextmanager
+async def ec2() -> AsyncIterator[Adapter]:
+    cloud = Cloud(LoopClock().now)
+    with account(cloud) as aws:
+        aws.add_group(most=2)
+        capacity = ec2_capacity(
+            DEPLOYMENT,
+            clock=LoopClock(),
+            queue_url=aws.queue_url,
+            clients=aws.clients,
+            threads=Inline(),
+            poll_s=1,
+        )
+        agents = Agents(cloud, aws.clients, World().sessions, LoopClock(), MachineShape(gpus=1))
+        tasks = TaskSet()
+        tasks.start(agents.run(), name="agents")
+
+        async def kill(node_id: NodeId) -> None:
+            cloud.kill(node_id)
+
+        kind = MachineKind("l4")
+        need = Need(GIB, Wish(1, kind))
+        yield Adapter(capacity, 2, has_standby=True, kind=kind, need=need, kill=kill)
+        await tasks.close()

@@ -21,7 +21,9 @@ ONE, TWO = LaunchToken("one"), LaunchToken("two")
 NOBODY = NodeId("nobody")
 
 
-@pytest.fixture(params=["static", "simulated", pytest.param("local", marks=pytest.mark.real)])
+@pytest.fixture(
+    params=["static", "simulated", "ec2", pytest.param("local", marks=pytest.mark.real)]
+)
 def hold_to(
     request: pytest.FixtureRequest, tmp_path: Path, environment: dict[str, str]
 ) -> Callable[[Check], None]:
@@ -119,14 +121,20 @@ def test_a_stopped_machine_waits_in_standby_and_is_the_one_that_starts(hold_to):
         await until(lambda: adapter.has_standby == bool(in_standby(adapter)))
         if not adapter.has_standby:
             return
-        started = await adapter.capacity.start(adapter.need, token=ONE)
-        assert started is not None and running(adapter) == [started]
+        started = None
+        async with asyncio.timeout(600):
+            while started is None:  # until one is ready
+                await asyncio.sleep(1)
+                started = await adapter.capacity.start(adapter.need, token=ONE)
+        assert running(adapter) == [started]
         assert await adapter.capacity.start(adapter.need, token=ONE) == started
-        await adapter.capacity.hold(adapter.kind, 2)
+        await asyncio.sleep(60)  # until it is in service
         await adapter.capacity.stop(started)
         await adapter.capacity.stop(started)
         await until(lambda: running(adapter) == [] and len(in_standby(adapter)) == 2)
         assert started in in_standby(adapter)
+        await adapter.capacity.hold(adapter.kind, 1)
+        await until(lambda: len(in_standby(adapter)) == 1)
 
     hold_to(check)
 

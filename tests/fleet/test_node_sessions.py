@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from control_plane.capacity.port import Ended
 from control_plane.fleet.logbook import LogEntry
 from control_plane.fleet.node_sessions import LeaseTerms
 from infra.contracts.base import ModelName, NodeId, ReplicaId, RevisionName
@@ -82,7 +83,7 @@ def test_a_poll_learns_that_its_node_has_left():
         version = (await world.sessions.desired(N1, 0, 0)).version
         poll = asyncio.create_task(world.sessions.desired(N1, version, 20))
         await asyncio.sleep(1)
-        world.sessions.lose(N1, "killed")
+        world.sessions.heard(Ended(N1, "killed"))
         with pytest.raises(NotFound):
             await poll
 
@@ -231,7 +232,7 @@ def test_a_lost_replica_that_comes_back_with_its_node_is_ended():
         await world.deploy()
         running = a_report(READY, replica_id="chat-1-x", host="h", port=1)
         world.sessions.register(a_registration(replicas=(running,)), now=world.now())
-        world.sessions.lose(N1, "silent")
+        world.sessions.heard(Ended(N1, "silent"))
         world.sessions.register(a_registration(replicas=(running,)), now=world.now())
         assert "chat-1-x" not in [it.replica_id for it in world.fleet.replicas()]
 
