@@ -47,13 +47,14 @@ from control_plane.queue.plane import JobPlane
 from control_plane.queue.redis_store import RedisJobStore, job_function
 from control_plane.queue.store import Policy
 from control_plane.queue.webhook_url import WebhookRules
-from control_plane.settings import Settings, is_loopback
+from control_plane.settings import Settings
 from control_plane.tenancy.keys import Keys
 from control_plane.tenancy.quotas import Quotas
 from control_plane.tenancy.redis_store import RedisTenancyStore, RedisUsageStore
 from control_plane.tenancy.usage import UsageLedger
 from infra.clock import SystemClock
 from infra.errors import Conflict, StoreUnavailable
+from infra.loopback import is_loopback
 from infra.metrics import Metrics
 from infra.objectstore.folder import FolderObjects
 from infra.objectstore.port import ObjectStore

@@ -2,11 +2,13 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from control_plane.cli.app import app
+from control_plane.cli.worker_program import PROGRAM
 
 
 def run() -> None:
@@ -25,6 +27,32 @@ def up(
     command += [] if host is None else ["--host", host]
     command += [] if port is None else ["--port", str(port)]
     os.execv(command[0], command)
+
+
+@app.command()
+def node(
+    control_plane: Annotated[
+        str | None, typer.Option(help="Where the platform answers: http://10.0.0.5:8470.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What it is called there; the host's name if not given.")
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address that replicas listen on, if not the one that dials out."),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the node key, instead of PLATFORM_NODE_TOKEN.")
+    ] = None,
+) -> None:
+    """Lend this machine to a platform that runs elsewhere."""
+    from control_plane.settings import inherited_environment
+
+    chosen = {"CONTROL_PLANE_URL": control_plane, "ID": name, "HOST": host}
+    chosen["TOKEN_FILE"] = None if token_file is None else str(token_file)
+    told = {f"PLATFORM_NODE_{key}": it for key, it in chosen.items() if it is not None}
+    command = (sys.executable, "-P", *PROGRAM[1:], "node")
+    os.execve(command[0], command, {**inherited_environment(), **told})
 
 
 if __name__ == "__main__":

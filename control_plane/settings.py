@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
 
@@ -157,14 +156,6 @@ class Settings(BaseSettings):
         if self.capacity == "ec2" and self.ec2_deployment is None:
             raise ValueError("which groups are ours is not known: set PLATFORM_EC2_DEPLOYMENT")
         return self
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs of this machine can reach an address to listen on."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def inherited_environment() -> Mapping[str, str]:

@@ -67,9 +67,11 @@ def follow(
 
     `sent` and `received` are our own readings around the exchange that fetched `remote`. Where
     both share CLOCK_MONOTONIC the answer is exact; otherwise half the round trip bounds the
-    error (RFC 5905, section 8).
+    error (RFC 5905, section 8). One kernel may show two of these clocks (time_namespaces(7)), but
+    one that is shared was read within the exchange.
     """
-    if remote.boot_id == received.boot_id and remote.boot_id != "unknown":
+    is_one_kernel = remote.boot_id == received.boot_id and remote.boot_id != "unknown"
+    if is_one_kernel and sent.monotonic <= remote.monotonic <= received.monotonic:
         return SystemClock(remote), 0.0
     half_trip = (received.monotonic - sent.monotonic) / 2
     anchor = ClockReading(

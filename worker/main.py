@@ -63,16 +63,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _node() -> None:
+    # structlog would load it to paint tracebacks: half of the time until the agent registers.
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    from infra.errors import PlatformError
     from worker.node.nvml import open_gpus
     from worker.node.service import run_node
-    from worker.settings import NodeSettings, child_environment, visible_gpus
+    from worker.settings import child_environment, node_settings, visible_gpus
 
-    run_node(
-        NodeSettings(),
-        program=PROGRAM,
-        environment=child_environment(),
-        open_gpus=lambda: open_gpus(visible_gpus()),
-    )
+    try:
+        run_node(
+            node_settings(),
+            program=PROGRAM,
+            environment=child_environment(),
+            open_gpus=lambda: open_gpus(visible_gpus()),
+        )
+    except PlatformError as error:
+        hint = f"hint: {error.hint}\n" if error.hint else ""
+        sys.exit(f"error: {error.detail}\n{hint}".rstrip())
 
 
 def _zygote(arguments: argparse.Namespace) -> NoReturn:

@@ -1,13 +1,21 @@
 """What the environment may say to a node agent; nothing else in the worker reads it."""
 
 import os
+import socket
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.contracts.base import NodeId
+from infra.errors import Invalid
+
+LONGEST_TOKEN = 4096
+
+
+def _host_name() -> NodeId:
+    return NodeId(socket.gethostname())
 
 
 class NodeSettings(BaseSettings):
@@ -20,11 +28,27 @@ class NodeSettings(BaseSettings):
         pattern=r"^https?://[^/?#]+/?$",
         description="Where the control plane answers.",
     )
-    token: SecretStr = Field(min_length=16, description="Key of node agents.")
-    id: NodeId = Field(pattern=r"^[A-Za-z0-9._-]{1,128}$", description="This node's name.")
-    state_dir: Path = Field(description="Folder for logs and fetched models.")
-    host: str = Field(
-        default="127.0.0.1", description="Address replicas listen on and are reached at."
+    token: SecretStr | None = Field(
+        default=None, min_length=16, description="Key of node agents, as the control plane has it."
+    )
+    token_file: Path | None = Field(
+        default=None, description="A file with that key, where the environment should not have it."
+    )
+    id: NodeId = Field(
+        default_factory=_host_name,
+        pattern=r"^[A-Za-z0-9._-]{1,128}$",
+        description="This node's name, which no other machine may have; unset: its host name, or "
+        "its id on ec2.",
+    )
+    state_dir: Path = Field(
+        default_factory=lambda: Path("~/.local/share/firstlight/node").expanduser(),
+        description="Folder for logs and fetched models.",
+    )
+    host: str | None = Field(
+        default=None,
+        max_length=255,
+        description="Address replicas listen on and are reached at; unset: the one from which this "
+        "machine reaches the control plane.",
     )
     runtime: Literal["process", "container"] = Field(
         default="process",
@@ -61,6 +85,20 @@ class NodeSettings(BaseSettings):
         default=frozenset(),
         description="JSON list of registries without TLS that models may come from, host:port.",
     )
+    cloud: Literal["none", "ec2"] = Field(
+        default="none",
+        description="Whose machine it is: of ec2, its metadata say who it is and what it is for.",
+    )
+    group: str | None = Field(
+        default=None,
+        max_length=255,
+        description="The EC2 Auto Scaling group that waits for its word; unset: of none.",
+    )
+    metadata_url: str = Field(
+        default="http://169.254.169.254",
+        pattern=r"^http://[^/?#]+$",
+        description="Where EC2 tells a machine of itself.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe event that is logged."
     )
@@ -69,10 +107,30 @@ class NodeSettings(BaseSettings):
     )
 
     @model_validator(mode="after")
+    def _some_key(self) -> Self:
+        if (self.token is None) == (self.token_file is None):
+            raise ValueError("set one of PLATFORM_NODE_TOKEN and PLATFORM_NODE_TOKEN_FILE")
+        return self
+
+    @model_validator(mode="after")
     def _containers_of_something(self) -> Self:
         if self.runtime == "container" and self.image is None:
             raise ValueError("containers need an image: set PLATFORM_NODE_IMAGE")
         return self
+
+    def key(self) -> str:
+        """The key of node agents. Raises Invalid where its file has none."""
+        if self.token is not None:
+            return self.token.get_secret_value()
+        assert self.token_file is not None
+        try:
+            with self.token_file.open() as file:
+                text = file.read(LONGEST_TOKEN).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Invalid(f"the node's key cannot be read: {error}") from error
+        if len(text) < 16:
+            raise Invalid(f"{self.token_file} has no key of 16 characters or more")
+        return text
 
     @property
     def logs_dir(self) -> Path:
@@ -85,6 +143,20 @@ class NodeSettings(BaseSettings):
     @property
     def containers_dir(self) -> Path:
         return self.state_dir / "containers"
+
+
+def node_settings() -> NodeSettings:
+    """What the environment says. Raises Invalid, which names what is wrong and not its value."""
+    try:
+        return NodeSettings()
+    except ValidationError as error:
+        wrong = (
+            "_".join(("PLATFORM_NODE", *map(str, it["loc"]))).upper() + f": {it['msg']}"
+            if it["loc"]
+            else it["msg"].removeprefix("Value error, ")
+            for it in error.errors()
+        )
+        raise Invalid("; ".join(wrong), hint="see docs/settings.md") from None
 
 
 # Threads of OpenMP that spin at the end of each parallel region starve whatever else runs on the

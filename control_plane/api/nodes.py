@@ -7,7 +7,13 @@ from fastapi import APIRouter, Path, Query
 from control_plane.api.services import Services
 from control_plane.fleet.node_sessions import LONGEST_WAIT_S
 from infra.contracts.base import NodeId
-from infra.contracts.node import DesiredState, NodeLease, NodeRegistration, NodeReport
+from infra.contracts.node import (
+    ClockReading,
+    DesiredState,
+    NodeLease,
+    NodeRegistration,
+    NodeReport,
+)
 from infra.errors import Invalid
 
 Id = Annotated[NodeId, Path(max_length=256)]
@@ -31,11 +37,11 @@ def nodes_router(services: Services) -> APIRouter:
         """The node's desired state once its version is not `after`, or after `wait_s`."""
         return await services.sessions.desired(node_id, after, wait_s)
 
-    @router.post("/{node_id}/reports", status_code=204)
-    async def report(node_id: Id, report: NodeReport) -> None:
-        """News from a node, which renews its lease."""
+    @router.post("/{node_id}/reports")
+    async def report(node_id: Id, report: NodeReport) -> ClockReading:
+        """News from a node, which renews its lease; answered with our clock."""
         if report.node_id != node_id:
             raise Invalid(f"the report is of node {report.node_id}", param="node_id")
-        services.sessions.report(report, now=services.clock.now())
+        return services.sessions.report(report, now=services.clock.now())
 
     return router

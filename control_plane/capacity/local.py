@@ -57,6 +57,7 @@ class LocalAgent:
             "PLATFORM_NODE_TOKEN": self.token,
             "PLATFORM_NODE_ID": node_id,
             "PLATFORM_NODE_STATE_DIR": str(self.state_dir),
+            "PLATFORM_NODE_HOST": "127.0.0.1",  # whatever address of ours the agent dials
             "PLATFORM_NODE_LOG_LEVEL": self.log_level,
             "PLATFORM_NODE_LOG_FORMAT": self.log_format,
             **self.runtime,

@@ -39,6 +39,9 @@ class Node:
     registered_at: float
     lease_until: float
     version: int
+    boot_id: str = "unknown"  # of its machine's kernel
+    booted_at: float = 0.0  # that kernel began
+    asked_at: float | None = None  # its cloud was asked for it, by the cloud's clock
     runtime: Runtime = "process"
     standby: Standby = Standby()
     standby_ready: int = 0
@@ -50,16 +53,21 @@ class Node:
     def registered(
         cls, registration: NodeRegistration, *, version: int, lease_s: float, now: float
     ) -> "Node":
-        """The node that a registration introduces."""
+        """The node that a registration introduces; its clocks are reckoned into ours, `now` being
+        when we heard of it."""
+        its = registration.clock
         return cls(
             node_id=registration.node_id,
             cpus=registration.cpus,
             memory_bytes=registration.memory_bytes,
             gpus=registration.gpus,
-            started_at=registration.started_at,
+            started_at=now - (its.wall - registration.started_at),
             registered_at=now,
             lease_until=now + lease_s,
             version=version,
+            boot_id=its.boot_id,
+            booted_at=now - its.monotonic,
+            asked_at=registration.asked_at,
             runtime=registration.runtime,
         )
 

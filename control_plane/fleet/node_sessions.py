@@ -23,12 +23,14 @@ from infra.contracts.node import (
     ReplicaReport,
 )
 from infra.contracts.revision import ReplicaState, Revision
-from infra.errors import NotFound
+from infra.errors import Conflict, Invalid, NotFound
+from infra.loopback import is_loopback
 from infra.supervise import repeat
 
 log = structlog.get_logger()
 
 LONGEST_WAIT_S = 60.0
+_EVERYWHERE = frozenset({"0.0.0.0", "::"})  # one may listen there, and nobody can call it
 _ADOPTABLE = frozenset({ReplicaState.ASSIGNED, ReplicaState.STARTING, ReplicaState.READY})
 
 
@@ -75,7 +77,12 @@ class NodeSessions:
         Replicas we believed there and it does not have are LOST, save those it was not told of
         yet; replicas we do not know are adopted when their revision is in traffic, else the desired
         state, which does not list them, ends them.
+
+        Raises Conflict where another machine is this node, and Invalid where nobody could reach
+        its replicas.
         """
+        self._check_identity(registration, now=now)
+        self._check_host(registration)
         with self._fleet.one_change():
             self._join(registration, now=now)
         log.info("node.registered", node=registration.node_id, replicas=len(registration.replicas))
@@ -93,8 +100,11 @@ class NodeSessions:
             self._known(node_id)
         return self._fleet.desired_state(node_id)
 
-    def report(self, report: NodeReport, *, now: float) -> None:
-        """News from a node; renews its lease. Raises NotFound as `desired` does."""
+    def report(self, report: NodeReport, *, now: float) -> ClockReading:
+        """News from a node; renews its lease. Our clock, for the node to compare with its own.
+
+        Raises NotFound as `desired` does.
+        """
         node_id = report.node_id
         self._known(node_id)
         with self._fleet.one_change():
@@ -108,6 +118,7 @@ class NodeSessions:
             replica = self._fleet.replica(line.replica_id)
             if replica is not None and replica.node_id == node_id:
                 self._logbook.append(replica.model, LogEntry(line.at, line.replica_id, line.text))
+        return self._read_clock()
 
     def expire(self, now: float) -> tuple[NodeId, ...]:
         """Nodes whose lease ran out leave; returns them.
@@ -161,6 +172,31 @@ class NodeSessions:
         if node is None:
             raise NotFound(f"node {node_id} is not registered", node=node_id)
         return node
+
+    def _check_identity(self, registration: NodeRegistration, *, now: float) -> None:
+        """An agent that started again is the node it was; one on another machine is not, as long
+        as the first may be alive."""
+        node_id = registration.node_id
+        node = self._fleet.node(node_id)
+        if node is None or node.boot_id == registration.clock.boot_id or now > node.lease_until:
+            return
+        raise Conflict(
+            f"node {node_id} is registered, and runs on another machine",
+            hint="give each machine its own PLATFORM_NODE_ID",
+            node=node_id,
+        )
+
+    def _check_host(self, registration: NodeRegistration) -> None:
+        host = registration.host
+        is_ours = registration.clock.boot_id == self._read_clock().boot_id
+        if host is None or is_ours or not (is_loopback(host) or host in _EVERYWHERE):
+            return
+        raise Invalid(
+            f"replicas of node {registration.node_id} would listen on {host}, where only its own "
+            "machine reaches them",
+            hint="leave PLATFORM_NODE_HOST unset, or name an address that we reach",
+            param="host",
+        )
 
     def _join(self, registration: NodeRegistration, *, now: float) -> None:
         node_id = registration.node_id

@@ -13,6 +13,7 @@ from control_plane.fleet.node import Node
 from control_plane.fleet.patience import Patience
 from control_plane.fleet.placement import NoRoom, place
 from control_plane.fleet.plan import Plan, Standing
+from control_plane.fleet.provision import Provision
 from control_plane.fleet.replica import Replica
 from control_plane.fleet.state import Fleet
 from control_plane.fleet.tokens import ReplicaToken
@@ -245,8 +246,13 @@ class Reconciler:
                 progressed_at=now,
                 history=history,
                 detail=plan.reason,
+                provision=self._provision(node_id),
             )
         )
+
+    def _provision(self, node_id: NodeId) -> Provision | None:
+        node = self._fleet.node(node_id)
+        return None if node is None else Provision.of(node)
 
     def _wait_for_room(self, plan: Plan, no_room: NoRoom, missing: int) -> None:
         plan.no_room = no_room

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from control_plane.fleet.need import need_of
+from control_plane.fleet.provision import Provision
 from infra.contracts.base import ModelName, NodeId, ReplicaId, RevisionName
 from infra.contracts.node import Failure, ReplicaAssignment, ReplicaReport
 from infra.contracts.revision import ReplicaState, Revision
@@ -97,6 +98,7 @@ class Replica:
     failure: Failure | None = None
     detail: str | None = None
     is_adopted: bool = False
+    provision: Provision | None = None  # of its node's machine
 
     @property
     def model(self) -> ModelName:
@@ -195,11 +197,13 @@ class Replica:
         )
         if begun_at is None:
             return self.history
+        steps = self.provision
         provision = StageTiming(
             stage=Stage.PROVISION,
             started_at=self.wanted_at,
             seconds=max(0.0, begun_at - self.wanted_at),
             source="node",
+            parts=() if steps is None else steps.parts(self.wanted_at, begun_at),
         )
         return (*self.history, provision, *self.stages)
 

@@ -152,8 +152,16 @@ class NodeRegistration(Contract):
     cpus: int = Field(ge=1)
     memory_bytes: int = Field(ge=0)
     gpus: tuple[Gpu, ...] = ()
+    host: str | None = Field(
+        default=None,
+        max_length=255,
+        description="Where its replicas listen; unset: where it reaches the control plane from.",
+    )
     clock: ClockReading
-    started_at: float = Field(description="Unix seconds at which the agent's process began.")
+    started_at: float = Field(description="When the agent's process began, by `clock.wall`.")
+    asked_at: float | None = Field(
+        default=None, description="When its cloud was asked for the machine, by the cloud's clock."
+    )
     runtime: Runtime = Field(default="process", description="What its workers run as.")
     replicas: tuple[ReplicaReport, ...] = ()
 
@@ -164,6 +172,13 @@ class NodeLease(Contract):
     node_id: NodeId
     lease_s: float
     clock: ClockReading
+
+
+class Leaving(Contract):
+    """A node will be taken away: nothing new should start there, and what runs should drain."""
+
+    reason: str = Field(max_length=200)
+    at: float | None = Field(default=None, description="Unix seconds; unset: not known when.")
 
 
 class NodeReport(Contract):
@@ -179,6 +194,7 @@ class NodeReport(Contract):
     gpus: tuple[Gpu, ...] | None = Field(default=None, description="Unset: as they were.")
     replicas: tuple[ReplicaReport, ...] = ()
     logs: tuple[LogLine, ...] = ()
+    leaving: Leaving | None = Field(default=None, description="Its machine will be taken away.")
     is_leaving: bool = False  # the last report: its agent ends, and all its replicas with it
 
 

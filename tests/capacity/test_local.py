@@ -76,7 +76,8 @@ async def test_launching_twice_starts_one_agent_with_its_settings(
     await capacity.open()
     await until(lambda: seen(tmp_path))
     assert seen(tmp_path) == [
-        "PLATFORM_NODE_CONTROL_PLANE_URL=http://127.0.0.1:8470 PLATFORM_NODE_ID=local "
+        "PLATFORM_NODE_CONTROL_PLANE_URL=http://127.0.0.1:8470 PLATFORM_NODE_HOST=127.0.0.1 "
+        "PLATFORM_NODE_ID=local "
         "PLATFORM_NODE_LOG_FORMAT=console PLATFORM_NODE_LOG_LEVEL=info "
         f"PLATFORM_NODE_STATE_DIR={tmp_path / 'node'} PLATFORM_NODE_TOKEN=0123456789abcdef"
     ]

@@ -7,10 +7,10 @@ from control_plane.capacity.port import Ended
 from control_plane.fleet.logbook import LogEntry
 from control_plane.fleet.node_sessions import LeaseTerms
 from infra.contracts.base import ModelName, NodeId, ReplicaId, RevisionName
-from infra.contracts.node import LogLine, NodeReport
+from infra.contracts.node import ClockReading, LogLine, NodeRegistration, NodeReport
 from infra.contracts.revision import ReplicaState
 from infra.contracts.stage import Rung, Stage, StageTiming
-from infra.errors import NotFound
+from infra.errors import Conflict, Invalid, NotFound
 from tests.fleet.makers import CHAT, N1, a_registration
 from tests.fleet.test_replica import a_report
 from tests.fleet.world import World, run
@@ -265,5 +265,61 @@ def test_hostile_reports_change_nothing():
         stranger = a_report(READY, replica_id="../../etc", host="h", port=-1)
         world.sessions.report(a_node_report(replicas=(stranger,)), now=world.now())
         assert world.fleet.replicas() == ()
+
+    run(main())
+
+
+def on_machine(boot_id: str, **changes: Any) -> NodeRegistration:
+    return a_registration(clock=ClockReading(wall=0, monotonic=0, boot_id=boot_id), **changes)
+
+
+def test_another_machine_cannot_be_a_node_whose_lease_lives():
+    async def main() -> None:
+        world = World(terms=LeaseTerms(lease_s=10, look_s=1))
+        world.sessions.register(on_machine("first"), now=0)
+
+        with pytest.raises(Conflict, match="another machine"):
+            world.sessions.register(on_machine("second"), now=9)
+        world.sessions.register(on_machine("first"), now=10)
+
+    run(main())
+
+
+def test_a_machine_that_was_exchanged_is_the_node_once_the_lease_is_over():
+    async def main() -> None:
+        world = World(terms=LeaseTerms(lease_s=10, look_s=1))
+        world.sessions.register(on_machine("first"), now=0)
+
+        world.sessions.register(on_machine("second"), now=11)
+
+        node = world.fleet.node(N1)
+        assert node is not None
+        assert node.boot_id == "second"
+
+    run(main())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "0.0.0.0"])
+def test_a_node_elsewhere_whose_replicas_nobody_could_reach_is_refused(host):
+    async def main() -> None:
+        world = World()
+        with pytest.raises(Invalid, match=host):
+            world.sessions.register(on_machine("elsewhere", host=host), now=0)
+        assert world.fleet.nodes() == ()
+        ours = world.sessions._read_clock().boot_id
+        world.sessions.register(on_machine(ours, host=host), now=0)
+
+    run(main())
+
+
+def test_a_report_is_answered_with_our_clock():
+    async def main() -> None:
+        world = World()
+        world.sessions.register(a_registration(), now=world.now())
+        await asyncio.sleep(3)
+
+        reading = world.sessions.report(a_node_report(), now=world.now())
+
+        assert reading.wall == world.now()
 
     run(main())

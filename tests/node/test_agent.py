@@ -74,8 +74,8 @@ async def node(folder: Path, control_plane: FakeControlPlane) -> AsyncIterator[N
     clock = NodeClock()
     launcher = FakeLauncher()
     logs = ReplicaLogs(folder, clock)
-    agent = Agent(launcher, logs, clock, host="127.0.0.1")
-    facts = NodeFacts(NodeId("n1"), cpus=2, memory_bytes=1 << 30, started_at=clock.now())
+    agent = Agent(launcher, logs, clock)
+    facts = NodeFacts(NodeId("n1"), cpus=2, memory_bytes=1 << 30, began_s=0.0)
     session = asyncio.create_task(Session(control_plane, agent, logs, clock, facts).run())
     try:
         yield Node(control_plane, launcher, agent, clock, logs)

@@ -22,7 +22,7 @@ async def watched(
     folder: Path, gpus: FakeGpus, pace: Pace = SELDOM
 ) -> AsyncIterator[tuple[Agent, FakeLauncher]]:
     launcher, clock = FakeLauncher(spawn_s=0), NodeClock()
-    agent = Agent(launcher, ReplicaLogs(folder, clock), clock, host="127.0.0.1")
+    agent = Agent(launcher, ReplicaLogs(folder, clock), clock)
     watch = GpuWatch(agent, lambda: gpus, pace)
     await watch.start()
     try:

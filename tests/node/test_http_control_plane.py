@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 
 from infra.contracts.base import NodeId
-from infra.contracts.node import NodeReport
+from infra.contracts.node import ClockReading, NodeReport
 from worker.node.control_plane import UnknownNode, Unreachable
 from worker.node.http_control_plane import HttpControlPlane
 
@@ -48,6 +48,22 @@ async def test_a_good_answer_is_the_desired_state() -> None:
     state = await answered("200 OK", DESIRED, poll)
 
     assert (state.version, state.standby) == (7, 1)  # type: ignore[attr-defined]
+
+
+async def test_a_report_is_answered_with_the_control_planes_clock() -> None:
+    reading = ClockReading(wall=1, monotonic=2, boot_id="b")
+
+    assert await answered("200 OK", reading.model_dump_json().encode(), tell) == reading
+
+
+async def test_the_address_is_the_one_from_which_it_was_reached() -> None:
+    async def ask(control_plane: HttpControlPlane) -> object:
+        assert control_plane.address is None
+        with pytest.raises(UnknownNode):
+            await tell(control_plane)
+        return control_plane.address
+
+    assert await answered("404 Not Found", b"{}", ask) == "127.0.0.1"
 
 
 @pytest.mark.parametrize("ask", [poll, tell])

@@ -49,9 +49,7 @@ LAUNCHES = 3  # processes a replica may lose before its start; then it has faile
 class Agent:
     """Single owner of a node's workers and replicas; every method belongs to the event loop."""
 
-    def __init__(
-        self, launcher: Launcher, logs: ReplicaLogs, clock: NodeClock, *, host: str
-    ) -> None:
+    def __init__(self, launcher: Launcher, logs: ReplicaLogs, clock: NodeClock) -> None:
         self._launcher = launcher
         self._logs = logs
         self._clock = clock
@@ -61,7 +59,7 @@ class Agent:
         self._ahead = ReadingAhead()
         self._zygote = ZygoteKeeper(launcher, self._advance)
         self._refill = Refill(self._advance)
-        self._hands = Hands(launcher, logs, clock, self._tables, self._refill, host=host)
+        self._hands = Hands(launcher, logs, clock, self._tables, self._refill)
         launcher.listen(self)
 
     # What the control plane wants and hears -------------------------------------------------
@@ -73,6 +71,10 @@ class Agent:
         self._advance()
         if self._ahead.expect(desired.prepare):
             self._prepare_standby()
+
+    def serve_at(self, host: str) -> None:
+        """The address that replicas listen on from now on; those that run stay where they are."""
+        self._hands.host = host
 
     def subscribe(self, on_news: Callable[[Urgency], None]) -> None:
         """Calls back after every change that the control plane should hear of."""
@@ -97,6 +99,11 @@ class Agent:
     def take_gpu_changes(self) -> tuple[Gpu, ...] | None:
         """The same where anything changed since it was asked for last, else None."""
         return self._tables.take_gpu_changes()
+
+    @property
+    def has_replicas(self) -> bool:
+        """Whether any has not ended."""
+        return any(not replica.has_ended for replica in self._tables.replicas.values())
 
     def reports(self) -> tuple[ReplicaReport, ...]:
         """The whole truth of every replica; nothing is left unreported."""

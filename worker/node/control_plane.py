@@ -3,7 +3,13 @@
 from typing import Protocol
 
 from infra.contracts.base import NodeId
-from infra.contracts.node import DesiredState, NodeLease, NodeRegistration, NodeReport
+from infra.contracts.node import (
+    ClockReading,
+    DesiredState,
+    NodeLease,
+    NodeRegistration,
+    NodeReport,
+)
 
 
 class UnknownNode(Exception):
@@ -17,14 +23,21 @@ class Unreachable(Exception):
 class ControlPlane(Protocol):
     """Every call may be repeated; each raises UnknownNode or Unreachable."""
 
+    @property
+    def address(self) -> str | None:
+        """From which address of this machine it was reached last; None before the first time."""
+
     async def register(self, registration: NodeRegistration) -> NodeLease:
         """Introduces the node, with the replicas it already runs."""
 
     async def desired(self, node_id: NodeId, *, after: int, wait_s: float) -> DesiredState:
         """The desired state, as soon as its version exceeds `after`, or after `wait_s`."""
 
-    async def report(self, report: NodeReport) -> None:
-        """Delivers news; calls may overlap, and arrive in the order in which they were made."""
+    async def report(self, report: NodeReport) -> ClockReading:
+        """Delivers news; calls may overlap, and arrive in the order in which they were made.
+
+        The control plane's clock, read as it heard them.
+        """
 
     async def close(self) -> None:
         """Closes the connections."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from infra.clock import SystemClock
 from infra.contracts.base import NodeId, ReplicaId
 from infra.contracts.node import (
+    ClockReading,
     DesiredState,
     NodeLease,
     NodeRegistration,
@@ -22,6 +23,7 @@ class FakeControlPlane:
     lease_s: float = 9.0
     clock: SystemClock = field(default_factory=SystemClock.start)
     is_down: bool = False
+    address: str | None = "127.0.0.1"
     registrations: list[NodeRegistration] = field(default_factory=list)
     reports: list[NodeReport] = field(default_factory=list)
     replicas: dict[ReplicaId, ReplicaReport] = field(default_factory=dict)
@@ -61,10 +63,11 @@ class FakeControlPlane:
             pass
         return self.state
 
-    async def report(self, report: NodeReport) -> None:
+    async def report(self, report: NodeReport) -> ClockReading:
         self._check(report.node_id)
         self.reports.append(report)
         self.replicas |= {replica.replica_id: replica for replica in report.replicas}
+        return self.clock.reading()
 
     async def close(self) -> None:
         """Nothing to close."""

@@ -35,15 +35,13 @@ class Hands:
         clock: NodeClock,
         tables: Tables,
         refill: Refill,
-        *,
-        host: str,
     ) -> None:
         self._launcher = launcher
         self._logs = logs
         self._clock = clock
         self._tables = tables
         self._refill = refill
-        self._host = host
+        self.host = "127.0.0.1"  # where replicas listen
         self._loop = asyncio.get_running_loop()
         self._launched = 0
         self._waits: dict[ReplicaId, asyncio.TimerHandle] = {}  # for GPUs
@@ -105,7 +103,7 @@ class Hands:
             Start(
                 assignment=assignment,
                 clock=self._clock.reading(),
-                host=self._host,
+                host=self.host,
                 log_path=str(self._logs.path(assignment.replica_id)),
                 gpus=self._tables.gpus.owned_by(worker_id),
             ),

@@ -37,6 +37,7 @@ class HttpConnection:
         self._wire: _Wire | None = None
         self._dialling = asyncio.Lock()  # guards _wire while it is being opened
         self._in_line = 0  # callers that wait for the lock; nobody overtakes them
+        self.local_address: str | None = None  # ours, on the connection that was opened last
 
     async def request(
         self, method: str, target: str, body: bytes = b"", *, timeout_s: float
@@ -73,13 +74,14 @@ class HttpConnection:
             self._in_line -= 1
 
     async def _dial(self) -> "_Wire":
-        _, wire = await asyncio.get_running_loop().create_connection(
+        transport, wire = await asyncio.get_running_loop().create_connection(
             _Wire,
             self._host,
             self._port,
             ssl=self._tls,
             server_hostname=self._host if self._tls else None,
         )
+        self.local_address = transport.get_extra_info("sockname")[0]
         return wire
 
 

@@ -5,7 +5,13 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from infra.contracts.base import NodeId
-from infra.contracts.node import DesiredState, NodeLease, NodeRegistration, NodeReport
+from infra.contracts.node import (
+    ClockReading,
+    DesiredState,
+    NodeLease,
+    NodeRegistration,
+    NodeReport,
+)
 from worker.node.control_plane import UnknownNode, Unreachable
 from worker.node.http import Answer, HttpConnection
 
@@ -22,6 +28,10 @@ class HttpControlPlane:
         self._watch = HttpConnection(url, headers=headers)
         self._reports = HttpConnection(url, headers=headers)
 
+    @property
+    def address(self) -> str | None:
+        return self._reports.local_address
+
     async def register(self, registration: NodeRegistration) -> NodeLease:
         body = registration.model_dump_json().encode()
         answer = await _ask(self._reports, "POST", "/internal/nodes", body)
@@ -32,9 +42,10 @@ class HttpControlPlane:
         answer = await _ask(self._watch, "GET", target, timeout_s=wait_s + ANSWER_S)
         return _parse(DesiredState, answer)
 
-    async def report(self, report: NodeReport) -> None:
+    async def report(self, report: NodeReport) -> ClockReading:
         body = report.model_dump_json().encode()
-        await _ask(self._reports, "POST", f"/internal/nodes/{report.node_id}/reports", body)
+        target = f"/internal/nodes/{report.node_id}/reports"
+        return _parse(ClockReading, await _ask(self._reports, "POST", target, body))
 
     async def close(self) -> None:
         self._watch.close()

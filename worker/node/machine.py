@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from infra.clock import Clock
 from infra.contracts.node import Gpu
 
 MOST_OPEN_FILES = 65536
@@ -48,12 +47,13 @@ def open_files() -> int:
     return MOST_OPEN_FILES if most == resource.RLIM_INFINITY else min(most, MOST_OPEN_FILES)
 
 
-def process_started_at(clock: Clock) -> float:
-    """Unix seconds at which this process began, to a hundredth; now, where not known."""
+def process_began_s() -> float:
+    """CLOCK_MONOTONIC at which this process began, to a hundredth; now, where not known."""
+    now_s = time.monotonic()
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         began_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # since the boot, proc(5) field 22
         age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - began_s
     except (OSError, IndexError, ValueError, AttributeError):
-        return clock.now()
-    return clock.now() - max(0.0, age_s)
+        return now_s
+    return now_s - max(0.0, age_s)

@@ -14,6 +14,8 @@ from worker.boot.process import name_process
 from worker.node import machine
 from worker.node.agent import Agent
 from worker.node.clock import NodeClock
+from worker.node.cloud.rented import rented_machine
+from worker.node.cloud.work import AgentWork
 from worker.node.gpu_watch import GpuWatch
 from worker.node.http_control_plane import HttpControlPlane
 from worker.node.logs import ReplicaLogs
@@ -52,6 +54,9 @@ async def _serve(
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    rented = await rented_machine(settings) if settings.cloud == "ec2" else None
+    if rented is not None:
+        settings = rented.settings
     clock = NodeClock()
     logs = ReplicaLogs(settings.logs_dir, clock)
     logs.prune()
@@ -64,22 +69,25 @@ async def _serve(
         plain_http=settings.plain_http,
         zygote_log=settings.logs_dir / "zygote.log",
     )
-    agent = Agent(build_launcher(settings, programs, clock), logs, clock, host=settings.host)
-    control_plane = HttpControlPlane(
-        settings.control_plane_url, token=settings.token.get_secret_value()
-    )
+    agent = Agent(build_launcher(settings, programs, clock), logs, clock)
+    control_plane = HttpControlPlane(settings.control_plane_url, token=settings.key())
     facts = NodeFacts(
         node_id=settings.id,
         cpus=machine.cpus(),
         memory_bytes=machine.memory_bytes(),
-        started_at=machine.process_started_at(clock),
+        began_s=machine.process_began_s(),
         runtime=settings.runtime,
+        host=settings.host,
+        asked_at=None if rented is None else rented.asked_at,
     )
     gpus = GpuWatch(agent, open_gpus)
     await gpus.start()
     session = Session(control_plane, agent, logs, clock, facts)
     tasks = TaskSet()
-    tasks.start(session.run(), name="node.session")
+    if rented is None:
+        tasks.start(session.run(), name="node.session")
+    else:
+        tasks.start(rented.live(AgentWork(agent, session, tasks)), name="node.lifecycle")
     await stop.wait()
     await tasks.close()
     await agent.close()

@@ -7,7 +7,7 @@ import structlog
 
 from infra.backoff import Backoff
 from infra.contracts.base import NodeId
-from infra.contracts.node import NodeLease, NodeRegistration, NodeReport, Runtime
+from infra.contracts.node import Leaving, NodeLease, NodeRegistration, NodeReport, Runtime
 from worker.node.agent import Agent
 from worker.node.clock import NodeClock
 from worker.node.control_plane import ControlPlane, UnknownNode, Unreachable
@@ -27,13 +27,19 @@ REDIAL = Backoff(first_s=0.05, most_s=2.0)
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """What a node says of itself; `started_at` in unix seconds of its own clock."""
+    """What a node says of itself; its agent began at `began_s` of CLOCK_MONOTONIC.
+
+    `host` is where its replicas listen; None: where the control plane is reached from. `asked_at`
+    is when its cloud was asked for the machine, in unix seconds.
+    """
 
     node_id: NodeId
     cpus: int
     memory_bytes: int
-    started_at: float
+    began_s: float
     runtime: Runtime = "process"
+    host: str | None = None
+    asked_at: float | None = None
 
 
 class Session:
@@ -52,6 +58,8 @@ class Session:
         self._logs = logs
         self._clock = clock
         self._facts = facts
+        self.is_registered = False
+        self._leaving: Leaving | None = None
         self._news = asyncio.Event()
         self._urgent = asyncio.Event()
         agent.subscribe(self._heard_news)
@@ -70,8 +78,16 @@ class Session:
                 log.warning("control-plane.unreachable", why=_first(errors))
             except* Exception:
                 log.exception("node.session-failed")
+            finally:
+                self.is_registered = False
             failures += 1
             await asyncio.sleep(REDIAL.delay_s(failures))
+
+    def announce(self, leaving: Leaving | None) -> None:
+        """Tells the control plane that the machine will be taken away, or no longer will be."""
+        if leaving != self._leaving:
+            self._leaving = leaving
+            self._heard_news("now")
 
     async def say_goodbye(self) -> None:
         """Says that the node is gone, and what is left to say, if that is heard soon."""
@@ -86,16 +102,21 @@ class Session:
         lease = await self._control_plane.register(
             NodeRegistration(
                 node_id=self._facts.node_id,
+                host=self._facts.host,
                 cpus=self._facts.cpus,
                 memory_bytes=self._facts.memory_bytes,
                 gpus=self._agent.gpus(),
                 clock=sent,
-                started_at=self._facts.started_at,
+                started_at=sent.wall - (sent.monotonic - self._facts.began_s),
+                asked_at=self._facts.asked_at,
                 runtime=self._facts.runtime,
                 replicas=self._agent.reports(),
             )
         )
         self._clock.follow(lease.clock, sent=sent, received=self._clock.reading())
+        if (host := self._facts.host or self._control_plane.address) is not None:
+            self._agent.serve_at(host)
+        self.is_registered = True
         log.info("node.registered", node=lease.node_id, lease_s=lease.lease_s)
         self._heard_news("soon")
         return lease
@@ -132,8 +153,9 @@ class Session:
         changes = self._agent.reports() if is_renewal else self._agent.take_changes()
         gpus = self._agent.gpus() if is_renewal else self._agent.take_gpu_changes()
         lines = self._logs.take(MOST_LINES)
+        sent = self._clock.reading()
         try:
-            await self._control_plane.report(
+            remote = await self._control_plane.report(
                 NodeReport(
                     node_id=self._facts.node_id,
                     standby_ready=self._agent.standby_ready(),
@@ -143,12 +165,14 @@ class Session:
                     gpus=gpus,
                     replicas=changes,
                     logs=lines,
+                    leaving=self._leaving,
                     is_leaving=is_leaving,
                 )
             )
         except BaseException:  # cancelled too: the registration repeats replicas, not lines
             self._logs.give_back(lines)
             raise
+        self._clock.compare(remote, sent=sent, received=self._clock.reading())
 
     async def _collect_logs(self) -> None:
         while True:
