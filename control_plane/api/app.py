@@ -20,6 +20,7 @@ from control_plane.api.gauges import register_gauges, requests_counter
 from control_plane.api.hot import HotPath
 from control_plane.api.hot_http import DateLine, HotHttp
 from control_plane.api.hot_request import CLIENT_LEFT
+from control_plane.api.inference.routes import inference_router
 from control_plane.api.intake import ClientGone
 from control_plane.api.job_desk import JobDesk
 from control_plane.api.jobs import jobs_router
@@ -47,8 +48,13 @@ Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_OPEN = frozenset({"/healthz", "/readyz", "/docs", "/redoc", "/openapi.json", "/problems"})
-_PUBLIC_PREFIX = "/v1/"
+_OPEN = frozenset(
+    {
+        *("/healthz", "/readyz", "/v2", "/v2/health/live", "/v2/health/ready"),
+        *("/docs", "/redoc", "/openapi.json", "/problems"),
+    }
+)
+_PUBLIC_PREFIXES = ("/v1/", "/v2/models/")
 _INTERNAL_PREFIX = "/internal/"
 MOST_BODY_BYTES = 16 << 20
 
@@ -94,8 +100,8 @@ def create_edge(services: Services) -> Edge:
 class Gate:
     """Lets requests to the management app whose key was checked.
 
-    What is below /v1 is answered by the control plane that leads: the others do not know what is
-    deployed, and start nothing.
+    What is below /v1 and /v2/models is answered by the control plane that leads: the others do not
+    know what is deployed, and start nothing.
     """
 
     def __init__(
@@ -109,7 +115,7 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
-                if scope["path"].startswith(_PUBLIC_PREFIX):
+                if scope["path"].startswith(_PUBLIC_PREFIXES):
                     self._check_lead()
                 self._check(scope)
             except PlatformError as error:
@@ -139,6 +145,7 @@ def management_app(services: Services, requests: Counter) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(models_router(services))
+    app.include_router(inference_router(services))
     app.include_router(releases_router(services, requests))
     app.include_router(jobs_router(services))
     app.include_router(operations_router(services))

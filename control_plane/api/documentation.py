@@ -21,6 +21,12 @@ from infra.contracts.generation import (
     InvokeRequest,
     InvokeResponse,
 )
+from infra.contracts.inference import (
+    GenerateRequest,
+    GenerateResponse,
+    InferenceRequest,
+    InferenceResponse,
+)
 from infra.contracts.job import JobStatus
 from infra.contracts.model_spec import ModelSpec
 from infra.contracts.openai import ChatCompletion, ChatCompletionChunk, Completion, Embeddings
@@ -91,6 +97,12 @@ _ASKED_HEADERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         {"type": "string", "format": "uri"},
     ),
 )
+_OF_JOBS = frozenset(
+    {
+        *("Prefer", "Idempotency-Key", "Firstlight-Deadline"),
+        *("Firstlight-Max-Attempts", "Firstlight-Webhook"),
+    }
+)
 _PROBLEMS = {
     400: "Not JSON, not a valid request, or more than the context holds.",
     401: "The API key is missing or wrong.",
@@ -134,10 +146,46 @@ def _add_hot_routes(schema: dict[str, Any]) -> None:
     paths["/v1/models/{name}/invoke"] = _operation(
         "Calls a model like a function.", InvokeRequest, InvokeResponse, InvokeEvent
     )
-    paths["/v1/models/{name}/invoke"]["post"]["parameters"].append(
-        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-    )
+    _name_parameters(paths["/v1/models/{name}/invoke"], "name")
+    for below in ("", "/versions/{version}"):
+        _add_inference_routes(paths, f"/v2/models/{{name}}{below}")
     schemas.update(_schemas())
+
+
+def _add_inference_routes(paths: dict[str, Any], prefix: str) -> None:
+    routes = {
+        "infer": _operation(
+            "Continues prompts in a tensor, in the open inference protocol.",
+            InferenceRequest,
+            InferenceResponse,
+        ),
+        "generate": _operation(
+            "Continues a text, in the open inference protocol.", GenerateRequest, GenerateResponse
+        ),
+        "generate_stream": _operation(
+            "Continues a text as server-sent events.",
+            GenerateRequest,
+            GenerateResponse,
+            GenerateResponse,
+        ),
+    }
+    for verb, operation in routes.items():
+        names = ("name", "version") if "{version}" in prefix else ("name",)
+        _name_parameters(operation, *names)
+        post = operation["post"]
+        post["tags"] = ["open inference protocol"]
+        if verb == "generate_stream":
+            post["responses"]["200"]["content"].pop("application/json")
+        del post["responses"]["202"]
+        post["parameters"] = [it for it in post["parameters"] if it["name"] not in _OF_JOBS]
+        paths[f"{prefix}/{verb}"] = operation
+
+
+def _name_parameters(operation: dict[str, Any], *names: str) -> None:
+    operation["post"]["parameters"] += [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in names
+    ]
 
 
 def _operation(
@@ -205,11 +253,11 @@ def _of(model: type[BaseModel]) -> dict[str, Any]:
 def _schemas() -> dict[str, Any]:
     asked = (
         *(ChatCompletionRequest, CompletionRequest, EmbeddingsRequest, InvokeRequest),
-        ModelSpec,
+        *(InferenceRequest, GenerateRequest, ModelSpec),
     )
     answered = (
         *(ChatCompletion, ChatCompletionChunk, Completion, Embeddings),
-        *(InvokeResponse, InvokeEvent, Problem),
+        *(InvokeResponse, InvokeEvent, InferenceResponse, GenerateResponse, Problem),
     )
     _, schema = models_json_schema(
         [(model, "validation") for model in asked]

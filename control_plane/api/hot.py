@@ -21,6 +21,7 @@ from control_plane.api.hot_request import HotRequest
 from control_plane.api.intake import Body, Intake
 from control_plane.api.job_desk import JobDesk
 from control_plane.api.patience import patience_of
+from control_plane.api.translation import Question
 from control_plane.deployments.service import Deployments
 from control_plane.deployments.store import Change
 from control_plane.tenancy.identity import Identity
@@ -28,7 +29,7 @@ from infra.clock import Clock
 from infra.contracts.base import ModelName, RequestId, RevisionName
 from infra.contracts.model_spec import Limits
 from infra.contracts.revision import Revision
-from infra.errors import MethodNotAllowed, PlatformError, ShuttingDown
+from infra.errors import MethodNotAllowed, PlatformError, RevisionNotFound, ShuttingDown
 from infra.generation_requests import read_given
 from infra.metrics import Counter
 
@@ -88,8 +89,13 @@ class HotPath:
     def answer(self, request: HotRequest) -> None:
         """See Desk."""
         try:
-            call, revision = self._accept(request)
+            question = self._translated(request)
+            call, revision = self._accept(request, question)
             headers, request.headers = request.headers, {}
+            if question is not None:
+                client = question.answer(request, revision)
+                request.exchange = self._activator.begin(call, revision, client)
+                return
             if b"prefer" in headers and self._jobs.wants_job(headers):
                 self._jobs.accept(call, revision, headers, request, partial(self.fail, request))
                 return
@@ -97,17 +103,27 @@ class HotPath:
         except Exception as error:
             self.fail(request, error)
 
-    def _accept(self, request: HotRequest) -> tuple[Call, Revision]:
+    def _translated(self, request: HotRequest) -> Question | None:
+        """What a request of another protocol asks in the words of a contract of ours."""
+        translation, model = request.target.translation, request.target.model
+        if translation is None:
+            return None
+        assert request.body is not None and model is not None, "it was opened, and names its model"
+        return translation(model, request.body.whole(), request.headers)
+
+    def _accept(self, request: HotRequest, question: Question | None) -> tuple[Call, Revision]:
         """The body as a call; what it was parsed into is gone when this returns."""
         caller, target, headers = request.caller, request.target, request.headers
         assert request.body is not None and caller is not None, "it was opened"
-        content = request.body.whole()
+        content = request.body.whole() if question is None else question.content
         given = read_given(target.contract, content)
         tenant = caller.tenant
         session = session_of(headers, tenant)
         leading = self._revision(given["model"] if target.model is None else target.model, caller)
         revision = self._deployments.pick(leading.model, session)
         assert revision is not None, "the model is deployed"
+        if target.version is not None:
+            revision = self._version(leading.model, target.version)
         bounds = self._bounds.get(revision.name)
         if bounds is None:
             bounds = self._bounds[revision.name] = Bounds(revision)
@@ -149,7 +165,7 @@ class HotPath:
         self.settle(request, status)
         if isinstance(error, ReplicaRefused) or request.has_started:
             if request.is_streaming:
-                request.finish(problems.event(error))
+                request.finish(problems.event(error, path=request.path))
             else:
                 request.cut()
             return
@@ -176,6 +192,16 @@ class HotPath:
         if revision is None or not caller.may_call(revision):
             known = filter(caller.may_call, self._deployments.all())
             raise model_not_found(name, (one.model for one in known))
+        return revision
+
+    def _version(self, model: ModelName, number: str) -> Revision:
+        """One that gets requests; raises RevisionNotFound."""
+        revision = self._deployments.live(RevisionName(f"{model}@{number}"))
+        if revision is None:
+            raise RevisionNotFound(
+                f"no version {number[:64]!r} of {model} is in traffic",
+                hint=f"GET /v2/models/{model} lists those that are",
+            )
         return revision
 
     def _deployment_changed(self, change: Change) -> None:

@@ -38,13 +38,7 @@ def operations_router(services: Services) -> APIRouter:
     @router.get("/readyz")
     async def readiness() -> Readiness:
         """Whether the platform should get traffic: its store answers and it leads; needs no key."""
-        names = list(services.readiness)
-        failures = await asyncio.gather(*(_failure(services.readiness[name]) for name in names))
-        failed = {name: why for name, why in zip(names, failures, strict=True) if why is not None}
-        if failed:
-            name, why = next(iter(failed.items()))
-            raise StoreUnavailable(f"not ready: {name}: {why}", checks=failed, retry_after_s=1)
-        return Readiness(checks=names)
+        return Readiness(checks=await check_readiness(services))
 
     @router.get("/metrics", response_class=Response)
     async def metrics(caller: Caller) -> Response:
@@ -66,6 +60,17 @@ def operations_router(services: Services) -> APIRouter:
         return page
 
     return router
+
+
+async def check_readiness(services: Services) -> list[str]:
+    """What was checked; raises StoreUnavailable while the platform should get no traffic."""
+    names = list(services.readiness)
+    failures = await asyncio.gather(*(_failure(services.readiness[name]) for name in names))
+    failed = {name: why for name, why in zip(names, failures, strict=True) if why is not None}
+    if failed:
+        name, why = next(iter(failed.items()))
+        raise StoreUnavailable(f"not ready: {name}: {why}", checks=failed, retry_after_s=1)
+    return names
 
 
 async def _failure(check: ReadinessCheck) -> str | None:

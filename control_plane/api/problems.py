@@ -1,4 +1,5 @@
-"""Error bodies: the only maker of them here (RFC 9457, with OpenAI's error object inside)."""
+"""Error bodies: the only maker of them here (RFC 9457, with an `error` inside that clients of
+OpenAI's API, or of the open inference protocol, read)."""
 
 import html
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from infra.contracts.problem import Problem
 from infra.errors import PlatformError
 
 CONTENT_TYPE = "application/problem+json"
+_INFERENCE = "/v2"  # where the open inference protocol is
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +29,35 @@ class ErrorResponse:
 
 def response(error: PlatformError, *, path: str | None) -> ErrorResponse:
     """The error as the answer to a request for `path`."""
-    body = _written(error.problem(path))
+    problem = error.problem(path)
+    is_inference = _speaks_inference(path)
+    body = in_words(problem) if is_inference else _written(problem)
     own = {**error.headers(), **_headers_of_status(error)}
     headers = (
-        (b"content-type", CONTENT_TYPE.encode()),
+        (b"content-type", b"application/json" if is_inference else CONTENT_TYPE.encode()),
         (b"content-length", b"%d" % len(body)),
         *((name.lower().encode(), value.encode()) for name, value in own.items()),
     )
     return ErrorResponse(error.status.value, headers, body)
 
 
-def event(error: PlatformError | ReplicaRefused) -> bytes:
+def event(error: PlatformError | ReplicaRefused, *, path: str) -> bytes:
     """The last event of a stream that fails after its head was sent: the problem as its data."""
     problem = error.problem if isinstance(error, ReplicaRefused) else error.problem()
-    return b"event: error\ndata: %b\n\n" % _written(problem)
+    body = in_words(problem) if _speaks_inference(path) else _written(problem)
+    return b"event: error\ndata: %b\n\n" % body
+
+
+def in_words(problem: Problem) -> bytes:
+    """The problem with an `error` that is a sentence, as the open inference protocol has it."""
+    members, param = _members(problem), problem.error.param
+    hint = "" if problem.hint is None else f" ({problem.hint})"
+    members["error"] = f"{problem.detail}{hint}"
+    return orjson.dumps(members if param is None else {**members, "param": param})
+
+
+def _speaks_inference(path: str | None) -> bool:
+    return path is not None and (path == _INFERENCE or path.startswith(f"{_INFERENCE}/"))
 
 
 def of_job(job: Job) -> Response:
@@ -117,8 +134,12 @@ def _meaning(kind: type[PlatformError]) -> str:
 
 
 def _written(problem: Problem) -> bytes:
+    return orjson.dumps(_members(problem))
+
+
+def _members(problem: Problem) -> dict[str, Any]:
     members: dict[str, Any] = problem.model_dump(mode="json")
-    return orjson.dumps({name: value for name, value in members.items() if value is not None})
+    return {name: value for name, value in members.items() if value is not None}
 
 
 def _headers_of_status(error: PlatformError) -> dict[str, str]:

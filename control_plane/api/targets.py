@@ -7,6 +7,8 @@ from urllib.parse import unquote
 
 import httptools
 
+from control_plane.api.inference import question
+from control_plane.api.translation import Translation
 from infra.contracts.embeddings import EmbeddingsRequest
 from infra.contracts.generation import (
     ChatCompletionRequest,
@@ -16,15 +18,19 @@ from infra.contracts.generation import (
 from infra.generation_requests import ModelBody
 
 _INVOKE_PREFIX, _INVOKE_SUFFIX = "/v1/models/", "/invoke"
+_INFERENCE_PREFIX: Final = "/v2/models/"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a path means: a contract, the replica's path for it, the model if the path names it."""
+    """What a path means: a contract, the replica's path for it, the model if the path names it, and
+    the number of its revision; `translation` makes a body of the contract of what is sent there."""
 
     contract: type[ModelBody]
     replica_path: str
     model: str | None = None
+    version: str | None = None
+    translation: Translation | None = None
 
 
 _TARGETS = {
@@ -46,7 +52,7 @@ def _read(url: bytes) -> tuple[str, Target] | None:
     path = httptools.parse_url(url).path.decode("ascii")
     if "%" in path:
         path = unquote(path)
-    target = _TARGETS.get(path) or _invocation(path)
+    target = _TARGETS.get(path) or _invocation(path) or _inference(path)
     return None if target is None else (path, target)
 
 
@@ -59,3 +65,22 @@ def _invocation(path: str) -> Target | None:
         return None
     model = path[len(_INVOKE_PREFIX) : -len(_INVOKE_SUFFIX)]
     return None if "/" in model else Target(InvokeRequest, "/invoke", model)
+
+
+_TRANSLATIONS: Final[dict[str, Translation]] = {
+    "infer": question.infer,
+    "generate": question.generate,
+    "generate_stream": question.generate_stream,
+}
+
+
+def _inference(path: str) -> Target | None:
+    """`/v2/models/NAME/infer`, or of one version `/v2/models/NAME/versions/3/infer`."""
+    if not path.startswith(_INFERENCE_PREFIX):
+        return None
+    model, *rest = path[len(_INFERENCE_PREFIX) :].split("/")
+    version = rest[1] if len(rest) == 3 and rest[0] == "versions" else None
+    translation = _TRANSLATIONS.get(rest[-1]) if version is not None or len(rest) == 1 else None
+    if translation is None:
+        return None
+    return Target(CompletionRequest, "/v1/completions", model, version, translation)

@@ -123,6 +123,11 @@ class Autoscaler:
         release = self._deployments.release(model)
         return None if release is None else self._status.of_release(release, now=self._clock.now())
 
+    def explain_revision(self, revision: RevisionName) -> Explanation | None:
+        """The same of one revision; None when it is not in traffic."""
+        live = self._deployments.live(revision)
+        return None if live is None else self._status.of_revision(live, now=self._clock.now())
+
     def decisions(self, revision: RevisionName) -> tuple[DecisionRecord, ...]:
         """The revision's last decisions, oldest first; repetitions are left out."""
         return self._status.decisions(revision)

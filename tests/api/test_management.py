@@ -347,7 +347,7 @@ async def test_every_kind_of_problem_has_its_page(edge: EdgeWorld) -> None:
 
 @scenario
 async def test_addresses_and_methods_that_are_not_there_are_problems(edge: EdgeWorld) -> None:
-    nothing = await edge.call("GET", "/v2/models")
+    nothing = await edge.call("GET", "/v3/models")
     wrong = await edge.call("POST", "/v1/models")
     slash = await edge.call("GET", "/v1/models/")
 
