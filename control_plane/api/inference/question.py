@@ -1,7 +1,6 @@
 """Requests of the open inference protocol as completions, and what their answers will look like."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Final
 
 from control_plane.activator.call import Downstream
@@ -60,8 +59,17 @@ def infer(model: str, content: bytes, headers: Headers) -> Question:
     return Question(asked, answer)
 
 
-def generate(model: str, content: bytes, headers: Headers, *, is_stream: bool = False) -> Question:
-    """`generate` and `generate_stream`: a text in, a text or its events out; raises Invalid."""
+def generate(model: str, content: bytes, headers: Headers) -> Question:
+    """`generate`: a text in, a text out; raises Invalid."""
+    return _generate(model, content, is_stream=False)
+
+
+def generate_stream(model: str, content: bytes, headers: Headers) -> Question:
+    """`generate_stream`: a text in, its events out; raises Invalid."""
+    return _generate(model, content, is_stream=True)
+
+
+def _generate(model: str, content: bytes, *, is_stream: bool) -> Question:
     request = validated(GenerateRequest, json_object(content))
     asked = completion(model, [request.text_input], (request.parameters,), is_stream=is_stream)
 
@@ -70,9 +78,6 @@ def generate(model: str, content: bytes, headers: Headers, *, is_stream: bool = 
         return GeneratedEvents(client, compose) if is_stream else Answers(client, compose)
 
     return Question(asked, answer)
-
-
-generate_stream: Final = partial(generate, is_stream=True)
 
 
 def _parts(content: bytes, headers: Headers) -> tuple[bytes, Behind]:
