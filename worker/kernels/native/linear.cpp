@@ -62,7 +62,8 @@ struct Scratch {
 
 Tokens tokens_with(Scratch& scratch, const at::Tensor& x, Kind kind, int64_t inputs) {
   const int64_t count = x.size(0), groups = whole(inputs, kGroup);
-  const size_t bytes = count * groups * kGroup * (kind == Kind::kBf16 ? 2 : 1);
+  const int64_t code_bytes = kind == Kind::kBf16 ? linear_kernels().bf16_code_bytes : 1;
+  const size_t bytes = count * groups * kGroup * code_bytes;
   if (scratch.codes.size() < bytes) scratch.codes.resize(bytes);
   if (kind != Kind::kBf16 && scratch.scales.size() < static_cast<size_t>(count * groups)) {
     scratch.scales.resize(count * groups);

@@ -34,8 +34,9 @@ enum class Prologue : int { kNone = 0, kNorm = 1 };
 // What joins the two halves of a product's outputs, gates and up: activation(gate) * up.
 enum class Gate : int { kNone = 0, kSilu = 1, kGelu = 2 };
 
-// The tokens, as they come and as they are multiplied. Codes are bfloat16 or int8, `groups` * 32 a
-// token; of int8 each group has a scale, scale * (sum of its codes), and -128 * that sum.
+// The tokens, as they come and as they are multiplied. Codes are int8 or what bfloat16 holds (see
+// LinearKernels), `groups` * 32 a token; of int8 each group has a scale, scale * (sum of its codes),
+// and -128 * that sum.
 struct Tokens {
   const float* x;
   int64_t stride;  // of x, in numbers
@@ -62,6 +63,8 @@ struct Outputs {
 };
 
 struct LinearKernels {
+  int64_t bf16_code_bytes;  // 2 of bfloat16, 4 where it is kept as floats
+
   // Prologue and coding of tokens `first` to `last` - 1; `row` holds groups * 32 numbers.
   void (*encode)(Kind, const Tokens&, int64_t first, int64_t last, float* row);
 

@@ -2,134 +2,31 @@
 //
 // A tile is 32 outputs of a few tokens, its sums in registers over all inputs: each vector of weights
 // is loaded once for all tokens of the tile, each number of a token is broadcast once for both
-// vectors. A token's sums add up in the same order in tiles of any height, so that its bits do not
-// depend on its company.
+// vectors, or once for each where registers are few. A token's sums add up in the same order in tiles
+// of any height, so that its bits do not depend on its company.
 #include <algorithm>
 
 #include "level.h"
 #include "linear.h"
+#include "linear_groups.h"
 #include "linear_tokens.h"
 
 namespace firstlight {
 namespace {
 
 constexpr int kVectors = kBlock / 16;
-// Tokens of a tile, so that its sums stay in registers beside weights and a token: of AVX-512's 32,
-// 24 for sums of floats, or 12 for these and 12 for sums of whole numbers.
-#if defined(__AVX512F__)
-template <Kind KIND>
-constexpr int kMostRows = KIND == Kind::kBf16 ? 12 : 6;
-#else
-template <Kind KIND>
-constexpr int kMostRows = 2;
-#endif
 // Of a tile that shares its block with other tiles: 13 tokens go as 7 and 6.
 template <Kind KIND>
 constexpr int kFewestRowsBesideOthers = (kMostRows<KIND> + 1) / 2;
-// Tokens whose codes stay in the second-level cache while blocks of weights pass by.
-constexpr int64_t kRowsAtOnce = 96;
 constexpr int64_t kLine = 64;  // bytes that memory is read by
 // Rows of logits, of so many tokens, are larger than a core's caches: they are written past them.
 constexpr int64_t kFewestLogits = 1 << 15, kFewestRowsOfLogits = 8;
 
-template <int ROWS>
-using Accumulators = Floats[kVectors][ROWS];
-
-template <int ROWS>
-inline void add_bf16_group(const uint8_t* weights, const Tokens& tokens, int64_t token,
-                           int64_t group, Accumulators<ROWS>& sums) {
-  const int64_t row_bytes = tokens.groups * kGroup * 2;
-  const uint8_t* codes =
-      static_cast<const uint8_t*>(tokens.codes) + token * row_bytes + group * kGroup * 2;
-#pragma GCC unroll 16
-  for (int pair = 0; pair < kGroup / 2; ++pair) {
-    const Pairs first = load_pairs(weights + pair * 128);
-    const Pairs second = load_pairs(weights + pair * 128 + 64);
-#pragma GCC unroll 12
-    for (int row = 0; row < ROWS; ++row) {
-      const Pairs both = all_pairs(codes + row * row_bytes + pair * 4);
-      sums[0][row] = dot(sums[0][row], first, both);
-      sums[1][row] = dot(sums[1][row], second, both);
-    }
-  }
-}
-
-template <int ROWS>
-inline void add_int8_group(const uint8_t* weights, const Tokens& tokens, int64_t token,
-                           int64_t group, Accumulators<ROWS>& sums) {
-  const int64_t row_bytes = tokens.groups * kGroup;
-  const int8_t* codes =
-      static_cast<const int8_t*>(tokens.codes) + token * row_bytes + group * kGroup;
-  const int64_t place = token * tokens.groups + group;
-  Sums products[kVectors][ROWS];
-#pragma GCC unroll 12
-  for (int row = 0; row < ROWS; ++row) {
-    products[0][row] = products[1][row] =
-        sums_of_surplus(tokens.surpluses[place + row * tokens.groups]);
-  }
-#pragma GCC unroll 8
-  for (int quad = 0; quad < kGroup / 4; ++quad) {
-    const Quads first = load_quads(weights + quad * 128);
-    const Quads second = load_quads(weights + quad * 128 + 64);
-#pragma GCC unroll 12
-    for (int row = 0; row < ROWS; ++row) {
-      const Quads four = all_quads(codes + row * row_bytes + quad * 4);
-      products[0][row] = dot_int8(products[0][row], first, four);
-      products[1][row] = dot_int8(products[1][row], second, four);
-    }
-  }
-#pragma GCC unroll 12
-  for (int row = 0; row < ROWS; ++row) {
-    const Floats scale = all(tokens.scales[place + row * tokens.groups]);
-    sums[0][row] = multiply_add(scale, to_floats(products[0][row]), sums[0][row]);
-    sums[1][row] = multiply_add(scale, to_floats(products[1][row]), sums[1][row]);
-  }
-}
-
-template <int ROWS>
-inline void add_int4_group(const uint8_t* weights, const Tokens& tokens, int64_t token,
-                           int64_t group, Accumulators<ROWS>& sums) {
-  const int64_t row_bytes = tokens.groups * kGroup;
-  const int8_t* codes =
-      static_cast<const int8_t*>(tokens.codes) + token * row_bytes + group * kGroup;
-  const int64_t place = token * tokens.groups + group;
-  Sums products[kVectors][ROWS];
-#pragma GCC unroll 12
-  for (int row = 0; row < ROWS; ++row) products[0][row] = products[1][row] = no_sums();
-#pragma GCC unroll 4
-  for (int quad = 0; quad < kGroup / 8; ++quad) {
-    const Quads first = load_quads(weights + quad * 64);
-    const Quads second = load_quads(weights + 256 + quad * 64);
-    const Quads low[kVectors] = {low_nibbles(first), low_nibbles(second)};
-    const Quads high[kVectors] = {high_nibbles(first), high_nibbles(second)};
-#pragma GCC unroll 12
-    for (int row = 0; row < ROWS; ++row) {
-      const Quads near = all_quads(codes + row * row_bytes + quad * 4);
-      const Quads far = all_quads(codes + row * row_bytes + quad * 4 + kGroup / 2);
-      products[0][row] = dot_int4(dot_int4(products[0][row], low[0], near), high[0], far);
-      products[1][row] = dot_int4(dot_int4(products[1][row], low[1], near), high[1], far);
-    }
-  }
-  const uint8_t* halves = weights + 512;
-#pragma GCC unroll 2
-  for (int vector = 0; vector < kVectors; ++vector) {
-    const Floats scale = load_halves(halves + vector * 64);
-    const Floats offset = load_halves(halves + vector * 64 + 32);
-#pragma GCC unroll 12
-    for (int row = 0; row < ROWS; ++row) {
-      const int64_t here = place + row * tokens.groups;
-      const Floats both = multiply(scale, all(tokens.scales[here]));
-      Floats sum = multiply_add(both, to_floats(products[vector][row]), sums[vector][row]);
-      sums[vector][row] = multiply_add(offset, all(tokens.scaled_sums[here]), sum);
-    }
-  }
-}
-
 // A tile's share of the next block of weights: it is asked for while this block is multiplied, so
 // that memory and arithmetic do not wait for each other. Null where nothing is to be fetched.
 struct Ahead {
-  const uint8_t* from;
-  int64_t lines_per_group;
+  const uint8_t* from = nullptr;
+  int64_t lines_per_group = 0;
 
   void fetch(int64_t group) const {
     if (from == nullptr) return;
@@ -153,10 +50,12 @@ struct Target {
   }
 };
 
-template <Kind KIND, int ROWS>
-void multiply_tile(const uint8_t* weights, const Tokens& tokens, int64_t token, int64_t block,
-                   const Outputs& outputs, const Target& target, const Ahead& ahead) {
-  Accumulators<ROWS> sums;
+// VECTORS vectors of a block's outputs, from `first` on, of ROWS tokens.
+template <Kind KIND, int ROWS, int VECTORS>
+void multiply_vectors(const uint8_t* weights, int first, const Tokens& tokens, int64_t token,
+                      int64_t block, const Outputs& outputs, const Target& target,
+                      const Ahead& ahead) {
+  Accumulators<VECTORS, ROWS> sums;
   for (auto& vector : sums) {
     for (Floats& sum : vector) sum = all(0.0f);
   }
@@ -164,16 +63,16 @@ void multiply_tile(const uint8_t* weights, const Tokens& tokens, int64_t token, 
     const uint8_t* here = weights + group * group_bytes(KIND);
     if constexpr (ROWS >= kFewestRowsBesideOthers<KIND>) ahead.fetch(group);
     if constexpr (KIND == Kind::kBf16) {
-      add_bf16_group<ROWS>(here, tokens, token, group, sums);
+      add_bf16_group<VECTORS, ROWS>(here, first, tokens, token, group, sums);
     } else if constexpr (KIND == Kind::kInt8) {
-      add_int8_group<ROWS>(here, tokens, token, group, sums);
+      add_int8_group<VECTORS, ROWS>(here, first, tokens, token, group, sums);
     } else {
-      add_int4_group<ROWS>(here, tokens, token, group, sums);
+      add_int4_group<VECTORS, ROWS>(here, first, tokens, token, group, sums);
     }
   }
 #pragma GCC unroll 2
-  for (int vector = 0; vector < kVectors; ++vector) {
-    const int64_t output = block * kBlock + vector * 16;
+  for (int vector = 0; vector < VECTORS; ++vector) {
+    const int64_t offset = (first + vector) * 16, output = block * kBlock + offset;
     const int count = static_cast<int>(std::min<int64_t>(16, outputs.outputs - output));
     if (count <= 0) break;
     const auto of_outputs = [&](const float* from) {
@@ -184,12 +83,12 @@ void multiply_tile(const uint8_t* weights, const Tokens& tokens, int64_t token, 
     };
 #pragma GCC unroll 12
     for (int row = 0; row < ROWS; ++row) {
-      const int64_t place = row * target.stride + vector * 16;
+      const int64_t place = row * target.stride + offset;
       Floats y = sums[vector][row];
       if constexpr (KIND == Kind::kInt8) y = multiply(y, of_outputs(outputs.scale + output));
       if (outputs.bias != nullptr) y = add(y, of_outputs(outputs.bias + output));
       if (target.gates != nullptr) {
-        y = joined(outputs.gate, load(target.gates + row * kBlock + vector * 16), y);
+        y = joined(outputs.gate, load(target.gates + row * kBlock + offset), y);
       }
       if (target.residual != nullptr) y = add(y, of_outputs(target.residual + place));
       if (target.is_past) {
@@ -200,6 +99,18 @@ void multiply_tile(const uint8_t* weights, const Tokens& tokens, int64_t token, 
         store_first(target.y + place, y, count);
       }
     }
+  }
+}
+
+template <Kind KIND, int ROWS>
+void multiply_tile(const uint8_t* weights, const Tokens& tokens, int64_t token, int64_t block,
+                   const Outputs& outputs, const Target& target, const Ahead& ahead) {
+  if constexpr (ROWS <= kMostRowsOfWholeBlocks) {
+    multiply_vectors<KIND, ROWS, kVectors>(weights, 0, tokens, token, block, outputs, target,
+                                           ahead);
+  } else {
+    multiply_vectors<KIND, ROWS, 1>(weights, 0, tokens, token, block, outputs, target, ahead);
+    multiply_vectors<KIND, ROWS, 1>(weights, 1, tokens, token, block, outputs, target, {});
   }
 }
 
@@ -290,7 +201,7 @@ void multiply_all(Kind kind, const uint8_t* packed, const Tokens& tokens, int64_
 }  // namespace
 
 extern const LinearKernels FIRSTLIGHT_TABLE(linear, FIRSTLIGHT_LEVEL);
-const LinearKernels FIRSTLIGHT_TABLE(linear, FIRSTLIGHT_LEVEL) = {encode, multiply_all, join,
-                                                                  normalise};
+const LinearKernels FIRSTLIGHT_TABLE(linear, FIRSTLIGHT_LEVEL) = {
+    sizeof(Bf16Code), encode, multiply_all, join, normalise};
 
 }  // namespace firstlight

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "linear.h"
+#include "linear_groups.h"
 #include "simd.h"
 
 namespace firstlight {
@@ -77,8 +78,10 @@ const float* prepared(const Tokens& tokens, int64_t token, float* row) {
 }
 
 void encode_bf16(const Tokens& tokens, int64_t token, const float* numbers) {
-  uint16_t* codes = static_cast<uint16_t*>(tokens.codes) + token * tokens.groups * kGroup;
-  for (int64_t i = 0; i < tokens.groups * kGroup; i += 16) store_bf16(codes + i, load(numbers + i));
+  Bf16Code* codes = static_cast<Bf16Code*>(tokens.codes) + token * tokens.groups * kGroup;
+  for (int64_t i = 0; i < tokens.groups * kGroup; i += 16) {
+    write_bf16_codes(codes + i, load(numbers + i));
+  }
 }
 
 void encode_int8(const Tokens& tokens, int64_t token, const float* numbers) {

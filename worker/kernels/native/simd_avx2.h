@@ -149,37 +149,8 @@ inline void store_bytes(void* to, Floats x) {
 struct Sums {
   __m256i low, high;
 };
-using Quads = Pairs;
 
 inline Sums no_sums() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-// Here the surplus is taken from each weight before it is multiplied.
-inline Sums sums_of_surplus(int32_t) { return no_sums(); }
-inline Quads load_quads(const void* from) { return load_pairs(from); }
-inline Quads all_quads(const void* from) { return all_pairs(from); }
-inline Quads low_nibbles(Quads x) {
-  const __m256i mask = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(x.low, mask), _mm256_and_si256(x.high, mask)};
-}
-inline Quads high_nibbles(Quads x) {
-  return low_nibbles({_mm256_srli_epi16(x.low, 4), _mm256_srli_epi16(x.high, 4)});
-}
-// Two products at most fill 16 bits: 2 * 128 * 127 < 32,768.
-inline __m256i dot_bytes(__m256i sums, __m256i magnitudes, __m256i activations) {
-  const __m256i pairs = _mm256_maddubs_epi16(magnitudes, activations);
-  return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-inline __m256i dot_int8(__m256i sums, __m256i weights, __m256i activations) {
-  const __m256i exact = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
-  return dot_bytes(sums, _mm256_abs_epi8(exact), _mm256_sign_epi8(activations, exact));
-}
-inline Sums dot_int8(Sums sums, Quads weights, Quads activations) {
-  return {dot_int8(sums.low, weights.low, activations.low),
-          dot_int8(sums.high, weights.high, activations.high)};
-}
-inline Sums dot_int4(Sums sums, Quads weights, Quads activations) {
-  return {dot_bytes(sums.low, weights.low, activations.low),
-          dot_bytes(sums.high, weights.high, activations.high)};
-}
 inline Floats to_floats(Sums x) {
   return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)};
 }

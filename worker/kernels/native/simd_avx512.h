@@ -110,11 +110,7 @@ inline Quads load_quads(const void* from) { return _mm512_loadu_si512(from); }
 inline Quads all_quads(const void* from) { return all_pairs(from); }
 inline Quads low_nibbles(Quads x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 inline Quads high_nibbles(Quads x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
-inline Sums dot_int8(Sums sums, Quads weights, Quads activations) {
-  return _mm512_dpbusd_epi32(sums, weights, activations);
-}
-// Weights are 0..15, without surplus.
-inline Sums dot_int4(Sums sums, Quads weights, Quads activations) {
+inline Sums dot_bytes(Sums sums, Quads weights, Quads activations) {
   return _mm512_dpbusd_epi32(sums, weights, activations);
 }
 inline Floats to_floats(Sums x) { return _mm512_cvtepi32_ps(x); }

@@ -1,0 +1,178 @@
+// Groups of inputs with AVX2.
+//
+// It has no dot product of bfloat16: tokens are kept as floats that bfloat16 holds exactly, and
+// weights become floats in registers, once for all tokens of a tile. Nor does it sum up four products
+// of bytes: two add up to 16 bits, which weights of magnitude 128 just fit.
+//
+// Groups are not inlined: beside what surrounds them the compiler keeps half of the sums in memory.
+#pragma once
+
+namespace firstlight {
+namespace {
+
+using Bf16Code = float;
+
+// Tokens of a tile, so that its sums stay in 16 registers beside weights and a token: twelve sums of
+// floats, or eight of whole numbers. More than two tokens are multiplied with one vector of a block
+// after the other.
+template <Kind KIND>
+constexpr int kMostRows = KIND == Kind::kBf16 ? 6 : 4;
+constexpr int kMostRowsOfWholeBlocks = 2;
+// Tokens whose codes stay in the second-level cache while blocks of weights pass by.
+constexpr int64_t kRowsAtOnce = 48;
+
+inline void write_bf16_codes(Bf16Code* to, Floats x) {
+  const __m256i upper = _mm256_set1_epi32(int32_t(0xffff0000));
+  store(to, {_mm256_castsi256_ps(_mm256_and_si256(rounded_to_bf16(x.low), upper)),
+             _mm256_castsi256_ps(_mm256_and_si256(rounded_to_bf16(x.high), upper))});
+}
+
+inline __m256i load_half(const uint8_t* from) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+}
+
+// Adds the products of a tile's weights of one input, in HALVES registers, with each token's number.
+template <int HALVES, int ROWS>
+inline void add_input(const __m256 (&numbers)[HALVES], const float* codes, int64_t stride,
+                      __m256 (&sums)[HALVES][ROWS]) {
+#pragma GCC unroll 6
+  for (int row = 0; row < ROWS; ++row) {
+    const __m256 number = _mm256_broadcast_ss(codes + row * stride);
+#pragma GCC unroll 4
+    for (int half = 0; half < HALVES; ++half) {
+      sums[half][row] = _mm256_fmadd_ps(numbers[half], number, sums[half][row]);
+    }
+  }
+}
+
+template <int VECTORS, int ROWS>
+__attribute__((noinline)) void add_bf16_group(const uint8_t* weights, int first,
+                                              const Tokens& tokens, int64_t token, int64_t group,
+                                              Accumulators<VECTORS, ROWS>& sums) {
+  constexpr int kHalves = 2 * VECTORS;
+  const int64_t stride = tokens.groups * kGroup;
+  const float* codes = static_cast<const float*>(tokens.codes) + token * stride + group * kGroup;
+  __m256 halves[kHalves][ROWS];
+#pragma GCC unroll 12
+  for (int i = 0; i < VECTORS * ROWS; ++i) {
+    halves[i / ROWS * 2][i % ROWS] = sums[i / ROWS][i % ROWS].low;
+    halves[i / ROWS * 2 + 1][i % ROWS] = sums[i / ROWS][i % ROWS].high;
+  }
+#pragma GCC unroll 1
+  for (int pair = 0; pair < kGroup / 2; ++pair) {
+    const uint8_t* pairs = weights + pair * 128 + first * 64;
+    __m256 numbers[kHalves];
+#pragma GCC unroll 4
+    for (int half = 0; half < kHalves; ++half) numbers[half] = even(load_half(pairs + half * 32));
+    add_input<kHalves, ROWS>(numbers, codes + pair * 2, stride, halves);
+#pragma GCC unroll 4
+    for (int half = 0; half < kHalves; ++half) numbers[half] = odd(load_half(pairs + half * 32));
+    add_input<kHalves, ROWS>(numbers, codes + pair * 2 + 1, stride, halves);
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < VECTORS * ROWS; ++i) {
+    sums[i / ROWS][i % ROWS] = {halves[i / ROWS * 2][i % ROWS], halves[i / ROWS * 2 + 1][i % ROWS]};
+  }
+}
+
+// Sums of products of whole numbers, one a register: 8 outputs of a token.
+template <int HALVES, int ROWS>
+using Products = __m256i[HALVES][ROWS];
+
+// Adds products of four bytes, magnitudes up to 128 and codes in -127..127: two products fill 16
+// bits at most.
+inline void add_quads(__m256i& sum, __m256i magnitudes, __m256i codes) {
+  const __m256i pairs = _mm256_maddubs_epi16(magnitudes, codes);
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  // Else the compiler adds up products first, and keeps more of them than there are registers.
+  asm("" : "+x"(sum));
+}
+
+template <int VECTORS, int ROWS>
+__attribute__((noinline)) void add_int8_group(const uint8_t* weights, int first,
+                                              const Tokens& tokens, int64_t token, int64_t group,
+                                              Accumulators<VECTORS, ROWS>& sums) {
+  constexpr int kHalves = 2 * VECTORS;
+  const int64_t stride = tokens.groups * kGroup;
+  const int8_t* codes = static_cast<const int8_t*>(tokens.codes) + token * stride + group * kGroup;
+  const int64_t place = token * tokens.groups + group;
+  Products<kHalves, ROWS> products = {};
+  const uint8_t* quads = weights + first * 64;
+#pragma GCC unroll 1
+  for (int quad = 0; quad < kGroup / 4; ++quad, quads += 128, codes += 4) {
+    __m256i numbers[kHalves];
+#pragma GCC unroll 4
+    for (int half = 0; half < kHalves; ++half) {  // without the surplus of 128
+      numbers[half] = _mm256_xor_si256(load_half(quads + half * 32), _mm256_set1_epi8(-128));
+    }
+#pragma GCC unroll 6
+    for (int row = 0; row < ROWS; ++row) {
+      const __m256i four = all_pairs(codes + row * stride).low;
+#pragma GCC unroll 4
+      for (int half = 0; half < kHalves; ++half) {
+        add_quads(products[half][row], _mm256_abs_epi8(numbers[half]),
+                  _mm256_sign_epi8(four, numbers[half]));
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int row = 0; row < ROWS; ++row) {
+    const Floats scale = all(tokens.scales[place + row * tokens.groups]);
+#pragma GCC unroll 2
+    for (int vector = 0; vector < VECTORS; ++vector) {
+      const Floats product =
+          to_floats(Sums{products[2 * vector][row], products[2 * vector + 1][row]});
+      sums[vector][row] = multiply_add(scale, product, sums[vector][row]);
+    }
+  }
+}
+
+// Adds the products of nibbles, of the quads at `codes` of each token.
+template <int HALVES, int ROWS>
+inline void add_nibbles(const __m256i (&numbers)[HALVES], const int8_t* codes, int64_t stride,
+                        Products<HALVES, ROWS>& products) {
+#pragma GCC unroll 6
+  for (int row = 0; row < ROWS; ++row) {
+    const __m256i four = all_pairs(codes + row * stride).low;
+#pragma GCC unroll 4
+    for (int half = 0; half < HALVES; ++half) add_quads(products[half][row], numbers[half], four);
+  }
+}
+
+template <int VECTORS, int ROWS>
+__attribute__((noinline)) void add_int4_group(const uint8_t* weights, int first,
+                                              const Tokens& tokens, int64_t token, int64_t group,
+                                              Accumulators<VECTORS, ROWS>& sums) {
+  constexpr int kHalves = 2 * VECTORS;
+  const __m256i nibbles = _mm256_set1_epi8(15);
+  const int64_t stride = tokens.groups * kGroup;
+  const int8_t* codes = static_cast<const int8_t*>(tokens.codes) + token * stride + group * kGroup;
+  Products<kHalves, ROWS> products = {};
+#pragma GCC unroll 1
+  for (int quad = 0; quad < kGroup / 8; ++quad, codes += 4) {
+    const uint8_t* from = weights + first * 256 + quad * 64;
+    __m256i numbers[kHalves];
+#pragma GCC unroll 4
+    for (int half = 0; half < kHalves; ++half) {
+      numbers[half] = _mm256_and_si256(load_half(from + half / 2 * 256 + half % 2 * 32), nibbles);
+    }
+    add_nibbles<kHalves, ROWS>(numbers, codes, stride, products);
+#pragma GCC unroll 4
+    for (int half = 0; half < kHalves; ++half) {
+      const __m256i both = load_half(from + half / 2 * 256 + half % 2 * 32);
+      numbers[half] = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibbles);
+    }
+    add_nibbles<kHalves, ROWS>(numbers, codes + kGroup / 2, stride, products);
+  }
+  Sums whole[VECTORS][ROWS];
+#pragma GCC unroll 12
+  for (int i = 0; i < VECTORS * ROWS; ++i) {
+    const int vector = i / ROWS, row = i % ROWS;
+    whole[vector][row] = {products[2 * vector][row], products[2 * vector + 1][row]};
+  }
+  add_scaled_int4<VECTORS, ROWS>(weights, first, tokens, token * tokens.groups + group, whole,
+                                 sums);
+}
+
+}  // namespace
+}  // namespace firstlight
