@@ -39,11 +39,13 @@ class Case:
     is_cold: bool = False
 
 
+DIRECT = Case("direct", "O_DIRECT, 4 threads (the disk's pace)", is_cold=True)
+FROM_DISK = Case("from_disk", "mapped, file on the disk", is_cold=True)
+DISK = (DIRECT, FROM_DISK)
 CASES = (
     Case("load_and_clone", "safetensors load_file + clone, file in the page cache"),
     Case("mapped", "mapped, file in the page cache"),
-    Case("direct", "O_DIRECT, 4 threads (the disk's pace)", is_cold=True),
-    Case("mapped", "mapped, file on the disk", is_cold=True),
+    *DISK,
     Case(RUNAI, "runai-model-streamer, S3 over HTTP, nothing verified"),
     Case("unverified", "streamed over HTTP, nothing to verify"),
     Case("verified", "streamed over HTTP, every chunk verified"),
@@ -75,8 +77,8 @@ def main() -> None:
     rates: dict[Case, list[float]] = {}
     with nginx(folder) as url:
         peer = None if arguments.no_peers else peer_python()
-        for _ in range(arguments.rounds):
-            for case in CASES:
+        for number in range(arguments.rounds):
+            for case in in_turn(CASES, number):
                 if case.name == RUNAI and peer is None:
                     continue
                 rate = measure(case, folder, url, peer)
@@ -84,6 +86,15 @@ def main() -> None:
                 rates.setdefault(case, []).append(rate)
     medians = {case: statistics.median(values) for case, values in rates.items()}
     sys.exit(not show(medians, rates, arguments.gigabytes))
+
+
+def in_turn(cases: Sequence[Case], number: int) -> list[Case]:
+    """Every second round the other one of the two has the disk first, and both once more: what a
+    disk gives depends on what it gave a moment ago.
+    """
+    disk = DISK if number % 2 == 0 else DISK[::-1]
+    others = [case for case in cases if case not in DISK]
+    return [*others[:2], *disk, *disk[::-1], *others[2:]]
 
 
 def measure(case: Case, folder: Path, url: str, peer: Path | None) -> float:
@@ -145,14 +156,13 @@ def show(
 
 
 def targets(medians: Mapping[Case, float]) -> tuple[Target, ...]:
-    def of(name: str, *, is_cold: bool = False) -> float | None:
-        found = (it for case, it in medians.items() if (case.name, case.is_cold) == (name, is_cold))
-        return next(found, None)
+    def of(name: str) -> float | None:
+        return next((it for case, it in medians.items() if case.name == name), None)
 
     def ratio(above: float | None, below: float | None) -> float | None:
         return None if above is None or below is None else above / below
 
-    disk = ratio(of("mapped", is_cold=True), of("direct", is_cold=True))
+    disk = ratio(of(FROM_DISK.name), of(DIRECT.name))
     return (
         Target("mapped, times load_file + clone", ratio(of("mapped"), of("load_and_clone")), 3),
         Target("streamed, nothing to verify, GB/s", of("unverified"), 2.5),

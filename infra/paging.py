@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 FREE: Final = 8  # the content is not needed any more; the pages go when memory is short
@@ -29,6 +30,14 @@ _mmap.argtypes = (
     ctypes.c_int64,
 )
 _mmap.restype = ctypes.c_void_p
+_MAP_FAILED: Final = ctypes.c_void_p(-1).value
+
+_munmap = ctypes.CDLL(None).munmap
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+_mincore = ctypes.CDLL(None).mincore
+_mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
+_LOOK_BYTES: Final = 1 << 30
 
 
 def advise(address: int, size: int, advice: int) -> bool:
@@ -45,6 +54,29 @@ def map_file_at(address: int, file: int, size: int) -> bool:
     """Puts a file's pages where others are mapped, in one step; whether the kernel did."""
     found = _mmap(address, size, mmap.PROT_READ, mmap.MAP_PRIVATE | _MAP_FIXED, file, 0)
     return bool(found == address)
+
+
+def cold_bytes(path: Path) -> int:
+    """How much of a file is not in the page cache. Raises OSError."""
+    size = path.stat().st_size
+    if not size:
+        return 0
+    with path.open("rb") as file:
+        mapped = _mmap(None, size, mmap.PROT_READ, mmap.MAP_PRIVATE, file.fileno(), 0)
+    if mapped == _MAP_FAILED:
+        raise OSError(ctypes.get_errno(), f"cannot map {path.name}")
+    try:
+        return sum(_cold_in(mapped + start, length) for start, length in steps(size, _LOOK_BYTES))
+    finally:
+        _munmap(mapped, size)
+
+
+def _cold_in(address: int, size: int) -> int:
+    pages = -(-size // mmap.PAGESIZE)
+    are_here = ctypes.create_string_buffer(pages)
+    if _mincore(address, size, are_here):
+        return 0  # not for us to know: nothing is made ready for it
+    return min(size, are_here.raw.count(0) * mmap.PAGESIZE)
 
 
 def address_of(memory: mmap.mmap) -> int:

@@ -33,6 +33,8 @@ class Landing:
         self._memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._address = address_of(self._memory)
         self._starts: list[int] = []
+        self._lock = threading.Lock()  # guards what is given back: many threads read a file
+        self._given_bytes = 0
         self._is_wanted = threading.Event()
         self._is_wanted.set()
         advise(self._address, len(self._memory), HUGE)
@@ -55,6 +57,18 @@ class Landing:
     def rest(self) -> None:
         """Until bytes come the kernel may take the pages back, and does when memory is short."""
         advise(self._address, len(self._memory), FREE)
+
+    def give_back(self, size: int) -> None:
+        """So many bytes of it are the machine's again, for the pages of a file that is read now.
+
+        A virtual machine's memory costs its first touch whoever touches it; what was touched here
+        is reused at once, before its host takes it away.
+        """
+        with self._lock:
+            start = self._given_bytes
+            self._given_bytes = end = min(start + size, len(self._memory))
+        if start < end:
+            advise(self._address + start, end - start, mmap.MADV_DONTNEED)
 
     def drop(self) -> None:
         """It is not needed any more; the memory goes with the last view of it."""

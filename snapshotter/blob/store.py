@@ -203,12 +203,21 @@ class ChunkStore:
             os.close(self._owner)
 
     def _load(self, ref: BlobRef) -> StoredBlob:
-        stored = StoredBlob(self._folder / ref.hex, ref, boot_id=self._boot_id)
+        stored = self._made(ref)
         self._open[ref.digest] = stored
         for chunk in ref.table:
             if chunk.digest != UNKNOWN:
                 self._by_digest.setdefault(chunk.digest, []).append((ref.digest, chunk.index))
         return stored
+
+    def _made(self, ref: BlobRef) -> StoredBlob:
+        """Its files; of a disk that is full others go first. Raises OSError."""
+        while True:
+            try:
+                return StoredBlob(self._folder / ref.hex, ref, boot_id=self._boot_id)
+            except OSError as error:
+                if error.errno not in _FULL or not self._make_room(0, is_disk_full=True):
+                    raise
 
     def _make_room(self, length: int, *, is_disk_full: bool = False) -> bool:
         """Evicts until `length` bytes fit (and at least one blob, if the disk is full)."""

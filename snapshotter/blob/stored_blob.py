@@ -9,8 +9,12 @@ from struct import Struct
 from threading import Lock
 from typing import Final
 
+import structlog
+
 from infra.errors import ImageInvalid
 from snapshotter.index.chunk_table import UNKNOWN, Chunk, ChunkTable
+
+log = structlog.get_logger()
 
 _HEADER: Final = Struct("<8s32s40s")  # magic, sha256 of the table, boot id
 _MAGIC: Final = b"FLCHUNK1"
@@ -124,17 +128,20 @@ class StoredBlob:
     def learn(self, ref: BlobRef) -> None:
         """The digests of all chunks are known from now on; those that are here are hashed again.
 
-        `ref` cuts the blob as it is cut.
+        `ref` cuts the blob as it is cut. A disk that has no room for them costs what is here of
+        the blob at the next start of the process.
         """
         assert ref.table.cut == self.table.cut, "the chunks are the same"
         with self._lock:
             self.ref, self.table = ref, ref.table
-            # whoever finds the new table beside the old header begins the blob anew
-            self._write_table()
             states = self._states[_STATES_AT:]
             self._states[_STATES_AT:] = bytes(ChunkState.DOUBTED if it else 0 for it in states)
             identity = self._identity()
             self._states[: len(identity)] = identity
+            try:  # whoever finds the old table beside the new header begins the blob anew
+                self._write_table()
+            except OSError as error:
+                log.warning("store.table_not_kept", blob=self.digest, error=error.strerror)
 
     def _identity(self) -> bytes:
         return _HEADER.pack(_MAGIC, self.table.digest, self._boot_id)

@@ -4,14 +4,18 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from infra.contracts.stage import Stage
 from infra.contracts.worker_link import FromWorker, StageDone
+from infra.paging import cold_bytes
 from tests.node.test_boot import HandClock
 from worker.boot import landings
 from worker.boot.arrival import Arrival
 from worker.boot.landings import Landings, available_bytes
 from worker.boot.stages import StageTimer
+from worker.weights.loader import open_weights
 
 
 class Stream:
@@ -78,6 +82,37 @@ def test_memory_that_was_prepared_is_taken_once_if_it_is_large_enough() -> None:
     ready.prepare(1 << 20)
     larger = ready.take(2 << 20)
     assert larger is not None and len(larger) == 2 << 20
+
+
+def test_memory_that_was_prepared_makes_place_for_a_file_that_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.arange(300_000)}, path)
+    ready = Landings()
+    ready.prepare(5 << 20)
+    spare = ready.spare()
+    assert spare is not None and ready.spare() is None
+    (place,) = spare.places([5 << 20])
+    place[0] = place[path.stat().st_size - 1] = place[4 << 20] = 7
+
+    weights = open_weights(tmp_path, lambda fraction: None, spare=spare)
+
+    assert torch.equal(weights.take_integers("a", (300_000,)), torch.arange(300_000))
+    assert [place[0], place[path.stat().st_size - 1], place[4 << 20]] == [0, 0, 7]
+    ready.prepare(1 << 20)
+    ready.prepare(0)
+    assert ready.spare() is None, "nothing is cold any more"
+
+
+def test_what_of_a_file_is_not_in_memory_is_known(tmp_path: Path) -> None:
+    read, hole, empty = (tmp_path / name for name in ("read", "hole", "empty"))
+    read.write_bytes(bytes(5000))
+    empty.touch()
+    with hole.open("wb") as file:
+        file.truncate((1 << 30) + 5000)
+
+    assert [cold_bytes(path) for path in (read, hole, empty)] == [0, (1 << 30) + 5000, 0]
+    with pytest.raises(OSError, match="none"):
+        cold_bytes(tmp_path / "none")
 
 
 def test_memory_that_a_climb_takes_while_it_is_made_is_not_given_up_again(

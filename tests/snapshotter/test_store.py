@@ -1,14 +1,21 @@
 import errno
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from snapshotter.blob.blob import Blob
+from snapshotter.blob.fetcher import Fetcher
 from snapshotter.blob.store import ChunkStore
 from snapshotter.blob.stored_blob import BlobRef, StoredBlob
 from snapshotter.index.chunk_table import UNKNOWN, Chunk, ChunkTable
 from tests.snapshotter.makers import raw_blob
+from tests.snapshotter.scripted import ScriptedSource
+from tests.support.processes import require
 
 PARTS = [b"a" * 5000, b"b" * 3000, b"c" * 7000]
 
@@ -21,6 +28,17 @@ def fill(store: ChunkStore, ref: BlobRef, data: bytes) -> None:
     with store.opened(ref):
         for chunk in ref.table:
             assert store.put(ref, chunk, data[chunk.offset : chunk.end])
+
+
+@pytest.fixture
+def mounted_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    require(os.geteuid() == 0, "root, which mounting needs,")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
 
 
 def test_a_chunk_is_here_once_it_was_put_and_not_before(tmp_path):
@@ -155,6 +173,58 @@ def test_a_full_disk_costs_what_nobody_uses_first(tmp_path, monkeypatch):
 
     assert store.put(wanted, wanted.table[0], data)
     assert not (tmp_path / idle.hex).exists()
+
+
+@pytest.mark.real
+def test_on_a_disk_that_is_full_every_byte_is_read_and_others_make_place(tmp_path, mounted_disk):
+    store = store_in(mounted_disk)
+    large, data = raw_blob([bytes([number]) * 64_000 for number in range(20)])
+    fetcher = Fetcher(store)
+    blob = Blob(large, [ScriptedSource(data)], fetcher)
+
+    assert [blob.read(chunk.offset, chunk.length) for chunk in large.table] == [
+        data[chunk.offset : chunk.end] for chunk in large.table
+    ]
+    assert 0 < len(blob.missing) < 20, "a part of it fitted"
+    with (mounted_disk / "the rest").open("wb", buffering=0) as rest, suppress(OSError):
+        while True:
+            rest.write(bytes(512))
+    other, more = raw_blob([b"more" * 2000] * 4)
+    with pytest.raises(OSError, match="No space"):
+        store.open(other)
+
+    blob.close()
+    second = Blob(other, [ScriptedSource(more)], fetcher)
+    assert second.read(0, len(more)) == more and second.missing == []
+    fetcher.close()
+    store.close()
+
+
+def test_digests_that_a_full_disk_refuses_are_held_against_what_is_here_nonetheless(
+    tmp_path, monkeypatch
+):
+    proven, _ = raw_blob(PARTS)
+    unknown = [
+        Chunk(it.index, it.offset, it.length, UNKNOWN, it.source_offset, it.source_length)
+        for it in proven.table
+    ]
+    store = store_in(tmp_path)
+    stored = store.open(BlobRef(proven.digest, ChunkTable(unknown)))
+    store.put(stored.ref, stored.table[0], PARTS[0])
+    store.put(stored.ref, stored.table[1], bytes(len(PARTS[1])))
+
+    def refuse(self: StoredBlob) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(StoredBlob, "_write_table", refuse)
+    store.learn(proven)
+
+    assert [store.has(proven.digest, index) for index in range(3)] == [True, False, False]
+    store.close()
+    monkeypatch.undo()
+    again = store_in(tmp_path)
+    assert not any(again.has(proven.digest, index) for index in range(3)), "begun anew"
+    again.close()
 
 
 def test_equal_chunks_are_found_in_whatever_blob_has_them(tmp_path):

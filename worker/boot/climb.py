@@ -14,7 +14,9 @@ from infra.contracts.node import ReplicaAssignment
 from infra.contracts.revision import ResolvedSource
 from infra.contracts.stage import Stage
 from infra.errors import Invalid, WeightsUnavailable
+from infra.paging import cold_bytes
 from infra.sources.port import ModelSource, OpenedSource
+from infra.sources.staging import WEIGHTS_SUFFIX
 from worker.boot.arrival import Arrival
 from worker.boot.build import Site, build, threads_for
 from worker.boot.followers import ProcessFollowers
@@ -91,7 +93,7 @@ class ModelClimb:
             self._landings.prepare(size)
 
         folder = self._sources.open(source, self._cache_dir, make_room, self._give_way).folder
-        self._landings.forget()
+        self._landings.prepare(_cold_bytes(source, folder))
         self._read_tokenizer(source, folder).result()
 
     def _give_way(self, fraction: float) -> None:
@@ -177,6 +179,7 @@ class ModelClimb:
             arrival.on_progress,
             gpus=gpus,
             stream=stream,
+            spare=self._landings.spare() if stream is None else None,
         )
         stages.part("map" if stream is None else "headers")
         draft_files = self._open_draft(assignment, store)
@@ -263,6 +266,15 @@ class ModelClimb:
         with self._lock:
             self._tokenizers.clear()
             self._reader.shutdown(wait=False)
+
+
+def _cold_bytes(source: ResolvedSource, folder: Path) -> int:
+    """Of the weights, that a climb would read from the disk; 0 where nobody can tell."""
+    names = (file.path for file in source.files if file.path.endswith(WEIGHTS_SUFFIX))
+    try:
+        return sum(cold_bytes(folder / name) for name in names)
+    except OSError:
+        return 0
 
 
 def _keep_artifacts(cache_dir: Path, source: ResolvedSource, device: torch.device) -> None:

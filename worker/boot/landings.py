@@ -19,21 +19,28 @@ class Landings:
         self._lock = threading.Lock()  # guards _ready: a climb takes it while it is being made
 
     def prepare(self, size: int) -> None:
-        """Makes room for so many bytes, if none as large is ready; takes as long as it takes."""
+        """Makes room for so many bytes, if none as large is ready; takes as long as it takes.
+
+        What was made for more goes where there is nothing to make room for.
+        """
         with self._lock:
-            if self._ready is not None and len(self._ready) >= size:
+            if self._ready is not None and len(self._ready) >= size > 0:
                 return
             self._drop()
-            landing = self._ready = _landing(size)
+            landing = self._ready = _landing(size) if size else None
         if landing is not None:
             landing.touch()
         with self._lock:
             if landing is not None and self._ready is landing:  # else bytes may be there already
                 landing.rest()
 
-    def forget(self) -> None:
+    def spare(self) -> Landing | None:
+        """What is ready, for files whose pages take its place."""
         with self._lock:
-            self._drop()
+            ready, self._ready = self._ready, None
+        if ready is not None:
+            ready.drop()  # it may still be touched
+        return ready
 
     def take(self, size: int) -> Landing | None:
         """Room for so many bytes; None where memory is too short for it."""

@@ -8,6 +8,7 @@ from typing import Self
 from infra.contracts.model_spec import EngineSettings
 from infra.contracts.revision import ResolvedSource
 from infra.errors import SourceInvalid
+from infra.sources.landing import Landing
 from infra.sources.port import OnProgress, WeightStream
 from worker.models.config import ModelConfig, read_config
 from worker.models.decoder import Decoder
@@ -44,13 +45,18 @@ class ModelFiles:
         gpus: int,
         rank: int = 0,
         stream: WeightStream | None = None,
+        spare: Landing | None = None,
     ) -> Self:
-        """Of a `stream` the headers are waited for. Raises SourceInvalid and UnsupportedModel."""
+        """Of a `stream` the headers are waited for; what a file is read into takes the place of a
+        `spare`. Raises SourceInvalid and UnsupportedModel.
+        """
         config = read_config(folder)
         pack = open_pack(config, settings, store, source_digest=source.digest, gpus=gpus, rank=rank)
         is_packed = pack is not None and pack.found_bytes > 0
         reads_all = not is_packed and settings.tensor_parallel == 1
-        weights = open_weights(folder, on_progress, reads_ahead=reads_all, stream=stream)
+        weights = open_weights(
+            folder, on_progress, reads_ahead=reads_all, stream=stream, spare=spare
+        )
         return cls(folder, source, settings, config, weights, pack)
 
     @property

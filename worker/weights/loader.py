@@ -11,6 +11,7 @@ import torch
 
 from infra.errors import SourceInvalid, UnsupportedModel
 from infra.paging import HUGE, POPULATE_READ, advise, steps
+from infra.sources.landing import Landing
 from infra.sources.port import WeightStream
 from worker.weights.header import LENGTH_BYTES, TensorEntry, header_bytes, parse_header
 from worker.weights.plan import Shard, plan_weights, read_file
@@ -103,6 +104,7 @@ def open_weights(
     *,
     reads_ahead: bool = True,
     stream: WeightStream | None = None,
+    spare: Landing | None = None,
 ) -> Weights:
     """Maps the model's weights; `on_progress` gets the fraction of bytes mapped so far.
 
@@ -110,8 +112,8 @@ def open_weights(
     read here, in order, rather than fault by fault in the first forward pass. With `reads_ahead`
     False they are left to be read when they are used, of which a model whose packed weights were
     kept does little. Files of a `stream` are taken from it as they come: this returns when their
-    headers are there, and a tensor is waited for when it is asked for. Raises as `plan_weights`
-    does.
+    headers are there, and a tensor is waited for when it is asked for. The pages of what is read
+    here take the place of a `spare` that was touched before. Raises as `plan_weights` does.
     """
     expected = frozenset() if stream is None else stream.names
 
@@ -133,7 +135,7 @@ def open_weights(
         if stream is not None and shard.path.name in expected:
             file: FileBytes = _Streamed(stream, shard.path.name)
         else:
-            file = _Mapped(_map(shard, advance if reads_ahead else None))
+            file = _Mapped(_map(shard, advance if reads_ahead else None, spare))
         tensors.update({entry.name: (entry, file) for entry in shard.tensors})
     return Weights(tensors, plan.total_bytes)
 
@@ -187,7 +189,9 @@ def _view(entry: TensorEntry, file: FileBytes, stored: torch.dtype) -> torch.Ten
     return data.view(stored).view(entry.shape)
 
 
-def _map(shard: Shard, advance: Callable[[int], None] | None) -> torch.Tensor:
+def _map(
+    shard: Shard, advance: Callable[[int], None] | None, spare: Landing | None = None
+) -> torch.Tensor:
     """The whole file as bytes, private to this process; read now where `advance` is given."""
     try:
         with shard.path.open("rb") as file:
@@ -196,11 +200,13 @@ def _map(shard: Shard, advance: Callable[[int], None] | None) -> torch.Tensor:
         raise SourceInvalid(f"{shard.path.name} cannot be mapped: {error}") from error
     file_bytes = _as_tensor(view)
     if advance is not None:
-        _read_ahead(file_bytes.data_ptr(), shard.size, advance)
+        _read_ahead(file_bytes.data_ptr(), shard.size, advance, spare)
     return file_bytes
 
 
-def _read_ahead(address: int, size: int, advance: Callable[[int], None]) -> None:
+def _read_ahead(
+    address: int, size: int, advance: Callable[[int], None], spare: Landing | None
+) -> None:
     """Has every page in memory; `advance` hears of bytes in the order of the file.
 
     In huge pages where the file system has them, which are read faster in every step.
@@ -209,6 +215,8 @@ def _read_ahead(address: int, size: int, advance: Callable[[int], None]) -> None
 
     def populate(step: tuple[int, int]) -> int:
         start, length = step
+        if spare is not None:
+            spare.give_back(length)
         if not advise(address + start, length, POPULATE_READ):
             advise(address + start, length, mmap.MADV_WILLNEED)  # an older kernel: faulted in later
         return length
