@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -42,6 +43,7 @@ class Case:
     shares: bool = True
     liar: int | None = None
     dying: int | None = None
+    redis_falls_silent: bool = False  # half-way; it keeps its connections
     is_proven: bool = True
 
 
@@ -66,6 +68,7 @@ CASES = (
     FIRST,
     Case("four, one gives wrong bytes", liar=2),
     Case("four, one dies half-way", dying=1),
+    Case("four, Redis falls silent half-way", redis_falls_silent=True),
 )
 
 Outcomes = dict[tuple[str, Case], list[Outcome]]
@@ -92,19 +95,19 @@ async def _measured(arguments: argparse.Namespace) -> Outcomes:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         host, nodes = stack.enter_context(machines(max(case.nodes for case in CASES)))
-        _start_redis(folder, host, stack)
+        redis = _start_redis(folder, host, stack)
         for _ in range(arguments.rounds):
             for what in arguments.of:
                 for case in CASES:
                     if case is FIRST and what != "weights":
                         continue
-                    outcome = await _run(case, what, arguments, folder, host, nodes)
+                    outcome = await _run(case, what, arguments, folder, host, nodes, redis)
                     outcomes.setdefault((what, case), []).append(outcome)
                     sys.stderr.write(f"{what}, {case.name}: {outcome}\n")
     return outcomes
 
 
-def _start_redis(folder: Path, host: str, stack: ExitStack) -> None:
+def _start_redis(folder: Path, host: str, stack: ExitStack) -> "subprocess.Popen[bytes]":
     redis = subprocess.Popen(
         [find_server(), "--bind", host, "--port", f"{REDIS_PORT}", "--protected-mode", "no"],
         cwd=folder,
@@ -112,6 +115,7 @@ def _start_redis(folder: Path, host: str, stack: ExitStack) -> None:
     )
     stack.callback(redis.wait)
     stack.callback(redis.kill)
+    return redis
 
 
 async def _run(
@@ -121,6 +125,7 @@ async def _run(
     folder: Path,
     host: str,
     nodes: list[tuple[str, str]],
+    server: "subprocess.Popen[bytes]",
 ) -> Outcome:
     data = os.urandom(arguments.megabytes << 20)
     digest = f"sha256:{sha256(data).hexdigest()}"
@@ -155,12 +160,16 @@ async def _run(
     origin.given_bytes = 0
     for process in started:
         _tell(process)
+    if case.redis_falls_silent:
+        await asyncio.sleep(whole_s / 2)
+        server.send_signal(signal.SIGSTOP)
     living = [it for place, it in enumerate(started) if place != case.dying]
     reports = [await _heard(process) for process in living]
     for process in living:
         _tell(process)
     for process in started:
         await process.wait()
+    server.send_signal(signal.SIGCONT)
     origin.close()
     shutil.rmtree(folder / case.name)
     return Outcome(

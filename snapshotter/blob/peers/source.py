@@ -91,14 +91,9 @@ class PeerSource:
         )
 
 
-# not here, not yet; cut by another index; busy: all said by a peer that is in order
+# not here; cut by another index; busy: all said by a peer that is in order
 _NOT_AT_HAND: Final = frozenset(
-    {
-        HTTPStatus.ACCEPTED,
-        HTTPStatus.NOT_FOUND,
-        HTTPStatus.CONFLICT,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-    }
+    {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE}
 )
 
 

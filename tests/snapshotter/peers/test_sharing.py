@@ -261,6 +261,25 @@ def test_a_home_that_says_nothing_is_passed_over(make_node, directory, serve):
         silent.set()
 
 
+def test_a_home_that_waits_for_its_origin_for_ever_is_passed_over(make_node, directory, serve):
+    class Later(Liar):
+        num_asked = 0
+
+        def do_GET(self):
+            Later.num_asked += 1
+            self.send_response(202)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    impostor(directory, serve(Later))
+    node = make_node("a")
+    origin = ScriptedSource(DATA)
+
+    assert read_all(node.open(REF, origin), len(DATA)) == DATA
+    assert given(origin) == NUM_CHUNKS
+    assert Later.num_asked == 4, "then it is left alone for a while"
+
+
 def test_without_a_directory_everything_comes_from_the_origin(make_node):
     class Away:
         def exchange(self, announcement):
