@@ -1,6 +1,6 @@
 """The waiting line of every revision, kept in step with deployments and the fleet."""
 
-from collections.abc import Collection
+from collections.abc import Set
 from functools import partial
 
 from control_plane.activator.bulletin import Bulletin
@@ -88,9 +88,9 @@ class Lines:
         line = self._lines.get(revision)
         return _NOTHING if line is None else line.demand()
 
-    def changed(self) -> Collection[RevisionName]:
+    def changed(self) -> Set[RevisionName]:
         """See DemandSource."""
-        changed = tuple(self._changed)
+        changed = self._changed.copy()
         self._changed.clear()
         return changed
 

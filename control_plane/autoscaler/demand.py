@@ -1,6 +1,6 @@
 """What is asked of a revision: the value, the port that tells it, and a meter to count it."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Set
 from typing import Final, NamedTuple, Protocol
 
 from infra.contracts.base import RevisionName
@@ -74,7 +74,7 @@ class DemandSource(Protocol):
         """
         ...
 
-    def changed(self) -> Collection[RevisionName]:
+    def changed(self) -> Set[RevisionName]:
         """Of which revisions requests arrived, left, or moved since this was called last.
 
         Those of which that is not known are among them.

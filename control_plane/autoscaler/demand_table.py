@@ -1,6 +1,6 @@
 """A table of demand meters, as the adapter of the DemandSource port."""
 
-from collections.abc import Collection
+from collections.abc import Set
 from functools import partial
 
 from control_plane.autoscaler.demand import Demand, DemandMeter
@@ -26,8 +26,8 @@ class DemandTable:
     def demand(self, revision: RevisionName) -> Demand | None:
         return self.meter(revision).read(now=self._clock.now())
 
-    def changed(self) -> Collection[RevisionName]:
-        changed = tuple(self._changed)
+    def changed(self) -> Set[RevisionName]:
+        changed = self._changed.copy()
         self._changed.clear()
         return changed
 

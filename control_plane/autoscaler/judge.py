@@ -1,7 +1,8 @@
 """Makes the decision about one revision, has it carried out, and says when to look again."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from typing import Final
 
 import structlog
 
@@ -18,6 +19,12 @@ from infra.contracts.base import RevisionName
 log = structlog.get_logger()
 
 DecisionListener = Callable[[DecisionRecord], None]
+
+
+# What a look at a revision costs beside one that leaves it as it is.
+LOOKED: Final = 1
+DECIDED: Final = 4
+STARTED: Final = 50  # or another decision
 
 
 class Judge:
@@ -43,12 +50,10 @@ class Judge:
         """See Autoscaler.subscribe."""
         self._listeners.append(listener)
 
-    def changed(self) -> set[RevisionName]:
+    def changed(self) -> Set[RevisionName]:
         """Of which revisions the demand changed since this was called last; they are on the
         agenda now."""
-        changed: set[RevisionName] = set()
-        if self._demand is not None:
-            changed.update(self._demand.changed())
+        changed: Set[RevisionName] = set() if self._demand is None else self._demand.changed()
         self.agenda.add_all(changed)
         return changed
 
@@ -64,16 +69,16 @@ class Judge:
 
     # -- looking -------------------------------------------------------------------------------
 
-    def look(self, tracked: Tracked, *, now: float) -> bool:
-        """Decides, unless it is certain to be as before; whether it was another decision."""
+    def look(self, tracked: Tracked, *, now: float) -> int:
+        """Decides, unless it is certain to be as before; what that cost beside other looks."""
         demand = self.read(tracked.name)
         if tracked.band is None and self._is_asleep(tracked, demand, now=now):
             self._let_sleep(tracked)
-            return False
+            return LOOKED
         tracked.heed(demand, now=now, quiet_until=self.ticked_at)
         if demand is not None and tracked.stays(demand, now=now):
             self.agenda.add(tracked.name)  # its windows move on
-            return False
+            return LOOKED
         return self._decide(tracked, demand, now=now)
 
     def _is_asleep(self, tracked: Tracked, demand: Demand | None, *, now: float) -> bool:
@@ -101,9 +106,9 @@ class Judge:
 
     def _decide(
         self, tracked: Tracked, demand: Demand | None, *, now: float, is_contended: bool = False
-    ) -> bool:
+    ) -> int:
         if tracked.is_deleted:
-            return False
+            return LOOKED
         observed = self._observe(tracked, demand, now=now, is_contended=is_contended)
         decision = decide(tracked.scaling, observed, now=now, tuning=self._tuning)
         tracked.panic = decision.panic
@@ -122,7 +127,7 @@ class Judge:
             decision.reason,
             abandon_loading=observed.is_superseded and decision.replicas == 0,
         )
-        return is_news
+        return STARTED if is_news else DECIDED
 
     def _observe(
         self, tracked: Tracked, demand: Demand | None, *, now: float, is_contended: bool

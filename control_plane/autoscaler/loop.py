@@ -10,7 +10,7 @@ from control_plane.autoscaler.decision import Tuning
 from control_plane.autoscaler.demand import DemandSource
 from control_plane.autoscaler.experience_store import MemoryExperienceStore
 from control_plane.autoscaler.explain import Explanation
-from control_plane.autoscaler.judge import DecisionListener, Judge
+from control_plane.autoscaler.judge import STARTED, DecisionListener, Judge
 from control_plane.autoscaler.memory import Memory
 from control_plane.autoscaler.roster import Roster
 from control_plane.autoscaler.standby_keeper import StandbyKeeper
@@ -31,9 +31,7 @@ from infra.errors import PlatformError
 
 log = structlog.get_logger()
 
-# Others get their turn after so much of a tick: about 2 ms.
-_SLICE = 250  # revisions
-_DECIDED = 10  # revisions' worth is one for which another number is decided
+_SLICE = 250  # others get their turn after so many looks' worth of a tick: a millisecond or two
 
 
 class Autoscaler:
@@ -163,15 +161,20 @@ class Autoscaler:
             self._step_back(now)
         if judge.ticked_at is None:
             self.look_everywhere()
-        for tracked in self._roster.these(judge.changed()):
+        changed = self._roster.these(judge.changed())
+        yield
+        for tracked in changed:
             tracked.changed_at = now
+        due = judge.agenda.take(now=now)
+        yield
         done = 0
-        for tracked in self._roster.these(judge.agenda.take(now=now)):
+        for tracked in self._roster.these(due):
             done += self._look(tracked, now=now)
             if done >= _SLICE:
                 done = 0
                 yield
         judge.ticked_at = now
+        yield
         self._standby.tick(now)
 
     def image_settled(self) -> None:
@@ -192,15 +195,14 @@ class Autoscaler:
             tracked.step_back(now=now, calm_s=self._tuning.stable_s)
 
     def _look(self, tracked: Tracked, *, now: float) -> int:
-        """How much of a slice it took."""
-        is_news = False
+        cost = STARTED
         try:
-            is_news = self._judge.look(tracked, now=now)
+            cost = self._judge.look(tracked, now=now)
             self._forget_if_gone(tracked)
         except Exception:  # the others must not wait for it, and it is not to be forgotten
             log.exception("autoscaler.look-failed", revision=tracked.name)
             self._judge.agenda.add(tracked.name)
-        return _DECIDED if is_news else 1
+        return cost
 
     def _decide_again(self, revision: RevisionName) -> None:
         tracked = self._roster.get(revision)
@@ -211,8 +213,8 @@ class Autoscaler:
 
     def _deployment_changed(self, change: Change) -> None:
         concerned = self._roster.redeploy(change)
+        self._standby.redeployed()
         if not self._is_leading():
-            self._standby.put_off()
             return  # the first tick in the lead looks at all
         now = self._clock.now()
         for tracked in concerned:

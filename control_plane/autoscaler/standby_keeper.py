@@ -10,9 +10,11 @@ from control_plane.fleet.replica import Replica
 from control_plane.fleet.standby import (
     NodeClass,
     StandbyLimits,
+    Wishes,
     class_of,
     size_standby,
     start_of,
+    wishes_of,
 )
 from control_plane.fleet.standby_demand import Starts
 from control_plane.fleet.state import Fleet
@@ -42,6 +44,7 @@ class StandbyKeeper:
         self._starts: dict[NodeClass, Starts] = {}
         self._runtimes: deque[float] = deque(maxlen=_REMEMBERED)
         self._sized_at = -math.inf
+        self._wishes: Wishes | None = None  # of what is deployed, until that changes
         fleet.subscribe(self._replica_changed)
 
     def tick(self, now: float) -> None:
@@ -49,8 +52,9 @@ class StandbyKeeper:
         if now - self._sized_at >= _AGAIN_S:
             self.size(now)
 
-    def put_off(self) -> None:
-        """The next tick looks again."""
+    def redeployed(self) -> None:
+        """What is in traffic has changed; the next tick looks again."""
+        self._wishes = None
         self._sized_at = -math.inf
 
     def size(self, now: float) -> None:
@@ -61,9 +65,10 @@ class StandbyKeeper:
             return
         most = self._limits.parked * len(nodes)
         worth = {kind: starts.worth(most=most, now=now) for kind, starts in self._starts.items()}
-        revisions = self._deployments.in_traffic()
+        if self._wishes is None:
+            self._wishes = wishes_of(self._deployments.in_traffic())
         sizes = size_standby(
-            revisions, nodes, limits=self._limits, worth=worth, is_settled=self._is_settled
+            self._wishes, nodes, limits=self._limits, worth=worth, is_settled=self._is_settled
         )
         for node_id, standby in sizes.items():
             self._fleet.set_standby(node_id, standby)

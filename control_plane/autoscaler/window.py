@@ -9,7 +9,7 @@ from control_plane.autoscaler.demand import STEP_S, Demand
 
 _RESOLUTION_S = 0.25
 _WIDTH = 5  # of a reading: at, request-seconds, executing-seconds, arrivals, executed
-_TWO = Struct(f"{2 * _WIDTH}d").unpack_from
+_READING = Struct(f"{_WIDTH}d").unpack_from
 _BYTES = 8
 _MOST_STALE = 64 * _WIDTH  # readings that nobody needs are thrown away together
 
@@ -29,6 +29,57 @@ class Load:
         self.executed: Final = executed
 
 
+class _Edge:
+    """Where a span begins: at the place of the newest reading at or before that, with this one and
+    the next at hand, for a second later it mostly still is between them."""
+
+    __slots__ = (
+        *("arrivals", "at", "executed", "executing", "is_known", "next_arrivals", "next_at"),
+        *("next_executed", "next_executing", "next_requests", "place", "requests"),
+    )
+
+    def __init__(self) -> None:
+        self.place = 0
+        self.is_known = False
+        self.at = self.requests = self.executing = self.arrivals = self.executed = 0.0
+        self.next_at = self.next_requests = self.next_executing = 0.0
+        self.next_arrivals = self.next_executed = 0.0
+
+    def move(self, rows: "array[float]", begin_at: float) -> None:
+        """To where the span begins by now; there are two readings."""
+        place, last = self.place, len(rows) - 2 * _WIDTH
+        if self.is_known:
+            if begin_at < self.next_at or place >= last:
+                return
+            place += _WIDTH
+        elif place > last:
+            place = last
+        while place < last and rows[place + _WIDTH] <= begin_at:
+            place += _WIDTH
+        self._read(rows, place)
+
+    def _read(self, rows: "array[float]", place: int) -> None:
+        if self.is_known and place == self.place + _WIDTH:
+            self.at, self.requests, self.executing = (
+                self.next_at,
+                self.next_requests,
+                self.next_executing,
+            )
+            self.arrivals, self.executed = self.next_arrivals, self.next_executed
+        else:
+            self.at, self.requests, self.executing, self.arrivals, self.executed = _READING(
+                rows, place * _BYTES
+            )
+        (
+            self.next_at,
+            self.next_requests,
+            self.next_executing,
+            self.next_arrivals,
+            self.next_executed,
+        ) = _READING(rows, (place + _WIDTH) * _BYTES)
+        self.place, self.is_known = place, True
+
+
 class Windows:
     """Readings of a revision's demand, as far back as a long and a short span.
 
@@ -45,8 +96,8 @@ class Windows:
         *("_long", "_long_s", "_requests", "_rows", "_short", "_short_from", "_short_s"),
     )
 
-    _long: int  # where the newest reading at or before the span's begin is
-    _short: int
+    _long: _Edge
+    _short: _Edge
     _short_from: float  # request-seconds at some begin of the short span
     _at_once: int  # at the last reading
     _in_flight: int
@@ -80,7 +131,7 @@ class Windows:
             self.carry(quiet_until)
         # A reading close to the one before the last replaces the last: pokes fill no memory.
         if now - self._at_before < _RESOLUTION_S:
-            del self._rows[-_WIDTH:]
+            self._drop_last()
             self._at = self._at_before
         self._append(
             now,
@@ -90,10 +141,8 @@ class Windows:
             demand.executed,
         )
         self._at_once, self._in_flight = demand.concurrency, demand.in_flight
-        if self._long > _MOST_STALE:
-            del self._rows[: self._long]
-            self._short = max(0, self._short - self._long)
-            self._long = 0
+        if self._long.place > _MOST_STALE:
+            self._drop_stale()
 
     def restart(self, demand: Demand, *, now: float) -> None:
         """Forgets what was: a revision that wakes is not judged by its sleep."""
@@ -102,15 +151,11 @@ class Windows:
 
     def long(self, *, now: float) -> Load | None:
         """The load over the long span; None before there are two readings."""
-        begin_at = now - self._long_s
-        self._long = _begin(self._rows, self._long, begin_at)
-        return self._load(self._long, begin_at)
+        return self._load(self._long, now - self._long_s)
 
     def short(self, *, now: float) -> Load | None:
         """The load over the short span; None before there are two readings."""
-        begin_at = now - self._short_s
-        self._short = _begin(self._rows, self._short, begin_at)
-        return self._load(self._short, begin_at)
+        return self._load(self._short, now - self._short_s)
 
     def is_short_within(self, most: float, *, now: float) -> bool:
         """Whether requests at once over the short span are `most` at most, for certain.
@@ -123,13 +168,12 @@ class Windows:
             return True
         if len(rows) <= _WIDTH:
             return False
-        begin_at = now - span_s
-        self._short = place = _begin(rows, self._short, begin_at)
-        at, next_at = rows[place], rows[place + _WIDTH]
-        if not at <= begin_at < next_at:
+        edge, begin_at = self._short, now - span_s
+        edge.move(rows, begin_at)
+        if not edge.at <= begin_at < edge.next_at:
             return False
-        before, after = rows[place + 1], rows[place + _WIDTH + 1]
-        self._short_from = before + (begin_at - at) / (next_at - at) * (after - before)
+        part = (begin_at - edge.at) / (edge.next_at - edge.at)
+        self._short_from = edge.requests + part * (edge.next_requests - edge.requests)
         return self._requests - self._short_from <= most * span_s
 
     def carry(self, at: float | None) -> None:
@@ -154,36 +198,43 @@ class Windows:
         self._at, self._requests, self._executing = at, requests, executing
         self._arrivals, self._executed = arrivals, executed
 
+    def _drop_last(self) -> None:
+        rows = self._rows
+        del rows[-_WIDTH:]
+        for edge in (self._long, self._short):
+            if edge.place + _WIDTH >= len(rows):
+                edge.is_known = False
+
+    def _drop_stale(self) -> None:
+        stale = self._long.place
+        del self._rows[:stale]
+        self._long.place = 0
+        if self._short.place < stale:
+            self._short = _Edge()
+        else:
+            self._short.place -= stale
+
     def _clear(self) -> None:
         del self._rows[:]
-        self._long = self._short = self._at_once = self._in_flight = 0
+        self._long, self._short = _Edge(), _Edge()
+        self._at_once = self._in_flight = 0
         self._short_from = self._at = self._at_before = -math.inf
         self._requests = self._executing = self._arrivals = self._executed = 0.0
 
-    def _load(self, place: int, begin_at: float) -> Load | None:
-        """From an instant, or the reading at this place if that is later, to the last reading."""
-        rows = self._rows
-        if len(rows) <= _WIDTH:
+    def _load(self, edge: _Edge, begin_at: float) -> Load | None:
+        """From an instant, or the reading at this edge if that is later, to the last reading."""
+        if len(self._rows) <= _WIDTH:
             return None
-        (
-            at,
-            requests,
-            executing,
-            arrivals,
-            executed,
-            next_at,
-            next_requests,
-            next_executing,
-            next_arrivals,
-            next_executed,
-        ) = _TWO(rows, place * _BYTES)
-        if at < begin_at < next_at:
-            part = (begin_at - at) / (next_at - at)
+        edge.move(self._rows, begin_at)
+        at, requests, executing = edge.at, edge.requests, edge.executing
+        arrivals, executed = edge.arrivals, edge.executed
+        if at < begin_at < edge.next_at:
+            part = (begin_at - at) / (edge.next_at - at)
             at = begin_at
-            requests += part * (next_requests - requests)
-            executing += part * (next_executing - executing)
-            arrivals += part * (next_arrivals - arrivals)
-            executed += part * (next_executed - executed)
+            requests += part * (edge.next_requests - requests)
+            executing += part * (edge.next_executing - executing)
+            arrivals += part * (edge.next_arrivals - arrivals)
+            executed += part * (edge.next_executed - executed)
         elapsed_s = self._at - at
         if elapsed_s <= 0:
             return None
@@ -193,13 +244,3 @@ class Windows:
             self._executing - executing,
             self._executed - executed,
         )
-
-
-def _begin(rows: "array[float]", place: int, begin_at: float) -> int:
-    """Where the newest reading at or before an instant is, but for the last one."""
-    last = len(rows) - 2 * _WIDTH
-    if place > last:
-        return max(0, last)
-    while place < last and rows[place + _WIDTH] <= begin_at:
-        place += _WIDTH
-    return place

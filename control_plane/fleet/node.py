@@ -83,11 +83,16 @@ class Node:
         return sum(pool.workers for pool in self.pools_ready if pool.image == image)
 
     def image_for(self, revision: Revision) -> str | None:
-        """What a replica of the revision runs here; None: what the node runs anyway.
+        """What a replica of the revision runs here; None: what the node runs anyway."""
+        return image_on(self.runtime, revision)
 
-        An image that the model names is told to a node of processes, too, which then refuses.
-        """
-        image = revision.image
-        if image is None or (self.runtime == "process" and not image.is_asked_for):
-            return None
-        return image.reference
+
+def image_on(runtime: Runtime, revision: Revision) -> str | None:
+    """What a replica of the revision runs on such a node; None: what the node runs anyway.
+
+    An image that the model names is told to a node of processes, too, which then refuses.
+    """
+    image = revision.image
+    if image is None or (runtime == "process" and not image.is_asked_for):
+        return None
+    return image.reference

@@ -143,20 +143,19 @@ def place(need: Need, rooms: Sequence[Room]) -> NodeId | NoRoom:
     """
     fitting = [room for room in rooms if _misfit(need, room) is None]
     if fitting:
-        return min(fitting, key=_preference).node_id
+        return _best(fitting).node_id
     if not rooms:
         return NoRoom("no node is registered", may_come=False)
     return _explain(need, rooms)
 
 
-def _preference(room: Room) -> tuple[bool, bool, int, int, str]:
-    return (
-        not room.has_sleeper,
-        room.standby_free <= 0,
-        room.replicas,
-        -room.free_memory_bytes,
-        room.node_id,
-    )
+def _best(fitting: Sequence[Room]) -> Room:
+    """Not a key of all that counts: a start looks at every node, and most differ in one of them."""
+    best = [room for room in fitting if room.has_sleeper] or fitting
+    best = [room for room in best if room.standby_free > 0] or best
+    fewest = min(room.replicas for room in best)
+    best = [room for room in best if room.replicas == fewest]
+    return min(best, key=lambda room: (-room.free_memory_bytes, room.node_id))
 
 
 def _misfit(need: Need, room: Room) -> str | None:

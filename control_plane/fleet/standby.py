@@ -8,13 +8,13 @@ from types import MappingProxyType
 from typing import NewType
 
 from control_plane.fleet.need import need_of
-from control_plane.fleet.node import Node, Standby
+from control_plane.fleet.node import Node, Standby, image_on
 from control_plane.fleet.placement import Room
 from control_plane.fleet.standby_demand import Start, Worth
 from infra.contracts.base import NodeId
 from infra.contracts.image import ImagePool
-from infra.contracts.node import SleepTerms
-from infra.contracts.revision import Revision
+from infra.contracts.node import Runtime, SleepTerms
+from infra.contracts.revision import ResolvedSource, Revision
 
 NodeClass = NewType("NodeClass", str)
 
@@ -33,8 +33,35 @@ class StandbyLimits:
     sleepers_memory: float = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What all deployed models together want of a node: the most that a model of each image wishes
+    for (None: of what the node runs anyway), that of the last deployed first, by what nodes run;
+    what workers read ahead; who may sleep."""
+
+    parked: Mapping[Runtime, Mapping[str | None, int]]
+    prepare: tuple[ResolvedSource, ...]
+    sleep: SleepTerms
+
+
+def wishes_of(revisions: Sequence[Revision]) -> Wishes:
+    """A parked worker fits every model of its image, and the node refills what is claimed, so the
+    largest wish of any deployed model of an image is the least that each node keeps. They read
+    ahead what is small of the models deployed last, among those that wish for standby. A sleeping
+    worker fits the model it has; those of all models deployed now may sleep.
+    """
+    wishing = [revision for revision in revisions if revision.spec.scaling.standby > 0]
+    latest = sorted(wishing, key=lambda revision: revision.created_at, reverse=True)
+    may_sleep = tuple(one.name for one in revisions if one.spec.scaling.sleep > 0)
+    return Wishes(
+        parked={"process": _parked("process", latest), "container": _parked("container", latest)},
+        prepare=tuple(revision.source for revision in latest[:_MOST_PREPARED]),
+        sleep=SleepTerms(revisions=may_sleep),
+    )
+
+
 def size_standby(
-    revisions: Sequence[Revision],
+    wishes: Wishes,
     nodes: Collection[Node],
     *,
     limits: StandbyLimits,
@@ -43,41 +70,33 @@ def size_standby(
 ) -> Mapping[NodeId, Standby]:
     """Standby workers a node.
 
-    A parked worker fits every model of its image, and the node refills what is claimed, so the
-    largest wish of any deployed model of an image is the least that each node keeps. What the
-    starts of all models of an image are worth beyond that is shared by the nodes of a class. A node
-    keeps at most what an eighth of its memory holds, and none where no model wishes for any. They
-    read ahead what is small of the models deployed last, among those that wish for standby. Of an
-    image that is not settled, since its index is being made, none is parked: it would be pulled
-    whole. A sleeping worker fits the model it has; those of all models deployed now may sleep.
+    What the starts of all models of an image are worth beyond the largest wish is shared by the
+    nodes of a class. A node keeps at most what an eighth of its memory holds, and none where no
+    model wishes for any. Of an image that is not settled, since its index is being made, none is
+    parked: it would be pulled whole.
     """
-    wishing = [revision for revision in revisions if revision.spec.scaling.standby > 0]
-    latest = sorted(wishing, key=lambda revision: revision.created_at, reverse=True)
-    prepare = tuple(revision.source for revision in latest[:_MOST_PREPARED])
-    may_sleep = tuple(one.name for one in revisions if one.spec.scaling.sleep > 0)
-    images = {one.image.reference for one in wishing if one.image is not None}
     of_class = Counter(
-        class_of(node, image)
-        for node in nodes
-        for image in (None, *(images if node.runtime == "container" else ()))
+        class_of(node, image) for node in nodes for image in wishes.parked[node.runtime]
     )
     sizes = {}
     for node in nodes:
         wanted = {
             image: _wanted(wish, worth.get(class_of(node, image)), of_class[class_of(node, image)])
-            for image, wish in _wishes(node, latest).items()
+            for image, wish in wishes.parked[node.runtime].items()
             if image is None or is_settled(image)
         }
-        sleep = SleepTerms(
-            revisions=may_sleep,
-            most=limits.sleepers,
-            memory_bytes=int(node.memory_bytes * limits.sleepers_memory),
+        # A copy is not validated again: names of ten thousand models took 1 ms a node.
+        sleep = wishes.sleep.model_copy(
+            update={
+                "most": limits.sleepers,
+                "memory_bytes": int(node.memory_bytes * limits.sleepers_memory),
+            }
         )
         workers, why = _within(node, wanted, limits)
         pools = tuple(
             ImagePool(image=image, workers=number) for image, number in workers.items() if image
         )
-        sizes[node.node_id] = Standby(workers.get(None, 0), pools, prepare, sleep, why)
+        sizes[node.node_id] = Standby(workers.get(None, 0), pools, wishes.prepare, sleep, why)
     return sizes
 
 
@@ -95,13 +114,13 @@ def start_of(revision: Revision, *, at: float, runtime_s: float, climb_s: float)
     return Start(at, spared_s * need_of(revision).memory_bytes / WORKER_BYTES)
 
 
-def _wishes(node: Node, latest: Sequence[Revision]) -> dict[str | None, int]:
-    """The largest wish of each image that the node would run, that of the last deployed first."""
+def _parked(runtime: Runtime, latest: Sequence[Revision]) -> dict[str | None, int]:
+    """The largest wish of each image that such nodes would run, that of the last deployed first."""
     wishes: dict[str | None, int] = {}
     for revision in latest:
-        if node.runtime == "process" and need_of(revision).runs_image:
+        if runtime == "process" and need_of(revision).runs_image:
             continue
-        image = node.image_for(revision)
+        image = image_on(runtime, revision)
         wishes[image] = max(wishes.get(image, 0), revision.spec.scaling.standby)
     return wishes
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 
 from control_plane.fleet.announcements import Announcements
 from control_plane.fleet.counts import Counts
@@ -113,10 +112,7 @@ class Fleet:
 
     def rooms(self, *, wanted_by: Revision | None = None) -> list[Room]:
         """What each node has left for one more replica of a revision."""
-        return [
-            self._rooms.room(node, partial(self._replicas.on_node, node_id), wanted_by=wanted_by)
-            for node_id, node in self._nodes.items()
-        ]
+        return self._rooms.all(self._replicas.on_node, wanted_by=wanted_by)
 
     def sleepers(self, revision: RevisionName) -> int:
         """How many workers sleep with the revision's model."""
@@ -243,6 +239,7 @@ class Fleet:
 
     def _put_node(self, before: Node | None, after: Node) -> None:
         self._nodes[after.node_id] = after
+        self._rooms.changed(after)
         self._say_node(before, after)
 
     def _say_node(self, before: Node | None, after: Node | None) -> None:

@@ -198,3 +198,35 @@ def test_what_is_certainly_within_a_bound_is_within_it_and_what_is_at_it_is_know
         assert not is_sure or is_within
         sure, within = sure + is_sure, within + is_within
     assert sure > 0.9 * within > 500
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_loads_are_those_of_all_readings_whenever_and_however_often_they_are_asked_for(seed: int):
+    """Beside a list that forgets nothing: pokes replace readings, spans are asked for or not."""
+    chance = random.Random(seed)
+    window, readings = Windows(60, 6), list[tuple[float, float]]()
+    at, total = 1e6, 0.0
+    for _ in range(2000):
+        at += chance.choice([0.01, 0.1, 0.3, 1.0, 1.0, 1.0, 7.0, 70.0 * (chance.random() < 0.02)])
+        total += chance.randrange(9)
+        if len(readings) > 1 and at - readings[-2][0] < 0.25:
+            readings.pop()
+        readings.append((at, total))
+        window.record(a_reading(total), now=at)
+        for span_s, asked in ((60, window.long), (6, window.short)):
+            if chance.random() < 0.7:
+                assert figures_of(asked(now=at))[:1] == mean_of(readings, at - span_s)
+
+
+def mean_of(readings: list[tuple[float, float]], begin_at: float) -> tuple[float, ...]:
+    """From an instant, or from the first reading, to the last one; the mean of the growth."""
+    if len(readings) < 2:
+        return ()
+    known = [number for number, (at, _) in enumerate(readings[:-1]) if at <= begin_at]
+    place = known[-1] if known else 0
+    (at, total), (next_at, next_total) = readings[place], readings[place + 1]
+    if at < begin_at < next_at:
+        part = (begin_at - at) / (next_at - at)
+        at, total = begin_at, total + part * (next_total - total)
+    elapsed_s = readings[-1][0] - at
+    return () if elapsed_s <= 0 else ((readings[-1][1] - total) / elapsed_s,)

@@ -7,7 +7,7 @@ import pytest
 from control_plane.fleet.need import need_of
 from control_plane.fleet.node import Node
 from control_plane.fleet.placement import RUN_CONTAINERS, NoRoom, place, room_on
-from control_plane.fleet.standby import StandbyLimits, class_of, size_standby
+from control_plane.fleet.standby import StandbyLimits, class_of, size_standby, wishes_of
 from control_plane.fleet.standby_demand import Worth
 from control_plane.fleet.state import Fleet
 from infra.contracts.image import ImagePool, ResolvedImage
@@ -95,7 +95,7 @@ def test_a_node_is_told_the_image_of_each_replica(runtime, image, told):
 
 def pools(node: Node, *revisions: Revision, parked: int = 4, **options) -> tuple[int, dict]:
     limits = StandbyLimits(parked=parked)
-    sizes = size_standby(revisions, [node], limits=limits, **options)
+    sizes = size_standby(wishes_of(revisions), [node], limits=limits, **options)
     standby = sizes[node.node_id]
     return standby.workers, {pool.image: pool.workers for pool in standby.pools}
 

@@ -5,10 +5,10 @@ from control_plane.capacity.port import Need
 from control_plane.fleet.need import need_of
 from control_plane.fleet.node import Node
 from control_plane.fleet.placement import NoRoom, Room, place, room_on
-from control_plane.fleet.standby import StandbyLimits, size_standby, within
+from control_plane.fleet.standby import StandbyLimits, size_standby, wishes_of, within
 from infra.contracts.base import NodeId, RevisionName
 from infra.contracts.node import Gpu, SleepTerms
-from infra.contracts.revision import ReplicaState, SourceFile
+from infra.contracts.revision import ReplicaState, Revision, SourceFile
 from infra.gpus import Wish
 from tests.fleet.makers import GIB, a_registration, a_revision, a_sleeper, a_source
 from tests.fleet.test_replica import a_ready_report, a_replica
@@ -161,9 +161,10 @@ def test_standby_is_the_largest_wish_within_bounds():
     nodes = [a_node("big"), a_node("small", memory_bytes=2 * GIB)]
     wishes = [a_revision(scaling={"standby": wish}) for wish in (0, 3, 1)]
 
-    def workers(*arguments: Any, most: int) -> dict[NodeId, int]:
+    def workers(revisions: list[Revision], nodes: list[Node], *, most: int) -> dict[NodeId, int]:
         limits = StandbyLimits(parked=most)
-        return {node: it.workers for node, it in size_standby(*arguments, limits=limits).items()}
+        sizes = size_standby(wishes_of(revisions), nodes, limits=limits)
+        return {node: it.workers for node, it in sizes.items()}
 
     assert workers(wishes, nodes, most=4) == {"big": 3, "small": 1}
     assert workers(wishes, nodes, most=2) == {"big": 2, "small": 1}
@@ -178,7 +179,7 @@ def test_standby_reads_ahead_of_the_models_deployed_last():
         for at, standby in [(1, 1), (3, 0), *((at, 1) for at in range(10, 20))]
     ]
 
-    (standby,) = size_standby(revisions, [a_node()], limits=StandbyLimits()).values()
+    (standby,) = size_standby(wishes_of(revisions), [a_node()], limits=StandbyLimits()).values()
 
     assert [source.digest for source in standby.prepare] == [str(at) for at in range(19, 11, -1)]
 
@@ -187,7 +188,7 @@ def test_models_that_are_deployed_now_may_sleep_unless_they_say_no():
     revisions = [a_revision("a", 3), a_revision("b", scaling={"sleep": 0}), a_revision("c")]
     limits = StandbyLimits(sleepers=2, sleepers_memory=0.25)
 
-    (standby,) = size_standby(revisions, [a_node()], limits=limits).values()
+    (standby,) = size_standby(wishes_of(revisions), [a_node()], limits=limits).values()
 
     names = (RevisionName("a@3"), RevisionName("c@1"))
     assert standby.sleep == SleepTerms(revisions=names, most=2, memory_bytes=4 * GIB)

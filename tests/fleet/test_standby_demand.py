@@ -7,7 +7,7 @@ import pytest
 
 from control_plane.capacity.simulated.machine import MachineShape
 from control_plane.capacity.simulated.script import Climbing, Script
-from control_plane.fleet.standby import StandbyLimits, size_standby, start_of
+from control_plane.fleet.standby import StandbyLimits, size_standby, start_of, wishes_of
 from control_plane.fleet.standby_demand import (
     LOOK_BACK_S,
     REFILL_S,
@@ -92,7 +92,7 @@ def test_what_starts_are_worth_is_shared_by_the_nodes_of_a_class_beyond_the_larg
     worth = {"cpu": Worth(8, "many came at once"), "A100": Worth(9)}
 
     def sizes(standby: int, parked: int) -> dict[str, tuple[int, str]]:
-        wishes = [a_revision(scaling={"standby": standby})]
+        wishes = wishes_of([a_revision(scaling={"standby": standby})])
         limits = StandbyLimits(parked=parked)
         found = size_standby(wishes, nodes, limits=limits, worth=worth)  # type: ignore[arg-type]
         return {node: (it.workers, it.reason) for node, it in found.items()}

@@ -3,7 +3,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Coroutine, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -95,8 +95,8 @@ class Gateway:
             return None
         return self._meter(revision).read(now=self._world.now())
 
-    def changed(self) -> Collection[RevisionName]:
-        changed = tuple(self._meters if self.is_silent else self._changed)
+    def changed(self) -> Set[RevisionName]:
+        changed = set(self._meters if self.is_silent else self._changed)
         self._changed.clear()
         return changed
 
