@@ -1,6 +1,7 @@
 """Where the accounts of cold starts go: the counters and the timeline store."""
 
 import asyncio
+import math
 from collections import deque
 from typing import Final
 
@@ -20,6 +21,7 @@ from infra.supervise import TaskSet
 log = structlog.get_logger()
 
 _TOGETHER_S: Final = 0.05
+_MOST_FORGOTTEN: Final = 10_000  # models, those forgotten last
 
 
 class Ledger:
@@ -39,12 +41,15 @@ class Ledger:
         self._tasks = tasks
         self._next: dict[ModelName, deque[Account]] | None = None
         self._writing: asyncio.Task[None] | None = None  # the last one of a chain
+        self._forgotten_at: dict[ModelName, float] = {}
 
     def enter(self, exchange: Exchange, revision: Revision) -> bytes:
         """Notes a request whose first token has come, see `explain`; its `Server-Timing`."""
         account = explain(exchange.call, revision, exchange.tries, self._fleet)
         seconds = account.seconds()
         self._meters.observe(revision.model, seconds)
+        if exchange.call.arrived_at <= self._forgotten_at.get(revision.model, -math.inf):
+            return server_timing(seconds)  # it is nothing to a namesake deployed later
         if self._next is None:
             self._next = {}
             writing = self._write(self._next, after=self._writing)
@@ -65,8 +70,13 @@ class Ledger:
         await self.settle()
         return await self._store.find(model, request_id)
 
-    async def forget(self, model: ModelName) -> None:
-        """See TimelineStore."""
+    async def forget(self, model: ModelName, *, now: float) -> None:
+        """See TimelineStore; requests that came before `now` and are still held or served leave no
+        report, either."""
+        self._forgotten_at.pop(model, None)
+        self._forgotten_at[model] = now
+        if len(self._forgotten_at) > _MOST_FORGOTTEN:
+            del self._forgotten_at[next(iter(self._forgotten_at))]
         await self.settle()
         await self._store.forget(model)
 

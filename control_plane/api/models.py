@@ -105,8 +105,9 @@ def models_router(services: Services) -> APIRouter:
     async def delete_model(name: Name, caller: Caller) -> None:
         """Takes a model away: who waits for it is told, its replicas finish and stop."""
         owned(services, name, caller)
-        await services.deployments.delete(name, now=services.clock.now())
-        await services.ledger.forget(name)
+        now = services.clock.now()
+        await services.deployments.delete(name, now=now)
+        await services.ledger.forget(name, now=now)
 
     @router.get("/models/{name}/coldstarts")
     async def list_cold_starts(

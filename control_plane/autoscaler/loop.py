@@ -162,11 +162,14 @@ class Autoscaler:
         if judge.ticked_at is None:
             self.look_everywhere()
         changed = self._roster.these(judge.changed())
-        yield
         for tracked in changed:
             tracked.changed_at = now
+        is_long = len(changed) > _SLICE
+        if is_long:
+            yield
         due = judge.agenda.take(now=now)
-        yield
+        if is_long:
+            yield
         done = 0
         for tracked in self._roster.these(due):
             done += self._look(tracked, now=now)
@@ -174,7 +177,8 @@ class Autoscaler:
                 done = 0
                 yield
         judge.ticked_at = now
-        yield
+        if is_long:
+            yield
         self._standby.tick(now)
 
     def image_settled(self) -> None:

@@ -114,7 +114,8 @@ class Machines:
         running = {machine.node_id: machine for machine in self._running()}
         for token, wish in tuple(self._pending.items()):
             if wish.node_id is not None and wish.node_id not in running:
-                self._refuse(token, NoCapacity(f"machine {wish.node_id} did not start"))
+                log.warning("machine.not-started", node=wish.node_id)
+                self._refuse(token, NoCapacity("a machine did not start"))
         for machine in running.values():
             if machine.is_elastic:
                 self._end_if_useless(machine, now)

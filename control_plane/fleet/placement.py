@@ -45,11 +45,16 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class NoRoom:
-    """No node can take the replica; `may_come` when one could if others left it."""
+    """No node can take the replica; `may_come` when one could if others left it.
+
+    `reason` is for whoever asked, a tenant; `nearest` for who runs the platform: the node that
+    lacks least, and what it lacks.
+    """
 
     reason: str
     may_come: bool
     hint: str | None = None
+    nearest: str | None = None
 
 
 class Taken(NamedTuple):
@@ -192,8 +197,8 @@ def _explain(need: Need, rooms: Sequence[Room]) -> NoRoom:
     if need.gpus.count and not _num_suiting(need, best):
         every = [gpu for room in rooms for gpu in room.gpus]
         return NoRoom(f"a replica needs {asked}{estimate}; the nodes have {_gpus(every)}", may_come)
-    reason = f"a replica needs {asked}{estimate}; node {best.node_id} {_misfit(need, best)}"
-    return NoRoom(reason, may_come)
+    reason = f"a replica needs {asked}{estimate}; no node has that{' left' if may_come else ''}"
+    return NoRoom(reason, may_come, nearest=f"node {best.node_id} {_misfit(need, best)}")
 
 
 def _emptied(room: Room) -> Room:

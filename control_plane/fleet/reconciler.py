@@ -256,7 +256,14 @@ class Reconciler:
 
     def _wait_for_room(self, plan: Plan, no_room: NoRoom, missing: int) -> None:
         plan.no_room = no_room
-        self._blocked.setdefault(plan.name, plan)
+        if plan.name not in self._blocked:
+            log.info(
+                "replica.no-room",
+                revision=plan.name,
+                detail=no_room.reason,
+                nearest=no_room.nearest,
+            )
+            self._blocked[plan.name] = plan
         self._machines.want(plan.name, need_of(plan.revision), missing)
         if no_room.may_come:
             self._ask_for_room(plan)

@@ -104,7 +104,7 @@ async def test_the_reports_of_a_deleted_model_do_not_come_back(world: World) -> 
     await world.climb(revision, says("hello"))
     await running.result()
 
-    await world.ledger.forget(revision.model)
+    await world.ledger.forget(revision.model, now=world.clock.now())
 
     await asyncio.sleep(5)
     assert await world.ledger.last(revision.model, 10) == ()
@@ -213,3 +213,16 @@ async def test_a_deadline_after_an_early_head_is_still_typed(world: World) -> No
 
     assert isinstance(error, ColdStartTimeout)
     assert running.client.has_started and not running.client.is_finished
+
+
+@scenario
+async def test_a_request_that_outlives_its_model_leaves_no_report_for_a_namesake(
+    world: World,
+) -> None:
+    revision = await world.deploy()
+    old = world.start(world.call(stream=True), revision)
+    await world.climb(revision, streams(2), seconds=3)
+    await world.ledger.forget(revision.model, now=world.clock.now())
+    await old.result()
+    assert await world.ledger.last(revision.model, 100) == ()
+    assert await world.ledger.find(revision.model, old.request_id) is None

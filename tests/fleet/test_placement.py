@@ -63,7 +63,9 @@ def test_the_emptiest_node_then_the_most_memory_then_the_first_id():
 def test_memory_that_others_use_may_come_free():
     refusal = place(ONE_GIB, [a_room("a", free_memory_bytes=GIB - 1)])
     assert refusal == NoRoom(
-        "a replica needs 1.0 GiB of memory; node a has 1.0 GiB of 16.0 GiB memory free", True
+        "a replica needs 1.0 GiB of memory; no node has that left",
+        may_come=True,
+        nearest="node a has 1.0 GiB of 16.0 GiB memory free",
     )
 
 
@@ -79,9 +81,9 @@ def test_gpus_are_counted_and_their_class_heeded():
     assert place(Need(GIB, Wish(1)), rooms) == "b"
     assert place(Need(GIB, Wish(1, "L4")), rooms) == "b"
     assert place(Need(GIB, Wish(2, None, 20 * GIB)), rooms) == NoRoom(
-        "a replica needs 2 GPUs with 20.0 GiB each and 1.0 GiB of memory; "
-        "node b has 2 l4 (24.0 GiB), 1 of them free",
-        True,
+        "a replica needs 2 GPUs with 20.0 GiB each and 1.0 GiB of memory; no node has that left",
+        may_come=True,
+        nearest="node b has 2 l4 (24.0 GiB), 1 of them free",
     )
 
 
@@ -108,12 +110,12 @@ def test_a_gpu_that_cannot_hold_the_weights_is_none():
     assert place(Need(GIB, Wish(1, None, 30 * GIB)), both) == "b"
 
 
-def test_a_gpu_in_trouble_does_not_come_free_and_says_why():
+def test_a_gpu_in_trouble_does_not_come_free_and_who_runs_it_hears_why():
     hurt = a_gpu(0).model_copy(update={"trouble": "XID 79"})
     assert place(Need(GIB, Wish(1)), [a_room("a", gpus=(hurt,))]) == NoRoom(
-        "a replica needs 1 GPU and 1.0 GiB of memory; "
-        "node a has 1 l4 (24.0 GiB), 0 of them free, GPU-0: XID 79",
-        False,
+        "a replica needs 1 GPU and 1.0 GiB of memory; no node has that",
+        may_come=False,
+        nearest="node a has 1 l4 (24.0 GiB), 0 of them free, GPU-0: XID 79",
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from infra.contracts.embeddings import EmbeddingsRequest
 from infra.contracts.generation import ChatCompletionRequest, CompletionRequest, InvokeRequest
 from infra.errors import Invalid
-from infra.generation_requests import ModelBody, read_given, read_object
+from infra.generation_requests import ModelBody, json_object, read_given, read_object
 
 CONTRACTS: tuple[type[ModelBody], ...] = (
     *(ChatCompletionRequest, CompletionRequest, InvokeRequest, EmbeddingsRequest),
@@ -48,3 +48,11 @@ def test_given_fields_are_checked_as_the_whole_contract_is(
         return
     told = {name: getattr(request, name) for name in request.model_fields_set}
     assert read_given(contract, orjson.dumps(sent)) == told
+
+
+def test_a_key_that_comes_twice_counts_as_its_last_for_the_edge_and_the_replica_alike():
+    """However it is spelt: nobody hides from the edge what the replica then does."""
+    body = rb'{"model": "m", "prompt": "a", "max_tokens": 1, "max_tokens": 2, "max_t\u006fkens": 3}'
+    at_the_edge = read_given(CompletionRequest, body)
+    at_the_replica = read_object(CompletionRequest, json_object(body))
+    assert at_the_edge["max_tokens"] == at_the_replica.max_tokens == 3
