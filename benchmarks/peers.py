@@ -85,6 +85,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if os.geteuid() != 0 or shutil.which("ip") is None:
         sys.exit("error: network namespaces need root and iproute2\nhint: run it as root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # namespaces go, or the next run hangs
     outcomes = asyncio.run(_measured(arguments))
     _print(outcomes, arguments.of)
     sys.exit(0 if all(it.is_right for them in outcomes.values() for it in them) else 1)
