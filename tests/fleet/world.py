@@ -19,6 +19,7 @@ from control_plane.autoscaler.loop import Autoscaler
 from control_plane.autoscaler.memory import Memory
 from control_plane.autoscaler.tracked import Tracked
 from control_plane.capacity.port import CapacityProvider
+from control_plane.capacity.simulated.cloud import SimulatedCloud
 from control_plane.capacity.simulated.machine import MachineShape, SimulatedMachine
 from control_plane.capacity.simulated.provider import SimulatedCapacity
 from control_plane.capacity.simulated.script import Climbing, Script
@@ -205,6 +206,9 @@ class World:
         experience: ExperienceStore | None = None,
         tick_s: float = 1.0,
         clock: Clock | None = None,
+        has_standby: bool = False,
+        cloud: SimulatedCloud | None = None,
+        idle_s: float = 300.0,
     ) -> None:
         self.clock = clock or LoopClock()
         self.tasks = TaskSet()
@@ -224,10 +228,20 @@ class World:
             terms=terms,
         )
         self.capacity = SimulatedCapacity(
-            self.sessions, clock=self.clock, shape=shape, script=lambda _: script, most=most
+            self.sessions,
+            clock=self.clock,
+            shape=shape,
+            script=lambda _: script,
+            most=most,
+            has_standby=has_standby,
+            cloud=cloud,
         )
         self.machines = Machines(
-            capacity or self.capacity, self.fleet, clock=self.clock, tasks=self.tasks
+            capacity or self.capacity,
+            self.fleet,
+            clock=self.clock,
+            tasks=self.tasks,
+            idle_s=idle_s,
         )
         self.reconciler = Reconciler(
             self.fleet,

@@ -12,6 +12,7 @@ from control_plane.capacity.port import (
     MachineKind,
     Need,
 )
+from control_plane.capacity.simulated.cloud import SimulatedCloud
 from control_plane.capacity.simulated.machine import MachineShape, NodeLink, SimulatedMachine
 from control_plane.capacity.simulated.script import Script, Scripts
 from infra.clock import Clock
@@ -40,7 +41,10 @@ class SimulatedCapacity:
         most: int = 1,
         is_elastic: bool = True,
         has_standby: bool = False,
+        cloud: SimulatedCloud | None = None,
     ) -> None:
+        """`cloud` draws how long machines take, and refuses some; without one it is the shape's
+        seconds each time."""
         self._link = link
         self._clock = clock
         self._shape = shape
@@ -48,6 +52,7 @@ class SimulatedCapacity:
         self._most = most
         self._is_elastic = is_elastic
         self._has_standby = has_standby
+        self._cloud = cloud
         self.next_scripts: deque[Script] = deque()
         self.next_errors: deque[PlatformError] = deque()
         self._machines: dict[NodeId, SimulatedMachine] = {}
@@ -73,8 +78,9 @@ class SimulatedCapacity:
         if (known := self._known(token)) is not None:
             return known
         self._check(need)
+        boot_s = self._shape.boot_s if self._cloud is None else self._cloud.launch()
         node_id = self._tokens[token] = self._new_id()
-        self.add(node_id)
+        self._run(node_id, boot_s=boot_s)
         return node_id
 
     async def start(self, need: Need, *, token: LaunchToken) -> NodeId | None:
@@ -83,9 +89,10 @@ class SimulatedCapacity:
         if not self._stopped or not need.suits(self._shape.kind):
             return None
         self._check(need)
+        start_s = self._shape.start_s if self._cloud is None else self._cloud.start()
         node_id = self._tokens[token] = min(self._stopped)
         del self._stopped[node_id]
-        self._run(node_id, boot_s=self._shape.start_s)
+        self._run(node_id, boot_s=start_s)
         self._fill()
         return node_id
 
@@ -166,11 +173,21 @@ class SimulatedCapacity:
 
     async def _boot_into_standby(self) -> None:
         try:
-            await asyncio.sleep(self._shape.boot_s)
+            await asyncio.sleep(self._shape.boot_s if self._cloud is None else self._fill_s())
         finally:
             self._filling -= 1
         if len(self._stopped) < self._held:
             self._stopped[self._new_id()] = self._clock.now()
+
+    def _fill_s(self) -> float:
+        """A cloud that refuses is asked again after a minute."""
+        assert self._cloud is not None
+        waited_s = 0.0
+        while True:
+            try:
+                return waited_s + self._cloud.fill()
+            except PlatformError:
+                waited_s += 60.0
 
     async def _end(self, node_id: NodeId) -> None:
         machine = self._machines.pop(node_id, None)
