@@ -16,6 +16,7 @@ from infra.virtual_time import run_virtual
 POLICIES = (
     Policy("none"),
     Policy("one stopped", stopped=1),
+    Policy("our decider, 4 at most", most=4),
     Policy("always on", idle_s=1e9),
 )
 

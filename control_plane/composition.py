@@ -21,6 +21,7 @@ from control_plane.api.auth import KeyRing
 from control_plane.api.gauges import drop_counts_of_the_deleted
 from control_plane.api.services import Services
 from control_plane.autoscaler.loop import Autoscaler
+from control_plane.autoscaler.machine_keeper import MachineKeeper
 from control_plane.autoscaler.memory import Memory
 from control_plane.autoscaler.redis_store import RedisExperienceStore
 from control_plane.capacity.ec2.build import ec2_capacity
@@ -110,6 +111,7 @@ class ControlPlane:
             ("leases", self.sessions.watch_leases()),
             ("reconciler", self.reconciler.run()),
             ("autoscaler", self.autoscaler.run()),
+            ("machine standby", self.machine_keeper.run()),
             ("keys", self.keys.run()),
             ("memory", self.memory.run()),
             ("usage", self.usage.run()),
@@ -228,6 +230,12 @@ class ControlPlane:
             *(self.capacity, self.fleet),
             clock=clock,
             tasks=self.tasks,
+            is_leading=self._is_in_charge,
+        )
+        self.machine_keeper = MachineKeeper(
+            *(self.deployments, machines, self.capacity),
+            clock=clock,
+            most=self.settings.standby_machines_max,
             is_leading=self._is_in_charge,
         )
         self.reconciler = Reconciler(self.fleet, machines, clock=clock, token=token)

@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     standby_max: int = Field(
         default=4, ge=0, le=64, description="Standby workers a node keeps at most."
     )
+    standby_machines_max: int = Field(
+        default=4, ge=0, le=64, description="Machines of a kind kept in standby at most."
+    )
     sleepers_max: int = Field(
         default=8, ge=0, le=1000, description="Sleeping workers a node keeps at most."
     )

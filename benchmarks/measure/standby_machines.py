@@ -105,11 +105,13 @@ async def serve(
         has_standby=True,
         cloud=cloud,
         idle_s=policy.idle_s,
+        standby_machines=policy.most,
     ) as world:
         await world.capacity.terminate(LOCAL)
         for number in range(MODELS):
             await world.deploy(f"m{number}", resources={"gpus": 1}, scaling={"grace": 10})
-        await world.capacity.hold(_GPU.kind, policy.stopped)
+        if policy.stopped:
+            await world.capacity.hold(_GPU.kind, policy.stopped)
         world.tasks.start(_watch(world, account), name="machines are counted")
         began_at = world.now()
         async with asyncio.TaskGroup() as requests:

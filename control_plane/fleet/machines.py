@@ -6,7 +6,13 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from control_plane.capacity.port import CapacityProvider, LaunchToken, Machine, Need
+from control_plane.capacity.port import (
+    CapacityProvider,
+    LaunchToken,
+    Machine,
+    MachineKind,
+    Need,
+)
 from control_plane.fleet.node import Node
 from control_plane.fleet.state import Fleet
 from infra.backoff import Backoff
@@ -31,11 +37,29 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wish:
-    """One machine that was asked for; `node_id` once the provider has told it."""
+class Arrival:
+    """A machine that a revision wished for is a node, `seconds` after the wish."""
 
     owner: RevisionName
+    kind: MachineKind
+    wished_at: float
+    seconds: float
+    was_stopped: bool
+
+
+ArrivalListener = Callable[[Arrival], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """One machine that was asked for; `node_id` once the provider has told it. `is_claimed` while
+    its owner has found no other room."""
+
+    owner: RevisionName
+    at: float
     node_id: NodeId | None = None
+    was_stopped: bool = False
+    is_claimed: bool = True
 
 
 class Machines:
@@ -71,11 +95,16 @@ class Machines:
         self._left_at: dict[NodeId, float] = {}
         self._ending: set[NodeId] = set()
         self._refused: list[RefusedListener] = []
+        self._arrived: list[ArrivalListener] = []
         fleet.subscribe_nodes(self._node_changed)
 
     def subscribe_refused(self, listener: RefusedListener) -> None:
         """Calls back when the provider has no machine for a revision."""
         self._refused.append(listener)
+
+    def subscribe_arrived(self, listener: ArrivalListener) -> None:
+        """Calls back when a machine that was wished for has become a node."""
+        self._arrived.append(listener)
 
     def refusal(self, owner: RevisionName) -> Refusal | None:
         """The provider's last word, if it was no."""
@@ -89,6 +118,12 @@ class Machines:
         """Drops what is remembered of a revision that is gone."""
         self._refusals.pop(owner, None)
 
+    def found_room(self, owner: RevisionName) -> None:
+        """All replicas of a revision have room: what comes for it is for whoever waits next."""
+        for token, wish in self._pending.items():
+            if wish.owner == owner:
+                self._pending[token] = replace(wish, is_claimed=False)
+
     def want(self, owner: RevisionName, need: Need, count: int) -> None:
         """`count` replicas of a revision found no room; what is on its way for it counts.
 
@@ -99,7 +134,7 @@ class Machines:
             return
         for _ in range(count - self._on_their_way(owner, need)):
             token = LaunchToken(f"wish-{secrets.token_hex(8)}")
-            self._pending[token] = _Wish(owner)
+            self._pending[token] = _Wish(owner, self._clock.now())
             self._tasks.start(self._launch(token, need), name=f"launch for {owner}")
 
     def sweep(self, now: float) -> None:
@@ -142,10 +177,11 @@ class Machines:
         ]
 
     def _on_their_way(self, owner: RevisionName, need: Need) -> int:
-        """What a revision has asked for, and what comes that nobody here has asked for: a control
-        plane before us did."""
-        own = sum(wish.owner == owner for wish in self._pending.values())
-        asked_for = {wish.node_id for wish in self._pending.values()}
+        """What a revision has asked for, and what comes for nobody who waits: its owner has
+        found room, or a control plane before us asked for it."""
+        claimed = [wish for wish in self._pending.values() if wish.is_claimed]
+        own = sum(wish.owner == owner for wish in claimed)
+        asked_for = {wish.node_id for wish in claimed}
         unclaimed = (
             machine
             for machine in self._coming(self._clock.now())
@@ -184,38 +220,50 @@ class Machines:
 
     async def _launch(self, token: LaunchToken, need: Need) -> None:
         try:
-            node_id = await self._find(need, token)
+            node_id, was_stopped = await self._find(need, token)
         except PlatformError as error:
             self._refuse(token, error)
         except Exception as error:  # a provider's own failure must not leave the request pending
             log.exception("machine.launch-failed", token=token)
             self._refuse(token, NoCapacity(f"a machine could not be started: {error}"))
         else:
-            self._found(token, node_id)
+            self._found(token, node_id, was_stopped)
 
-    async def _find(self, need: Need, token: LaunchToken) -> NodeId:
+    async def _find(self, need: Need, token: LaunchToken) -> tuple[NodeId, bool]:
+        """The machine, and whether it was in standby."""
         try:
             started = await self._capacity.start(need, token=token)
         except NoCapacity as error:
             log.info("machine.not-started", detail=error.detail)
             started = None
-        return started or await self._capacity.launch(need, token=token)
+        if started is not None:
+            return started, True
+        return await self._capacity.launch(need, token=token), False
 
-    def _found(self, token: LaunchToken, node_id: NodeId) -> None:
+    def _found(self, token: LaunchToken, node_id: NodeId, was_stopped: bool) -> None:
         wish = self._pending.get(token)
         if wish is None:
             return
         log.info("machine.comes", node=node_id, revision=wish.owner)
         self._ending.discard(node_id)
         self._refusals.pop(wish.owner, None)
-        if self._fleet.node(node_id) is None:
-            self._pending[token] = replace(wish, node_id=node_id)
-        else:
-            del self._pending[token]
+        self._pending[token] = replace(wish, node_id=node_id, was_stopped=was_stopped)
+        if self._fleet.node(node_id) is not None:
+            self._arrive(token)
+
+    def _arrive(self, token: LaunchToken) -> None:
+        wish = self._pending.pop(token)
+        kinds = {machine.node_id: machine.kind for machine in self._running()}
+        if wish.node_id is None or wish.node_id not in kinds:
+            return
+        seconds = self._clock.now() - wish.at
+        arrival = Arrival(wish.owner, kinds[wish.node_id], wish.at, seconds, wish.was_stopped)
+        for listener in self._arrived:
+            listener(arrival)
 
     def _refuse(self, token: LaunchToken, error: PlatformError) -> None:
         wish = self._pending.pop(token, None)
-        if wish is None:
+        if wish is None or not wish.is_claimed:
             return
         before = self._refusals.get(wish.owner)
         times = 1 if before is None else before.times + 1
@@ -229,7 +277,7 @@ class Machines:
         if before is None and after is not None:
             for token, wish in tuple(self._pending.items()):
                 if wish.node_id == after.node_id:
-                    del self._pending[token]
+                    self._arrive(token)
             self._refusals.clear()
         elif before is not None and after is None:
             self._left_at[before.node_id] = self._clock.now()

@@ -270,7 +270,8 @@ class Reconciler:
 
     def _unblock(self, plan: Plan) -> None:
         plan.no_room = None
-        self._blocked.pop(plan.name, None)
+        if self._blocked.pop(plan.name, None) is not None:
+            self._machines.found_room(plan.name)
 
     def _ask_for_room(self, plan: Plan) -> None:
         """Not again before the next sweep: whoever makes room may be waiting for some itself."""

@@ -48,19 +48,22 @@ class Starts:
         """Starts may come a little out of order."""
         self._starts.append(start)
 
-    def worth(self, *, most: int, now: float) -> Worth:
-        """How many workers are worth parking, `most` at most."""
+    def worth(self, *, most: int, now: float, refill_s: float = REFILL_S) -> Worth:
+        """How many are worth keeping, `most` at most."""
         recent = [start for start in self._starts if start.at > now - LOOK_BACK_S]
-        return worth_parking(recent, most=most, now=now)
+        return worth_parking(recent, most=most, now=now, refill_s=refill_s)
 
 
-def worth_parking(starts: Iterable[Start], *, most: int, now: float) -> Worth:
-    """As many workers as are worth their time, by the starts until now."""
+def worth_parking(
+    starts: Iterable[Start], *, most: int, now: float, refill_s: float = REFILL_S
+) -> Worth:
+    """As many as are worth their time, by the starts until now; what is taken is there again after
+    `refill_s`."""
     ordered = sorted(starts, key=lambda start: start.at)
     if not ordered:
         return Worth()
     seconds = max(_AT_LEAST_S, now - ordered[0].at)
-    counts, worth_s = _by_rank(ordered)
+    counts, worth_s = _by_rank(ordered, refill_s)
     workers = 0
     while workers < min(most, len(worth_s)) and worth_s[workers] >= seconds:
         workers += 1
@@ -72,13 +75,13 @@ def worth_parking(starts: Iterable[Start], *, most: int, now: float) -> Worth:
     return Worth(workers, reason)
 
 
-def _by_rank(starts: list[Start]) -> tuple[list[int], list[float]]:
+def _by_rank(starts: list[Start], refill_s: float) -> tuple[list[int], list[float]]:
     """How many starts were of rank 1, 2, …, and what a worker is worth to them."""
     counts: list[int] = []
     worth_s: list[float] = []
     close: deque[float] = deque()
     for start in starts:
-        while close and close[0] <= start.at - REFILL_S:
+        while close and close[0] <= start.at - refill_s:
             close.popleft()
         close.append(start.at)
         rank = len(close)

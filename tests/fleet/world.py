@@ -16,6 +16,7 @@ from control_plane.autoscaler.demand import Demand, DemandMeter
 from control_plane.autoscaler.experience_store import ExperienceStore, MemoryExperienceStore
 from control_plane.autoscaler.explain import Explanation
 from control_plane.autoscaler.loop import Autoscaler
+from control_plane.autoscaler.machine_keeper import MachineKeeper
 from control_plane.autoscaler.memory import Memory
 from control_plane.autoscaler.tracked import Tracked
 from control_plane.capacity.port import CapacityProvider
@@ -209,6 +210,7 @@ class World:
         has_standby: bool = False,
         cloud: SimulatedCloud | None = None,
         idle_s: float = 300.0,
+        standby_machines: int = 0,
     ) -> None:
         self.clock = clock or LoopClock()
         self.tasks = TaskSet()
@@ -251,6 +253,13 @@ class World:
             patience=patience,
             policy=policy,
         )
+        self.machine_keeper = MachineKeeper(
+            self.deployments,
+            self.machines,
+            capacity or self.capacity,
+            clock=self.clock,
+            most=standby_machines,
+        )
         self.has_memory = experience is not None
         self.memory = Memory(experience or MemoryExperienceStore(), clock=self.clock)
         self.autoscaler = Autoscaler(
@@ -284,6 +293,7 @@ class World:
         self.tasks.start(self.sessions.watch_leases(), name="leases")
         self.tasks.start(self.reconciler.run(), name="reconciler")
         self.tasks.start(self.autoscaler.run(), name="autoscaler")
+        self.tasks.start(self.machine_keeper.run(), name="machine standby")
         await asyncio.sleep(0)
         return self
 
