@@ -14,12 +14,14 @@ from benchmarks.measure.arrivals import Request, split
 from control_plane.capacity.simulated.cloud import CloudTemper, SimulatedCloud
 from control_plane.capacity.simulated.machine import MachineShape
 from control_plane.fleet.node_sessions import LeaseTerms
+from control_plane.fleet.patience import Patience
 from infra.contracts.stage import Rung
 from tests.fleet.world import LOCAL, World
 
 MODELS = 12
 _GPU = MachineShape(cpus=4, memory_bytes=16 << 30, gpus=1, gpu="l4")
-_TERMS = LeaseTerms(lease_s=60.0, look_s=5.0)  # fewer wake-ups: no machine is lost here
+# Fewer wake-ups than in production: no machine is lost here, and what ends a wait is told.
+_TERMS, _PATIENCE, _TICK_S = LeaseTerms(lease_s=60.0, look_s=5.0), Patience(sweep_s=5.0), 5.0
 _LOOK_S = 15.0  # machines are counted as often
 _AGAIN_S = 1.0  # a client that is refused comes again
 
@@ -101,7 +103,8 @@ async def serve(
         shape=_GPU,
         most=2 * MODELS,
         terms=_TERMS,
-        tick_s=5.0,
+        patience=_PATIENCE,
+        tick_s=_TICK_S,
         has_standby=True,
         cloud=cloud,
         idle_s=policy.idle_s,
