@@ -179,6 +179,8 @@ class ControlPlane:
 
     async def _warn_of_loss(self) -> None:
         """An external Redis is somebody else's to configure; a 202 promises more than most do."""
+        if self.settings.redis_durable:
+            return
         with store_errors():
             doubt = await durability_doubt(self.redis)
         if doubt is not None:

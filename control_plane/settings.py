@@ -27,6 +27,10 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         default=None, description="An external Redis or Valkey; unset starts an embedded one."
     )
+    redis_durable: bool = Field(
+        default=False,
+        description="An external one keeps every acknowledged write, and is not asked whether.",
+    )
     api_key: SecretStr | None = Field(
         default=None,
         min_length=16,

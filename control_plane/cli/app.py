@@ -18,6 +18,7 @@ from control_plane.cli import (
     invoke,
     jobs,
     listing,
+    login,
     logs,
     nodes,
     releases,
@@ -48,6 +49,8 @@ app.command("traffic")(releases.traffic)
 app.command("rollback")(releases.rollback)
 app.command("usage")(tenants.usage)
 app.command("nodes")(nodes.nodes)
+app.command("login")(login.login)
+app.command("logout")(login.logout)
 
 
 class WaitedFor(StrEnum):

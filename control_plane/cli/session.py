@@ -12,7 +12,8 @@ from rich.console import Console
 
 from control_plane.cli.client import PlatformClient
 from control_plane.cli.failure import CommandFailed
-from control_plane.cli.settings import CliSettings
+from control_plane.cli.known_login import recall
+from control_plane.cli.settings import CliSettings, login_file
 
 
 @dataclass
@@ -28,11 +29,17 @@ class Session:
 
     @classmethod
     def start(cls, url: str | None) -> "Session":
-        """A session with the platform at `url`, or where the environment says it is."""
-        settings = _settings(url)
+        """A session with the platform at `url`, or where the environment says it is, or where
+        `platform login` led. The key of a login goes to its own platform and nowhere else."""
+        settings, known = _settings(url), recall(login_file())
         key = settings.api_key.get_secret_value() if settings.api_key else None
+        address = settings.url.rstrip("/")
+        if known is not None and "url" not in settings.model_fields_set:
+            address = known.url
+        if known is not None and key is None and address == known.url:
+            key = known.api_key
         return cls(
-            platform=PlatformClient.connect(settings.url.rstrip("/"), api_key=key),
+            platform=PlatformClient.connect(address, api_key=key),
             out=Console(highlight=False, soft_wrap=True),
             err=Console(highlight=False, soft_wrap=True, stderr=True),
         )

@@ -1,5 +1,8 @@
 """What the environment may say to the command line; nothing else in it reads it."""
 
+import os
+from pathlib import Path
+
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -17,3 +20,9 @@ class CliSettings(BaseSettings):
         description="Where the platform answers.",
     )
     api_key: SecretStr | None = Field(default=None, description="Key the platform asks of clients.")
+
+
+def login_file() -> Path:
+    """Where `platform login` remembers a platform and its key."""
+    folder = os.environ.get("XDG_CONFIG_HOME")  # noqa: TID251 - settings may
+    return (Path(folder) if folder else Path("~/.config").expanduser()) / "firstlight/login.json"

@@ -70,3 +70,49 @@ run "it_answers_under_the_name_of_its_load_balancer" {
     error_message = output.url
   }
 }
+
+run "tasks_that_wait_are_not_ended_for_it" {
+  module {
+    source = "./modules/control_plane"
+  }
+
+  assert {
+    condition = (
+      aws_ecs_service.this.health_check_grace_period_seconds == 2147483647
+      && aws_ecs_service.this.deployment_minimum_healthy_percent == 0
+      && aws_ecs_service.this.deployment_maximum_percent == 100
+    )
+    error_message = "Who does not lead is not ready, and must neither be ended nor waited for."
+  }
+
+  assert {
+    condition     = toset([for it in jsondecode(aws_ecs_task_definition.this.container_definitions)[0].secrets : it.name]) == toset(["PLATFORM_API_KEY", "PLATFORM_NODE_TOKEN", "PLATFORM_REDIS_URL"])
+    error_message = "What is secret comes from Secrets Manager."
+  }
+}
+
+run "what_nobody_could_call_or_trust_is_refused" {
+  command = plan
+
+  module {
+    source = "./modules/control_plane"
+  }
+
+  variables {
+    allowed_cidrs   = []
+    certificate_arn = null
+    image           = "registry/control-plane:latest"
+    memory_mib      = 1000
+    secret_arns     = { api-key = "arn" }
+    settings        = { REDIS_URL = "x" }
+  }
+
+  expect_failures = [
+    var.allowed_cidrs,
+    var.certificate_arn,
+    var.image,
+    var.memory_mib,
+    var.secret_arns,
+    var.settings,
+  ]
+}

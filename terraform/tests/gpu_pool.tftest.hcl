@@ -72,3 +72,53 @@ run "a_group_for_each_type_and_purchase" {
     error_message = "Groups: ${jsonencode(output.group_names)}"
   }
 }
+
+run "only_machines_on_demand_wait_stopped" {
+  module {
+    source = "./modules/gpu_pool"
+  }
+
+  assert {
+    condition     = { for key, it in aws_autoscaling_group.this : key => length(it.warm_pool) } == { "g6-xlarge-on-demand" = 1, "g6-xlarge-spot" = 0, "g6-2xlarge-spot" = 0 }
+    error_message = "Warm pools: ${jsonencode({ for key, it in aws_autoscaling_group.this : key => length(it.warm_pool) })}"
+  }
+
+  assert {
+    condition     = alltrue([for it in aws_launch_template.this : it.metadata_options[0].http_tokens == "required" && it.metadata_options[0].http_put_response_hop_limit == 1])
+    error_message = "Only the machine itself asks for its metadata, and only with a token."
+  }
+}
+
+run "a_machine_is_told_its_group_and_no_secret" {
+  module {
+    source = "./modules/gpu_pool"
+  }
+
+  assert {
+    condition     = strcontains(output.user_data["g6-xlarge-spot"], "PLATFORM_NODE_GROUP='prod-l4-g6-xlarge-spot'")
+    error_message = "The agent ends the hooks of its group."
+  }
+
+  assert {
+    condition     = !strcontains(output.user_data["g6-xlarge-spot"], "PLATFORM_NODE_TOKEN=") && length(output.user_data["g6-xlarge-spot"]) < 8192
+    error_message = "User data can be read by whoever may describe the machine, and has 16 KiB."
+  }
+}
+
+run "what_is_no_pool_is_refused" {
+  command = plan
+
+  module {
+    source = "./modules/gpu_pool"
+  }
+
+  variables {
+    gpu_class    = "L4!"
+    machines     = { "g6.xlarge" = {} }
+    settings     = { PLATFORM_NODE_LOG_LEVEL = "'; reboot #" }
+    worker_image = "registry/worker:latest"
+    root_volume  = { gib = 10 }
+  }
+
+  expect_failures = [var.gpu_class, var.machines, var.settings, var.worker_image, var.root_volume]
+}

@@ -21,7 +21,7 @@ locals {
       PLATFORM_RESULTS_URL    = "s3://${var.results_bucket.name}/results"
       PLATFORM_DRAIN_S        = tostring(local.drain_s)
       PLATFORM_LOG_FORMAT     = "json"
-      AWS_REGION              = local.region
+      AWS_DEFAULT_REGION      = local.region
     },
     var.settings,
   )

@@ -55,7 +55,7 @@ resource "aws_launch_template" "this" {
   instance_type          = each.value.type
   ebs_optimized          = true
   update_default_version = true
-  user_data              = base64encode(local.user_data)
+  user_data              = base64encode(local.user_data[each.key])
   vpc_security_group_ids = [aws_security_group.machines.id]
   tags                   = local.group_tags[each.key]
 
@@ -115,8 +115,8 @@ resource "aws_launch_template" "this" {
     create_before_destroy = true
 
     precondition {
-      condition     = length(local.user_data) <= 16384
-      error_message = "AWS takes 16 KiB of user data, and this is ${length(local.user_data)} bytes: shorten `settings`."
+      condition     = length(local.user_data[each.key]) <= 16384
+      error_message = "AWS takes 16 KiB of user data, and this is ${length(local.user_data[each.key])} bytes: shorten `settings`."
     }
   }
 }

@@ -14,6 +14,6 @@ output "role_arn" {
 }
 
 output "user_data" {
-  description = "What machines run at their first boot; it has no secrets."
+  description = "What machines of each group run at their first boot; it has no secrets."
   value       = local.user_data
 }

@@ -10,6 +10,7 @@ locals {
 
   settings = merge(
     {
+      PLATFORM_NODE_CLOUD             = "ec2"
       PLATFORM_NODE_CONTROL_PLANE_URL = var.control_plane.url
       PLATFORM_NODE_IMAGE             = var.worker_image
       PLATFORM_NODE_RUNTIME           = "container"
@@ -22,12 +23,13 @@ locals {
     var.settings,
   )
 
-  user_data = join("\n", concat(
+  user_data = { for key, group in local.groups : key => join("\n", concat(
     ["#!/bin/bash"],
     [for name, value in local.told : "export ${name}='${value}'"],
     ["FIRSTLIGHT_SETTINGS=$(cat <<'SETTINGS'"],
+    ["PLATFORM_NODE_GROUP='${var.name}-${var.gpu_class}-${key}'"],
     [for name, value in local.settings : "${name}='${value}'"],
-    ["SETTINGS", ")", "export FIRSTLIGHT_SETTINGS"],
+    ["SETTINGS", ")"],
     [file("${path.module}/files/first-boot")],
-  ))
+  )) }
 }
