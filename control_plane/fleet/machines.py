@@ -196,6 +196,8 @@ class Machines:
                 self._end(node_id, f"is no node after {machine.boot_s:g} s")
         elif not self._fleet.is_empty(node_id):
             self._empty_since.pop(node_id, None)
+        elif node_id in self._fleet.leaving():
+            self._end(node_id, "is empty and will be taken away")
         elif now - self._empty_since.setdefault(node_id, now) >= self._idle_s:
             self._fleet.leave(node_id, now=now, detail="idle")
             self._end(node_id, f"idle for {self._idle_s:g} s")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from infra.contracts.base import NodeId
 from infra.contracts.image import ImagePool
-from infra.contracts.node import Gpu, NodeRegistration, Runtime, Sleeper, SleepTerms
+from infra.contracts.node import Gpu, Leaving, NodeRegistration, Runtime, Sleeper, SleepTerms
 from infra.contracts.revision import ResolvedSource, Revision
 
 
@@ -48,6 +48,7 @@ class Node:
     pools_ready: tuple[ImagePool, ...] = ()
     sleepers: tuple[Sleeper, ...] = ()
     clock_uncertainty_s: float = 0.0
+    leaving: Leaving | None = None  # its machine will be taken away
 
     @classmethod
     def registered(

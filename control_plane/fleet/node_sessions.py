@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from control_plane.capacity.port import CapacityEvent, Ended, Leaving
+from control_plane.capacity.port import CapacityEvent, Ended
 from control_plane.fleet.logbook import Logbook, LogEntry
 from control_plane.fleet.node import Node
 from control_plane.fleet.replica import Replica
@@ -17,6 +17,7 @@ from infra.contracts.base import NodeId, RevisionName
 from infra.contracts.node import (
     ClockReading,
     DesiredState,
+    Leaving,
     NodeLease,
     NodeRegistration,
     NodeReport,
@@ -112,6 +113,8 @@ class NodeSessions:
             self._fleet.observe(report)
             for replica_report in report.replicas:
                 self._fleet.hear(node_id, replica_report, now=now)
+            if report.leaving is not None:
+                self._depart(node_id, report.leaving)
             if report.is_leaving:
                 self._fleet.leave(node_id, now=now, detail=f"node {node_id} stopped")
         for line in report.logs:
@@ -144,12 +147,18 @@ class NodeSessions:
             self._wake_polls(node_id)
 
     def heard(self, event: CapacityEvent) -> None:
-        """Of a machine that is known to be gone nobody waits for the lease. May be repeated."""
+        """Of a machine that is known to be gone nobody waits for the lease; one that will be taken
+        away gets nothing new. May be repeated."""
         match event:
             case Ended(node_id, reason):
                 self._fleet.leave(node_id, now=self._clock.now(), detail=reason)
-            case Leaving():
-                log.info("node.leaves", node=event.node_id, reason=event.reason, at=event.at)
+            case _:
+                self._depart(event.node_id, Leaving(reason=event.reason, at=event.at))
+
+    def _depart(self, node_id: NodeId, leaving: Leaving) -> None:
+        if node_id not in self._fleet.leaving():
+            log.info("node.leaves", node=node_id, reason=leaving.reason, at=leaving.at)
+        self._fleet.depart(node_id, leaving)
 
     async def watch_leases(self) -> None:
         """Expires leases until cancelled."""

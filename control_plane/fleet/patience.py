@@ -14,6 +14,7 @@ class Patience:
     accept_s: float = 30.0  # a node that reports takes what it is given
     stall_s: float = 600.0  # a loading replica without any progress is given up
     node_wait_s: float = 15.0  # without any node, waiters are told that there is none
+    leave_margin_s: float = 45.0  # of the time that a node has left, for requests to end in
     sweep_s: float = 1.0
 
     def hangs_at(self, replica: Replica) -> float | None:

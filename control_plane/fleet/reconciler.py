@@ -7,6 +7,7 @@ from collections.abc import Callable
 import structlog
 
 from control_plane.fleet.crash_loop import CrashPolicy
+from control_plane.fleet.departures import due_to_drain
 from control_plane.fleet.machines import Machines
 from control_plane.fleet.need import need_of
 from control_plane.fleet.node import Node
@@ -147,6 +148,8 @@ class Reconciler:
         for replica in self._vigil.due(now=now):
             self._look_at(replica)
         self._machines.sweep(now)
+        for node_id in tuple(self._fleet.leaving()):
+            self._converge_on(node_id)
         self._retry_blocked()
         for plan in tuple(self._blocked.values()):
             self._waiters.tell_if_hopeless(plan)
@@ -192,13 +195,50 @@ class Reconciler:
             self._shrink(plan, kept, surplus)
         elif surplus < 0:
             self._grow(plan, -surplus, is_probing=any(it.is_loading for it in kept))
+        if self._fleet.leaving():
+            self._empty_leaving(plan)
+
+    def _empty_leaving(self, plan: Plan) -> None:
+        """Replicas on nodes that will be taken away serve until others do, or it is time."""
+        now, leaving = self._clock.now(), self._fleet.leaving()
+        replicas = self._fleet.of_revision(plan.name)
+        if plan.abandon_loading and plan.desired == 0:
+            for replica in replicas:
+                if replica.is_loading and replica.node_id in leaving:
+                    self._end(replica, ReplicaState.STOPPED, plan.reason)
+        num_ready = sum(it.state is ReplicaState.READY for it in self._kept(plan.name))
+        for drain in due_to_drain(
+            *(replicas, leaving),
+            are_replaced=num_ready >= plan.desired,
+            patience=self._patience,
+            now=now,
+        ):
+            self._fleet.drain(
+                drain.replica.replica_id,
+                deadline_s=drain.deadline_s,
+                now=now,
+                detail=drain.detail,
+            )
+
+    def _converge_on(self, node_id: NodeId) -> None:
+        for revision in {replica.revision.name for replica in self._fleet.on_node(node_id)}:
+            if (plan := self._plans.get(revision)) is not None:
+                self._converge(plan)
 
     def _is_met(self, plan: Plan) -> bool:
+        if self._fleet.leaving():
+            return False
         counts = self._fleet.counts(plan.name)
         return counts.ready + counts.loading == plan.desired and plan.name not in self._blocked
 
     def _kept(self, revision: RevisionName) -> list[Replica]:
-        return [it for it in self._fleet.of_revision(revision) if it.is_serving_or_loading]
+        """Those that count: not what drains, nor what is on a node that will be taken away."""
+        leaving = self._fleet.leaving()
+        return [
+            it
+            for it in self._fleet.of_revision(revision)
+            if it.is_serving_or_loading and it.node_id not in leaving
+        ]
 
     def _shrink(self, plan: Plan, kept: list[Replica], surplus: int) -> None:
         if plan.abandon_loading:
@@ -363,6 +403,8 @@ class Reconciler:
     def _node_changed(self, before: Node | None, after: Node | None) -> None:
         if before is None and after is not None:
             self._retry_blocked()
+        elif before is not None and after is not None and before.leaving != after.leaving:
+            self._converge_on(after.node_id)
 
     def _retry_blocked(self) -> None:
         for plan in tuple(self._blocked.values()):

@@ -37,12 +37,16 @@ class Rooms:
             self._taken[node_id] = taken
 
     def changed(self, node: Node) -> None:
-        """A node came, or something else about it than its lease and its version changed."""
+        """A node came, or something else about it than its lease and its version changed; one that
+        will be taken away has no room."""
+        if node.leaving is not None:
+            self.forget(node.node_id)
+            return
         self._nodes[node.node_id] = node
         self._stale.add(node.node_id)
 
     def forget(self, node_id: NodeId) -> None:
-        """The node is gone."""
+        """The node is gone, or will be."""
         self._nodes.pop(node_id, None)
         self._rooms.pop(node_id, None)
         self._stale.discard(node_id)

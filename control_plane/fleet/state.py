@@ -1,8 +1,9 @@
 """What there is of nodes and replicas, and who hears when it changes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 
 from control_plane.fleet.announcements import Announcements
 from control_plane.fleet.counts import Counts
@@ -13,7 +14,7 @@ from control_plane.fleet.replica_table import ReplicaTable
 from control_plane.fleet.rooms import Rooms
 from control_plane.fleet.standby import within
 from infra.contracts.base import NodeId, ReplicaId, RevisionName
-from infra.contracts.node import DesiredState, NodeReport, ReplicaReport
+from infra.contracts.node import DesiredState, Leaving, NodeReport, ReplicaReport
 from infra.contracts.revision import ReplicaState, Revision
 from infra.contracts.stage import Rung, StageTiming
 
@@ -31,6 +32,7 @@ class Fleet:
 
     def __init__(self, *, remembered: int = 1000) -> None:
         self._nodes: dict[NodeId, Node] = {}
+        self._leaving: dict[NodeId, Leaving] = {}
         self._replicas = ReplicaTable(remembered=remembered)
         self._rooms = Rooms()
         self._replica_listeners: list[ReplicaListener] = []
@@ -111,8 +113,12 @@ class Fleet:
         )
 
     def rooms(self, *, wanted_by: Revision | None = None) -> list[Room]:
-        """What each node has left for one more replica of a revision."""
+        """What each node that stays has left for one more replica of a revision."""
         return self._rooms.all(self._replicas.on_node, wanted_by=wanted_by)
+
+    def leaving(self) -> Mapping[NodeId, Leaving]:
+        """The nodes that will be taken away."""
+        return MappingProxyType(self._leaving)
 
     def sleepers(self, revision: RevisionName) -> int:
         """How many workers sleep with the revision's model."""
@@ -142,10 +148,16 @@ class Fleet:
     # -- what changes --------------------------------------------------------------------------
 
     def join(self, node: Node) -> None:
-        """A node registers; one that is known keeps its place in line and its standby."""
+        """A node registers; one that is known keeps its place in line and its standby, and will be
+        taken away as it was, unless its machine has booted since."""
         before = self._nodes.get(node.node_id)
         if before is not None:
-            node = replace(node, version=before.version + 1, standby=before.standby)
+            node = replace(
+                node,
+                version=before.version + 1,
+                standby=before.standby,
+                leaving=before.leaving if before.boot_id == node.boot_id else None,
+            )
         self._put_node(before, node)
         self._say_desired(node.node_id)
 
@@ -178,9 +190,19 @@ class Fleet:
         self._put_node(before, replace(before, standby=standby, version=before.version + 1))
         self._say_desired(node_id)
 
+    def depart(self, node_id: NodeId, leaving: Leaving) -> None:
+        """A node will be taken away: it gets no new replica. May be repeated; what has a time
+        stands. Nothing for a node that is gone."""
+        before = self._nodes.get(node_id)
+        if before is None or before.leaving == leaving:
+            return
+        if before.leaving is None or (before.leaving.at is None and leaving.at is not None):
+            self._put_node(before, replace(before, leaving=leaving))
+
     def leave(self, node_id: NodeId, *, now: float, detail: str) -> None:
         """A node is gone and all its replicas with it; may be repeated."""
         before = self._nodes.pop(node_id, None)
+        self._leaving.pop(node_id, None)
         if before is None:
             return
         with self.one_change():  # nobody who hears of one may take another for one that serves
@@ -223,8 +245,12 @@ class Fleet:
         """Asserts that every index says the same as the table."""
         self._replicas.check_integrity()
         assert all(replica.node_id in self._nodes for replica in self._replicas)
-        for room, node in zip(self.rooms(), self._nodes.values(), strict=True):
-            assert room == room_on(node, self.on_node(node.node_id))
+        nodes = self._nodes.values()
+        assert self._leaving == {it.node_id: it.leaving for it in nodes if it.leaving}
+        rooms = {room.node_id: room for room in self.rooms()}
+        assert rooms == {
+            it.node_id: room_on(it, self.on_node(it.node_id)) for it in nodes if not it.leaving
+        }
 
     def _put(self, before: Replica | None, after: Replica) -> None:
         node_id = after.node_id
@@ -239,6 +265,10 @@ class Fleet:
 
     def _put_node(self, before: Node | None, after: Node) -> None:
         self._nodes[after.node_id] = after
+        if after.leaving is None:
+            self._leaving.pop(after.node_id, None)
+        else:
+            self._leaving[after.node_id] = after.leaving
         self._rooms.changed(after)
         self._say_node(before, after)
 
