@@ -178,14 +178,18 @@ class Machines:
 
     def _on_their_way(self, owner: RevisionName, need: Need) -> int:
         """What a revision has asked for, and what comes for nobody who waits: its owner has
-        found room, or a control plane before us asked for it."""
+        found room, or a control plane before us asked for it. A node that fell silent is not waited
+        for: its replicas are wanted now."""
         claimed = [wish for wish in self._pending.values() if wish.is_claimed]
         own = sum(wish.owner == owner for wish in claimed)
         asked_for = {wish.node_id for wish in claimed}
         unclaimed = (
             machine
             for machine in self._coming(self._clock.now())
-            if machine.is_elastic and machine.node_id not in asked_for and need.suits(machine.kind)
+            if machine.is_elastic
+            and machine.node_id not in asked_for
+            and machine.node_id not in self._left_at
+            and need.suits(machine.kind)
         )
         return own + sum(1 for _ in unclaimed)
 

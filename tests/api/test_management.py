@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from control_plane.capacity.simulated.script import Script
-from infra.contracts.node import DesiredState, Failure, NodeLease
+from infra.contracts.node import ClockReading, DesiredState, Failure, NodeLease
 from infra.contracts.revision import ReplicaState
 from infra.errors import PlatformError
 from tests.api.world import CHAT, EdgeWorld, scenario
@@ -418,7 +418,8 @@ async def test_a_node_registers_watches_and_reports(edge: EdgeWorld) -> None:
 
     assert NodeLease.model_validate_json(lease.content).node_id == "n2"
     assert state.replicas == ()
-    assert (reported.status, reported.content) == (204, b"")
+    assert reported.status == 200
+    assert ClockReading.model_validate_json(reported.content).wall == edge.world.now()
     assert [node["node_id"] for node in nodes.json()["data"]] == ["local", "n2"]
 
 
