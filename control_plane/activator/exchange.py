@@ -9,13 +9,15 @@ from control_plane.activator.company import Company
 from control_plane.activator.flights import Flights
 from control_plane.activator.lines import Lines
 from control_plane.activator.meters import ActivatorMeters
-from control_plane.activator.replica_client import ReplicaGone, Sending
+from control_plane.activator.replica_client import ReplicaGone, ReplicaUnreachable, Sending
 from control_plane.activator.ticket import IN_FLIGHT, Ticket
 from control_plane.fleet.state import Fleet
 from infra.contracts.revision import Revision
 from infra.errors import ExecutionTimeout, PlatformError, ReplicaLost, ShuttingDown
 
-MOST_TRIES: Final = 3
+MOST_TRIES: Final = 3  # at replicas that saw the request: it may be what breaks them
+# A replica that cannot be reached for so long is not one of a machine that died: its lease is over.
+MOST_UNREACHABLE_S: Final = 15.0
 
 
 class Relaying(Protocol):
@@ -48,6 +50,7 @@ class Exchange:
         "_is_paused",
         "_limit_s",
         "_sending",
+        "_times_seen",
         "call",
         "client",
         "ticket",
@@ -65,6 +68,7 @@ class Exchange:
         self._company: Company | None = None
         self._sending: Sending | None = None
         self._limit_s = 0.0
+        self._times_seen = 0
         self._is_paused = False
         self._is_over = False
 
@@ -168,10 +172,18 @@ class Exchange:
         self._abort()
         if around.flights.is_closing:
             self.failed(shutting_down())
-        elif len(self.tries) >= MOST_TRIES:
-            self.failed(_lost_often(gone, tried))
+        elif self._has_tried_enough(gone, tried):
+            self.failed(_lost_often(len(self.tries), gone, tried))
         else:
             self._try_again()
+
+    def _has_tried_enough(self, gone: ReplicaGone, last: Try) -> bool:
+        if not isinstance(gone, ReplicaUnreachable):
+            self._times_seen += 1
+            return self._times_seen >= MOST_TRIES
+        replica_id = last.endpoint.replica_id
+        failed_at = [it.ended_at for it in self.tries if it.endpoint.replica_id == replica_id]
+        return last.ended_at - failed_at[0] >= MOST_UNREACHABLE_S
 
     def _try_again(self) -> None:
         around, ticket = self._around, self.ticket
@@ -231,9 +243,9 @@ def shutting_down() -> ShuttingDown:
     return ShuttingDown("the platform is stopping", hint="try again soon", retry_after_s=5)
 
 
-def _lost_often(gone: ReplicaGone, last: Try) -> ReplicaLost:
+def _lost_often(tries: int, gone: ReplicaGone, last: Try) -> ReplicaLost:
     error = ReplicaLost(
-        f"{MOST_TRIES} tries failed before the first byte, the last one because {gone}",
+        f"{tries} tries failed before the first byte, the last one because {gone}",
         hint="send the request again",
         replica_id=last.endpoint.replica_id,
     )

@@ -9,6 +9,7 @@ from control_plane.activator.replica_client import (
     Reader,
     ReplicaGone,
     ReplicaRequest,
+    ReplicaUnreachable,
     Sending,
 )
 from control_plane.fleet.replica import Endpoint
@@ -70,10 +71,10 @@ class HttpReplicaClient:
                     lambda: Connection(peer, self._outbox), endpoint.host, endpoint.port
                 )
         except TimeoutError:
-            sending.fail(f"no connection within {self._connect_timeout_s:g} s")
+            sending.unreachable(f"no connection within {self._connect_timeout_s:g} s")
             return
         except OSError as error:
-            sending.fail(f"no connection: {error.strerror or error}")
+            sending.unreachable(f"no connection: {error.strerror or error}")
             return
         peer.connections.add(connection)
         if peer.is_forgotten:
@@ -173,17 +174,20 @@ class _HttpSending:
         self._was_kept = False
         if not connection.begin(self, self._request, self._reader):
             self._peer.closed(connection)  # which may have been before it was the peer's
-            self.fail("its connection was closed at once")
+            self._fail(ReplicaGone("its connection was closed at once"))
             return
         self._connection = connection
         if self._is_paused:
             connection.pause(self)
 
-    def fail(self, why: str) -> None:
-        """There is no connection."""
+    def unreachable(self, why: str) -> None:
+        """There is no connection; a kept one may have carried the request before it broke."""
+        self._fail(ReplicaGone(why) if self._was_kept else ReplicaUnreachable(why))
+
+    def _fail(self, gone: ReplicaGone) -> None:
         reader, self._reader = self._reader, None
         if reader is not None:
-            reader.gone(ReplicaGone(why))
+            reader.gone(gone)
 
     # What the caller may do
 
@@ -210,4 +214,4 @@ class _HttpSending:
         if self._was_kept and not has_answered and not self._peer.is_forgotten:
             self.begin()
         else:
-            self.fail(why)
+            self._fail(ReplicaGone(why))

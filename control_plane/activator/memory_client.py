@@ -4,7 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from control_plane.activator.replica_client import Reader, ReplicaGone, ReplicaRequest, Sending
+from control_plane.activator.replica_client import (
+    Reader,
+    ReplicaGone,
+    ReplicaRequest,
+    ReplicaUnreachable,
+    Sending,
+)
 from control_plane.fleet.replica import Endpoint
 from infra.contracts.base import ReplicaId, RequestId
 from infra.supervise import TaskSet
@@ -26,7 +32,7 @@ class Wire:
         self.is_whole = False
         self._reader: Reader | None = reader
         self._has_left = False
-        self._failure: str | None = None
+        self._failure: ReplicaGone | None = None
         self._goes_on = asyncio.Event()
         self._goes_on.set()
 
@@ -58,11 +64,11 @@ class Wire:
 
     def break_off(self, why: str = "it closed the connection") -> None:
         """The connection breaks; its reader hears of it soon."""
-        self._failure = self._failure or why
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            gone = ReplicaGone(self._failure)
-            asyncio.get_running_loop().call_soon(self._tell, reader, gone)
+        self._break(ReplicaGone(why))
+
+    def refuse(self) -> None:
+        """There is no connection; its reader hears of it soon."""
+        self._break(ReplicaUnreachable("no connection: connection refused"))
 
     def hold(self) -> None:
         """The reader takes nothing for now."""
@@ -76,6 +82,12 @@ class Wire:
         """The reader has left."""
         self._has_left = True
         self._reader = None
+
+    def _break(self, gone: ReplicaGone) -> None:
+        self._failure = self._failure or gone
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            asyncio.get_running_loop().call_soon(self._tell, reader, self._failure)
 
     def _tell(self, reader: Reader, gone: ReplicaGone) -> None:
         if not self._has_left:
@@ -172,4 +184,4 @@ class _MemorySending:
 
 
 async def _is_not_there(request: ReplicaRequest, wire: Wire) -> None:
-    wire.break_off("no connection: connection refused")
+    wire.refuse()

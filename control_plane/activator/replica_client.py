@@ -13,6 +13,10 @@ class ReplicaGone(Exception):
     """The replica cannot be reached, or its connection broke before the answer was whole."""
 
 
+class ReplicaUnreachable(ReplicaGone):
+    """There was no connection to the replica: it has seen nothing of the request."""
+
+
 class ReplicaRequest:
     """What is sent: a JSON body to POST to a path of the replica, for whom and how long."""
 

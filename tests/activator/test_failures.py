@@ -109,6 +109,36 @@ async def test_three_tries_are_enough(world: World) -> None:
 
 
 @scenario
+async def test_who_cannot_reach_a_dead_machine_waits_for_its_end_to_be_known(world: World) -> None:
+    revision = await world.deploy()
+    dead = world.ready(revision, says("x", seconds=60))
+    running = world.start(world.call(), revision)
+    await asyncio.sleep(30)
+
+    world.replicas.kill(dead)
+    await asyncio.sleep(11)  # one lease
+    world.report(dead, ReplicaState.FAILED)
+    await world.climb(revision, says("hello"))
+
+    assert (await running.result()).body == b'{"text":"hello"}'
+
+
+@scenario
+async def test_a_replica_that_its_node_has_and_nobody_reaches_is_no_reason_to_wait(
+    world: World,
+) -> None:
+    revision = await world.deploy()
+    world.replicas.scripts.pop(world.ready(revision))
+    began_at = world.clock.now()
+
+    error = await world.start(world.call(), revision).refused()
+
+    assert isinstance(error, ReplicaLost)
+    assert 15 <= world.clock.now() - began_at <= 17
+    assert "connection refused" in error.detail
+
+
+@scenario
 async def test_a_draining_replica_that_refuses_is_tried_elsewhere(world: World) -> None:
     async def draining(request: ReplicaRequest, wire: Wire) -> None:
         wire.head(503)

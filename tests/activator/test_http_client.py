@@ -13,6 +13,7 @@ from control_plane.activator.replica_client import (
     Headers,
     ReplicaGone,
     ReplicaRequest,
+    ReplicaUnreachable,
     Sending,
 )
 from control_plane.fleet.replica import Endpoint
@@ -330,11 +331,35 @@ async def test_a_new_connection_that_closes_without_an_answer_is_gone(
     assert replica.connections == 1
 
 
-async def test_nobody_at_the_port_is_gone(endpoint: Endpoint, replica: Replica) -> None:
+async def test_nobody_at_the_port_is_unreachable(endpoint: Endpoint, replica: Replica) -> None:
     await replica.stop()
 
-    with pytest.raises(ReplicaGone, match="no connection"):
+    with pytest.raises(ReplicaUnreachable, match="no connection"):
         await send(HttpReplicaClient(), endpoint)
+
+
+async def test_who_was_asked_on_a_kept_connection_and_is_not_there_any_more_has_seen_the_request(
+    client: HttpReplicaClient, endpoint: Endpoint, replica: Replica
+) -> None:
+    asked = asyncio.Event()
+
+    async def answers_once(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(OK)
+        await peer.request()
+        asked.set()
+        await asyncio.Event().wait()
+
+    replica.handler = answers_once
+    await everything(client, endpoint)
+    second = asyncio.create_task(everything(client, endpoint))
+    await asked.wait()
+    await replica.stop()
+
+    with pytest.raises(ReplicaGone, match="no connection") as gone:
+        await second
+
+    assert not isinstance(gone.value, ReplicaUnreachable)
 
 
 @pytest.mark.parametrize(
