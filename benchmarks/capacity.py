@@ -1,93 +1,158 @@
 """How long requests wait for a machine of a simulated EC2, and what standby costs."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure.arrivals import read_traces
-from benchmarks.measure.standby_machines import Account, Arrival, Policy, bursts, on_models, serve
+from benchmarks.measure.arrivals import MODELS, Request, generated, read_traces, split
+from benchmarks.measure.standby_machines import AGAIN_S, GRACE_S, Account, Policy, serve
+from control_plane.capacity.simulated.cloud import CloudTemper
 from infra.virtual_time import run_virtual
+
+Models = Sequence[Sequence[Request]]
 
 POLICIES = (
     Policy("none"),
     Policy("one stopped", stopped=1),
-    Policy("our decider, 4 at most", most=4),
+    Policy("decider, 0 to 4", most=4),
     Policy("always on", idle_s=1e9),
 )
 
 # g6.xlarge, Linux, us-east-1, on demand; 100 GB of gp3 that a stopped one keeps. USD an hour.
 RUNNING_USD, STOPPED_USD = 0.8048, 100 * 0.08 / 730
+TEMPER = CloudTemper()
+# The other two have many more requests, and take minutes each.
+KINDS = ("sparse", "every ten minutes", "sessions", "steady")
+
+ASSUMED = " ".join((
+    f"{MODELS} models that need a GPU each, at zero after {GRACE_S} s without a request. Arrivals:",
+    "benchmarks/measure/arrivals.py, the same as of `scripts/bench autoscaler`; they take 3 s in",
+    "the mean, and none depends on those of another model. Traces are split among the models, by",
+    "Zipf's law, and scaled to a day. Waits are for a machine: from request to registered node,",
+    f"without a replica's own start. A launch takes {sum(TEMPER.launch_s):.1f} s in the mean, as",
+    f"others measured on EC2; all else of the cloud is assumed: {sum(TEMPER.start_s):.0f} s for a",
+    f"start from standby, {TEMPER.stop_s:.0f} s for a stop, how launches and starts spread",
+    f"(lognormal, sigma {TEMPER.spread:g} in each of {len(TEMPER.launch_s)} parts), that",
+    f"{TEMPER.no_capacity:.0%} of launches and {TEMPER.not_started:.0%} of starts find no machine,",
+    f"that {TEMPER.throttled:.0%} of calls are throttled. A client that is refused comes again",
+    f"after {AGAIN_S:g} s. Machines end when they have idled for {POLICIES[0].idle_s:.0f} s,",
+    f"but with `always on`. Prices: a g6.xlarge on demand, {RUNNING_USD:g} USD an hour; a",
+    f"stopped one's 100 GB of gp3, {STOPPED_USD:.4f} USD an hour.",
+))  # fmt: skip
+
+
+class Case(NamedTuple):
+    """One run: a workload under a policy, with the dice of a seed."""
+
+    workload: str
+    policy: Policy
+    models: Models
+    seed: int
 
 
 def main() -> None:
-    """Prints a table a workload."""
+    """Prints what each policy does to each workload."""
     parser = argparse.ArgumentParser(prog="scripts/bench capacity", description=__doc__)
-    parser.add_argument("--arrivals", type=int, default=1000)
+    parser.add_argument("--days", type=float, default=1.0, help="of arrivals (%(default)g)")
+    parser.add_argument("--seeds", type=int, default=3, help="of arrivals and cloud (%(default)d)")
+    parser.add_argument("--kinds", nargs="+", choices=tuple(generated(0)), default=KINDS)
     parser.add_argument("--traces", type=Path, help="folder of traces to replay, too")
     arguments = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    for name, arrivals in workloads(arguments.arrivals, arguments.traces).items():
-        show(name, measured(arrivals))
+    cases = [
+        *cases_of(arguments.kinds, arguments.days, arguments.seeds),
+        *cases_of_traces(arguments.traces, arguments.seeds),
+    ]
+    show(measured(cases), arguments.days, arguments.seeds)
 
 
-def workloads(count: int, traces: Path | None) -> dict[str, list[Arrival]]:
-    """Arrivals by what they are."""
-    found = {"bursts of 1 to 12 models, one in ten minutes": bursts(count)}
-    for name, requests in ({} if traces is None else read_traces(traces)).items():
-        found[name] = on_models(requests[:count])
+def cases_of(kinds: Iterable[str], days: float, seeds: int) -> list[Case]:
+    """Every kind of generated arrivals under every policy, each seed's own."""
+    arrivals = [generated(days, seed=seed) for seed in range(seeds)]
+    return [
+        Case(kind, policy, arrivals[seed][kind], seed)
+        for kind, policy, seed in product(kinds, POLICIES, range(seeds))
+    ]
+
+
+def cases_of_traces(folder: Path | None, seeds: int) -> list[Case]:
+    """The same of traces, as if their requests were for several models, few of them popular."""
+    traces = {} if folder is None else read_traces(folder)
+    return [
+        Case(name, policy, split(requests, MODELS), seed)
+        for (name, requests), policy, seed in product(traces.items(), POLICIES, range(seeds))
+    ]
+
+
+def measured(cases: Sequence[Case]) -> dict[str, dict[str, list[Account]]]:
+    """By workload and policy, an account of each seed."""
+    found: dict[str, dict[str, list[Account]]] = {}
+    with ProcessPoolExecutor(max_workers=2) as processes:
+        for case, account in zip(cases, processes.map(_run, cases), strict=True):
+            policies = found.setdefault(case.workload, {})
+            policies.setdefault(case.policy.name, []).append(account)
     return found
 
 
-def measured(arrivals: Sequence[Arrival]) -> dict[str, Account]:
-    """Every policy on the same arrivals and the same dice of the cloud."""
-    with ProcessPoolExecutor(max_workers=2) as processes:
-        accounts = processes.map(_run, [(arrivals, policy) for policy in POLICIES])
-        return {it.name: account for it, account in zip(POLICIES, accounts, strict=True)}
-
-
-def _run(case: tuple[Sequence[Arrival], Policy]) -> Account:
+def _run(case: Case) -> Account:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    return run_virtual(serve(*case))
+    return run_virtual(serve(case.models, case.policy, seed=case.seed))
 
 
-def show(workload: str, accounts: Mapping[str, Account]) -> None:
-    """Prints what every policy did; `waited` is the share of requests for which a machine had to
-    come, `more` what the policy costs beyond having no standby."""
-    requests = len(next(iter(accounts.values())).waits_s)
-    table = Table(title=f"from request to registered node, {requests:,} requests, {workload}")
-    for column in (
-        "standby",
-        "p50, s",
-        "p99, s",
-        "waited",
-        "p50 of those",
-        "p99 of those",
-        "refused",
-    ):
-        table.add_column(column, justify="left" if column == "standby" else "right")
-    for column in ("runs, h a day", "stopped, h a day", "USD a day", "more"):
+def show(workloads: Mapping[str, Mapping[str, Sequence[Account]]], days: float, seeds: int) -> None:
+    """Prints what every policy did; `more` is what it costs beyond having no standby. Of several
+    seeds the least and the most are shown."""
+    table = Table(
+        title=f"waiting for a machine, {days:g} days, least and most of {seeds} seeds",
+        caption=ASSUMED,
+        caption_justify="left",
+    )
+    table.add_column("workload", overflow="fold")
+    table.add_column("standby")
+    for column in ("requests", "waited", "p99 of all, s", "p50 of waits, s", "p99 of waits, s"):
         table.add_column(column, justify="right")
-    least = usd_a_day(next(iter(accounts.values())))
-    for name, it in accounts.items():
-        days, usd = it.seconds / 86400, usd_a_day(it)
-        waits = [it.quantile(part, of_waits=only) for only in (False, True) for part in (0.5, 0.99)]
-        p50, p99, p50_of_waits, p99_of_waits = (f"{seconds:.1f}" for seconds in waits)
-        hours = (f"{it.running_s / 3600 / days:.1f}", f"{it.stopped_s / 3600 / days:.1f}")
-        row = (p50, p99, f"{it.waited:.0%}", p50_of_waits, p99_of_waits, str(it.refused), *hours)
-        table.add_row(name, *row, f"{usd:.2f}", f"{usd - least:+.2f}")
-    Console(width=140).print(table)
+    for column in ("stopped, h a day", "USD a day", "more"):
+        table.add_column(column, justify="right")
+    for workload, policies in workloads.items():
+        least = [usd_a_day(it) for it in next(iter(policies.values()))]
+        for place, (policy, accounts) in enumerate(policies.items()):
+            usd = [usd_a_day(it) for it in accounts]
+            table.add_row(
+                "" if place else workload,
+                policy,
+                _range([len(it.waits_s) for it in accounts], ",d"),
+                _range([it.waited for it in accounts], ".0%"),
+                _range([it.quantile(0.99) for it in accounts], ".1f"),
+                _range([it.quantile(0.5, of_waits=True) for it in accounts], ".1f"),
+                _range([it.quantile(0.99, of_waits=True) for it in accounts], ".1f"),
+                _range([it.stopped_s / 3600 / _days(it) for it in accounts], ".1f"),
+                _range(usd, ".2f"),
+                _range([one - other for one, other in zip(usd, least, strict=True)], "+.2f"),
+                end_section=place == len(policies) - 1,
+            )
+    Console(width=max(160, Console().width)).print(table)
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    """The least and the most, once where they look the same."""
+    ends = [format(it, form) for it in (min(values), max(values))]
+    return "…".join(dict.fromkeys(ends))
 
 
 def usd_a_day(account: Account) -> float:
     """At the prices above."""
-    days = account.seconds / 86400
     usd = account.running_s * RUNNING_USD + account.stopped_s * STOPPED_USD
-    return usd / 3600 / days
+    return usd / 3600 / _days(account)
+
+
+def _days(account: Account) -> float:
+    return account.seconds / 86400
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+MODELS: Final = 8  # of each generated kind
 _PROMPT_S, _TOKEN_S = 1e-4, 0.02  # seconds a prompt token and an output token take
 _DAY_S = 86_400.0
 
@@ -74,8 +75,9 @@ def _request(at: float, prompt: str | int, output: str | int) -> Request:
     return Request(at, int(prompt) * _PROMPT_S + int(output) * _TOKEN_S)
 
 
-def generated(days: float = 7.0) -> dict[str, list[list[Request]]]:
-    """Arrivals of several kinds, some models of each; the same every time."""
+def generated(days: float = 7.0, *, seed: int = 0) -> dict[str, list[list[Request]]]:
+    """Arrivals of several kinds, MODELS models of each; the same every time for a seed."""
+    seeds = range(seed * MODELS, (seed + 1) * MODELS)
     kinds: dict[str, Callable[[random.Random], Iterator[float]]] = {
         "heavy-tailed": lambda dice: _gaps(dice, lambda: 3 * dice.paretovariate(1.1)),
         "diurnal": lambda dice: _diurnal(dice, busy_s=45.0),
@@ -85,7 +87,7 @@ def generated(days: float = 7.0) -> dict[str, list[list[Request]]]:
         "every ten minutes": lambda dice: _gaps(dice, lambda: dice.gauss(600, 20)),
     }
     return {
-        kind: [_until(arrivals(random.Random(seed)), seed, days) for seed in range(8)]
+        kind: [_until(arrivals(random.Random(one)), one, days) for one in seeds]
         for kind, arrivals in kinds.items()
     }
 

@@ -6,11 +6,10 @@ real ones; the cloud, the agents and the clients are played, in virtual time.
 
 import asyncio
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.measure.arrivals import Request, split
+from benchmarks.measure.arrivals import Request
 from control_plane.capacity.simulated.cloud import CloudTemper, SimulatedCloud
 from control_plane.capacity.simulated.machine import MachineShape
 from control_plane.fleet.node_sessions import LeaseTerms
@@ -18,21 +17,12 @@ from control_plane.fleet.patience import Patience
 from infra.contracts.stage import Rung
 from tests.fleet.world import LOCAL, World
 
-MODELS = 12
-_GPU = MachineShape(cpus=4, memory_bytes=16 << 30, gpus=1, gpu="l4")
+GPU = MachineShape(cpus=4, memory_bytes=16 << 30, gpus=1, gpu="l4")
 # Fewer wake-ups than in production: no machine is lost here, and what ends a wait is told.
 _TERMS, _PATIENCE, _TICK_S = LeaseTerms(lease_s=60.0, look_s=5.0), Patience(sweep_s=5.0), 5.0
 _LOOK_S = 15.0  # machines are counted as often
-_AGAIN_S = 1.0  # a client that is refused comes again
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A request of one of the models."""
-
-    at: float
-    model: int
-    seconds: float
+GRACE_S = 10  # that a replica waits for requests
+AGAIN_S = 1.0  # after which a client that is refused comes again
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +41,6 @@ class Account:
     """What became of every request, and what ran for them."""
 
     waits_s: list[float] = field(default_factory=list)  # from request to registered node
-    refused: int = 0
     seconds: float = 0.0
     running_s: float = 0.0
     stopped_s: float = 0.0
@@ -67,41 +56,20 @@ class Account:
         return sum(it > 0 for it in self.waits_s) / len(self.waits_s)
 
 
-def bursts(count: int, *, gap_s: float = 600.0, more: float = 0.6, seed: int = 0) -> list[Arrival]:
-    """Requests that come some at a time, of different models: Poisson, of geometric size."""
-    dice = random.Random(seed)
-    arrivals: list[Arrival] = []
-    at = 0.0
-    while len(arrivals) < count:
-        at += dice.expovariate(1 / gap_s)
-        models = dice.sample(range(MODELS), MODELS)
-        for place, model in enumerate(models):
-            if place and dice.random() >= more:
-                break
-            arrivals.append(Arrival(at + dice.uniform(0, 2), model, dice.expovariate(1 / 3)))
-    return sorted(arrivals[:count], key=lambda arrival: arrival.at)
-
-
-def on_models(requests: Sequence[Request]) -> list[Arrival]:
-    """A trace as if its requests were of all the models, few of them popular."""
-    parts = split(requests, MODELS)
-    arrivals = [
-        Arrival(request.at, model, request.seconds)
-        for model, part in enumerate(parts)
-        for request in part
-    ]
-    return sorted(arrivals, key=lambda arrival: arrival.at)
-
-
 async def serve(
-    arrivals: Sequence[Arrival], policy: Policy, *, temper: CloudTemper | None = None, seed: int = 0
+    models: Sequence[Sequence[Request]],
+    policy: Policy,
+    *,
+    temper: CloudTemper | None = None,
+    seed: int = 0,
 ) -> Account:
-    """Sends every request under a policy; to be run in virtual time."""
+    """Sends each model its requests under a policy; to be run in virtual time."""
+    arrivals = sorted((it, model) for model, requests in enumerate(models) for it in requests)
     account = Account()
     cloud = SimulatedCloud(temper or CloudTemper(), seed=seed)
     async with World(
-        shape=_GPU,
-        most=2 * MODELS,
+        shape=GPU,
+        most=2 * len(models),
         terms=_TERMS,
         patience=_PATIENCE,
         tick_s=_TICK_S,
@@ -111,29 +79,28 @@ async def serve(
         standby_machines=policy.most,
     ) as world:
         await world.capacity.terminate(LOCAL)
-        for number in range(MODELS):
-            await world.deploy(f"m{number}", resources={"gpus": 1}, scaling={"grace": 10})
+        for number in range(len(models)):
+            await world.deploy(f"m{number}", resources={"gpus": 1}, scaling={"grace": GRACE_S})
         if policy.stopped:
-            await world.capacity.hold(_GPU.kind, policy.stopped)
+            await world.capacity.hold(GPU.kind, policy.stopped)
         world.tasks.start(_watch(world, account), name="machines are counted")
         began_at = world.now()
         async with asyncio.TaskGroup() as requests:
-            for arrival in arrivals:
-                await asyncio.sleep(began_at + arrival.at - world.now())
-                requests.create_task(_request(world, arrival, account))
+            for request, model in arrivals:
+                await asyncio.sleep(began_at + request.at - world.now())
+                requests.create_task(_request(world, f"m{model}", request.seconds, account))
         account.seconds = world.now() - began_at
         account.running_s += cloud.filled_s
     return account
 
 
-async def _request(world: World, arrival: Arrival, account: Account) -> None:
+async def _request(world: World, model: str, seconds: float, account: Account) -> None:
     arrived_at = world.now()
     while True:
-        outcome = await world.gateway.request(f"m{arrival.model}", seconds=arrival.seconds)
+        outcome = await world.gateway.request(model, seconds=seconds)
         if outcome.endpoint is not None:
             break
-        account.refused += 1
-        await asyncio.sleep(_AGAIN_S)
+        await asyncio.sleep(AGAIN_S)
     node = world.fleet.node(outcome.endpoint.node_id)
     assert node is not None, "it has just answered"
     account.waits_s.append(max(0.0, node.registered_at - arrived_at))

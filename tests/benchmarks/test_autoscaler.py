@@ -16,7 +16,7 @@ def test_idle_times_lie_between_the_end_of_everything_and_the_next_arrival() -> 
 
 def test_what_is_generated_is_the_same_every_time_and_of_every_kind() -> None:
     first, again = generated(days=0.5), generated(days=0.5)
-    assert first == again
+    assert first == again != generated(days=0.5, seed=1)
     assert all(model for models in first.values() for model in models)
 
 

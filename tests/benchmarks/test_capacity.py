@@ -1,28 +1,32 @@
 """The benchmark of standby machines: who waits and what it costs, on a few requests."""
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.capacity import RUNNING_USD, STOPPED_USD, usd_a_day
-from benchmarks.measure.arrivals import Request
-from benchmarks.measure.standby_machines import (
-    MODELS,
-    Account,
-    Arrival,
-    Policy,
-    bursts,
-    on_models,
-    serve,
+from benchmarks.capacity import (
+    KINDS,
+    POLICIES,
+    RUNNING_USD,
+    STOPPED_USD,
+    cases_of,
+    cases_of_traces,
+    show,
+    usd_a_day,
 )
+from benchmarks.measure.arrivals import MODELS, Request, generated
+from benchmarks.measure.standby_machines import Account, Policy, serve
 from control_plane.capacity.simulated.cloud import CloudTemper, SimulatedCloud
 from infra.errors import NoCapacity, Throttled
 from infra.virtual_time import run_virtual
 
 EXACT = CloudTemper(spread=0.0, no_capacity=0.0, not_started=0.0, throttled=0.0)
-ALONE = [Arrival(at, 0, 1.0) for at in (100.0, 2000.0, 4000.0)]  # each finds no machine
+TRACES = Path(__file__).parents[1] / "autoscaler" / "traces"
+ALONE = [Request(at, 1.0) for at in (100.0, 2000.0, 4000.0)]  # each finds no machine
 
 
 def account(policy: Policy, temper: CloudTemper = EXACT) -> Account:
-    return run_virtual(serve(ALONE, policy, temper=temper))
+    return run_virtual(serve([ALONE], policy, temper=temper))
 
 
 def test_without_standby_a_request_waits_for_a_launch_and_pays_for_nothing_else() -> None:
@@ -76,14 +80,34 @@ def test_a_cloud_refuses_as_often_as_its_temper_says() -> None:
     assert refusals[NoCapacity] == pytest.approx(380, abs=70)
 
 
-def test_arrivals_are_the_same_every_time_and_of_different_models_within_a_burst() -> None:
-    arrivals = bursts(200)
+def test_every_policy_gets_the_same_arrivals_and_every_seed_others() -> None:
+    cases = cases_of(("sparse",), 0.5, seeds=2)
 
-    assert arrivals == bursts(200) and len(arrivals) == 200
-    assert arrivals == sorted(arrivals, key=lambda it: it.at)
-    assert {it.model for it in arrivals} == set(range(MODELS))
-    trace = [Request(float(number), 1.0) for number in range(50)]
-    assert sorted(it.at for it in on_models(trace)) == [float(number) for number in range(50)]
+    assert len(cases) == 2 * len(POLICIES)
+    for case in cases:
+        assert case.models == generated(0.5, seed=case.seed)["sparse"]
+    assert cases[0].models != cases[1].models
+
+
+def test_a_trace_is_shared_out_among_the_models() -> None:
+    cases = cases_of_traces(TRACES, seeds=1)
+
+    assert {len(case.models) for case in cases} == {MODELS}
+    assert {sum(map(len, case.models)) for case in cases} == {1500, 1200}
+
+
+def test_the_table_has_the_range_over_the_seeds_and_says_what_is_assumed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    none = [Account([0.0, wait], seconds=86400, running_s=3600) for wait in (20.0, 30.0)]
+    one = [Account([0.0, 10.0], seconds=86400, running_s=7200)] * 2
+
+    show({KINDS[0]: {"none": none, "one stopped": one}}, days=1, seeds=2)
+
+    said = " ".join(capsys.readouterr().out.split())
+    assert "20.0…30.0" in said and "+0.80" in said
+    for assumed in ("sigma 0.3", "2% of launches", "1% of calls", "10 s for a start", "0.8048 USD"):
+        assert assumed in said
 
 
 def test_a_day_costs_what_ran_and_what_was_stopped() -> None:

@@ -10,14 +10,14 @@ from infra.errors import NoCapacity, PlatformError, Throttled
 # Mean seconds of EC2 from the call to a shell on the machine: the API, pending to running, the boot
 # (brevdev/ec2-coldboot-research: 25.8 s, of which 19, 69 and 12 %; the type matters little).
 LAUNCH_PARTS_S: Final = (4.9, 17.8, 3.1)
-# A stopped machine of a warm pool has nothing to place and no disk to make: some 10 s.
+# Assumed, as AWS has no figure: a stopped machine has nothing to place and no disk to make.
 START_PARTS_S: Final = (2.0, 5.5, 2.5)
 
 
 @dataclass(frozen=True, slots=True)
 class CloudTemper:
-    """How a cloud behaves. Only the means were measured; `spread` (the sigma of each part's
-    lognormal) and the shares of calls that fail are assumed."""
+    """How a cloud behaves. Only the mean of a launch was measured; `start_s`, `stop_s`, `spread`
+    (the sigma of each part's lognormal) and the shares of calls that fail are assumed."""
 
     launch_s: tuple[float, ...] = LAUNCH_PARTS_S
     start_s: tuple[float, ...] = START_PARTS_S
