@@ -235,7 +235,7 @@ class ControlPlane:
             is_leading=self._is_in_charge,
         )
         self.machine_keeper = MachineKeeper(
-            *(self.deployments, machines, self.capacity),
+            *(self.deployments, machines),
             clock=clock,
             most=self.settings.standby_machines_max,
             is_leading=self._is_in_charge,

@@ -6,7 +6,7 @@ from statistics import median
 
 import structlog
 
-from control_plane.capacity.port import CapacityProvider, MachineKind
+from control_plane.capacity.port import MachineKind
 from control_plane.deployments.service import Deployments
 from control_plane.fleet.machines import Arrival, Machines
 from control_plane.fleet.standby_demand import Starts
@@ -28,7 +28,6 @@ class MachineKeeper:
         self,
         deployments: Deployments,
         machines: Machines,
-        capacity: CapacityProvider,
         *,
         clock: Clock,
         most: int,
@@ -36,14 +35,13 @@ class MachineKeeper:
     ) -> None:
         """`most` machines of a kind are kept at most."""
         self._deployments = deployments
-        self._capacity = capacity
+        self._machines = machines
         self._clock = clock
         self._most = most
         self._is_leading = is_leading
         self._wishes: dict[MachineKind, Starts] = {}
         self._launches: deque[float] = deque(maxlen=_REMEMBERED)
         self._starts: deque[float] = deque(maxlen=_REMEMBERED)
-        self._held: dict[MachineKind, int] = {}
         machines.subscribe_arrived(self._arrived)
 
     async def run(self) -> None:
@@ -57,14 +55,13 @@ class MachineKeeper:
         now, refill_s = self._clock.now(), self._climbs().refill_s
         for kind, wishes in self._wishes.items():
             worth = wishes.worth(most=self._most, now=now, refill_s=refill_s)
-            if self._held.get(kind, 0) == worth.workers:
+            if self._machines.held(kind) == worth.workers:
                 continue
             try:
-                await self._capacity.hold(kind, worth.workers)
+                await self._machines.hold(kind, worth.workers)
             except PlatformError as error:
                 log.warning("standby.machines-refused", kind=kind, error=error.detail)
                 continue
-            self._held[kind] = worth.workers
             log.info(
                 "standby.machines", kind=kind, stopped=worth.workers, reason=worth.reason or "none"
             )

@@ -94,6 +94,7 @@ class Machines:
         self._empty_since: dict[NodeId, float] = {}
         self._left_at: dict[NodeId, float] = {}
         self._ending: set[NodeId] = set()
+        self._held: dict[MachineKind, int] = {}
         self._refused: list[RefusedListener] = []
         self._arrived: list[ArrivalListener] = []
         fleet.subscribe_nodes(self._node_changed)
@@ -113,6 +114,15 @@ class Machines:
     def are_coming(self) -> bool:
         """Whether a node may be expected to register soon."""
         return bool(self._asked()) or bool(self._coming(self._clock.now()))
+
+    async def hold(self, kind: MachineKind, stopped: int) -> None:
+        """Keeps so many machines of a kind in standby. Raises what the provider raises."""
+        await self._capacity.hold(kind, stopped)
+        self._held[kind] = stopped
+
+    def held(self, kind: MachineKind) -> int:
+        """How many of a kind should wait in standby."""
+        return self._held.get(kind, 0)
 
     def forget(self, owner: RevisionName) -> None:
         """Drops what is remembered of a revision that is gone."""
@@ -204,18 +214,30 @@ class Machines:
             self._end(node_id, "is empty and will be taken away")
         elif now - self._empty_since.setdefault(node_id, now) >= self._idle_s:
             self._fleet.leave(node_id, now=now, detail="idle")
-            self._end(node_id, f"idle for {self._idle_s:g} s")
+            self._end(
+                node_id, f"idle for {self._idle_s:g} s", stops=self._standby_lacks(machine.kind)
+            )
 
-    def _end(self, node_id: NodeId, reason: str) -> None:
+    def _standby_lacks(self, kind: MachineKind) -> bool:
+        """Whether fewer wait than should: nothing came in the place of one that started."""
+        waiting = sum(
+            it.kind == kind and it.rung is Rung.STOPPED for it in self._capacity.describe()
+        )
+        return waiting < self.held(kind)
+
+    def _end(self, node_id: NodeId, reason: str, *, stops: bool = False) -> None:
+        """For good, or into standby."""
         if node_id in self._ending:
             return
-        log.info("machine.ended", node=node_id, reason=reason)
+        log.info("machine.ended", node=node_id, reason=reason, stops=stops)
         self._ending.add(node_id)
-        self._tasks.start(self._terminate(node_id), name=f"terminate {node_id}")
+        self._tasks.start(self._take_down(node_id, stops=stops), name=f"end {node_id}")
 
-    async def _terminate(self, node_id: NodeId) -> None:
+    async def _take_down(self, node_id: NodeId, *, stops: bool) -> None:
         try:
-            await self._capacity.terminate(node_id)
+            await (self._capacity.stop(node_id) if stops else self._capacity.terminate(node_id))
+        except PlatformError as error:  # it is ended at a later sweep
+            log.warning("machine.not-ended", node=node_id, detail=error.detail)
         finally:
             self._ending.discard(node_id)
 

@@ -78,8 +78,8 @@ class Reconciler:
     def subscribe_failed(self, listener: FailedListener) -> None:
         """Tells, soon after it is known, that requests waiting for a revision wait in vain.
 
-        The error is a ReplicaFailed or a NoCapacity with `retry_after_s`. It comes from a
-        callback of its own, never from inside `set_desired`.
+        Which errors: see `Waiters`. They come from a callback of its own, never from inside
+        `set_desired`.
         """
         self._waiters.subscribe(listener)
 

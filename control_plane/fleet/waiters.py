@@ -9,7 +9,7 @@ from control_plane.fleet.plan import Plan
 from control_plane.fleet.state import Fleet
 from infra.clock import Clock
 from infra.contracts.base import RevisionName
-from infra.errors import NoCapacity, PlatformError, ReplicaFailed
+from infra.errors import NoCapacity, PlatformError, ProviderUnavailable, ReplicaFailed
 
 SEE_NODES = "`platform nodes` shows what each node has"
 
@@ -30,7 +30,8 @@ class Waiters:
         self._listeners: list[FailedListener] = []
 
     def subscribe(self, listener: FailedListener) -> None:
-        """Calls back with a ReplicaFailed or a NoCapacity with `retry_after_s`."""
+        """Calls back with a ReplicaFailed, a NoCapacity (a QuotaExceeded) or a ProviderUnavailable
+        (a Throttled); each has `retry_after_s`."""
         self._listeners.append(listener)
 
     def tell_if_hopeless(self, plan: Plan) -> None:
@@ -55,7 +56,9 @@ class Waiters:
         if not self._fleet.nodes() and now - plan.wanted_at < self._patience.node_wait_s:
             return None
         plan.refused = f"{no_room.reason}; {refusal.error.detail}"
-        return NoCapacity(
+        is_for_later = isinstance(refusal.error, NoCapacity | ProviderUnavailable)
+        kind = type(refusal.error) if is_for_later else NoCapacity
+        return kind(
             plan.refused,
             hint=refusal.error.hint or no_room.hint or SEE_NODES,
             revision=plan.name,

@@ -54,6 +54,7 @@ class Account:
         has_warm_pool: bool = True,
         has_hooks: bool = True,
         deployment: str = DEPLOYMENT,
+        ttl_s: float = 600,
     ) -> None:
         """As `terraform/modules/gpu_pool` makes it: from zero, protected, with hooks."""
         told = {
@@ -61,6 +62,7 @@ class Account:
             tags.GPU_CLASS: kind,
             tags.INSTANCE_TYPE: instance_type,
             tags.PURCHASE: purchase,
+            tags.TTL_S: str(ttl_s),
             **({} if price is None else {tags.PRICE_PER_HOUR: str(price)}),
         }
         groups = self.clients.autoscaling

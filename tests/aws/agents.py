@@ -56,7 +56,7 @@ class Agents:
                     self._complete(member.auto_scaling_group_name, instance_id, "launching")
                 case "InService":
                     self._serve(instance_id)
-                case "Terminating:Wait":
+                case "Terminating:Wait" if not self._has_replicas(instance_id):
                     await self._stop(instance_id)
                     self._complete(member.auto_scaling_group_name, instance_id, "terminating")
                 case "Warmed:Stopped":
@@ -74,6 +74,10 @@ class Agents:
             lambda _: None,
         )
         machine.start(boot_s=0.0)
+
+    def _has_replicas(self, instance_id: str) -> bool:
+        machine = self.machines.get(instance_id)
+        return machine is not None and bool(machine.replicas())
 
     async def _stop(self, instance_id: str) -> None:
         machine = self.machines.pop(instance_id, None)

@@ -33,7 +33,9 @@ class Times:
     launch_s: float = 26.0
     start_s: float = 10.0
     stop_s: float = 20.0
-    retry_s: float = 30.0  # AWS does not say how soon a group tries again after a failed launch
+    # AWS does not say how soon a group launches again after a failure, or after an instance ended
+    # (userguide/ec2-auto-scaling-health-checks: `periodic`).
+    retry_s: float = 30.0
 
 
 @dataclass
@@ -175,6 +177,7 @@ class Cloud:
         for member in (*group.instance_states, *side.warm):
             if member.instance._state.name == "terminated":
                 self._drop(group, member)
+                side.tries_at = self.now() + self.times.retry_s
             while self._move(group, side, member):
                 pass
         self._scale(group, side)

@@ -1,5 +1,6 @@
 """Puts a `Cloud` into moto: the operations that it answers, and what is patched while it does."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -38,7 +39,10 @@ def _patches(cloud: Cloud) -> Iterator[tuple[type, str, Callable[..., Any]]]:
         cloud.tick()
         if cloud.faults[operation]:
             code, message = cloud.faults[operation].popleft()
-            status, headers, body = response.serialized(ActionResult(EC2ClientError(code, message)))
+            with warnings.catch_warnings():  # it warns of codes that no service's model lists
+                warnings.simplefilter("ignore")
+                refusal = ActionResult(EC2ClientError(code, message))
+                status, headers, body = response.serialized(refusal)
             return status, headers | {"status": str(status)}, body
         done = answered(response)
         cloud.tick()

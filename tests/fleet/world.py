@@ -256,7 +256,6 @@ class World:
         self.machine_keeper = MachineKeeper(
             self.deployments,
             self.machines,
-            capacity or self.capacity,
             clock=self.clock,
             most=standby_machines,
         )

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import structlog
@@ -106,11 +106,11 @@ class Growing:
                 ShouldDecrementDesiredCapacity=True,
             )
 
-    async def settle(self, name: str) -> None:
+    async def settle(self, name: str, *, gone: Collection[NodeId] = frozenset()) -> None:
         """Takes back what was asked for and did not come, or what nobody here asked for."""
         async with self._locks[name]:
             pool = await self._pool(name)
-            should = drift(pool, on_their_way=self._waiting[name])
+            should = drift(pool, on_their_way=self._waiting[name], gone=gone)
             if should is not None:
                 log.info("ec2.settled", pool=name, desired=pool.desired, should=should)
                 await self._make_no_room(pool, should)

@@ -5,7 +5,7 @@ from typing import Final
 
 from control_plane.capacity.ec2.pools import Pool
 from control_plane.capacity.ec2.view import View
-from control_plane.capacity.port import Ended, Machine
+from control_plane.capacity.port import CapacityEvent, Ended, Leaving, Machine
 from infra.clock import Clock
 from infra.contracts.base import NodeId
 from infra.contracts.stage import Rung
@@ -53,8 +53,9 @@ class Ec2Machines:
         self._came.pop(node_id, None)
         self._gone.add(node_id)
 
-    def replace(self, view: View) -> list[Ended]:
-        """Takes a new view; tells which machines ran in the one before and do no more."""
+    def replace(self, view: View) -> list[CapacityEvent]:
+        """Takes a new view; tells which machines ran in the one before and do no more, or not for
+        long: where the group lets one go, its agent may drain until the hook is completed."""
         before = {machine.node_id for machine in self._running()}
         self._view = view
         now = self._clock.now()
@@ -64,15 +65,18 @@ class Ec2Machines:
                 del self._came[node_id]
         self._gone &= shown
         after = {machine.node_id for machine in self._running()}
-        return [Ended(node_id, self._why(node_id)) for node_id in sorted(before - after)]
+        return [self._gone_from(node_id) for node_id in sorted(before - after)]
 
-    def _why(self, node_id: NodeId) -> str:
+    def _gone_from(self, node_id: NodeId) -> CapacityEvent:
         instance = self._view.instances.get(node_id)
         if instance is None:
-            return "its instance is terminated"
-        if self._view.pool_of(node_id) is None:
-            return "its instance was taken out of its group"
-        return f"its instance leaves its group ({instance.state})"
+            return Ended(node_id, "its instance is terminated")
+        pool = self._view.pool_of(node_id)
+        if pool is None:
+            return Ended(node_id, "its instance was taken out of its group")
+        if node_id in pool.others and instance.state not in _DEAD:
+            return Leaving(node_id, "its group lets it go")
+        return Ended(node_id, f"its instance leaves its group ({instance.state})")
 
     def _running(self) -> Iterator[Machine]:
         shown: set[NodeId] = set()

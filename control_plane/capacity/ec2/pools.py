@@ -1,7 +1,7 @@
 """One Auto Scaling group as a value, and in which order groups are asked; pure."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -145,11 +145,13 @@ def by_price(pools: Iterable[Pool]) -> list[Pool]:
     return sorted(pools, key=lambda pool: (pool.price, pool.name))
 
 
-def drift(pool: Pool, *, on_their_way: int) -> int | None:
-    """What the group's desired capacity should be, where it is not.
+def drift(pool: Pool, *, on_their_way: int, gone: Collection[NodeId] = frozenset()) -> int | None:
+    """What the group's desired capacity should be, where it is not; `gone` are those that have
+    ended, which a group notices later.
 
     Only what was asked for here may come: a machine that was lost is replaced by who needs it,
     not by the group; and a group that somebody made smaller does not end what serves.
     """
-    should = min(pool.most, len(pool.machines) + on_their_way)
+    alive = [machine for machine in pool.machines if machine not in gone]
+    should = min(pool.most, len(alive) + on_their_way)
     return None if should == pool.desired else should

@@ -134,8 +134,8 @@ class Ec2Capacity:
 
     async def look(self) -> None:
         """Reads what there is, tells what has ended, and sets right what nobody here wanted."""
-        for ended in self._machines.replace(await self._reader.view()):
-            self._say(ended)
+        for event in self._machines.replace(await self._reader.view()):
+            self._say(event)
         if not self._is_leading():
             return
         await self._settle()
@@ -253,8 +253,19 @@ class Ec2Capacity:
                 if heard.at < self._machines.launched_at(node_id):
                     return
                 if isinstance(event, Ended):
+                    self._tasks.start(self._let_go(node_id), name=f"let {node_id} go")
                     self._machines.left(node_id)
                 self._say(event)
+
+    async def _let_go(self, node_id: NodeId) -> None:
+        """Its group is not to replace it: who needs another machine asks for it."""
+        pool = self._machines.view.pool_of(node_id)
+        if pool is None:
+            return
+        try:
+            await self._growing.settle(pool.name, gone={node_id})
+        except PlatformError as error:
+            log.warning("ec2.not-settled", pool=pool.name, detail=error.detail)
 
     def _say(self, event: CapacityEvent) -> None:
         log.info("ec2.said", node=event.node_id, reason=event.reason)
