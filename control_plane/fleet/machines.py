@@ -93,6 +93,7 @@ class Machines:
         self._pending: dict[LaunchToken, _Wish] = {}
         self._empty_since: dict[NodeId, float] = {}
         self._left_at: dict[NodeId, float] = {}
+        self._answered_at: dict[NodeId, float] = {}
         self._ending: set[NodeId] = set()
         self._held: dict[MachineKind, int] = {}
         self._refused: list[RefusedListener] = []
@@ -110,6 +111,11 @@ class Machines:
     def refusal(self, owner: RevisionName) -> Refusal | None:
         """The provider's last word, if it was no."""
         return self._refusals.get(owner)
+
+    def answered_at(self, node_id: NodeId) -> float | None:
+        """When the provider had a machine on its way, in unix seconds; None where nobody here asked
+        for it."""
+        return self._answered_at.get(node_id)
 
     def are_coming(self) -> bool:
         """Whether a node may be expected to register soon."""
@@ -164,10 +170,9 @@ class Machines:
         for machine in running.values():
             if machine.is_elastic:
                 self._end_if_useless(machine, now)
-        for forgotten in self._empty_since.keys() - running.keys():
-            del self._empty_since[forgotten]
-        for forgotten in self._left_at.keys() - running.keys():
-            del self._left_at[forgotten]
+        for at in (self._empty_since, self._left_at, self._answered_at):
+            for forgotten in at.keys() - running.keys():
+                del at[forgotten]
 
     def _asked(self) -> list[_Wish]:
         """Wishes that the provider has not answered yet."""
@@ -274,6 +279,7 @@ class Machines:
             return
         log.info("machine.comes", node=node_id, revision=wish.owner)
         self._ending.discard(node_id)
+        self._answered_at[node_id] = self._clock.now()
         self._refusals.pop(wish.owner, None)
         self._pending[token] = replace(wish, node_id=node_id, was_stopped=was_stopped)
         if self._fleet.node(node_id) is not None:

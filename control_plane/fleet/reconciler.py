@@ -292,7 +292,9 @@ class Reconciler:
 
     def _provision(self, node_id: NodeId) -> Provision | None:
         node = self._fleet.node(node_id)
-        return None if node is None else Provision.of(node)
+        if node is None:
+            return None
+        return Provision.of(node, answered_at=self._machines.answered_at(node_id))
 
     def _wait_for_room(self, plan: Plan, no_room: NoRoom, missing: int) -> None:
         plan.no_room = no_room

@@ -228,6 +228,10 @@ def test_throttled_calls_are_repeated_with_growing_pauses():
             outcome = await it.request()
             assert it.cloud.calls.count("LaunchInstances") == 4
             assert it.cloud.times.launch_s + 1.7 < waited(outcome) < it.cloud.times.launch_s + 15
+            [replica] = it.world.fleet.replicas()
+            assert replica.provision is not None and replica.provision.answered_at is not None
+            api_s = replica.provision.answered_at - outcome.arrived_at
+            assert 1.7 < api_s <= waited(outcome) - it.cloud.times.launch_s
 
     run(main())
 
