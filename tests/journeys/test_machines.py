@@ -55,7 +55,7 @@ class Fleet:
         )
 
     def until_known(self, machine: Machine) -> None:
-        until(lambda: self.knows(machine), seconds=30, what=f"{machine.name} has registered")
+        until(lambda: self.knows(machine), seconds=60, what=f"{machine.name} has registered")
 
     def knows(self, machine: Machine) -> bool:
         return any(node["node_id"] == machine.name for node in self.nodes())
