@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import asdict
 from statistics import median
 
 import structlog
@@ -9,8 +10,7 @@ import structlog
 from control_plane.capacity.port import MachineKind
 from control_plane.deployments.service import Deployments
 from control_plane.fleet.machines import Arrival, Machines
-from control_plane.fleet.standby_demand import Starts
-from control_plane.fleet.standby_machines import Climbs, start_of_machine
+from control_plane.fleet.standby_machines import Climbs, Wishes
 from infra.clock import Clock
 from infra.errors import PlatformError
 from infra.supervise import repeat
@@ -39,7 +39,7 @@ class MachineKeeper:
         self._clock = clock
         self._most = most
         self._is_leading = is_leading
-        self._wishes: dict[MachineKind, Starts] = {}
+        self._wishes: dict[MachineKind, Wishes] = {}
         self._launches: deque[float] = deque(maxlen=_REMEMBERED)
         self._starts: deque[float] = deque(maxlen=_REMEMBERED)
         machines.subscribe_arrived(self._arrived)
@@ -55,16 +55,15 @@ class MachineKeeper:
         now, refill_s = self._clock.now(), self._climbs().refill_s
         for kind, wishes in self._wishes.items():
             worth = wishes.worth(most=self._most, now=now, refill_s=refill_s)
-            if self._machines.held(kind) == worth.workers:
+            self._machines.let_idle(kind, worth.idle)
+            if self._machines.held(kind) == worth.stopped:
                 continue
             try:
-                await self._machines.hold(kind, worth.workers)
+                await self._machines.hold(kind, worth.stopped)
             except PlatformError as error:
                 log.warning("standby.machines-refused", kind=kind, error=error.detail)
                 continue
-            log.info(
-                "standby.machines", kind=kind, stopped=worth.workers, reason=worth.reason or "none"
-            )
+            log.info("standby.machines", kind=kind, **asdict(worth))
 
     def _climbs(self) -> Climbs:
         """As they were measured; assumed until there are some."""
@@ -75,13 +74,13 @@ class MachineKeeper:
         )
 
     def _arrived(self, arrival: Arrival) -> None:
-        (self._starts if arrival.was_stopped else self._launches).append(arrival.seconds)
+        if not arrival.was_idle:
+            (self._starts if arrival.was_stopped else self._launches).append(arrival.seconds)
         revision = self._deployments.live(arrival.owner)
         if revision is None:
             return
-        start = start_of_machine(
+        self._wishes.setdefault(arrival.kind, Wishes()).add(
             at=arrival.wished_at,
             cold_penalty=revision.spec.scaling.cold_penalty,
             climbs=self._climbs(),
         )
-        self._wishes.setdefault(arrival.kind, Starts()).add(start)

@@ -38,13 +38,15 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A machine that a revision wished for is a node, `seconds` after the wish."""
+    """A machine that a revision wished for is a node, `seconds` after the wish; it came from
+    standby, idled as it should (`was_idle`), or was launched."""
 
     owner: RevisionName
     kind: MachineKind
     wished_at: float
     seconds: float
     was_stopped: bool
+    was_idle: bool = False
 
 
 ArrivalListener = Callable[[Arrival], None]
@@ -96,6 +98,7 @@ class Machines:
         self._answered_at: dict[NodeId, float] = {}
         self._ending: set[NodeId] = set()
         self._held: dict[MachineKind, int] = {}
+        self._may_idle: dict[MachineKind, int] = {}
         self._refused: list[RefusedListener] = []
         self._arrived: list[ArrivalListener] = []
         fleet.subscribe_nodes(self._node_changed)
@@ -129,6 +132,10 @@ class Machines:
     def held(self, kind: MachineKind) -> int:
         """How many of a kind should wait in standby."""
         return self._held.get(kind, 0)
+
+    def let_idle(self, kind: MachineKind, count: int) -> None:
+        """So many machines of a kind may idle for as long as nobody needs them."""
+        self._may_idle[kind] = count
 
     def forget(self, owner: RevisionName) -> None:
         """Drops what is remembered of a revision that is gone."""
@@ -214,14 +221,34 @@ class Machines:
             if self._absent_s(machine, now) >= machine.boot_s:
                 self._end(node_id, f"is no node after {machine.boot_s:g} s")
         elif not self._fleet.is_empty(node_id):
-            self._empty_since.pop(node_id, None)
+            since = self._empty_since.pop(node_id, now)
+            if now - since > self._idle_s:
+                self._was_worth_idling(machine, now)
         elif node_id in self._fleet.leaving():
             self._end(node_id, "is empty and will be taken away")
-        elif now - self._empty_since.setdefault(node_id, now) >= self._idle_s:
+        elif now - self._empty_since.setdefault(node_id, now) >= self._idle_s and (
+            self._num_idle(machine.kind) > self._may_idle.get(machine.kind, 0)
+        ):
             self._fleet.leave(node_id, now=now, detail="idle")
             self._end(
                 node_id, f"idle for {self._idle_s:g} s", stops=self._standby_lacks(machine.kind)
             )
+
+    def _num_idle(self, kind: MachineKind) -> int:
+        leaving = self._fleet.leaving()
+        return sum(
+            it.kind == kind
+            and it.is_elastic
+            and it.node_id in self._empty_since
+            and it.node_id not in self._ending
+            and it.node_id not in leaving
+            for it in self._running()
+        )
+
+    def _was_worth_idling(self, machine: Machine, now: float) -> None:
+        """Whoever found a machine that would have been ended, but for `let_idle`, needed one."""
+        owner = self._fleet.on_node(machine.node_id)[-1].revision.name
+        self._tell(Arrival(owner, machine.kind, now, 0.0, was_stopped=False, was_idle=True))
 
     def _standby_lacks(self, kind: MachineKind) -> bool:
         """Whether fewer wait than should: nothing came in the place of one that started."""
@@ -291,7 +318,9 @@ class Machines:
         if wish.node_id is None or wish.node_id not in kinds:
             return
         seconds = self._clock.now() - wish.at
-        arrival = Arrival(wish.owner, kinds[wish.node_id], wish.at, seconds, wish.was_stopped)
+        self._tell(Arrival(wish.owner, kinds[wish.node_id], wish.at, seconds, wish.was_stopped))
+
+    def _tell(self, arrival: Arrival) -> None:
         for listener in self._arrived:
             listener(arrival)
 

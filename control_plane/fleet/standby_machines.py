@@ -5,14 +5,15 @@ long as the starts that were the k-th within the time that a pool takes to refil
 for it. A stopped machine costs its disks; it spares a start the difference between a launch and a
 start from standby, in seconds of a running machine, and its part of `scaling.cold_penalty`.
 
-The rung `node` is a machine that runs and idles, `Machines.idle_s` long: it costs what it costs to
-serve, so what would be worth one more is worth `scaling.min` to whoever says so.
+The rung `node` is a machine that runs and idles: it costs what it costs to serve, and spares a
+start the whole wait. The k-th machine idles on where that is worth its price, else it waits
+stopped where that is.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from control_plane.fleet.standby_demand import Start
+from control_plane.fleet.standby_demand import Start, Starts
 
 # Of the price of running: 100 GB of gp3 beside a g6.xlarge are 1.4 %, beside anything larger less.
 STOPPED_PRICE: Final = 0.02
@@ -34,6 +35,37 @@ class Climbs:
     def refill_s(self) -> float:
         """A machine is launched and stopped before it waits: about twice a launch."""
         return 2 * self.launch_s
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """How many machines of a kind wait on each rung, and why."""
+
+    stopped: int
+    idle: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """The last wishes for a kind of machines, by what each rung is worth to them."""
+
+    _stopped: Starts = field(default_factory=Starts)
+    _idle: Starts = field(default_factory=Starts)
+
+    def add(self, *, at: float, cold_penalty: float, climbs: Climbs) -> None:
+        self._stopped.add(start_of_machine(at=at, cold_penalty=cold_penalty, climbs=climbs))
+        self._idle.add(Start(at, climbs.launch_s + cold_penalty))
+
+    def worth(self, *, most: int, now: float, refill_s: float) -> Waiting:
+        """How many are worth their price, `most` on both rungs together."""
+        idle = self._idle.worth(most=most, now=now, refill_s=refill_s)
+        stopped = self._stopped.worth(most=most, now=now, refill_s=refill_s)
+        return Waiting(
+            max(0, stopped.workers - idle.workers),
+            idle.workers,
+            stopped.reason or idle.reason or "none",
+        )
 
 
 def start_of_machine(*, at: float, cold_penalty: float, climbs: Climbs) -> Start:

@@ -7,7 +7,7 @@ import pytest
 from control_plane.capacity.port import MachineKind
 from control_plane.capacity.simulated.machine import MachineShape
 from control_plane.fleet.standby_demand import Starts, worth_parking
-from control_plane.fleet.standby_machines import STOPPED_PRICE, Climbs, start_of_machine
+from control_plane.fleet.standby_machines import STOPPED_PRICE, Climbs, Wishes, start_of_machine
 from infra.contracts.stage import Rung
 from infra.errors import NoCapacity, ProviderUnavailable
 from tests.fleet.world import LOCAL, World, run
@@ -117,6 +117,42 @@ def test_a_machine_that_came_for_another_is_not_launched_a_second_time() -> None
             assert len(one.capacity.machines()) == 2
 
     run(main())
+
+
+def test_a_machine_idles_on_for_as_long_as_wishes_pay_for_all_of_its_time() -> None:
+    async def main() -> None:
+        async with world() as one:
+            await one.capacity.terminate(LOCAL)
+            scaling = {"grace": 10, "cold_penalty": 3000}
+            await one.deploy("a", resources={"gpus": 1}, scaling=scaling)
+            found: list[bool] = []
+            one.machines.subscribe_arrived(lambda it: found.append(it.was_idle))
+            waits = []
+            for _ in range(6):
+                waits += await wish(one, "a")
+                await asyncio.sleep(2400)
+
+            assert waits[0] == pytest.approx(27.27, abs=0.1)
+            assert max(waits[2:]) < 2
+            assert found == [False, False, True, True, True, True], "who finds it needed one, too"
+            assert len(one.capacity.machines()) == 1 and stopped(one) == 0
+
+    run(main())
+
+
+def test_the_machine_that_is_worth_running_does_not_wait_stopped_as_well() -> None:
+    wishes = Wishes()
+    for at in (0.0, 2400.0, 2420.0):
+        wishes.add(at=at, cold_penalty=3000, climbs=Climbs())
+
+    def waiting(*, most: int, now: float) -> tuple[int, int]:
+        worth = wishes.worth(most=most, now=now, refill_s=52.0)
+        return worth.idle, worth.stopped
+
+    assert waiting(most=4, now=3600) == (1, 1)
+    assert waiting(most=1, now=3600) == (1, 0)
+    assert waiting(most=4, now=4 * 3600) == (0, 2)
+    assert waiting(most=4, now=DAY_S + 2430) == (0, 0)
 
 
 def test_no_more_are_kept_than_may_be() -> None:
