@@ -184,6 +184,7 @@ def test_what_the_first_machine_has_no_room_for_runs_on_the_second(
 def test_a_second_machine_of_the_same_name_is_refused(fleet: Fleet) -> None:
     first = fleet.machines[0]
     second = fleet.network.add(fleet.folder, fleet.environment)
+    since = len(fleet.platform.log.read_text())
 
     second.start(fleet.platform.url, id=first.name)
 
@@ -192,5 +193,6 @@ def test_a_second_machine_of_the_same_name_is_refused(fleet: Fleet) -> None:
         seconds=30,
         what="it is told that the name is taken",
     )
-    assert fleet.knows(first)
     second.stop()
+    assert "node.left" not in fleet.platform.log.read_text()[since:], "it says goodbye for nobody"
+    assert fleet.knows(first)

@@ -78,8 +78,7 @@ class Session:
                 log.warning("control-plane.unreachable", why=_first(errors))
             except* Exception:
                 log.exception("node.session-failed")
-            finally:
-                self.is_registered = False
+            self.is_registered = False
             failures += 1
             await asyncio.sleep(REDIAL.delay_s(failures))
 
@@ -90,7 +89,13 @@ class Session:
             self._heard_news("now")
 
     async def say_goodbye(self) -> None:
-        """Says that the node is gone, and what is left to say, if that is heard soon."""
+        """Says that the node is gone, and what is left to say, if that is heard soon.
+
+        Not of a node that this session did not register: it may be another machine's.
+        """
+        if not self.is_registered:
+            return
+        self.is_registered = False
         try:
             async with asyncio.timeout(FAREWELL_S):
                 await self._deliver(is_renewal=False, is_leaving=True)
