@@ -13,6 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from threading import RLock
 from typing import Any
 
 from moto.autoscaling.exceptions import ValidationError
@@ -71,6 +72,7 @@ class Cloud:
         self._lives: dict[str, Life] = {}
         self._sides: defaultdict[str, Side] = defaultdict(Side)
         self._is_ticking = False
+        self.lock = RLock()  # threads of a server, and those that look on
 
     # -- hands of the tests --------------------------------------------------------------------
 
@@ -163,15 +165,16 @@ class Cloud:
     # -- time ----------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Everything that is due by now happens."""
-        if self._is_ticking:
-            return
-        self._is_ticking = True
-        try:
-            for group in self.groups():
-                self._tick(group, self._sides[group.name])
-        finally:
-            self._is_ticking = False
+        """Everything that is due by now happens; within a tick, nothing does."""
+        with self.lock:
+            if self._is_ticking:
+                return
+            self._is_ticking = True
+            try:
+                for group in self.groups():
+                    self._tick(group, self._sides[group.name])
+            finally:
+                self._is_ticking = False
 
     def _tick(self, group: FakeAutoScalingGroup, side: Side) -> None:
         for member in (*group.instance_states, *side.warm):

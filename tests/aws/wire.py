@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from moto import mock_aws
-from moto.autoscaling.exceptions import ValidationError
+from moto.autoscaling.exceptions import AutoscalingClientError, ValidationError
 from moto.autoscaling.models import AutoScalingBackend, FakeAutoScalingGroup, InstanceState
 from moto.autoscaling.responses import AutoScalingResponse
 from moto.core.responses import ActionResult, BaseResponse, EmptyResult
@@ -14,6 +14,12 @@ from moto.ec2.exceptions import EC2ClientError
 from moto.sqs.models import SQSBackend
 
 from tests.aws.cloud import Cloud
+
+
+class ResourceInUse(AutoscalingClientError):
+    """API_DeleteAutoScalingGroup names it so."""
+
+    code = "ResourceInUse"
 
 
 @contextmanager
@@ -35,18 +41,19 @@ def _patches(cloud: Cloud) -> Iterator[tuple[type, str, Callable[..., Any]]]:
     def call_action(response: Any) -> Any:
         """APIReference/throttling and errors-overview: any operation may be refused."""
         operation = response._get_action()
-        cloud.calls.append(operation)
-        cloud.tick()
-        if cloud.faults[operation]:
-            code, message = cloud.faults[operation].popleft()
-            with warnings.catch_warnings():  # it warns of codes that no service's model lists
-                warnings.simplefilter("ignore")
-                refusal = ActionResult(EC2ClientError(code, message))
-                status, headers, body = response.serialized(refusal)
-            return status, headers | {"status": str(status)}, body
-        done = answered(response)
-        cloud.tick()
-        return done
+        with cloud.lock:
+            cloud.calls.append(operation)
+            cloud.tick()
+            if cloud.faults[operation]:
+                code, message = cloud.faults[operation].popleft()
+                with warnings.catch_warnings():  # it warns of codes that no service's model lists
+                    warnings.simplefilter("ignore")
+                    refusal = ActionResult(EC2ClientError(code, message))
+                    status, headers, body = response.serialized(refusal)
+                return status, headers | {"status": str(status)}, body
+            done = answered(response)
+            cloud.tick()
+            return done
 
     def receive_message(backend: Any, name: str, count: int, wait_s: int, *rest: Any) -> Any:
         """Virtual time does not pass within a call, so none waits for a message."""
@@ -100,6 +107,17 @@ def _operations(cloud: Cloud) -> dict[str, Callable[[Any], ActionResult]]:
         for member in tuple(cloud.warm(group.name)):
             cloud.end(group, member)
         group.warm_pool = None
+        return EmptyResult()
+
+    def delete_auto_scaling_group(response: Any) -> ActionResult:
+        """API_DeleteAutoScalingGroup: with instances by force only, which ends them at once."""
+        group = _group(cloud, response)
+        members = (*group.instance_states, *cloud.warm(group.name))
+        if members and not response._get_bool_param("ForceDelete", False):
+            raise ResourceInUse("You cannot delete an AutoScalingGroup while there are instances.")
+        for member in members:
+            cloud.end(group, member)
+        cloud.backend().delete_auto_scaling_group(group.name)
         return EmptyResult()
 
     def complete_lifecycle_action(response: Any) -> ActionResult:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,16 +35,27 @@ class Terraform:
 
     def __call__(self, *arguments: str, seconds: float = 300) -> str:
         """What it printed; fails with all it said."""
+        return self._run([self.program, *arguments], seconds)
+
+    def shell(self, script: str, *, seconds: float = 300) -> str:
+        """What a script of bash printed that runs where terraform does, with `platform`."""
+        return self._run(["bash", "-c", script], seconds)
+
+    def _run(self, command: list[str], seconds: float) -> str:
         done = subprocess.run(
-            [self.program, *arguments],
+            command,
             cwd=self.folder,
             env={
                 **self.environment,
+                "PATH": f"{Path(sys.executable).parent}:{self.environment['PATH']}",
                 "TF_CLI_CONFIG_FILE": str(self.configuration),
                 "TF_DATA_DIR": str(self.data),
                 "TF_IN_AUTOMATION": "1",
                 "TF_INPUT": "0",
                 "TF_CLI_ARGS": "-no-color",
+                "TF_CLI_ARGS_init": "-backend=false",
+                "TF_CLI_ARGS_apply": "-auto-approve -parallelism=30",
+                "TF_CLI_ARGS_destroy": "-auto-approve -parallelism=30",
                 "CHECKPOINT_DISABLE": "1",
                 "AWS_EC2_METADATA_DISABLED": "true",
             },
@@ -54,11 +66,11 @@ class Terraform:
         )
         if done.returncode != 0:
             told = f"{done.stdout}\n{done.stderr}"[-8000:]
-            pytest.fail(f"terraform {' '.join(arguments)} in {self.folder}:\n{told}", pytrace=False)
+            pytest.fail(f"{' '.join(command)} in {self.folder}:\n{told}", pytrace=False)
         return done.stdout
 
     def init(self) -> None:
-        self("init", "-backend=false")
+        self("init")
 
     def outputs(self) -> dict[str, Any]:
         return {name: it["value"] for name, it in json.loads(self("output", "-json")).items()}
