@@ -99,15 +99,13 @@ class Account:
         clusters = ecs.describe_clusters(clusters=ecs.list_clusters()["clusterArns"])["clusters"]
         # API_DeleteCluster: it becomes INACTIVE, and may be found for a while.
         yield "clusters", [it["clusterName"] for it in clusters if it["status"] != "INACTIVE"]
-        keys = self.client("kms")
-        yield (
-            "keys",
-            [
-                it["KeyId"]
-                for it in keys.list_keys()["Keys"]
-                if keys.describe_key(KeyId=it["KeyId"])["KeyMetadata"]["KeyState"] == "Enabled"
-            ],
-        )
+        kms = self.client("kms")
+        # AWS's own, such as aws/ebs since the first encrypted volume: nobody can delete those.
+        aliases = kms.list_aliases()["Aliases"]
+        own = {it.get("TargetKeyId") for it in aliases if it["AliasName"].startswith("alias/aws/")}
+        keys = [it["KeyId"] for it in kms.list_keys()["Keys"] if it["KeyId"] not in own]
+        states = {it: kms.describe_key(KeyId=it)["KeyMetadata"]["KeyState"] for it in keys}
+        yield "keys", [it for it in keys if states[it] == "Enabled"]
 
 
 @contextmanager
