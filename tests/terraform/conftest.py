@@ -17,15 +17,18 @@ def terraform(environment: dict[str, str], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session", autouse=True)
 def applying(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    environment: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Future[Applied] | None]:
-    """Begins `terraform apply` where a test will want it: its minutes are mostly waiting."""
+    """Begins `terraform apply` where a test will want it: its minutes are mostly waiting. What is
+    missing for it on this machine is told to that test alone."""
     if not any("applied" in getattr(it, "fixturenames", ()) for it in request.session.items):
         yield None
         return
-    terraform: Terraform = request.getfixturevalue("terraform")
+    folder = tmp_path_factory.mktemp("applied")
     with ExitStack() as stack, ThreadPoolExecutor(1, thread_name_prefix="terraform") as thread:
-        yield thread.submit(apply, terraform, tmp_path_factory.mktemp("applied"), stack)
+        yield thread.submit(lambda: apply(find(environment, folder), folder, stack))
 
 
 @pytest.fixture(scope="session")
