@@ -15,6 +15,7 @@ from control_plane.autoscaler.window import Windows
 from control_plane.fleet.replica import Replica
 from infra.contracts.base import RevisionName
 from infra.contracts.explanation import KeepAliveStatus
+from infra.contracts.model_spec import ModelSpec, Scaling
 from infra.contracts.revision import ReplicaState, Revision
 from infra.schedule import Floor, floor_at
 
@@ -71,7 +72,7 @@ class Tracked:
     ) -> None:
         self.revision = revision
         self.name = revision.name
-        self.scaling = revision.spec.scaling
+        self.scaling = _attainable(revision.spec)
         self.target_concurrency = self.scaling.target_concurrency
         self.place = place  # decisions about several revisions are made in this order
         self.experience = experience
@@ -235,3 +236,11 @@ class Tracked:
         """Keeps a decision, which is another than the last one."""
         self.decided = record.decision.replicas
         self.records.append(record)
+
+
+def _attainable(spec: ModelSpec) -> Scaling:
+    """No replica carries more at once than it takes."""
+    most = spec.limits.max_concurrency
+    if spec.scaling.target_concurrency <= most:
+        return spec.scaling
+    return spec.scaling.model_copy(update={"target_concurrency": float(most)})

@@ -51,6 +51,17 @@ def test_a_poke_answers_the_node_within_the_same_instant():
     run(main())
 
 
+def test_replicas_that_take_one_request_at_a_time_are_as_many_as_requests():
+    async def main() -> None:
+        async with World() as world:
+            await world.deploy(scaling={"max": 3}, limits={"max_concurrency": 1})
+            for _ in range(3):
+                world.request(seconds=300)
+            await world.until(lambda: world.alive() == [READY] * 3)
+
+    run(main())
+
+
 def test_an_idle_model_reaches_zero_after_its_grace_and_not_before():
     async def main() -> None:
         async with World() as world:
