@@ -4,7 +4,6 @@ import asyncio
 import json
 import shutil
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -18,12 +17,10 @@ from infra.errors import (
     PlatformError,
     SourceUnavailable,
 )
-from infra.tether import tethered
+from infra.heard_program import run_heard
 
 PROGRAM: Final = (sys.executable, "-m", "snapshotter.main", "index", "--background")
 MOST_S: Final = 4 * 3600.0
-_LONGEST_LINE: Final = 64 << 10
-_LAST_WORDS: Final = 2000  # bytes
 _SETTINGS: Final = "PLATFORM_SNAPSHOTTER_"
 _PLAIN_HTTP: Final = f"{_SETTINGS}PLAIN_HTTP"
 _KINDS: Final[Mapping[str, type[PlatformError]]] = {
@@ -60,55 +57,29 @@ class IndexProgram:
             await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
 
     async def _run(self, image: str, on_progress: OnProgress) -> ImageIndexed:
+        outcome: ImageIndexed | IndexFailed | None = None
+
+        def hear(line: bytes) -> None:
+            nonlocal outcome
+            match index_line.validate_json(line):
+                case IndexProgress(fraction=fraction):
+                    on_progress(fraction)
+                case said:
+                    outcome = said
+
         await asyncio.to_thread(self._scratch.mkdir, parents=True, exist_ok=True)
-        process = await asyncio.create_subprocess_exec(
-            *tethered(*self._command, image),
-            stdin=DEVNULL,
-            stdout=PIPE,
-            stderr=PIPE,
-            limit=_LONGEST_LINE,
-            env={**self._environment, "TMPDIR": str(self._scratch)},
-        )
+        environment = {**self._environment, "TMPDIR": str(self._scratch)}
         try:
-            async with asyncio.TaskGroup() as both:
-                hearing = both.create_task(_hear(process, on_progress))
-                complaining = both.create_task(_last_words(process))
-            await process.wait()
-        except* ValueError as errors:
-            raise ImageUnavailable(f"the program that indexes: {errors.exceptions[0]}") from errors
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        match hearing.result():
+            end = await run_heard((*self._command, image), environment, hear)
+        except ValueError as error:
+            raise ImageUnavailable(f"the program that indexes: {error}") from error
+        match outcome:
             case ImageIndexed() as indexed:
                 return indexed
             case IndexFailed(code=code, detail=detail, hint=hint):
                 raise _KINDS.get(code, ImageUnavailable)(detail, hint=hint)
             case None:
-                why = complaining.result() or f"status {process.returncode}"
-                raise ImageUnavailable(f"the program that indexes ended: {why}")
-
-
-async def _hear(process: Process, on_progress: OnProgress) -> ImageIndexed | IndexFailed | None:
-    assert process.stdout is not None
-    outcome = None
-    while line := await process.stdout.readline():
-        match index_line.validate_json(line):
-            case IndexProgress(fraction=fraction):
-                on_progress(fraction)
-            case said:
-                outcome = said
-    return outcome
-
-
-async def _last_words(process: Process) -> str:
-    """The last line of what it complains of; all of it is read, so that it never waits for us."""
-    assert process.stderr is not None
-    said = b""
-    while data := await process.stderr.read(_LAST_WORDS):
-        said = (said + data)[-_LAST_WORDS:]
-    return (said.decode(errors="replace").strip().splitlines() or [""])[-1]
+                raise ImageUnavailable(f"the program that indexes ended: {end.why}")
 
 
 def _environment(inherited: Mapping[str, str], plain_http: frozenset[str]) -> dict[str, str]:

@@ -157,10 +157,10 @@ async def test_a_program_that_pulls_says_how_far_it_is_and_what_it_brought() -> 
     [
         (says(complains="error: no such tag\nhint: push it\n", exits=1), "no such tag"),
         (says(complains="Traceback\nKeyError: 'x'\n", exits=1), "KeyError"),
-        (says(exits=3), "exited 3"),
-        (says(exits=0), "exited 0"),
+        (says(exits=3), "status 3"),
+        (says(exits=0), "status 0"),
         (says("nonsense\n"), "JSON"),
-        (says({"kind": "pulled", **PULLED.model_dump(exclude={"kind"})}, exits=1), "exited 1"),
+        (says({"kind": "pulled", **PULLED.model_dump(exclude={"kind"})}, exits=1), "status 1"),
         (PullProgram(("/no/such/program",), {}), "No such file"),
     ],
 )
