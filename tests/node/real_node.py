@@ -76,10 +76,9 @@ class HttpFakeControlPlane:
     async def _report(self, request: Request) -> Response:
         report = NodeReport.model_validate_json(await request.body())
         try:
-            await self.fake.report(report)
+            return _json(await self.fake.report(report))
         except UnknownNode:
             return Response(status_code=404)
-        return Response(status_code=204)
 
 
 class _Server(uvicorn.Server):
