@@ -282,10 +282,14 @@ class Machines:
         try:
             node_id, was_stopped = await self._find(need, token)
         except PlatformError as error:
+            log.info("machine.refused", token=token, detail=error.detail, **error.facts)
             self._refuse(token, error)
-        except Exception as error:  # a provider's own failure must not leave the request pending
+        except Exception:  # a provider's own failure must not leave the request pending
             log.exception("machine.launch-failed", token=token)
-            self._refuse(token, NoCapacity(f"a machine could not be started: {error}"))
+            self._refuse(
+                token,
+                NoCapacity("a machine could not be started", hint="the platform's log says why"),
+            )
         else:
             self._found(token, node_id, was_stopped)
 

@@ -24,7 +24,7 @@ from infra.contracts.node import (
     ReplicaReport,
 )
 from infra.contracts.revision import ReplicaState, Revision
-from infra.errors import Conflict, Invalid, NotFound
+from infra.errors import Conflict, Invalid, NotFound, ShuttingDown
 from infra.loopback import is_loopback
 from infra.supervise import repeat
 
@@ -69,6 +69,7 @@ class NodeSessions:
         self._terms = terms
         self._polls: dict[NodeId, set[asyncio.Future[None]]] = {}
         self._looked_at: float | None = None
+        self._is_closed = False
         fleet.subscribe_desired(self._wake_polls)
         fleet.subscribe_nodes(self._node_changed)
 
@@ -94,9 +95,12 @@ class NodeSessions:
     async def desired(self, node_id: NodeId, after: int, wait_s: float) -> DesiredState:
         """The node's desired state, as soon as its version is not `after` or `wait_s` are over.
 
-        Raises NotFound for a node that is not registered (any more): it registers again.
+        Raises NotFound for a node that is not registered (any more): it registers again, and
+        ShuttingDown instead of waiting once closed.
         """
         if self._known(node_id).version == after and wait_s > 0:
+            if self._is_closed:
+                raise ShuttingDown("the platform is stopping")
             await self._until_changed(node_id, min(wait_s, LONGEST_WAIT_S))
             self._known(node_id)
         return self._fleet.desired_state(node_id)
@@ -142,7 +146,8 @@ class NodeSessions:
         return expired
 
     def close(self) -> None:
-        """Answers every poll now, so that nobody's connection outlives us."""
+        """Answers every poll now and refuses others, so that nobody's connection outlives us."""
+        self._is_closed = True
         for node_id in tuple(self._polls):
             self._wake_polls(node_id)
 

@@ -55,9 +55,8 @@ class Waiters:
             return None
         if not self._fleet.nodes() and now - plan.wanted_at < self._patience.node_wait_s:
             return None
-        plan.refused = f"{no_room.reason}; {refusal.error.detail}"
-        is_for_later = isinstance(refusal.error, NoCapacity | ProviderUnavailable)
-        kind = type(refusal.error) if is_for_later else NoCapacity
+        kind, why = _told(refusal.error)
+        plan.refused = f"{no_room.reason}; {why}"
         return kind(
             plan.refused,
             hint=refusal.error.hint or no_room.hint or SEE_NODES,
@@ -87,3 +86,11 @@ class Waiters:
             return
         for listener in self._listeners:
             listener(revision, error)
+
+
+def _told(error: PlatformError) -> tuple[type[PlatformError], str]:
+    """What tenants hear: a provider that refuses for good names accounts and roles, in our log."""
+    if isinstance(error, NoCapacity | ProviderUnavailable):
+        return type(error), error.detail
+    codes = [pool["code"] for pool in error.facts.get("tried", [error.facts]) if "code" in pool]
+    return NoCapacity, " ".join(["no machine can be started", *codes[-1:]])

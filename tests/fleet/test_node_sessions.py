@@ -10,7 +10,7 @@ from infra.contracts.base import ModelName, NodeId, ReplicaId, RevisionName
 from infra.contracts.node import ClockReading, LogLine, NodeRegistration, NodeReport
 from infra.contracts.revision import ReplicaState
 from infra.contracts.stage import Rung, Stage, StageTiming
-from infra.errors import Conflict, Invalid, NotFound
+from infra.errors import Conflict, Invalid, NotFound, ShuttingDown
 from tests.fleet.makers import CHAT, N1, a_registration
 from tests.fleet.test_replica import a_report
 from tests.fleet.world import World, run
@@ -321,5 +321,23 @@ def test_a_report_is_answered_with_our_clock():
         reading = world.sessions.report(a_node_report(), now=world.now())
 
         assert reading.wall == world.now()
+
+    run(main())
+
+
+def test_who_polls_as_the_platform_stops_is_answered_and_then_refused():
+    async def main() -> None:
+        world = World()
+        world.sessions.register(a_registration(), now=0)
+        version, began = world.fleet.desired_state(N1).version, world.now()
+        poll = asyncio.create_task(world.sessions.desired(N1, version, 60))
+        await asyncio.sleep(1)
+
+        world.sessions.close()
+
+        assert (await poll).version == version
+        assert world.now() - began < 60
+        with pytest.raises(ShuttingDown):
+            await world.sessions.desired(N1, version, 60)
 
     run(main())
