@@ -39,7 +39,7 @@ def watched_extension(loader, spec):
 preload.loading_code_of, ExtensionFileLoader.create_module = watched, watched_extension
 load()
 assert not waiting, f"has machine code, so it belongs into preload._WITH_CODE: {waiting}"
-unused = {"pynvml", "rich"} & set(sys.modules)
+unused = {"greenlet", "pynvml", "rich"} & set(sys.modules)
 assert not unused, f"imported for nobody: {unused}"
 import rich, structlog
 structlog.dev.ConsoleRenderer()

@@ -53,6 +53,7 @@ _WITH_TORCH = (
 )
 # What others would import because it is installed, and no replica uses.
 _UNUSED = (
+    "greenlet",  # structlog would know its threads; replicas have none
     "pynvml",  # the agent reads GPUs
     "rich",  # structlog would draw tracebacks with it; ours are plain
 )
