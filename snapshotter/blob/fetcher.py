@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from infra.errors import ShuttingDown, SourceUnavailable
-from snapshotter.blob.flight import Agenda, Flight, Priority, Target
+from snapshotter.blob.flight import Agenda, Flight, Priority, Target, stretches
 from snapshotter.blob.source import ChunkSource
 from snapshotter.blob.store import ChunkStore
 from snapshotter.index.chunk_table import Chunk
@@ -221,9 +221,13 @@ class Fetcher:
             self._give_up(run, error)
 
     def _travel(self, run: list[Flight], first_source: int) -> None:
-        """One round over the sources; what has not landed then fails."""
-        left = [flight for flight in run if not self._land_from_here(flight)]
-        target = run[0].target
+        """One round over the sources for what is not here: they give neighbours only."""
+        for stretch in stretches([it for it in run if not self._land_from_here(it)]):
+            self._travel_together(stretch, first_source)
+
+    def _travel_together(self, left: list[Flight], first_source: int) -> None:
+        """What has not landed in the end fails."""
+        target = left[0].target
         error: Exception = SourceUnavailable(f"{target.ref.digest} has no source")
         for number in range(len(target.sources)):
             if not left:
@@ -244,7 +248,7 @@ class Fetcher:
         self._give_up(left, error)
 
     def _count_at_origin(self, flights: Sequence[Flight], source: ChunkSource, change: int) -> None:
-        if flights and flights[0].target.is_origin(source):
+        if flights[0].target.is_origin(source):
             with self._condition:
                 for flight in flights:
                     flight.num_at_origin += change

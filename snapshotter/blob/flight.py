@@ -4,7 +4,7 @@ import heapq
 import time
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from itertools import count
+from itertools import count, groupby
 from threading import Event
 from typing import Final
 
@@ -74,6 +74,12 @@ class Flight:
 
 
 OnLand = Callable[[Flight], None]
+
+
+def stretches(run: Sequence[Flight]) -> list[list[Flight]]:
+    """The run, cut where one chunk is not the neighbour of the next."""
+    places = groupby(enumerate(run), lambda placed: placed[1].chunk.index - placed[0])
+    return [[flight for _, flight in stretch] for _, stretch in places]
 
 
 class Agenda:

@@ -168,6 +168,18 @@ def test_a_node_that_has_closed_a_blob_gives_what_it_has(make_node):
     assert 0 not in {index for run in origin.requests for index in run}
 
 
+def test_a_node_that_has_some_of_what_it_asks_for_takes_nobody_for_a_liar(make_node):
+    assert read_all(make_node("a").open(REF, ScriptedSource(DATA))) == DATA
+    second = make_node("b")
+    known, in_the_middle = raw_blob([DATA[REF.table[5].offset : REF.table[5].end]])
+    second.open(known, ScriptedSource(in_the_middle)).read(0, 1)
+    origin = ScriptedSource(DATA)
+
+    assert read_all(second.open(REF, origin), len(DATA)) == DATA
+    assert given(origin) == 0
+    assert second.fetcher.fetched_bytes["peer"] == len(DATA) - len(in_the_middle)
+
+
 class Liar(BaseHTTPRequestHandler):
     """Gives the right number of wrong bytes."""
 
