@@ -8,11 +8,13 @@ from typing import Any, Final, cast
 
 import httptools
 from uvicorn._types import ASGI3Application
+from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from infra.errors import Invalid
+from infra.outbox import HeldTransport, Outbox
 
 DEPARTURE = "firstlight.departure"
 PROBLEM_TYPE = "application/problem+json"
@@ -60,6 +62,7 @@ class BoundedHttp(HttpToolsProtocol):
     client that takes no byte for a minute is cut off; what follows a request that closes the
     connection is not answered; and requests sent ahead while one is answered are kept up to 64 KiB,
     without a pause in reading, so that a client that leaves is noticed whatever it sent before.
+    What is written goes through the outbox.
     """
 
     # uvicorn's own, declared again: where this class is compiled, what it declares is at hand.
@@ -69,6 +72,7 @@ class BoundedHttp(HttpToolsProtocol):
     flow: FlowControl
     server_state: ServerState
     timeout_keep_alive: int
+    held: HeldTransport  # what `transport` is
     cycle: RequestResponseCycle
     pipeline: deque[tuple[RequestResponseCycle, ASGI3Application]]
 
@@ -83,8 +87,19 @@ class BoundedHttp(HttpToolsProtocol):
     _framing_bytes = 0  # received since the last body byte or request: heads, sizes, trailers
     _early = b""
 
+    def __init__(
+        self,
+        outbox: Outbox,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+    ) -> None:
+        super().__init__(config, server_state, app_state)
+        self._outbox: Final = outbox
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self.held = self._outbox.hold(transport)
+        super().connection_made(cast(asyncio.Transport, self.held))
         self._expect(self.loop.time() + REQUEST_S)
 
     def connection_lost(self, exc: Exception | None) -> None:

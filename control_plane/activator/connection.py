@@ -6,8 +6,8 @@ from typing import Final, Protocol, cast
 
 import httptools
 
-from control_plane.activator.outbox import HeldTransport, Outbox
 from control_plane.activator.replica_client import Headers, Reader
+from infra.outbox import HeldTransport, Outbox
 
 MAX_HEAD_BYTES: Final = 64 << 10
 

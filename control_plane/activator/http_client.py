@@ -4,7 +4,6 @@ import asyncio
 from typing import Final
 
 from control_plane.activator.connection import Connection
-from control_plane.activator.outbox import Outbox
 from control_plane.activator.replica_client import (
     Reader,
     ReplicaGone,
@@ -14,6 +13,7 @@ from control_plane.activator.replica_client import (
 )
 from control_plane.fleet.replica import Endpoint
 from infra.contracts.base import ReplicaId
+from infra.outbox import Outbox
 from infra.supervise import TaskSet
 
 

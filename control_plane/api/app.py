@@ -11,7 +11,6 @@ from starlette.exceptions import HTTPException
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from control_plane.activator.outbox import Outbox
 from control_plane.api import problems
 from control_plane.api.auth import IDENTITY, KeyRing
 from control_plane.api.callers import Callers
@@ -41,6 +40,7 @@ from infra.errors import (
 )
 from infra.generation_requests import invalid
 from infra.metrics import Counter
+from infra.outbox import Outbox
 
 Scope = dict[str, Any]
 Message = MutableMapping[str, Any]

@@ -1,17 +1,16 @@
 """One client connection: hot requests are answered here, before there is an ASGI app."""
 
-import asyncio
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
-from control_plane.activator.outbox import HeldTransport, Outbox
 from control_plane.api.hot_request import Desk, HotRequest
 from control_plane.api.targets import target_of
 from infra.bounded_http import BoundedHttp
+from infra.outbox import Outbox
 
 
 class DateLine:
@@ -33,8 +32,6 @@ class HotHttp(BoundedHttp):
     uvicorn's for both, and requests to both may follow one another on a connection.
     """
 
-    held: HeldTransport  # what `transport` is
-
     def __init__(
         self,
         desk: Desk,
@@ -44,10 +41,9 @@ class HotHttp(BoundedHttp):
         server_state: ServerState,
         app_state: dict[str, Any],
     ) -> None:
-        super().__init__(config, server_state, app_state)
+        super().__init__(outbox, config, server_state, app_state)
         self._desk: Final = desk
         self._dated: Final = dated
-        self._outbox: Final = outbox
         self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self.is_stalled = False
@@ -59,10 +55,6 @@ class HotHttp(BoundedHttp):
         if dated.headers is not headers:
             dated.build(headers)
         return dated.lines
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self.held = self._outbox.hold(transport)
-        super().connection_made(cast(asyncio.Transport, self.held))
 
     # -- parser callbacks ----------------------------------------------------------------------
 

@@ -8,12 +8,12 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from control_plane.activator.call import Header, TokenCount
 from control_plane.activator.exchange import Exchange
-from control_plane.activator.outbox import HeldTransport
 from control_plane.api.intake import Body, length_of
 from control_plane.api.targets import Target
 from control_plane.tenancy.identity import Identity
 from infra.contracts.base import ModelName, RequestId, RevisionName
 from infra.errors import PlatformError
+from infra.outbox import HeldTransport
 
 LINGER_S: Final = 2.0
 SMALL_BYTES: Final = 64 << 10

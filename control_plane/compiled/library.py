@@ -25,7 +25,7 @@ HOT_MODULES = (
         for name in (
             *("activator", "admission", "answers", "balancer", "call", "cold_start", "connection"),
             *("ejection", "exchange", "flights", "http_client", "ledger", "line", "lines"),
-            *("meters", "outbox", "permits", "relay", "replica_client", "succession", "ticket"),
+            *("meters", "permits", "relay", "replica_client", "succession", "ticket"),
             *("ticket_queue", "waiting_room"),
         )
     ),
@@ -55,7 +55,7 @@ HOT_MODULES = (
         f"infra.{name}"
         for name in (
             *("agenda", "bounded_http", "clock", "generation_requests", "metrics"),
-            "redis_function",
+            *("outbox", "redis_function"),
         )
     ),
 )

@@ -9,6 +9,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from infra.bounded_http import BoundedHttp
+from infra.outbox import Outbox
 
 BACKLOG = 4096
 # Longer than our gateway keeps an idle connection, so that the end that may retry closes first.
@@ -20,6 +21,7 @@ class Listener:
 
     def __init__(self, app: Callable[..., Awaitable[None]], given: int | None = None) -> None:
         self._given = given
+        self._outbox = Outbox()
         self._state = ServerState()
         self._config = Config(
             app,
@@ -81,4 +83,4 @@ class Listener:
         return [one for one in self._state.connections if isinstance(one, BoundedHttp)]
 
     def _accept(self) -> BoundedHttp:
-        return BoundedHttp(self._config, self._state, {})
+        return BoundedHttp(self._outbox, self._config, self._state, {})

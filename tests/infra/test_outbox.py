@@ -1,6 +1,6 @@
 import asyncio
 
-from control_plane.activator.outbox import HeldTransport, Outbox
+from infra.outbox import HeldTransport, Outbox
 
 
 class Recorder(asyncio.Transport):
