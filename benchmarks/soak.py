@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.engine.tiny import LetterTokenizer, load_model, make_engine, write_model
+from tests.engine.tiny import LetterTokenizer, load_model, make_engine, outputs_of, write_model
 from worker.engine.async_engine import AsyncEngine
 from worker.engine.engine import Engine
 from worker.engine.request import GenerationRequest, SamplingParams
@@ -115,7 +115,7 @@ async def _one(engine: AsyncEngine, number: int, dice: random.Random) -> None:
         stop=dice.choice(((), tuple("aeiou"))),
     )
     leaves_after = dice.randrange(sampling.max_tokens) if dice.random() < CANCELLED else None
-    outputs = engine.generate(GenerationRequest(f"soak-{number}", prompt, sampling))
+    outputs = outputs_of(engine, GenerationRequest(f"soak-{number}", prompt, sampling))
     if leaves_after == 0:
         reading = asyncio.ensure_future(anext(outputs))
         await asyncio.sleep(0)

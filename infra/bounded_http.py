@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -17,6 +17,7 @@ from infra.errors import Invalid
 from infra.outbox import HeldTransport, Outbox
 
 DEPARTURE = "firstlight.departure"
+OUTLET = "firstlight.outlet"
 PROBLEM_TYPE = "application/problem+json"
 REQUEST_S: Final = 60.0
 STALL_S: Final = 60.0
@@ -54,6 +55,60 @@ class Departure:
             self._listener()
 
 
+class Pausable(Protocol):
+    """Who writes an answer bit by bit."""
+
+    def pause(self) -> None:
+        """The client takes no more for now."""
+        ...
+
+    def resume(self) -> None:
+        """It does again."""
+        ...
+
+
+class Outlet:
+    """Writes parts of an answer past ASGI's `send`, which for one token costs more than its text.
+
+    `scope["extensions"][OUTLET]` of every request under BoundedHttp.
+    """
+
+    __slots__ = ("_cycle", "_transport", "_writer")
+
+    def __init__(self, cycle: RequestResponseCycle, transport: HeldTransport) -> None:
+        self._cycle: Final = cycle
+        self._transport: Final = transport
+        self._writer: Pausable | None = None
+
+    def listen(self, writer: Pausable) -> None:
+        """From here on it is told of pauses, of one that has begun at once."""
+        self._writer = writer
+        if self._cycle.flow.write_paused:
+            writer.pause()
+
+    def write(self, part: bytes) -> None:
+        """A part, not empty, between a head without a length and the last part, which are sent.
+
+        Never waits: what is written in spite of a pause is kept in memory.
+        """
+        if not self._cycle.disconnected:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+
+    def ignore(self) -> None:
+        """Nobody is told any more."""
+        self._writer = None
+
+    def pause(self) -> None:
+        """The connection is full."""
+        if self._writer is not None:
+            self._writer.pause()
+
+    def resume(self) -> None:
+        """It has room again."""
+        if self._writer is not None:
+            self._writer.resume()
+
+
 class BoundedHttp(HttpToolsProtocol):
     """One connection.
 
@@ -83,6 +138,7 @@ class BoundedHttp(HttpToolsProtocol):
     _stall: asyncio.TimerHandle | None = None
     _answering: RequestResponseCycle | None = None
     _departure: Departure
+    _outlet: Outlet | None = None
     _is_in_head = True
     _framing_bytes = 0  # received since the last body byte or request: heads, sizes, trailers
     _early = b""
@@ -223,12 +279,16 @@ class BoundedHttp(HttpToolsProtocol):
         if self.transport.is_closing():
             return  # the one before it was the last one (RFC 9112, section 9.6)
         self._answering, self._departure = cycle, Departure()
-        cast(dict[str, Any], cycle.scope)["extensions"] = {DEPARTURE: self._departure}
+        self._outlet = outlet = Outlet(cycle, self.held)
+        extensions = {DEPARTURE: self._departure, OUTLET: outlet}
+        cast(dict[str, Any], cycle.scope)["extensions"] = extensions
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """uvicorn's, with one timer a connection instead of one a request."""
         self.server_state.total_requests += 1
+        if self._outlet is not None:
+            self._outlet.ignore()  # an idle connection keeps no answer in memory
         if self.transport.is_closing():
             self._watch_for_stall()  # closing waits for what is still to be written
             return
@@ -258,12 +318,16 @@ class BoundedHttp(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._watch_for_stall()
+        if self._outlet is not None:
+            self._outlet.pause()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._stall is not None and not self.transport.is_closing():
             self._stall.cancel()
             self._stall = None
+        if self._outlet is not None:
+            self._outlet.resume()
 
     def timeout_keep_alive_handler(self) -> None:
         self._watch_for_stall()

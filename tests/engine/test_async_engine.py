@@ -14,7 +14,7 @@ from infra.errors import (
     ReplicaFailed,
     ShuttingDown,
 )
-from tests.engine.tiny import LetterTokenizer, greedy_alone, make_engine, request
+from tests.engine.tiny import Heard, LetterTokenizer, greedy_alone, make_engine, outputs_of, request
 from worker.engine.async_engine import AsyncEngine
 from worker.engine.choice import Choice
 from worker.engine.event import Ending, Event, Failure, NewToken
@@ -117,11 +117,11 @@ async def engine(counting: Counting) -> AsyncIterator[AsyncEngine]:
 
 
 async def _outputs(engine: AsyncEngine, asked: GenerationRequest) -> list[Output]:
-    return [output async for output in engine.generate(asked)]
+    return [output async for output in outputs_of(engine, asked)]
 
 
 async def text_of(engine: AsyncEngine, asked: GenerationRequest) -> str:
-    return "".join([output.text async for output in engine.generate(asked)])
+    return "".join([output.text async for output in outputs_of(engine, asked)])
 
 
 async def test_outputs_arrive_in_order_until_the_last(engine: AsyncEngine) -> None:
@@ -143,11 +143,9 @@ async def test_an_idle_engine_takes_no_steps(engine: AsyncEngine, counting: Coun
     assert counting.steps == 2
 
 
-async def test_closing_the_iterator_aborts_within_a_step(
-    engine: AsyncEngine, counting: Counting
-) -> None:
+async def test_an_abort_ends_it_within_a_step(engine: AsyncEngine, counting: Counting) -> None:
     counting.pace = threading.Semaphore(1)
-    outputs = engine.generate(request("a", [1], 50))
+    outputs = outputs_of(engine, request("a", [1], 50))
     assert (await anext(outputs)).text == "1 "
     await outputs.aclose()
     counting.pace.release(1)  # the step that was under way
@@ -210,7 +208,7 @@ async def test_a_stop_string_in_the_last_token_is_no_abort(
 async def test_a_loop_that_is_busy_holds_no_step_up(
     engine: AsyncEngine, counting: Counting
 ) -> None:
-    outputs = engine.generate(request("a", [1], 40))
+    outputs = outputs_of(engine, request("a", [1], 40))
     assert (await anext(outputs)).text == "1 "
     assert counting.finished.wait(10)  # blocks the loop: nothing is delivered
     assert counting.steps == 40
@@ -221,7 +219,7 @@ async def test_gauges_know_of_an_abort_that_left_nothing_to_do(
     engine: AsyncEngine, counting: Counting
 ) -> None:
     counting.pace = threading.Semaphore(1)
-    outputs = engine.generate(request("a", [1], 50))
+    outputs = outputs_of(engine, request("a", [1], 50))
     await anext(outputs)
     assert engine.stats.running == 1
     await outputs.aclose()
@@ -230,17 +228,34 @@ async def test_gauges_know_of_an_abort_that_left_nothing_to_do(
     assert engine.stats.running == 0
 
 
-async def test_an_iterator_that_is_never_begun_submits_nothing(
+async def test_a_fault_of_one_listener_ends_its_request_alone(
     engine: AsyncEngine, counting: Counting
 ) -> None:
-    await engine.generate(request("a", [1], 3)).aclose()
-    await text_of(engine, request("b", [1], 1))
-    assert "a" not in counting.made
+    class Faulty(Heard):
+        def hear(self, output: Output) -> None:
+            raise ZeroDivisionError
+
+    faulty = Faulty()
+    counting.pace = threading.Semaphore(1)
+    await engine.generate(request("a", [1], 50), faulty)
+    assert isinstance(await faulty.news.get(), ZeroDivisionError)
+    counting.pace.release(10)
+    assert await text_of(engine, request("b", [1], 3)) == "1 2 3 "
+    assert counting.aborted == ["a"] and faulty.news.empty()
 
 
-async def test_what_can_never_run_is_refused_before_iterating(engine: AsyncEngine) -> None:
+async def test_nothing_is_heard_of_what_was_aborted(engine: AsyncEngine) -> None:
+    heard = Heard()
+    await engine.generate(request("a", [1], 3), heard)
+    engine.abort("a")
+    engine.abort("a")
+    await text_of(engine, request("b", [1], 3))
+    assert heard.news.empty()
+
+
+async def test_what_can_never_run_is_refused_at_once(engine: AsyncEngine) -> None:
     with pytest.raises(ContextLengthExceeded):
-        engine.generate(request("a", [1] * 60, 5))
+        await engine.generate(request("a", [1] * 60, 5), Heard())
 
 
 async def test_a_requests_own_error_ends_it_alone(engine: AsyncEngine, counting: Counting) -> None:
@@ -254,10 +269,10 @@ async def test_a_requests_own_error_ends_it_alone(engine: AsyncEngine, counting:
 
 async def test_an_id_that_is_in_flight_is_refused(engine: AsyncEngine, counting: Counting) -> None:
     counting.pace = threading.Semaphore(1)
-    first = engine.generate(request("a", [1], 3))
+    first = outputs_of(engine, request("a", [1], 3))
     await anext(first)
     with pytest.raises(ValueError, match="in flight"):
-        await anext(engine.generate(request("a", [1], 3)))
+        await anext(outputs_of(engine, request("a", [1], 3)))
     counting.pace.release(10)
     assert [output.text async for output in first] == ["2 ", "3 "]
 
@@ -267,14 +282,14 @@ async def test_a_dead_engine_fails_all_and_says_so_once(counting: Counting) -> N
     engine = AsyncEngine(counting, Numbers(), failures.append)
     counting.pace = threading.Semaphore(1)
     engine.start()
-    outputs = engine.generate(request("a", [1], 3))
+    outputs = outputs_of(engine, request("a", [1], 3))
     await anext(outputs)
     counting.error = RuntimeError("out of memory")
     counting.pace.release(5)
     with pytest.raises(ReplicaFailed, match="out of memory"):
         await anext(outputs)
     with pytest.raises(ReplicaFailed):
-        engine.generate(request("b", [1], 3))
+        await engine.generate(request("b", [1], 3), Heard())
     assert failures == [counting.error]
     await engine.close()
 
@@ -283,7 +298,7 @@ async def test_closing_ends_what_runs_and_refuses_what_comes(counting: Counting)
     engine = AsyncEngine(counting, Numbers())
     counting.pace = threading.Semaphore(1)
     engine.start()
-    outputs = engine.generate(request("a", [1], 50))
+    outputs = outputs_of(engine, request("a", [1], 50))
     await anext(outputs)
     closing = asyncio.ensure_future(engine.close())
     await asyncio.sleep(0)
@@ -292,7 +307,7 @@ async def test_closing_ends_what_runs_and_refuses_what_comes(counting: Counting)
     with pytest.raises(ShuttingDown):
         await anext(outputs)
     with pytest.raises(ShuttingDown):
-        engine.generate(request("b", [1], 1))
+        await engine.generate(request("b", [1], 1), Heard())
     await engine.close()
 
 
@@ -303,7 +318,7 @@ async def test_a_guide_that_does_not_compile_ends_its_request_before_the_engine_
     running = AsyncEngine(engine, Numbers())
     running.start()
     with pytest.raises(Invalid, match="no guide"):
-        async for _ in running.generate(request("r", [1], 3, guide=Guide("regex", "["))):
+        async for _ in outputs_of(running, request("r", [1], 3, guide=Guide("regex", "["))):
             pass
     await running.close()
     assert not engine.made
@@ -321,7 +336,7 @@ async def test_what_stop_strings_and_cancels_leave_behind_is_nothing(
     running.start()
 
     async def leave(name: str) -> None:
-        outputs = running.generate(request(name, prompt, 500))
+        outputs = outputs_of(running, request(name, prompt, 500))
         await anext(outputs)
         await outputs.aclose()
 

@@ -6,13 +6,13 @@ import pytest
 
 from infra.errors import ContextLengthExceeded, ReplicaFailed, ShuttingDown
 from infra.virtual_time import run_virtual
-from tests.engine.tiny import request
+from tests.engine.tiny import Heard, outputs_of, request
 from worker.engine.fake import FakeEngine, Script
 from worker.engine.request import GenerationRequest
 
 
 async def collect(engine: FakeEngine, asked: GenerationRequest) -> list[tuple[str, str | None]]:
-    return [(output.text, output.finish_reason) async for output in engine.generate(asked)]
+    return [(output.text, output.finish_reason) async for output in outputs_of(engine, asked)]
 
 
 def test_it_plays_its_script_in_time() -> None:
@@ -37,7 +37,7 @@ def test_scripts_may_depend_on_the_request_and_fail() -> None:
 
     async def scene() -> None:
         engine = FakeEngine(script)
-        outputs = engine.generate(request("r", [1]))
+        outputs = outputs_of(engine, request("r", [1]))
         assert (await anext(outputs)).finish_reason is None
         with pytest.raises(ReplicaFailed, match="r"):
             await anext(outputs)
@@ -49,7 +49,7 @@ def test_scripts_may_depend_on_the_request_and_fail() -> None:
 def test_leaving_early_is_an_abort() -> None:
     async def scene() -> None:
         engine = FakeEngine()
-        outputs = engine.generate(request("r", [1]))
+        outputs = outputs_of(engine, request("r", [1]))
         await anext(outputs)
         await outputs.aclose()
         assert engine.aborted == ["r"] and engine.running == set()
@@ -61,17 +61,17 @@ def test_it_refuses_as_the_real_one_does() -> None:
     async def scene() -> None:
         engine = FakeEngine(context_tokens=8)
         with pytest.raises(ContextLengthExceeded):
-            engine.generate(request("r", [1] * 8, 1))
+            await engine.generate(request("r", [1] * 8, 1), Heard())
         await engine.close()
         with pytest.raises(ShuttingDown):
-            engine.generate(request("r", [1], 1))
+            await engine.generate(request("r", [1], 1), Heard())
 
     run_virtual(scene())
 
 
 def test_logprobs_are_made_up_where_they_are_asked_for() -> None:
     async def scene() -> None:
-        outputs = FakeEngine().generate(request("r", [1], 1, logprobs=3))
+        outputs = outputs_of(FakeEngine(), request("r", [1], 1, logprobs=3))
         output = await anext(outputs)
         assert output.logprobs[0].text == output.text
         assert len(output.logprobs[0].top) == 3

@@ -1,11 +1,12 @@
 """A small random Llama as a Hugging Face folder, and what tests need to drive it."""
 
+import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -15,7 +16,7 @@ from infra.errors import PlatformError
 from worker.engine.completion import Completion, Tokenizer
 from worker.engine.engine import Engine
 from worker.engine.event import Event, NewToken
-from worker.engine.request import GenerationRequest, Output, SamplingParams
+from worker.engine.request import GenerationRequest, Listener, Output, SamplingParams
 from worker.kernels.port import Span
 from worker.models.causal_model import CausalModel
 from worker.models.config import read_config
@@ -233,3 +234,37 @@ def run(
         engine.check_integrity()
         steps += 1
     return collected
+
+
+class Generates(Protocol):
+    async def generate(self, request: GenerationRequest, listener: Listener) -> None: ...
+    def abort(self, request_id: str) -> None: ...
+
+
+class Heard:
+    """Keeps what is told of a request for who reads it later."""
+
+    def __init__(self) -> None:
+        self.news: asyncio.Queue[Output | Exception] = asyncio.Queue()
+
+    def hear(self, output: Output) -> None:
+        self.news.put_nowait(output)
+
+    def fail(self, error: Exception) -> None:
+        self.news.put_nowait(error)
+
+
+async def outputs_of(engine: Generates, request: GenerationRequest) -> AsyncGenerator[Output, None]:
+    """What is heard of the request, as it comes; closing it aborts what still runs."""
+    heard = Heard()
+    await engine.generate(request, heard)
+    try:
+        while True:
+            news = await heard.news.get()
+            if isinstance(news, Exception):
+                raise news
+            yield news
+            if news.is_last:
+                return
+    finally:
+        engine.abort(request.request_id)

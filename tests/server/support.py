@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import uvloop
 
+from infra.bounded_http import OUTLET, Pausable
 from infra.virtual_time import LoopClock
 from worker.engine.fake import FakeEngine, Script
 from worker.server.app import ReplicaServer
@@ -37,7 +38,8 @@ def make_server(
 
 
 def engine_saying(*pieces: str, **script: Any) -> FakeEngine:
-    return FakeEngine(Script(pieces=pieces, **script))
+    """A millisecond apart unless told otherwise, as steps are: what comes at once is one event."""
+    return FakeEngine(Script(pieces=pieces, **{"delay_s": 0.001, **script}))
 
 
 @dataclass
@@ -65,6 +67,25 @@ class Reply:
         return [one if one == "[DONE]" else orjson.loads(one) for one in data]
 
 
+class Reading(asyncio.Event):
+    """Whether a client reads, of which a writer is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writer: Pausable | None = None
+        super().set()
+
+    def set(self) -> None:
+        super().set()
+        if self.writer is not None:
+            self.writer.resume()
+
+    def clear(self) -> None:
+        super().clear()
+        if self.writer is not None:
+            self.writer.pause()
+
+
 @dataclass
 class Client:
     """One ASGI request; the test may leave, or stop reading, whenever it likes."""
@@ -75,11 +96,8 @@ class Client:
     headers: list[tuple[bytes, bytes]] = field(default_factory=lambda: [AUTHORIZATION])
     reply: Reply = field(default_factory=Reply)
     has_left: asyncio.Event = field(default_factory=asyncio.Event)
-    is_reading: asyncio.Event = field(default_factory=asyncio.Event)
+    is_reading: Reading = field(default_factory=Reading)
     _is_sent: bool = False
-
-    def __post_init__(self) -> None:
-        self.is_reading.set()
 
     async def run(self, server: ReplicaServer) -> Reply:
         scope = {
@@ -87,9 +105,20 @@ class Client:
             "method": self.method,
             "path": self.path,
             "headers": self.headers,
+            "extensions": {OUTLET: self},
         }
         await server.routes(scope, self._receive, self._send)
         return self.reply
+
+    def listen(self, writer: Pausable) -> None:
+        """See infra.bounded_http.Outlet."""
+        self.is_reading.writer = writer
+        if not self.is_reading.is_set():
+            writer.pause()
+
+    def write(self, part: bytes) -> None:
+        """See infra.bounded_http.Outlet."""
+        self.reply.writes.append((asyncio.get_running_loop().time(), part))
 
     async def _receive(self) -> MutableMapping[str, Any]:
         if not self._is_sent:

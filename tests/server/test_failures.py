@@ -32,7 +32,7 @@ def test_an_error_before_the_first_token_keeps_its_status() -> None:
 
 
 def test_an_error_after_the_head_is_an_event_and_an_orderly_end() -> None:
-    engine = FakeEngine(Script(pieces=("a", "b"), error=ReplicaFailed("the engine died")))
+    engine = FakeEngine(Script(("a", "b"), delay_s=1, error=ReplicaFailed("the engine died")))
 
     reply = run_virtual(post(make_server(engine), CHAT, chat_body(stream=True)))
 

@@ -1,12 +1,13 @@
 import asyncio
-from collections.abc import AsyncGenerator
+import itertools
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.virtual_time import run_virtual
-from worker.engine.request import Output, TokenLogprob
-from worker.server.generation import Generation, merged
+from worker.engine.fake import FakeEngine
+from worker.engine.request import GenerationRequest, Listener, Output, SamplingParams, TokenLogprob
+from worker.server.generation import Batch, Generation, merged
 
 SPACIOUS = 1 << 30
 
@@ -29,31 +30,54 @@ def test_merged_outputs_lose_nothing() -> None:
 delays = st.lists(st.integers(0, 3), min_size=1, max_size=8)
 
 
-@settings(deadline=None, max_examples=100)
-@given(choices=st.lists(delays, min_size=1, max_size=4), reading=delays)
-def test_however_outputs_and_reads_interleave_every_choice_comes_whole(
-    choices: list[list[int]], reading: list[int]
-) -> None:
-    async def stream(pauses: list[int]) -> AsyncGenerator[Output, None]:
+class Pacing(FakeEngine):
+    """Choice r-2 has as many outputs as the third list has pauses, and those before them."""
+
+    def __init__(self, choices: list[list[int]]) -> None:
+        super().__init__()
+        self._choices = choices
+
+    async def _play(self, request: GenerationRequest, listener: Listener) -> None:
+        pauses = self._choices[int(request.request_id.removeprefix("r-"))]
         for position, pause in enumerate(pauses):
             await asyncio.sleep(pause)
-            yield output(str(position), is_last=position == len(pauses) - 1)
+            listener.hear(output(str(position), is_last=position == len(pauses) - 1))
+
+
+@settings(deadline=None, max_examples=100)
+@given(choices=st.lists(delays, min_size=1, max_size=4), reading=delays)
+def test_however_outputs_and_pauses_interleave_every_choice_comes_whole(
+    choices: list[list[int]], reading: list[int]
+) -> None:
+    requests = [
+        GenerationRequest(f"r-{index}", (1,), SamplingParams(max_tokens=9))
+        for index in range(len(choices))
+    ]
+
+    async def read(generation: Generation) -> None:
+        for seconds in itertools.cycle(reading):
+            generation.pause()
+            await asyncio.sleep(seconds)
+            generation.resume()
+            await asyncio.sleep(1)
 
     async def story() -> None:
         texts = [""] * len(choices)
         finished: list[int] = []
-        looks = 0
-        streams = [stream(pauses) for pauses in choices]
-        async with Generation(streams, most_pending_bytes=SPACIOUS) as generation:
-            while batch := await generation.next_batch():
-                for index, one in batch:
-                    assert index not in finished
-                    texts[index] += one.text
-                    finished += [index] if one.is_last else []
-                await asyncio.sleep(reading[looks % len(reading)])
-                looks += 1
-            assert generation.is_finished
-            assert generation.usage.completion_tokens == sum(map(len, choices))
+
+        def take(batch: Batch) -> None:
+            for index, one in batch:
+                assert index not in finished
+                texts[index] += one.text
+                finished.extend([index] if one.is_last else [])
+
+        generation = Generation(Pacing(choices), requests, most_pending_bytes=SPACIOUS)
+        pausing = asyncio.create_task(read(generation))
+        async with generation:
+            await generation.begun()
+            take(await generation.pour(take))
+        pausing.cancel()
+        assert generation.usage.completion_tokens == sum(map(len, choices))
         assert texts == ["".join(map(str, range(len(pauses)))) for pauses in choices]
         assert sorted(finished) == list(range(len(choices)))
 

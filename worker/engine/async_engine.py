@@ -3,7 +3,7 @@
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from worker.engine.request import (
     EmbeddingRequest,
     GenerationRequest,
     Guide,
-    Output,
+    Listener,
     Request,
 )
 from worker.engine.stats import EngineStats
@@ -78,11 +78,11 @@ _Command = _Submit | _Embed | _Abort | _Stop
 class AsyncEngine:
     """Owns the engine's thread. All methods belong to the event loop that called `start`.
 
-    A step's events reach the loop with one wake-up, and become outputs where these are read: the
-    thread spells no text, looks for no stop strings and waits for nobody.
+    A step's events reach the loop with one wake-up, and become outputs there, each told at once:
+    the thread spells no text, looks for no stop strings and waits for nobody.
 
-    `on_failure` fires once, on the loop, when the thread dies of an error; from then on every
-    `generate`, running or new, raises ReplicaFailed.
+    `on_failure` fires once, on the loop, when the thread dies of an error; whatever ran fails with
+    ReplicaFailed then, and from then on `generate` raises it.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class AsyncEngine:
         self._engine = engine
         self._tokenizer = tokenizer
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._streams: dict[str, asyncio.Queue[Event]] = {}
+        self._hearers: dict[str, Callable[[Event], None]] = {}
         self._stats = engine.stats()
         self._ended: Callable[[], PlatformError] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -126,7 +126,7 @@ class AsyncEngine:
     async def close(self) -> None:
         """Stops after the current step and gives the KV cache back. May be repeated.
 
-        What still runs raises ShuttingDown.
+        What still runs fails with ShuttingDown.
         """
         self._end(partial(ShuttingDown, "the replica is stopping"))
         self._inbox.put(_Stop())
@@ -135,70 +135,51 @@ class AsyncEngine:
             await asyncio.to_thread(self._thread.join)
         self._engine.close()
 
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
-        """Yields the request's outputs, one a token, until the last.
+    async def generate(self, request: GenerationRequest, listener: Listener) -> None:
+        """Begins it; the listener hears every token until the last, or the error that ended it.
 
-        Raises ContextLengthExceeded at once for a request that can never run; while iterating, the
-        error that ended the request, which may be that its guide does not compile. Closing or
-        cancelling the iterator aborts it within a step, as a stop string does.
+        Raises ContextLengthExceeded for a request that can never run, and Invalid where its guide
+        does not compile.
         """
+        self._refuse(request)
+        matcher = await self._compiled(request.sampling.guide)
         if self._ended is not None:
             raise self._ended()
-        self._engine.check(request)
-        return self._stream(request)
+        completion = Completion(request, self._tokenizer)
+        hear = partial(self._hear, completion, listener)
+        self._enter(request.request_id, _Submit(request, matcher), hear)
 
     async def embed(self, request: EmbeddingRequest) -> Embedding:
-        """The prompt's vector. Raises as `generate` and its iterator do; cancelling aborts it."""
-        if self._ended is not None:
-            raise self._ended()
-        self._engine.check(request)
-        events = self._enter(request.request_id, _Embed(request))
-        is_running = True  # as far as the engine knows
+        """The prompt's vector. Raises as `generate` does or what ended it; cancelling aborts it."""
+        self._refuse(request)
+        told: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        self._enter(request.request_id, _Embed(request), partial(self._tell, told))
         try:
-            event = await events.get()
-            is_running = False
+            event = await told
         finally:
-            self._leave(request.request_id, is_running=is_running)
+            self.abort(request.request_id)
         if isinstance(event, Failure):
             raise event.error
         assert isinstance(event, Embedded), "nothing else is told of it"
         return event.embedding
 
-    async def _stream(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
-        matcher = await self._compiled(request.sampling.guide)
+    def abort(self, request_id: str) -> None:
+        """Ends it within a step, if it runs; nothing is heard of it any more."""
+        if self._hearers.pop(request_id, None) is not None:
+            self._inbox.put(_Abort(request_id))
+
+    def _refuse(self, request: Request) -> None:
         if self._ended is not None:
             raise self._ended()
-        completion = Completion(request, self._tokenizer)
-        events = self._enter(request.request_id, _Submit(request, matcher))
-        is_running = True  # as far as the engine knows
-        try:
-            while True:
-                event = await events.get()
-                is_running = not event.is_last
-                output = completion.take(event)
-                if output is None:
-                    continue
-                if output.is_last and is_running:
-                    self._inbox.put(_Abort(request.request_id))
-                    is_running = False
-                yield output
-                if output.is_last:
-                    return
-        finally:
-            self._leave(request.request_id, is_running=is_running)
+        self._engine.check(request)
 
-    def _enter(self, request_id: str, command: _Submit | _Embed) -> asyncio.Queue[Event]:
-        """Sends the request on its way; what will be told of it."""
-        if request_id in self._streams:
+    def _enter(
+        self, request_id: str, command: _Submit | _Embed, hear: Callable[[Event], None]
+    ) -> None:
+        if request_id in self._hearers:
             raise ValueError(f"request id {request_id!r} is in flight already")
-        events = self._streams[request_id] = asyncio.Queue()
+        self._hearers[request_id] = hear
         self._inbox.put(command)
-        return events
-
-    def _leave(self, request_id: str, *, is_running: bool) -> None:
-        del self._streams[request_id]
-        if is_running:
-            self._inbox.put(_Abort(request_id))
 
     async def _compiled(self, guide: Guide | None) -> Matcher | None:
         if guide is None or self._ended is not None:
@@ -252,9 +233,35 @@ class AsyncEngine:
 
     def _deliver(self, events: Sequence[Event], stats: EngineStats) -> None:
         self._stats = stats
+        hearers = self._hearers
         for event in events:
-            if (stream := self._streams.get(event.request_id)) is not None:
-                stream.put_nowait(event)
+            if (hear := hearers.get(event.request_id)) is not None:
+                hear(event)
+
+    def _hear(self, completion: Completion, listener: Listener, event: Event) -> None:
+        """A fault in one answer ends that answer only."""
+        try:
+            output = completion.take(event)
+            if output is None:
+                return
+            if output.finish_reason is not None:
+                self._leave(event)
+            listener.hear(output)
+        except Exception as error:
+            self._leave(event)
+            listener.fail(error)
+
+    def _tell(self, told: asyncio.Future[Event], event: Event) -> None:
+        self._leave(event)
+        if not told.done():  # who waited was cancelled
+            told.set_result(event)
+
+    def _leave(self, event: Event) -> None:
+        """Its request ends here, of which the engine knows if it said so."""
+        if event.is_last:
+            self._hearers.pop(event.request_id, None)
+        else:
+            self.abort(event.request_id)
 
     def _fail(self, error: BaseException) -> None:
         detail = f"the engine died: {type(error).__name__}: {error}"
@@ -265,5 +272,5 @@ class AsyncEngine:
     def _end(self, error: Callable[[], PlatformError]) -> None:
         if self._ended is None:
             self._ended = error
-        for request_id, stream in self._streams.items():
-            stream.put_nowait(Failure(request_id, error()))
+        for request_id, hear in tuple(self._hearers.items()):
+            hear(Failure(request_id, error()))

@@ -3,15 +3,17 @@
 import asyncio
 import math
 from array import array
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from infra.errors import PlatformError, ShuttingDown
+from infra.supervise import TaskSet
 from worker.engine.request import (
     Embedding,
     EmbeddingRequest,
     FinishReason,
     GenerationRequest,
+    Listener,
     Output,
     Request,
     TokenLogprob,
@@ -54,6 +56,8 @@ class FakeEngine:
     running: set[str] = field(default_factory=set)
     stats: EngineStats = field(default_factory=EngineStats)
     _ended: PlatformError | None = None
+    _playing: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _tasks: TaskSet = field(default_factory=TaskSet)
 
     def start(self) -> None:
         """Nothing to start."""
@@ -63,15 +67,25 @@ class FakeEngine:
         self._ended = ShuttingDown("the replica is stopping")
 
     def fail(self, error: PlatformError) -> None:
-        """As if the engine's thread had died: running streams raise at their next token."""
+        """As if the engine's thread had died: what runs fails at its next token."""
         self._ended = error
         if self.on_failure is not None:
             self.on_failure(error)
 
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
+    async def generate(self, request: GenerationRequest, listener: Listener) -> None:
         """As AsyncEngine.generate."""
         self._check(request)
-        return self._play(request)
+        self.submitted.append(request)
+        self.running.add(request.request_id)
+        self._count(prompt_tokens=len(request.prompt_token_ids))
+        playing = self._play(request, listener)
+        self._playing[request.request_id] = self._tasks.start(playing, name="script")
+
+    def abort(self, request_id: str) -> None:
+        """As AsyncEngine.abort."""
+        if (playing := self._playing.pop(request_id, None)) is not None:
+            playing.cancel()
+            self._leave(request_id, is_finished=False)
 
     async def embed(self, request: EmbeddingRequest) -> Embedding:
         """As AsyncEngine.embed."""
@@ -86,7 +100,7 @@ class FakeEngine:
                 raise self._ended
             is_finished = True
         finally:
-            self._leave(request, is_finished=is_finished)
+            self._leave(request.request_id, is_finished=is_finished)
         counts = [0] * self.embedding_size
         for token_id in request.prompt_token_ids:
             counts[token_id % self.embedding_size] += 1
@@ -97,42 +111,50 @@ class FakeEngine:
             raise self._ended
         refuse_too_long(request, context_tokens=self.context_tokens, kv_tokens=self.context_tokens)
 
-    async def _play(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
-        self.submitted.append(request)
-        self.running.add(request.request_id)
-        self._count(prompt_tokens=len(request.prompt_token_ids))
-        is_finished = False
+    async def _play(self, request: GenerationRequest, listener: Listener) -> None:
         try:
             script = self.script if isinstance(self.script, Script) else self.script(request)
-            pieces = script.pieces[: request.sampling.max_tokens]
-            is_cut = len(pieces) < len(script.pieces)
-            for index, piece in enumerate(pieces):
-                await asyncio.sleep(script.delay_s if index else script.first_delay_s)
+            for output in self._outputs(request, script):
+                is_first = output.token_ids == (0,)
+                await asyncio.sleep(script.first_delay_s if is_first else script.delay_s)
                 if self._ended is not None:
                     raise self._ended
-                is_finished = index == len(pieces) - 1 and script.error is None
-                reason: FinishReason = "length" if is_cut else script.finish_reason
                 self._count(generated_tokens=1)
-                yield Output(
-                    request_id=request.request_id,
-                    text=piece,
-                    token_ids=(index,),
-                    logprobs=_logprobs(index, piece, request.sampling.logprobs),
-                    finish_reason=reason if is_finished else None,
-                    prompt_logprobs=() if index else _prompt_logprobs(request),
-                    cached_tokens=0 if index else script.cached_tokens,
-                )
+                if output.is_last:
+                    self._end(request.request_id)
+                listener.hear(output)
             if script.error is not None:
-                is_finished = True
                 raise script.error
-        finally:
-            self._leave(request, is_finished=is_finished)
+        except Exception as error:
+            self._end(request.request_id)
+            listener.fail(error)
 
-    def _leave(self, request: Request, *, is_finished: bool) -> None:
-        self.running.discard(request.request_id)
+    def _outputs(self, request: GenerationRequest, script: Script) -> Iterator[Output]:
+        pieces = script.pieces[: request.sampling.max_tokens]
+        reason: FinishReason = script.finish_reason
+        if len(pieces) < len(script.pieces):
+            reason = "length"
+        for index, piece in enumerate(pieces):
+            is_last = index == len(pieces) - 1 and script.error is None
+            yield Output(
+                request_id=request.request_id,
+                text=piece,
+                token_ids=(index,),
+                logprobs=_logprobs(index, piece, request.sampling.logprobs),
+                finish_reason=reason if is_last else None,
+                prompt_logprobs=() if index else _prompt_logprobs(request),
+                cached_tokens=0 if index else script.cached_tokens,
+            )
+
+    def _end(self, request_id: str) -> None:
+        if self._playing.pop(request_id, None) is not None:
+            self._leave(request_id, is_finished=True)
+
+    def _leave(self, request_id: str, *, is_finished: bool) -> None:
+        self.running.discard(request_id)
         self._count()
         if not is_finished:
-            self.aborted.append(request.request_id)
+            self.aborted.append(request_id)
 
     def _count(self, *, prompt_tokens: int = 0, generated_tokens: int = 0) -> None:
         self.stats = replace(

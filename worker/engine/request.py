@@ -2,7 +2,7 @@
 
 from array import array
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from infra.errors import ContextLengthExceeded
 
@@ -145,6 +145,18 @@ class Output:
     @property
     def is_last(self) -> bool:
         return self.finish_reason is not None
+
+
+class Listener(Protocol):
+    """Hears on the event loop what becomes of a request; returns at once."""
+
+    def hear(self, output: Output) -> None:
+        """The next token; after one that `is_last` nothing is heard."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """What ended it instead of a last token."""
+        ...
 
 
 def refuse_too_long(request: Request, *, context_tokens: int, kv_tokens: int) -> None:

@@ -1,15 +1,14 @@
 """The choices of one request while the engine works on them, merged into one flow."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from infra.errors import ClientTooSlow
-from infra.supervise import TaskSet
-from worker.engine.request import Output
+from worker.engine.request import GenerationRequest, Output
 from worker.server.envelope import Usage
+from worker.server.ports import Engine
 
 Batch = list[tuple[int, Output]]
 
@@ -19,18 +18,19 @@ _LOGPROB_BYTES = 250
 
 
 class Generation:
-    """Reads all streams at the engine's pace; hands over what has come since the last look.
+    """Hears all choices at the engine's pace; hands over once a step what came of them.
 
     Leaving the context aborts what still runs. `prefixes`, where given, are put before each
     choice's text (echo), with the log-probabilities of the prompt where those were asked for;
-    `only_prefixes` leaves out what was generated. What waits to be fetched is bounded by
+    `only_prefixes` leaves out what was generated. What waits to be handed over is bounded by
     `most_pending_bytes`, more or less: a client that reads too slowly ends its own request and
     nobody else's.
     """
 
     def __init__(
         self,
-        streams: Sequence[AsyncGenerator[Output, None]],
+        engine: Engine,
+        requests: Sequence[GenerationRequest],
         *,
         most_pending_bytes: int,
         prompt_tokens: int = 0,
@@ -38,24 +38,32 @@ class Generation:
         prefixes: Sequence[str] = (),
         only_prefixes: bool = False,
     ) -> None:
-        self._streams = streams
+        self._engine = engine
+        self._requests = requests
         self._prefixes = dict(enumerate(prefixes))
         self._only_prefixes = only_prefixes
         self._most_pending_bytes = most_pending_bytes
         self._pending: dict[int, list[Output]] = {}
         self._pending_bytes = 0
-        self._running = len(streams)
+        self._running = len(requests)
         self._error: Exception | None = None
-        self._wake = asyncio.Event()
-        self._tasks = TaskSet()
+        self._take: Callable[[Batch], None] | None = None  # nobody takes yet, or any more
+        self._is_paused = False
+        self._is_due = False  # at the end of this turn of the loop
+        self._loop = asyncio.get_running_loop()
+        self._news = asyncio.Event()
         self._prompt_tokens = prompt_tokens
         self._choices_a_prompt = choices_a_prompt
         self._completion_tokens = 0
         self._cached_tokens: dict[int, int] = {}  # by choice
 
     async def __aenter__(self) -> Self:
-        for index, stream in enumerate(self._streams):
-            self._tasks.start(self._pump(index, stream), name=f"choice-{index}")
+        try:
+            for index, request in enumerate(self._requests):
+                await self._engine.generate(request, _Choice(self, index))
+        except BaseException:
+            self._abort()
+            raise
         return self
 
     async def __aexit__(
@@ -64,12 +72,8 @@ class Generation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._tasks.close()
-
-    @property
-    def is_finished(self) -> bool:
-        """Every choice has ended well and has been fetched."""
-        return not self._running and not self._pending
+        self._take = None
+        self._abort()
 
     @property
     def usage(self) -> Usage:
@@ -81,50 +85,109 @@ class Generation:
         ]
         return Usage(self._prompt_tokens, self._completion_tokens, sum(cached))
 
-    async def next_batch(self) -> Batch:
-        """What came since the last call, one output a choice; empty when every choice has ended.
-
-        Waits for at least one. Raises the error that ended any choice, once what came before it
-        has been fetched.
-        """
-        while not self._pending and self._running and self._error is None:
-            self._wake.clear()
-            await self._wake.wait()
-        if self._pending:
-            return self._take()
-        if self._error is not None:
+    async def begun(self) -> None:
+        """Waits for the first output; raises the error that ended a choice before any had one."""
+        await self._news.wait()
+        if self._error is not None and not self._pending:
             raise self._error
-        return []
 
-    def _take(self) -> Batch:
+    async def pour(self, take: Callable[[Batch], None]) -> Batch:
+        """Hands over what comes, one output a choice, until every choice has ended.
+
+        Returns what came last. Raises the error that ended a choice, once what came before it has
+        been handed over, or what `take` raised.
+        """
+        self._take = take
+        self._news.clear()
+        self._flush()
+        await self._news.wait()
+        rest = self._batch()
+        if self._error is None:
+            return rest
+        if rest:
+            take(rest)
+        raise self._error
+
+    def pause(self) -> None:
+        """Hands nothing over for now; what comes meanwhile is merged."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Goes on handing over."""
+        self._is_paused = False
+        self._flush()
+
+    def hear(self, index: int, output: Output) -> None:
+        """What one token added to a choice."""
+        if index not in self._cached_tokens:
+            output = self._first(index, output)
+        self._completion_tokens += len(output.token_ids)
+        if output.finish_reason is not None:
+            self._running -= 1
+        if (outputs := self._pending.get(index)) is None:
+            self._pending[index] = [output]
+        else:
+            outputs.append(output)
+        self._pending_bytes += held_bytes(output)
+        if self._pending_bytes > self._most_pending_bytes:
+            slow = ClientTooSlow("the client reads slower than the model writes, by too much")
+            self.fail(slow)
+            self._abort()
+        elif not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._flush)
+
+    def fail(self, error: Exception) -> None:
+        """A choice ended with an error, which ends all."""
+        self._error = self._error or error
+        self._news.set()
+
+    def _first(self, index: int, output: Output) -> Output:
+        self._cached_tokens[index] = output.cached_tokens
+        if (prefix := self._prefixes.get(index)) is None:
+            return output
+        generated = _nothing_of(output) if self._only_prefixes else output
+        return merged([_echoed(output, prefix), generated])
+
+    def _flush(self) -> None:
+        self._is_due = False
+        if self._take is None or self._error is not None or not self._running:
+            self._news.set()
+        elif self._pending and not self._is_paused:
+            try:
+                self._take(self._batch())
+            except Exception as error:
+                self.fail(error)
+
+    def _batch(self) -> Batch:
         pending, self._pending, self._pending_bytes = self._pending, {}, 0
         return [(index, merged(outputs)) for index, outputs in pending.items()]
 
-    async def _pump(self, index: int, stream: AsyncGenerator[Output, None]) -> None:
-        try:
-            async with aclosing(stream):
-                async for output in stream:
-                    self._add(index, output)
-            self._running -= 1
-        except Exception as error:
-            self._error = self._error or error
-        self._wake.set()
+    def _abort(self) -> None:
+        for request in self._requests:
+            self._engine.abort(request.request_id)
 
-    def _add(self, index: int, output: Output) -> None:
-        self._cached_tokens.setdefault(index, output.cached_tokens)
-        if self._prefixes and (prefix := self._prefixes.pop(index, None)) is not None:
-            generated = _nothing_of(output) if self._only_prefixes else output
-            output = merged([_echoed(output, prefix), generated])
-        self._completion_tokens += len(output.token_ids)
-        self._pending.setdefault(index, []).append(output)
-        self._pending_bytes += held_bytes(output)
-        if self._pending_bytes > self._most_pending_bytes:
-            raise ClientTooSlow("the client reads slower than the model writes, by too much")
-        self._wake.set()
+
+class _Choice:
+    """What the engine tells of one choice."""
+
+    __slots__ = ("_generation", "_index")
+
+    def __init__(self, generation: Generation, index: int) -> None:
+        self._generation = generation
+        self._index = index
+
+    def hear(self, output: Output) -> None:
+        self._generation.hear(self._index, output)
+
+    def fail(self, error: Exception) -> None:
+        self._generation.fail(error)
 
 
 def held_bytes(output: Output) -> int:
     """About how much memory an output holds."""
+    if not output.logprobs:
+        return _OUTPUT_BYTES + len(output.text)
     entries = sum(1 + len(token.top) for token in output.logprobs)
     return _OUTPUT_BYTES + len(output.text) + _LOGPROB_BYTES * entries
 

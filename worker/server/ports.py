@@ -1,9 +1,8 @@
 """What the replica's server asks of the engine and of the tokenizer."""
 
-from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from worker.engine.request import Embedding, EmbeddingRequest, GenerationRequest, Output
+from worker.engine.request import Embedding, EmbeddingRequest, GenerationRequest, Listener
 from worker.engine.stats import EngineStats
 
 
@@ -23,8 +22,12 @@ class Engine(Protocol):
     @property
     def stats(self) -> EngineStats: ...
 
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[Output, None]:
-        """Yields until the last output; raises PlatformError; cancelling it aborts the request."""
+    async def generate(self, request: GenerationRequest, listener: Listener) -> None:
+        """Begins it; the listener hears the rest. Raises PlatformError where it cannot begin."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Ends what was begun and of which nothing more is wanted; may be repeated."""
         ...
 
     async def embed(self, request: EmbeddingRequest) -> Embedding:

@@ -1,8 +1,9 @@
 """One HTTP response as ASGI messages: whole JSON, a stream of events, or a problem."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
+from infra.bounded_http import Pausable
 from infra.errors import PlatformError
 from worker.server import problems
 
@@ -16,12 +17,20 @@ _EVENTS_HEADERS: tuple[Header, ...] = (
 )
 
 
+class Outlet(Protocol):
+    """Where the parts of a stream go; see infra.bounded_http.Outlet."""
+
+    def listen(self, writer: Pausable) -> None: ...
+    def write(self, part: bytes) -> None: ...
+
+
 class Responder:
     """Sends one response; `send` waits while the client is too slow to take more."""
 
-    def __init__(self, send: Send, path: str) -> None:
+    def __init__(self, send: Send, path: str, outlet: Outlet) -> None:
         self._send = send
         self._path = path
+        self._outlet = outlet
         self._has_head = False
 
     async def whole(
@@ -37,14 +46,15 @@ class Responder:
         await self._head(status, ((b"content-type", content_type), length, *headers))
         await self.finish(body)
 
-    async def begin_events(self, *headers: Header) -> None:
-        """The head of a stream."""
+    async def begin_events(self, writer: Pausable, *headers: Header) -> None:
+        """The head of a stream, whose writer is told when it has to pause."""
         await self._head(200, (*_EVENTS_HEADERS, *headers))
+        self._outlet.listen(writer)
 
-    async def part(self, events: bytes) -> None:
+    def part(self, events: bytes) -> None:
         """Some events of a stream, in one write."""
         if events:
-            await self._send({"type": "http.response.body", "body": events, "more_body": True})
+            self._outlet.write(events)
 
     async def finish(self, body: bytes) -> None:
         """The rest of the response."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import orjson
 import structlog
 
+from infra.bounded_http import OUTLET
 from infra.clock import Clock
 from infra.contracts.generation import JsonObject
 from infra.errors import MethodNotAllowed, NotFound, PlatformError, Unauthorized
@@ -80,7 +81,7 @@ class Routes:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        responder = Responder(send, scope["path"])
+        responder = Responder(send, scope["path"], scope["extensions"][OUTLET])
         try:
             await self._route(scope, receive, responder)
         except Exception as error:

@@ -113,7 +113,8 @@ class GenerationService:
             for text in [self._encoder.text(prompt, now=now)] * asked.n
         ]
         return Generation(
-            [self._engine.generate(request) for request in requests],
+            self._engine,
+            requests,
             most_pending_bytes=MOST_PENDING_BYTES if asked.is_streaming else MOST_ANSWER_BYTES,
             prompt_tokens=prompt_tokens,
             choices_a_prompt=asked.n,
@@ -129,15 +130,17 @@ async def _stream(
     timing: ServerTiming,
 ) -> None:
     """Sends the head with the first token, then one part a step, however many choices it has."""
+
+    def part(batch: Batch) -> None:
+        responder.part(_events(writer, batch))
+
     async with generation:
-        batch = await generation.next_batch()
-        usage = generation.usage
-        await responder.begin_events(timing.first_token(), usage.prompt_header)
-        while not generation.is_finished:
-            await responder.part(_events(writer, batch))
-            batch = await generation.next_batch()
+        await generation.begun()
+        headers = (timing.first_token(), generation.usage.prompt_header)
+        await responder.begin_events(generation, *headers)
+        rest = await generation.pour(part)
     usage = generation.usage
-    await responder.finish(_events(writer, batch) + usage.comment + writer.closing(usage))
+    await responder.finish(_events(writer, rest) + usage.comment + writer.closing(usage))
 
 
 def _events(writer: EventWriter, batch: Batch) -> bytes:
@@ -152,17 +155,20 @@ async def _collect(
 ) -> None:
     """Sends the whole answer once it is there."""
     kept_bytes = 0
+
+    def keep(batch: Batch) -> None:
+        nonlocal kept_bytes
+        kept_bytes += sum(writer.add(index, output) for index, output in batch)
+        if kept_bytes > MOST_ANSWER_BYTES:
+            raise Invalid(
+                f"the answer grew over {MOST_ANSWER_BYTES} bytes",
+                hint="ask for fewer choices, tokens or log-probabilities, or stream",
+            )
+
     async with generation:
-        batch = await generation.next_batch()
+        await generation.begun()
         timing.first_token()
-        while batch:
-            kept_bytes += sum(writer.add(index, output) for index, output in batch)
-            if kept_bytes > MOST_ANSWER_BYTES:
-                raise Invalid(
-                    f"the answer grew over {MOST_ANSWER_BYTES} bytes",
-                    hint="ask for fewer choices, tokens or log-probabilities, or stream",
-                )
-            batch = await generation.next_batch()
+        keep(await generation.pour(keep))
     usage = generation.usage
     headers = (timing.last_token(), usage.prompt_header, usage.completion_header)
     await responder.whole(writer.whole(usage), headers=headers)
