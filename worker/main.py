@@ -65,10 +65,14 @@ def _parser() -> argparse.ArgumentParser:
 def _node() -> None:
     # structlog would load it to paint tracebacks: half of the time until the agent registers.
     sys.modules["rich"] = None  # type: ignore[assignment]
+    gc.disable()  # imports make no garbage, and collections look at all that they made
     from infra.errors import PlatformError
     from worker.node.nvml import open_gpus
     from worker.node.service import run_node
     from worker.settings import child_environment, node_settings, visible_gpus
+
+    gc.freeze()
+    gc.enable()
 
     try:
         run_node(

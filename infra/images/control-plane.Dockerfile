@@ -14,7 +14,8 @@ COPY control_plane control_plane
 RUN pip install --no-cache-dir --constraint constraints.txt --target /opt/firstlight/site ".[aws]" \
  && pip install --no-cache-dir --constraint constraints.txt mypy setuptools types-PyYAML
 ENV PYTHONPATH=/opt/firstlight/code:/opt/firstlight/site
-RUN python3 -m control_plane.compiled.build
+RUN python3 -m control_plane.compiled.build \
+ && python3 -m compileall -q --invalidation-mode unchecked-hash .
 
 FROM python:${PYTHON}
 RUN groupadd --gid 65532 firstlight \

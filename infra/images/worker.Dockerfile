@@ -13,7 +13,8 @@ COPY worker worker
 RUN pip install --no-cache-dir --constraint constraints.txt --target /opt/firstlight/site ".[worker]"
 ENV PYTHONPATH=/opt/firstlight/code:/opt/firstlight/site
 RUN python3 -m worker.kernels.native.build \
- && python3 -m infra.hashing.build
+ && python3 -m infra.hashing.build \
+ && python3 -m compileall -q --invalidation-mode unchecked-hash .
 
 FROM python:${PYTHON}
 # /run/firstlight is where a container finds its agent, /models where its model's files appear.

@@ -52,6 +52,17 @@ def test_what_scripts_images_builds_runs_as_the_dockerfile_says(name: str, recip
     assert built == file.environment()
 
 
+@pytest.mark.parametrize("name", ["worker", "control-plane"])
+def test_a_container_that_writes_no_bytecode_brings_that_of_our_code(name: str) -> None:
+    build = dockerfile(name).stages[0]
+    folder = [each.text for each in build if each.name == "WORKDIR"][-1]
+    compiled = [each.text for each in build if "compileall" in each.text]
+
+    assert dockerfile(name).environment()["PYTHONDONTWRITEBYTECODE"] == "1"
+    assert folder == dockerfile(name).said("WORKDIR")[-1].text
+    assert [text.endswith("--invalidation-mode unchecked-hash .") for text in compiled] == [True]
+
+
 def test_the_worker_has_what_its_containers_need() -> None:
     (made,) = (each.text for each in dockerfile("worker").said("RUN"))
 
