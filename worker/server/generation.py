@@ -161,7 +161,10 @@ class Generation:
 
     def _batch(self) -> Batch:
         pending, self._pending, self._pending_bytes = self._pending, {}, 0
-        return [(index, merged(outputs)) for index, outputs in pending.items()]
+        return [
+            (index, outputs[0] if len(outputs) == 1 else merged(outputs))
+            for index, outputs in pending.items()
+        ]
 
     def _abort(self) -> None:
         for request in self._requests:
@@ -194,8 +197,6 @@ def held_bytes(output: Output) -> int:
 
 def merged(outputs: list[Output]) -> Output:
     """Consecutive outputs of one choice as one."""
-    if len(outputs) == 1:
-        return outputs[0]
     return Output(
         request_id=outputs[0].request_id,
         text="".join(output.text for output in outputs),

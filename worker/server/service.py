@@ -144,7 +144,7 @@ async def _stream(
 
 
 def _events(writer: EventWriter, batch: Batch) -> bytes:
-    return b"".join([writer.delta(index, output) for index, output in batch])
+    return b"".join(itertools.starmap(writer.delta, batch))
 
 
 async def _collect(

@@ -14,7 +14,7 @@ class Detokenizer:
     def __init__(self, text_bytes: Callable[[int], bytes], *, drops_first_space: bool) -> None:
         self._text_bytes = text_bytes
         self._drops_first_space = drops_first_space
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._rest = b""  # of a character that was begun
 
     def push(self, token_id: int) -> str:
         """The text that the token completes, possibly none."""
@@ -22,8 +22,12 @@ class Detokenizer:
         if self._drops_first_space and spelling:
             self._drops_first_space = False
             spelling = spelling.removeprefix(b" ")
-        return self._decoder.decode(spelling)
+        begun = self._rest + spelling
+        text, whole = codecs.utf_8_decode(begun, "replace")
+        self._rest = begun[whole:]
+        return text
 
     def flush(self) -> str:
         """U+FFFD for a character that was begun, when no more tokens will come."""
-        return self._decoder.decode(b"", final=True)
+        rest, self._rest = self._rest, b""
+        return rest.decode(errors="replace")

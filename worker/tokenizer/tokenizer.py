@@ -2,6 +2,7 @@
 
 import stat
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class Tokenizer:
         self._chat_template = chat_template
         self._decoding = decoding_of(tokenizer)
         self._added = tokenizer.get_added_tokens_decoder()
-        self._spellings: dict[int, bytes] = {}
+        self._spelling = cache(self._spell)
+        self._special = self.special_token_ids
 
     @classmethod
     def load(cls, model_dir: Path) -> "Tokenizer":
@@ -91,10 +93,7 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The token's exact spelling; empty for an id without a token."""
-        spelling = self._spellings.get(token_id)
-        if spelling is None:
-            spelling = self._spellings[token_id] = self._spell(token_id)
-        return spelling
+        return self._spelling(token_id)
 
     def spells_like(self, other: "Tokenizer") -> bool:
         """Whether both have the same tokens under the same ids."""
@@ -104,8 +103,7 @@ class Tokenizer:
         )
 
     def _text_bytes(self, token_id: int) -> bytes:
-        added = self._added.get(token_id)
-        return b"" if added is not None and added.special else self.token_bytes(token_id)
+        return b"" if token_id in self._special else self._spelling(token_id)
 
     def _spell(self, token_id: int) -> bytes:
         if (added := self._added.get(token_id)) is not None:
