@@ -192,4 +192,5 @@ def node_status(services: Services, node: Node) -> NodeStatus:
         standby_ready=node.parked,
         sleepers=node.sleepers,
         replicas=tuple(it.replica_id for it in services.fleet.on_node(node.node_id)),
+        leaving=node.leaving,
     )

@@ -10,11 +10,13 @@ from control_plane.cli.session import printable, session_of
 from control_plane.cli.table import table
 from control_plane.cli.units import amount, duration
 from infra.contracts.base import NodeId
-from infra.contracts.node import Gpu, NodeStatus
+from infra.contracts.node import Gpu, Leaving, NodeStatus
 
-HEADINGS = ("NODE", "RUNS", "CPUS", "MEMORY", "GPUS", "PARKED", "ASLEEP", "REPLICAS", "AGE")
+HEADINGS = (
+    *("NODE", "STATE", "RUNS", "CPUS", "MEMORY", "GPUS", "PARKED", "ASLEEP", "REPLICAS", "AGE"),
+)
 GPU_HEADINGS = ("NODE", "GPU", "CLASS", "MEMORY", "USED", "DRIVER", "HOLDER")
-NUMBERS = frozenset(HEADINGS[2:]) | {"USED"}
+NUMBERS = frozenset(HEADINGS[3:]) | {"USED"}
 RUNS = {"process": "processes", "container": "containers"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -33,13 +35,27 @@ def nodes(context: typer.Context, json: Json = False) -> None:
 
 
 def listing(found: Sequence[NodeStatus], *, unix_now: float) -> list[Text]:
-    """One line a node, one line a GPU where there are any, and why nodes keep workers parked."""
+    """One line a node, one line a GPU where there are any, why nodes leave, and why they keep
+    workers parked."""
     lines = table(HEADINGS, (_row(node, unix_now) for node in found), numbers=NUMBERS)
     gpus = [_gpu_row(node.node_id, gpu) for node in found for gpu in node.gpus]
     if gpus:
         lines += [Text(), *table(GPU_HEADINGS, gpus, numbers=NUMBERS)]
-    parking = [node for node in found if node.standby_reason]
-    return [*lines, Text(), *map(_why_parked, parking)] if parking else lines
+    remarks = [
+        *(_why_leaving(node.node_id, node.leaving, unix_now) for node in found if node.leaving),
+        *(_why_parked(node) for node in found if node.standby_reason),
+    ]
+    return [*lines, Text(), *remarks] if remarks else lines
+
+
+def _why_leaving(node_id: NodeId, leaving: Leaving, unix_now: float) -> Text:
+    if leaving.at is None:
+        when = "leaves, not known when"
+    elif leaving.at > unix_now:
+        when = f"leaves in {duration(leaving.at - unix_now)}"
+    else:
+        when = f"was to leave {duration(unix_now - leaving.at)} ago"
+    return Text(f"{node_id} {when}: {printable(leaving.reason)}")
 
 
 def _why_parked(node: NodeStatus) -> Text:
@@ -49,6 +65,7 @@ def _why_parked(node: NodeStatus) -> Text:
 def _row(node: NodeStatus, unix_now: float) -> list[Text]:
     return [
         Text(node.node_id),
+        Text("leaving", style="yellow") if node.leaving else Text("ready"),
         Text(RUNS[node.runtime]),
         Text(str(node.cpus)),
         Text(amount(node.memory_bytes)),

@@ -212,3 +212,7 @@ class NodeStatus(Contract):
     standby_ready: int = Field(description="Standby workers that wait on the runtime rung.")
     sleepers: tuple[Sleeper, ...] = Field(description="Workers that wait on the weights rung.")
     replicas: tuple[ReplicaId, ...]
+    leaving: Leaving | None = Field(
+        default=None,
+        description="Its machine will be taken away, so nothing new starts there; unset: it stays.",
+    )

@@ -443,6 +443,26 @@ async def test_a_nodes_gpus_are_shown_as_it_told_of_them_last(edge: EdgeWorld) -
 
 
 @scenario
+async def test_a_node_that_will_be_taken_away_is_shown_with_why_and_when(edge: EdgeWorld) -> None:
+    async def shown() -> object:
+        (node,) = (await edge.call("GET", "/v1/nodes")).json()["data"]
+        return node["leaving"]
+
+    report = {"node_id": "local", "standby_ready": 0}
+    at_risk = {"reason": "its spot instance is at risk", "at": None}
+    interrupted = {"reason": "its spot instance is interrupted", "at": edge.world.now() + 120}
+    before = await shown()
+    after = []
+    for notice in (at_risk, interrupted, None):
+        await edge.call(
+            "POST", "/internal/nodes/local/reports", report | {"leaving": notice}, headers=NODE
+        )
+        after.append(await shown())
+
+    assert (before, after) == (None, [at_risk, interrupted, interrupted])
+
+
+@scenario
 async def test_who_sleeps_on_a_node_is_shown_and_the_model_says_that_it_will_wake(
     edge: EdgeWorld,
 ) -> None:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from infra.contracts.base import NodeId, ReplicaId
-from infra.contracts.node import NodeStatus
+from infra.contracts.node import Leaving, NodeStatus
 from infra.contracts.revision import ModelState
 from infra.contracts.stage import Rung, Stage, StageProgress
 from infra.errors import ModelNotFound, SourceInvalid, SpecInvalid
@@ -242,8 +242,8 @@ def test_nodes_shows_machines_and_who_has_their_gpus(run: Run, platform: FakePla
     assert (
         run("nodes").out
         == """\
-NODE   RUNS        CPUS   MEMORY  GPUS  PARKED  ASLEEP  REPLICAS   AGE
-local  containers     8  64.0 GB     4     1/2       0         1  90 s
+NODE   STATE  RUNS        CPUS   MEMORY  GPUS  PARKED  ASLEEP  REPLICAS   AGE
+local  ready  containers     8  64.0 GB     4     1/2       0         1  90 s
 
 NODE   GPU    CLASS   MEMORY     USED  DRIVER  HOLDER
 local  GPU-0  l4     25.8 GB  20.0 GB  570.0   chat-1-a
@@ -253,6 +253,48 @@ local  GPU-3  h100   80.0 GB      0 B  570.0   -
 """
     )
     assert json.loads(run("nodes", "--json").out) == answer["data"]
+
+
+def test_nodes_that_will_be_taken_away_are_shown_with_why_and_when(
+    run: Run, platform: FakePlatform
+) -> None:
+    stays = NodeStatus(
+        node_id=NodeId("i-0"),
+        cpus=8,
+        memory_bytes=64 * 10**9,
+        gpus=(),
+        started_at=1_700_000_000,
+        standby=0,
+        standby_ready=0,
+        sleepers=(),
+        replicas=(),
+    )
+    notices = (
+        Leaving(reason="its spot instance is interrupted", at=1_700_000_185),
+        Leaving(reason="its group lets it go"),
+        Leaving(reason="its spot instance is interrupted", at=1_700_000_085),
+    )
+    leaving = [
+        stays.model_copy(update={"node_id": f"i-{number}", "leaving": notice})
+        for number, notice in enumerate(notices, 1)
+    ]
+    data = [node.model_dump(mode="json") for node in (stays, *leaving)]
+    platform.answer("GET /v1/nodes", as_json({"object": "list", "data": data}))
+
+    assert (
+        run("nodes").out
+        == """\
+NODE  STATE    RUNS       CPUS   MEMORY  GPUS  PARKED  ASLEEP  REPLICAS   AGE
+i-0   ready    processes     8  64.0 GB     0     0/0       0         0  90 s
+i-1   leaving  processes     8  64.0 GB     0     0/0       0         0  90 s
+i-2   leaving  processes     8  64.0 GB     0     0/0       0         0  90 s
+i-3   leaving  processes     8  64.0 GB     0     0/0       0         0  90 s
+
+i-1 leaves in 95 s: its spot instance is interrupted
+i-2 leaves, not known when: its group lets it go
+i-3 was to leave 5.0 s ago: its spot instance is interrupted
+"""
+    )
 
 
 def test_nodes_where_there_are_none(run: Run, platform: FakePlatform) -> None:
