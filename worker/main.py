@@ -67,20 +67,19 @@ def _node() -> None:
     sys.modules["rich"] = None  # type: ignore[assignment]
     gc.disable()  # imports make no garbage, and collections look at all that they made
     from infra.errors import PlatformError
-    from worker.node.nvml import open_gpus
-    from worker.node.service import run_node
+    from infra.logs import configure
+    from worker.node.nvml import gpus_ahead
     from worker.settings import child_environment, node_settings, visible_gpus
 
-    gc.freeze()
-    gc.enable()
-
     try:
-        run_node(
-            node_settings(),
-            program=PROGRAM,
-            environment=child_environment(),
-            open_gpus=lambda: open_gpus(visible_gpus()),
-        )
+        settings = node_settings()
+        configure(level=settings.log_level, as_json=settings.log_format == "json")
+        open_gpus = gpus_ahead(visible_gpus())
+        from worker.node.service import run_node  # the larger half, while the driver loads
+
+        gc.freeze()
+        gc.enable()
+        run_node(settings, program=PROGRAM, environment=child_environment(), open_gpus=open_gpus)
     except PlatformError as error:
         hint = f"hint: {error.hint}\n" if error.hint else ""
         sys.exit(f"error: {error.detail}\n{hint}".rstrip())

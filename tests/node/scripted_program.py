@@ -24,6 +24,7 @@ from infra.contracts.base import GpuId
 from infra.contracts.node import ReplicaAssignment
 from infra.contracts.revision import ResolvedSource
 from infra.contracts.stage import Stage
+from infra.logs import configure
 from worker.boot.entrance import enter
 from worker.boot.ports import Climbed, Server
 from worker.boot.process import begin, leave
@@ -31,7 +32,7 @@ from worker.boot.ranks import fork_ranks
 from worker.boot.replica import run_replica
 from worker.boot.stages import StageTimer
 from worker.boot.zygote import run_zygote
-from worker.node.nvml import open_gpus
+from worker.node.nvml import gpus_ahead
 from worker.node.service import run_node
 from worker.settings import NodeSettings, child_environment, visible_gpus
 
@@ -185,11 +186,13 @@ def main() -> None:
     match arguments.program:
         case "node":
             program = (sys.executable, "-m", "tests.node.scripted_program")
+            settings = NodeSettings()
+            configure(level=settings.log_level, as_json=settings.log_format == "json")
             run_node(
-                NodeSettings(),
+                settings,
                 program=program,
                 environment=child_environment(),
-                open_gpus=lambda: open_gpus(visible_gpus()),
+                open_gpus=gpus_ahead(visible_gpus()),
             )
         case "zygote":
             begin("fl-zygote", parent=arguments.parent)

@@ -1,9 +1,12 @@
 """A thread reads GPUs for the agent, and may hang as a driver does."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+import pytest
 
 from tests.node.makers import assignment, desired
 from worker.node.agent import Agent
@@ -13,6 +16,7 @@ from worker.node.fake_launcher import FakeLauncher
 from worker.node.gpu_watch import GpuWatch, Pace
 from worker.node.launcher import Exit
 from worker.node.logs import ReplicaLogs
+from worker.node.nvml import gpus_ahead
 
 SELDOM = Pace(read_s=3600)
 
@@ -74,3 +78,29 @@ async def test_a_driver_that_hangs_holds_up_neither_the_start_nor_trust_for_ever
 
         gpus.answers.set()
         await until(lambda: agent.gpus()[0].trouble is None)
+
+
+def test_a_driver_loads_while_the_agent_does_other_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus, may_load = FakeGpus(), threading.Event()
+
+    def load(visible: tuple[str, ...] | None) -> FakeGpus:
+        may_load.wait()
+        return gpus if visible == ("0",) else FakeGpus()
+
+    monkeypatch.setattr("worker.node.nvml.open_gpus", load)
+    open_gpus = gpus_ahead(("0",))  # does not wait
+    may_load.set()
+
+    assert open_gpus() is gpus
+
+
+def test_what_goes_wrong_with_a_driver_is_told_to_who_asks_for_its_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: tuple[str, ...] | None) -> FakeGpus:
+        raise OSError("no such library")
+
+    monkeypatch.setattr("worker.node.nvml.open_gpus", fail)
+
+    with pytest.raises(OSError, match="no such library"):
+        gpus_ahead(None)()

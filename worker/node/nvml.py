@@ -1,7 +1,9 @@
 """GPUs as NVIDIA's management library (NVML) tells of them."""
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +39,20 @@ def open_gpus(visible: tuple[str, ...] | None) -> GpuReader:
     except pynvml.NVMLError as error:
         log.info("gpus.none", why=str(error))
         return NoGpus()
+
+
+def gpus_ahead(visible: tuple[str, ...] | None) -> Callable[[], GpuReader]:
+    """Begins to open them at once, in a thread that nobody has to wait for; the result waits."""
+    opened: Future[GpuReader] = Future()
+
+    def open_them() -> None:
+        try:
+            opened.set_result(open_gpus(visible))
+        except BaseException as error:
+            opened.set_exception(error)
+
+    threading.Thread(target=open_them, name="gpus-ahead", daemon=True).start()
+    return opened.result
 
 
 @dataclass(slots=True)

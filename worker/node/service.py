@@ -7,7 +7,6 @@ from collections.abc import Callable
 import structlog
 import uvloop
 
-from infra.logs import configure
 from infra.supervise import TaskSet
 from infra.tether import adopt_orphans
 from worker.boot.process import name_process
@@ -38,7 +37,6 @@ def run_node(
 
     `program` is the command that understands `zygote` and `replica`; `open_gpus` may block.
     """
-    configure(level=settings.log_level, as_json=settings.log_format == "json")
     name_process("fl-node")
     adopt_orphans()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
