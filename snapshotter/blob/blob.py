@@ -113,12 +113,12 @@ class Blob:
         return self._fetcher.request(self._target, wanted, priority)
 
     def carry(self, indices: Iterable[int], *, within_s: float) -> None:
-        """Brings neighbouring chunks for another node, on the caller's thread."""
+        """Brings chunks for another node, and waits that long for them."""
         chunks = [self.ref.table[index] for index in indices]
         self._fetcher.carry(self._target, chunks, within_s=within_s)
 
     def attend(self, indices: Sequence[int], *, within_s: float) -> bool:
-        """Waits for chunks that are on their way from the origin; whether some still are then."""
+        """Waits for chunks that are on their way from the origin, see Fetcher.attend."""
         return self._fetcher.attend(self.ref.digest, indices, within_s=within_s)
 
     def fill(self) -> None:

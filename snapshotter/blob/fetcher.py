@@ -3,6 +3,7 @@
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from threading import Condition, Thread
 from typing import Final
 
@@ -21,6 +22,7 @@ _FIRST_HEDGE_S: Final = 1.0
 _NUM_SAMPLES: Final = 64
 _HEDGES_PER_CHUNK: Final = 1 / 32  # so an origin that is slow for all is not asked for all twice
 _MOST_HEDGES: Final = 4.0  # at once, after many chunks without one
+_MOST_CARRIED: Final = 64  # requests at once for other nodes
 
 
 class Fetcher:
@@ -55,6 +57,7 @@ class Fetcher:
         ]
         for thread in self._threads:
             thread.start()
+        self._carriers = ThreadPoolExecutor(_MOST_CARRIED, thread_name_prefix="carry")
 
     def request(
         self,
@@ -85,10 +88,10 @@ class Fetcher:
         return [chunk for chunk in chunks if not self.store.has(target.ref.digest, chunk.index)]
 
     def carry(self, target: Target, chunks: Sequence[Chunk], *, within_s: float) -> None:
-        """Brings neighbouring chunks on the caller's thread, as far as no worker is at it.
+        """Brings chunks for other nodes, as far as no worker is at it, and beside the workers:
+        those that wait for one another's nodes would wait for ever.
 
-        For other nodes: workers that wait for one another's nodes would wait for ever. What has
-        not landed after `within_s` is not waited for.
+        What has not landed after `within_s` is not waited for, and comes nonetheless.
         """
         missing = self._missing(target, chunks)
         give_up_at = time.monotonic() + within_s
@@ -97,8 +100,8 @@ class Fetcher:
                 return
             flights = [self._join(target, chunk, Priority.DEMAND) for chunk in missing]
             run = self._agenda.claim(flights)
-        if run:
-            self._take(run, 0)
+            if run:
+                self._carriers.submit(self._take, run, 0)
         for flight in flights:
             if not flight.landed.wait(max(give_up_at - time.monotonic(), 0)):
                 return
@@ -120,7 +123,8 @@ class Fetcher:
                 self._end(flight, error=ShuttingDown("the blob was closed"))
 
     def attend(self, digest: str, indices: Sequence[int], *, within_s: float) -> bool:
-        """Waits for chunks that this node has asked the origin for; whether some still come then.
+        """Waits for one chunk after the other, as far as this node has asked the origin for them;
+        whether the one that it waits for last still comes.
 
         For other nodes. What is asked of another node is not waited for: it might wait for us.
         """
@@ -129,9 +133,11 @@ class Fetcher:
             with self._condition:
                 flight = self._flights.get((digest, index))
                 if flight is None or not flight.num_at_origin:
-                    continue
+                    return False
             if not flight.landed.wait(max(give_up_at - time.monotonic(), 0)):
                 return True
+            if flight.error is not None:
+                return False
         return False
 
     def hedge(self, flight: Flight) -> None:
@@ -166,6 +172,7 @@ class Fetcher:
             self._condition.notify_all()
         for thread in self._threads:
             thread.join()
+        self._carriers.shutdown()
 
     def _work(self) -> None:
         while True:

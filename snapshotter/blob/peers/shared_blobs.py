@@ -32,7 +32,7 @@ class SharedBlobs:
             return {digest: digest in self._open for digest in sorted(held | set(self._open))}
 
     def attend(self, digest: str, indices: Sequence[int], *, within_s: float) -> bool:
-        """Waits for chunks that the origin is giving to this node; whether some still come."""
+        """Waits for chunks that the origin is giving to this node, see Fetcher.attend."""
         with self._lock:
             blob = self._open.get(digest)
         return blob is not None and blob.attend(indices, within_s=within_s)

@@ -3,11 +3,14 @@
 import http.client
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from threading import Event, Semaphore, Thread
 
 import pytest
 
 from infra.errors import StoreUnavailable
+from snapshotter.blob.fetcher import Fetcher
+from snapshotter.blob.flight import Priority
 from snapshotter.blob.peers.directory import Announcement, MemoryDirectory
 from snapshotter.blob.peers.peer import Peer
 from snapshotter.blob.peers.placement import home_of
@@ -81,16 +84,19 @@ def blind() -> Blind:
     return Blind(lambda: 0.0)
 
 
-def waits(node, monkeypatch) -> Semaphore:
-    """Released whenever the node is about to wait for its origin, for somebody else."""
-    begun = Semaphore(0)
+def waits(node, monkeypatch, *, num_impatient: int = 0) -> Semaphore:
+    """Released whenever the node is about to wait for its origin, for somebody else; the first
+    times it does not wait at all.
+    """
+    begun, num_asked = Semaphore(0), count()
     attend = node.peering._shared.attend
 
-    def attended(*asked, **terms):
+    def attended(*asked, within_s):
         begun.release()
-        return attend(*asked, **terms)
+        return attend(*asked, within_s=60 if next(num_asked) >= num_impatient else 0)
 
     monkeypatch.setattr(node.peering._shared, "attend", attended)
+    monkeypatch.setattr(Fetcher, "hedge_after_s", 60.0)  # however slow the machine
     return begun
 
 
@@ -115,24 +121,65 @@ def test_nodes_that_do_not_know_of_one_another_yet_do_not_both_ask_the_origin(
 
 
 def test_who_waits_for_a_slow_origin_says_so_and_is_asked_again(make_node, blind, monkeypatch):
-    first, second = make_node("a", blind, patience_s=1.0), make_node("b", blind)
+    first, second = make_node("a", blind), make_node("b", blind)
     begun, go_on = Event(), Event()
     origin, other = ScriptedSource(DATA), ScriptedSource(DATA)
     origin._script.append(origin.held(begun, go_on))
-    waited = waits(first, monkeypatch)
-    monkeypatch.setattr(first.peering.server, "_fetch_s", 0.0)
+    waited = waits(first, monkeypatch, num_impatient=2)
 
     with ThreadPoolExecutor(2) as threads:
         one = threads.submit(read_all, first.open(REF, origin), len(DATA))
         assert begun.wait(60)
         two = threads.submit(read_all, second.open(REF, other), len(DATA))
-        for _ in range(2):
+        for _ in range(3):
             assert waited.acquire(timeout=60)
-        monkeypatch.setattr(first.peering.server, "_fetch_s", 60.0)
         go_on.set()
 
     assert (one.result(), two.result()) == (DATA, DATA)
     assert (given(origin), given(other)) == (NUM_CHUNKS, 0)
+
+
+def test_a_home_whose_origin_is_slow_says_so_and_goes_on_fetching(make_node, monkeypatch):
+    ref, data = many_stripes(1)
+    nodes = {name: make_node(name) for name in "ab"}
+    home = nodes.pop(home_of(ref.digest, 0, "ab"))
+    (asking,) = nodes.values()
+    begun, go_on = Event(), Event()
+    origin, other = ScriptedSource(data), ScriptedSource(data)
+    origin._script.append(origin.held(begun, go_on))
+    waited = waits(home, monkeypatch, num_impatient=2)
+    bring = home.peering._shared.bring
+
+    def bring_impatiently(*asked, within_s):
+        bring(*asked, within_s=0)
+        assert begun.wait(60)
+
+    monkeypatch.setattr(home.peering._shared, "bring", bring_impatiently)
+    home.open(ref, origin)
+    blob = asking.open(ref, other)
+    home.peering._neighbourhood.refresh(within_s=60)
+
+    with ThreadPoolExecutor(1) as threads:
+        read = threads.submit(read_all, blob)
+        for _ in range(3):
+            assert waited.acquire(timeout=60)
+        go_on.set()
+
+    assert read.result() == data
+    assert (origin.requests, other.requests) == ([[0]], [])
+
+
+def test_nobody_is_kept_waiting_for_what_comes_after_a_chunk_that_does_not_come(make_node):
+    node = make_node("a")
+    begun, go_on = Event(), Event()
+    origin = ScriptedSource(DATA)
+    origin._script.append(origin.held(begun, go_on))
+    (flight,) = node.open(REF, origin).prefetch([6], Priority.DEMAND)
+    assert begun.wait(60)
+
+    assert ask(node, path_of(5, 6))[0] == 404, "at once: an answer after 54 s is none"
+    go_on.set()
+    assert flight.landed.wait(60)
 
 
 def test_whose_node_is_gone_fetches_for_nobody_any_more(make_node, blind):
