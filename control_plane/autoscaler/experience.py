@@ -18,12 +18,13 @@ class Experience:
 
     __slots__ = (
         "_climbs",
+        "_is_measured",
+        "_service_s",
         "_settled",
         "_waits",
         "assumed_service_s",
         "cold_start_s",
         "keep_alive",
-        "service_s",
     )
 
     def __init__(
@@ -36,7 +37,9 @@ class Experience:
         assumed_service_s: float = ASSUMED_SERVICE_S,
     ) -> None:
         self.keep_alive = KeepAlive() if keep_alive is None else keep_alive
-        self.service_s = service_s  # how long a request takes; None before one was ever finished
+        # Two fields: a number that may be None is an object, and a tick would wait for each.
+        self._is_measured = service_s is not None
+        self._service_s = 0.0 if service_s is None else service_s
         self.assumed_service_s = assumed_service_s
         self._climbs = deque(climbs, maxlen=REMEMBERED)
         self._waits = deque(waits, maxlen=REMEMBERED)
@@ -71,9 +74,18 @@ class Experience:
         )
 
     @property
+    def service_s(self) -> float | None:
+        """How long a request takes; None before one was ever finished."""
+        return self._service_s if self._is_measured else None
+
+    @property
     def likely_service_s(self) -> float:
         """How long a request takes, as measured, or as others do that were."""
-        return self.assumed_service_s if self.service_s is None else self.service_s
+        return self._service_s if self._is_measured else self.assumed_service_s
+
+    def learn_service_time(self, service_s: float) -> None:
+        """Requests take so long by now."""
+        self._service_s, self._is_measured = service_s, True
 
     def learn_climb(self, climb_s: float, *, wait_s: float) -> None:
         """A replica got ready: `climb_s` after its node was told, `wait_s` after it was wanted."""

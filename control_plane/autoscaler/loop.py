@@ -161,9 +161,7 @@ class Autoscaler:
             self._step_back(now)
         if judge.ticked_at is None:
             self.look_everywhere()
-        changed = self._roster.these(judge.changed())
-        for tracked in changed:
-            tracked.changed_at = now
+        changed = judge.changed()
         is_long = len(changed) > _SLICE
         if is_long:
             yield
@@ -172,6 +170,8 @@ class Autoscaler:
             yield
         done = 0
         for tracked in self._roster.these(due):
+            if tracked.name in changed:
+                tracked.changed_at = now
             done += self._look(tracked, now=now)
             if done >= _SLICE:
                 done = 0

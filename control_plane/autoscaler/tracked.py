@@ -123,11 +123,11 @@ class Tracked:
         service_s = service_time_s(load, demand, known_s=likely_s)
         if demand.executed != self._executed:  # one has left, and all of it is in the window
             self._executed = demand.executed
-            experience.service_s = service_s
+            experience.learn_service_time(service_s)
         elif load is None or load.executed >= 1:  # what of it is in the window tells nothing new
             service_s = likely_s
         elif service_s > likely_s:
-            experience.service_s = service_s
+            experience.learn_service_time(service_s)
         return wanted_concurrency(load, demand, service_s, experience.cold_start_s)
 
     def panic_mean(self, demand: Demand, *, now: float) -> float:
