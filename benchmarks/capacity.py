@@ -22,6 +22,7 @@ POLICIES = (
     Policy("none"),
     Policy("one stopped", stopped=1),
     Policy("decider, 0 to 4", most=4),
+    Policy("the same, cold_penalty 1200", most=4, cold_penalty=1200),
     Policy("always on", idle_s=1e9),
 )
 

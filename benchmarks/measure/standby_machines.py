@@ -28,11 +28,13 @@ AGAIN_S = 1.0  # after which a client that is refused comes again
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What waits for requests: `stopped` machines, always; `most` that the decider may choose to
-    keep; machines end when they have idled for `idle_s`."""
+    keep, stopped or idling, by what models' `cold_penalty` says a wait is worth; machines end when
+    they have idled for `idle_s`."""
 
     name: str
     stopped: int = 0
     most: int = 0
+    cold_penalty: float = 60.0  # the default of a model
     idle_s: float = 300.0
 
 
@@ -79,8 +81,9 @@ async def serve(
         standby_machines=policy.most,
     ) as world:
         await world.capacity.terminate(LOCAL)
+        scaling = {"grace": GRACE_S, "cold_penalty": policy.cold_penalty}
         for number in range(len(models)):
-            await world.deploy(f"m{number}", resources={"gpus": 1}, scaling={"grace": GRACE_S})
+            await world.deploy(f"m{number}", resources={"gpus": 1}, scaling=scaling)
         if policy.stopped:
             await world.capacity.hold(GPU.kind, policy.stopped)
         world.tasks.start(_watch(world, account), name="machines are counted")

@@ -52,6 +52,13 @@ def test_a_machine_that_stays_makes_only_the_first_request_wait() -> None:
     assert (it.waited, it.quantile(0.5), it.quantile(0.99)) == pytest.approx((1 / 3, 0, 25.8), 0.01)
 
 
+def test_a_machine_idles_on_where_a_models_penalty_pays_for_all_of_its_time() -> None:
+    it = account(Policy("decider", most=1, cold_penalty=86_400))
+
+    assert it.waits_s == pytest.approx([25.8, 0.0, 0.0], abs=0.1)
+    assert it.stopped_s == 0
+
+
 def test_a_cloud_that_refuses_is_asked_again_until_every_request_is_served() -> None:
     it = account(Policy("one stopped", stopped=1), CloudTemper(no_capacity=0.5, not_started=0.5))
 
