@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 
 import structlog
 
@@ -21,6 +22,7 @@ class IndexMaker:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self._lock = Lock()  # one at a time: a layer takes its size of disk, and a core
 
     def make(self, image: Reference, layer: str) -> bytes:
         """The index beside the image, if it has been indexed again, else one of the layer itself,
@@ -30,7 +32,8 @@ class IndexMaker:
         """
         packed, made_of = self._beside(image, layer), "registry"
         if packed is None or is_of_another_version(packed):
-            packed, made_of = self._of_layer(image, layer), "layer"
+            with self._lock:
+                packed, made_of = self._of_layer(image, layer), "layer"
         log.info("layer.index_remade", layer=layer, image=str(image), made_of=made_of)
         return packed
 

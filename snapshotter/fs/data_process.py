@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -16,6 +17,9 @@ from snapshotter.fs.ports import OpenFile, ServedFile
 from snapshotter.fs.served_files import ServedFiles
 
 log = structlog.get_logger()
+
+_RESTORE_S: Final = 10.0  # well within the time after which a keeper counts as silent
+_MOST_AT_ONCE: Final = 64
 
 
 class DataProcess:
@@ -38,8 +42,7 @@ class DataProcess:
         self._on_removed = on_removed
         self._catalog = Catalog(layout.catalog)
         self._files = ServedFiles()
-        for name, spec in self._catalog.all().items():
-            self._restore(name, spec)
+        self._late = self._restored()
         self._server = FuseServer(descriptor, self._files)
         verbs: dict[str, Verb] = {
             "add": self._add,
@@ -54,8 +57,23 @@ class DataProcess:
     def serve(self) -> None:
         """Returns when the folder is unmounted; raises what ended the service otherwise."""
         self._server.start()
+        for restored in self._late.values():
+            restored.add_done_callback(lambda _: self._server.added())
         self._control.start()
         self._server.wait()
+
+    def _restored(self) -> dict[str, Future[None]]:
+        """Opens what was served before. What takes long, as where an index has to be made anew, is
+        returned: it is served when it is there, and nobody else's readers wait for it.
+        """
+        pool = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="restore")
+        restored = {
+            name: pool.submit(self._restore, name, spec)
+            for name, spec in self._catalog.all().items()
+        }
+        late = wait(restored.values(), timeout=_RESTORE_S).not_done
+        pool.shutdown(wait=False)
+        return {name: restoring for name, restoring in restored.items() if restoring in late}
 
     def _restore(self, name: str, spec: Mapping[str, Any]) -> None:
         """A file that cannot be opened now is an error to its readers, and to nobody else's."""
@@ -70,6 +88,7 @@ class DataProcess:
         name, spec = _name_of(question), question.get("spec")
         if not isinstance(spec, dict):
             raise Invalid("the spec is no JSON object")
+        self._await_restored(name)
         if (present := self._files.find(name)) is not None:
             return present[1].head_bytes
         file = self._opened(name, spec)
@@ -81,11 +100,16 @@ class DataProcess:
 
     def _remove(self, question: Mapping[str, Any]) -> None:
         name = _name_of(question)
+        self._await_restored(name)
         self._catalog.remove(name)
         if self._files.remove(name):
             self._server.forget(name)
             self._on_removed(name)
             log.info("file.removed", file=name)
+
+    def _await_restored(self, name: str) -> None:
+        if (restored := self._late.get(name)) is not None:
+            restored.result()
 
     def _opened(self, name: str, spec: Mapping[str, Any]) -> ServedFile:
         file = self._open_file(name, spec)

@@ -1,20 +1,29 @@
 """The control socket, the catalog behind it, and what is mounted."""
 
+import os
 import socket
 import stat
 import struct
 from collections.abc import Mapping
+from concurrent.futures import wait
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
 from infra.errors import ImageInvalid, Invalid, PlatformError, StoreUnavailable
 from infra.json_socket import MOST_MESSAGE_BYTES, JsonServer, receive, send
+from snapshotter.fs import data_process
 from snapshotter.fs.catalog import Catalog
 from snapshotter.fs.control_client import ControlClient
+from snapshotter.fs.data_process import DataProcess
+from snapshotter.fs.layer_file import LayerFile
+from snapshotter.fs.layout import Layout
 from snapshotter.fs.linux import Mount, mounts_below, parsed_mounts
+from snapshotter.fs.local_bytes import MemoryBytes
+from snapshotter.fs.served_files import node_id
 
 
 def refuse(question: Mapping[str, Any]) -> None:
@@ -136,3 +145,31 @@ def test_mounts_are_read_with_the_newest_first() -> None:
         Mount(Path("/run/a b/layers/x"), "erofs", "/run/a b/files/x", "0:40"),
         Mount(Path("/run/a b/files"), "fuse.firstlight", "firstlight", "0:39"),
     ]
+
+
+def test_a_layer_that_takes_long_to_be_opened_again_keeps_nobody_from_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, may_end, others = Layout(tmp_path), Event(), ("0", "2")
+    layout.make()
+    for name in ("0", "1", "2"):
+        Catalog(layout.catalog).put(name, {"is_slow": name == "1"})
+
+    def open_file(name: str, spec: Mapping[str, Any]) -> LayerFile:
+        assert not spec["is_slow"] or may_end.wait(60)
+        return LayerFile(name, b"metadata", MemoryBytes(b"stream"))
+
+    def wait_for_others(opening: Any, timeout: float) -> Any:
+        opened = list(opening)
+        return wait([opened[int(name)] for name in others])._replace(not_done={opened[1]})
+
+    monkeypatch.setattr(data_process, "wait", wait_for_others)
+    with Path(os.devnull).open("r+b") as fuse:
+        served = DataProcess(layout, fuse.fileno(), open_file)
+        served.serve()
+        control = ControlClient(layout.control)
+        assert control.ask("list") == sorted(others, key=node_id)
+
+        may_end.set()
+        assert control.ask("add", name="1", spec={"is_slow": True}) == len(b"metadata")
+        assert sorted(control.ask("list")) == ["0", "1", "2"]
