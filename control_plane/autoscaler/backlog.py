@@ -20,7 +20,7 @@ def wanted_concurrency(
        law would count those of a burst many times.
     """
     at_once = float(demand.concurrency) if load is None else load.concurrency
-    wanted = demand.in_flight if load is None else load.arrivals_per_s * service_s
+    wanted = float(demand.in_flight) if load is None else load.arrivals_per_s * service_s
     if demand.waiting and cold_start_s > 0:
         wanted += demand.waiting * min(1.0, service_s / cold_start_s)
     return min(at_once, wanted)

@@ -7,12 +7,13 @@ grace, and nothing shrinks while a replica loads.
 """
 
 import math
+from typing import Final
 
 from control_plane.autoscaler.decision import Decision, Observed, Panic, Tuning
 from control_plane.autoscaler.demand import Demand
 from infra.contracts.model_spec import Scaling
 
-NOISE = 1e-6  # of a mean over the target: rounding is no replica
+NOISE: Final = 1e-6  # of a mean over the target: rounding is no replica
 
 
 def decide(

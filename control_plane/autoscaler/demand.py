@@ -1,11 +1,13 @@
 """What is asked of a revision: the value, the port that tells it, and a meter to count it."""
 
+import math
 from collections.abc import Callable, Set
 from typing import Final, NamedTuple, Protocol
 
 from infra.contracts.base import RevisionName
 
 SHORTEST_IDLE_S: Final = 1.0
+_INFINITE: Final = math.inf
 STEP_S: Final = 1.0  # the clock stepped back; by less, two that read it told us in another order
 
 
@@ -62,6 +64,11 @@ class Demand:
     @property
     def concurrency(self) -> int:
         return self.in_flight + self.waiting
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether its total is a number to reckon with."""
+        return -_INFINITE < self.request_seconds < _INFINITE
 
 
 class DemandSource(Protocol):

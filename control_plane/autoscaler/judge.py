@@ -156,7 +156,7 @@ class Judge:
         scaling, tuning = tracked.scaling, self._tuning
         least = least_replicas(scaling, observed)
         demand = observed.demand
-        tracked.is_looked_after = demand is not None and math.isfinite(demand.request_seconds)
+        tracked.is_looked_after = demand is not None and demand.is_finite
         tracked.band = None
         if not (scaling.schedule or observed.warm):
             tracked.band = band_of(scaling, observed, decision, least=least, now=now, tuning=tuning)

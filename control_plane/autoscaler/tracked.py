@@ -100,7 +100,7 @@ class Tracked:
         happens while the demand is not known is not told.
         """
         carried_to = quiet_until if self.is_looked_after else None
-        if demand is None or not math.isfinite(demand.request_seconds):
+        if demand is None or not demand.is_finite:
             self.windows.carry(carried_to)
             self.is_looked_after = False
             return

@@ -5,7 +5,7 @@ from typing import Final
 
 from control_plane.autoscaler.demand import STEP_S, Demand
 
-_RESOLUTION_S = 0.25
+_RESOLUTION_S: Final = 0.25
 
 
 class Load:
@@ -80,7 +80,7 @@ class Windows:
 
         Nothing happened from the reading before until `quiet_until`, if that is given.
         """
-        if not math.isfinite(demand.request_seconds):
+        if not demand.is_finite:
             return
         last = self._last
         if last is not None:
