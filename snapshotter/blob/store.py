@@ -162,14 +162,23 @@ class ChunkStore:
         return None
 
     def read_chunk(self, chunk_digest: bytes) -> bytes | None:
-        """The bytes of a chunk that any blob holds, hashed again."""
+        """The bytes of a chunk that any blob holds, hashed again; what this disk has spoiled since
+        is not here any more.
+        """
         with self._lock:
             location = self.find(chunk_digest)
             if location is None:
                 return None
             chunk = location.chunk
-            data = self._open[location.blob].pread(chunk.offset, chunk.length)
-        return data if chunk.is_genuine(data) else None
+            stored = self._open[location.blob]
+            data = stored.pread(chunk.offset, chunk.length)
+        if chunk.is_genuine(data):
+            return data
+        log.error("store.chunk_spoiled", blob=location.blob, chunk=chunk.index)
+        with self._lock:
+            if self._open.get(location.blob) is stored:
+                stored.lose(chunk.index)
+        return None
 
     def data_path(self, digest: str) -> Path:
         """Where the bytes of a blob are, those that are here."""

@@ -119,11 +119,10 @@ class StoredBlob:
     def may_give(self, index: int) -> bool:
         """Whether other nodes may have the chunk: it is verified by its digest, or where nobody
         knows that yet, it was read from the origin by this very process and by nobody else."""
-        if not self.has(index):
-            return False
+        is_known = self.table[index].digest != UNKNOWN  # first: they may be learned meanwhile
         with self._lock:
             is_first_hand = index in self._first_hand and index not in self._hearsay
-        return is_first_hand or self.table[index].digest != UNKNOWN
+        return (is_known or is_first_hand) and self.has(index)
 
     def learn(self, ref: BlobRef) -> None:
         """The digests of all chunks are known from now on; those that are here are hashed again.
@@ -181,10 +180,14 @@ class StoredBlob:
         """Bytes of the file; meaningful only where every chunk is verified."""
         return os.pread(self.descriptor, length, offset)
 
+    def lose(self, index: int) -> None:
+        """The chunk is not here any more."""
+        self._set(index, ChunkState.ABSENT)
+
     def empty(self) -> None:
         """None of it is here any more; who reads it meanwhile may read anything."""
         for chunk in self.table:
-            self._set(chunk.index, ChunkState.ABSENT)
+            self.lose(chunk.index)
         with self._lock:
             self._first_hand.clear()
             self._hearsay.clear()

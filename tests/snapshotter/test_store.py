@@ -244,6 +244,24 @@ def test_equal_chunks_are_found_in_whatever_blob_has_them(tmp_path):
     assert store.find(second.table[0].digest) is None
 
 
+def test_a_chunk_that_this_disk_has_spoiled_is_here_no_longer(tmp_path):
+    store = store_in(tmp_path)
+    ref, data = raw_blob(PARTS)
+    fill(store, ref, data)
+    store.open(ref)
+    with store.data_path(ref.digest).open("r+b") as file:
+        file.seek(ref.table[1].offset)
+        file.write(b"B")
+
+    assert store.read_chunk(ref.table[1].digest) is None
+
+    assert [store.has(ref.digest, index) for index in range(3)] == [True, False, True]
+    assert store.used_bytes == len(PARTS[0]) + len(PARTS[2])
+    assert store.put(ref, ref.table[1], PARTS[1])
+    assert store.read_chunk(ref.table[1].digest) == PARTS[1]
+    store.close()
+
+
 def test_a_folder_that_is_no_blob_is_discarded_at_the_start(tmp_path):
     (tmp_path / ("0" * 64)).mkdir()
     (tmp_path / ("0" * 64) / "table").write_bytes(b"not a table")
