@@ -132,8 +132,10 @@ class Fetcher:
         for index in indices:
             with self._condition:
                 flight = self._flights.get((digest, index))
-                if flight is None or not flight.num_at_origin:
-                    return False
+            if flight is None and self.store.has(digest, index):
+                continue  # it has landed since
+            if flight is None or not (flight.num_at_origin or flight.landed.is_set()):
+                return False
             if not flight.landed.wait(max(give_up_at - time.monotonic(), 0)):
                 return True
             if flight.error is not None:
