@@ -12,6 +12,7 @@ from snapshotter.blob.peers.neighbourhood import Neighbourhood
 from snapshotter.blob.peers.server import PeerServer
 from snapshotter.blob.peers.shared_blobs import SharedBlobs
 from snapshotter.blob.peers.source import PeerSource
+from snapshotter.blob.peers.wire import bearer_of
 from snapshotter.blob.source import ChunkSource
 from snapshotter.blob.store import ChunkStore
 from snapshotter.blob.stored_blob import BlobRef
@@ -74,7 +75,7 @@ class Peering:
 
     def __init__(self, store: ChunkStore, directory: Directory, terms: PeerTerms) -> None:
         """Raises OSError where it cannot listen."""
-        self._token = terms.token
+        self._bearer = bearer_of(terms.token)
         self._first_word_s = terms.first_word_s
         self._shared = SharedBlobs(store)
         self._connections = Connections(
@@ -84,7 +85,7 @@ class Peering:
             self._shared,
             host=terms.host,
             port=terms.port,
-            token=terms.token,
+            bearer=self._bearer,
             fetch_s=0.9 * terms.patience_s,
             upload_bytes_per_s=terms.upload_bytes_per_s,
         )
@@ -93,7 +94,7 @@ class Peering:
         self.server.neighbourhood = self._neighbourhood
 
     def before(self, ref: BlobRef, origin: ChunkSource) -> Sequence[ChunkSource]:
-        peers = PeerSource(ref, self._neighbourhood, self._connections, token=self._token)
+        peers = PeerSource(ref, self._neighbourhood, self._connections, bearer=self._bearer)
         return (peers, origin)
 
     def opened(self, blob: Blob) -> None:

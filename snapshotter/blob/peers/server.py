@@ -46,18 +46,18 @@ class PeerServer:
         *,
         host: str,
         port: int,
-        token: str,
+        bearer: str,
         fetch_s: float,
         upload_bytes_per_s: float | None,
     ) -> None:
         """`fetch_s`: how long a node that asks waits for what is fetched. Raises OSError where it
         cannot listen.
         """
-        assert token, "whoever may ask must be able to say so"
+        assert bearer, "whoever may ask must be able to say so"
         self.cap = UploadCap(upload_bytes_per_s)
         self.neighbourhood: Neighbourhood | None = None  # until then nothing is fetched for others
         self._shared = shared
-        self._token = token.encode()
+        self._bearer = bearer.encode()
         self._fetch_s = fetch_s
         self._uploads = BoundedSemaphore(_MOST_UPLOADS)
         self._server = _Server((host, port), self)
@@ -76,7 +76,7 @@ class PeerServer:
 
     def is_authorized(self, header: str | None) -> bool:
         given = (header or "").removeprefix("Bearer ").encode(errors="replace")
-        return hmac.compare_digest(given, self._token)
+        return hmac.compare_digest(given, self._bearer)
 
     def answer(self, asked: ChunksAsked, identity: str | None, out: socket.socket) -> HTTPStatus:
         """Writes an answer with bytes to `out`, or returns why there is none."""

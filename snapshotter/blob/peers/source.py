@@ -27,13 +27,13 @@ class PeerSource:
     name = "peer"
 
     def __init__(
-        self, ref: BlobRef, neighbourhood: Neighbourhood, connections: Connections, *, token: str
+        self, ref: BlobRef, neighbourhood: Neighbourhood, connections: Connections, *, bearer: str
     ) -> None:
         self._ref = ref
         self._neighbourhood = neighbourhood
         self._connections = connections
         self._headers = {
-            "Authorization": f"Bearer {token}",
+            "Authorization": f"Bearer {bearer}",
             "Firstlight-Table": ref.table.cut.hex(),
         }
 

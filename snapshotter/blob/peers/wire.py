@@ -9,6 +9,7 @@ bringing from the origin anyway is waited for. 202: the first is still on its wa
 it is not here; 409: its table differs; 503: busy.
 """
 
+import hmac
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Final
 from snapshotter.index.chunk_table import Chunk
 
 MOST_ANSWER_BYTES: Final = 64 << 20  # one chunk may be as large
+_PURPOSE: Final = b"firstlight: asking for chunks"
 _PATH: Final = re.compile(
     r"/v1/blobs/(?P<digest>sha256:[0-9a-f]{64})/chunks/"
     r"(?P<first>\d{1,7})-(?P<last>\d{1,7})(?P<fetch>\?fetch)?"
@@ -31,6 +33,13 @@ class ChunksAsked:
     first: int
     last: int
     may_fetch: bool
+
+
+def bearer_of(token: str) -> str:
+    """What is shown instead of the token: who may write to the directory has it shown to himself,
+    and is not to sign what the token signs.
+    """
+    return hmac.digest(token.encode(), _PURPOSE, "sha256").hex()
 
 
 def chunks_path(digest: str, chunks: Sequence[Chunk], *, may_fetch: bool) -> str:

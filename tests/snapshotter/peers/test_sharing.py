@@ -14,6 +14,7 @@ from snapshotter.blob.flight import Priority
 from snapshotter.blob.peers.directory import Announcement, MemoryDirectory
 from snapshotter.blob.peers.peer import Peer
 from snapshotter.blob.peers.placement import home_of
+from snapshotter.blob.peers.wire import bearer_of
 from tests.snapshotter.makers import raw_blob
 from tests.snapshotter.peers.conftest import DATA, NUM_CHUNKS, REF, TOKEN
 from tests.snapshotter.scripted import ScriptedSource
@@ -288,6 +289,21 @@ def test_who_gives_wrong_bytes_is_asked_once_and_nothing_of_it_is_seen(make_node
     assert node.fetcher.fetched_bytes["peer"] == 0
 
 
+def test_who_is_in_the_directory_does_not_learn_the_token_that_signs(make_node, directory, serve):
+    shown = []
+
+    class Curious(Liar):
+        def do_GET(self):
+            shown.append(self.headers["Authorization"])
+            super().do_GET()
+
+    impostor(directory, serve(Curious))
+    read_all(make_node("a").open(REF, ScriptedSource(DATA)))
+
+    assert shown == [f"Bearer {bearer_of(TOKEN)}"]
+    assert TOKEN not in shown[0]
+
+
 def test_a_redirect_is_not_followed(make_node, directory, serve):
     target = type("Target", (Liar,), {})
     handler = type("OneRedirector", (Redirector,), {"elsewhere": f"http://{serve(target)}"})
@@ -355,9 +371,9 @@ def test_without_a_directory_everything_comes_from_the_origin(make_node):
     assert given(origin) == NUM_CHUNKS
 
 
-def ask(node, path: str, *, token: str = TOKEN, table: str = REF.table.cut.hex()):
+def ask(node, path: str, *, bearer: str = bearer_of(TOKEN), table: str = REF.table.cut.hex()):
     connection = http.client.HTTPConnection("127.0.0.1", node.peering.server.port, timeout=60)
-    headers = {"Authorization": f"Bearer {token}", "Firstlight-Table": table}
+    headers = {"Authorization": f"Bearer {bearer}", "Firstlight-Table": table}
     connection.request("GET", path, headers=headers)
     response = connection.getresponse()
     body = response.read()
@@ -375,8 +391,8 @@ def test_only_who_knows_the_token_gets_verified_chunks_and_nothing_else(make_nod
     blob.read(0, 2500)
     assert ask(node, path_of(0, 1)) == (200, DATA[: REF.table[1].end])
 
-    assert ask(node, path_of(0, 1), token="another") == (401, b"")
-    assert ask(node, path_of(0, 1), token="") == (401, b"")
+    for bearer in ("another", "", TOKEN):
+        assert ask(node, path_of(0, 1), bearer=bearer) == (401, b"")
     assert ask(node, path_of(0, 1), table="0" * 32) == (409, b"")
     assert ask(node, path_of(0, 3)) == (200, DATA[: REF.table[2].end]), "the fourth is not here"
     assert ask(node, path_of(3, 3)) == (404, b"")
