@@ -92,7 +92,7 @@ def _settle_memory() -> None:
     """As control_plane.process does when it has started."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
+    gc.set_threshold(20_000, 5, 400)
 
 
 class _Bench:
