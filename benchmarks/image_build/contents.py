@@ -8,6 +8,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distribution
+from importlib.util import cache_from_source
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -58,8 +59,14 @@ def packages(names: Iterable[str], *, without: frozenset[str] = frozenset()) -> 
         for listed in each.files or ():
             source = Path(str(each.locate_file(listed)))
             inside = source.is_relative_to(base) and ".." not in listed.parts
-            if inside and source.is_file() and not _NOT_RUN.search(str(listed)):
+            if not inside or listed.suffix == ".pyc" or _NOT_RUN.search(str(listed)):
+                continue
+            if source.is_file():
                 yield File(f"{SITE}/{listed.as_posix()}", source)
+            # Whoever made it: pip lists what it compiled, and `scripts/install` compiles the rest.
+            bytecode = Path(cache_from_source(str(source)))
+            if listed.suffix == ".py" and bytecode.is_file():
+                yield File(f"{SITE}/{bytecode.relative_to(base).as_posix()}", bytecode)
 
 
 def code(*folders: str) -> Iterator[File]:
