@@ -25,6 +25,7 @@ def test_whatever_is_left_at_the_last_checkpoint_is_named(last: Checkpoint, says
     assert bool(verdict([CLEAN, last])) == bool(says)
 
 
+@pytest.mark.real
 async def test_a_short_soak_leaves_no_task_and_no_block(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -69,6 +69,7 @@ def test_a_machine_is_kept_from_as_many_wishes_on_as_pay_for_a_day_of_it() -> No
     assert (kept(enough - 1), kept(enough)) == (0, 1)
 
 
+@pytest.mark.real
 def test_wishes_that_recur_fill_standby_and_are_then_served_from_it() -> None:
     async def main() -> None:
         async with world() as one:
