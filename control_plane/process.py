@@ -56,7 +56,8 @@ async def serve(settings: Settings) -> None:
                     timeout_graceful_shutdown=_LAST_WORDS_S,
                 )
             )
-            _settle_memory()
+            settle_collector()
+            _return_large_blocks()
             await plane.start()  # what dials meanwhile waits in the listener's backlog
             announcement = announce(settings.state_dir, url)
             async with asyncio.TaskGroup() as tasks:
@@ -72,15 +73,16 @@ async def serve(settings: Settings) -> None:
                 server.should_exit = True
 
 
-def _settle_memory() -> None:
-    """Takes what start-up made out of the collector's sight: it lives as long as the process.
-
-    And what is large goes back to the kernel when it is free: glibc would learn from the first
-    tokenizer that is looked at to keep such blocks, 6 MB of them.
-    """
+def settle_collector() -> None:
+    """Takes what start-up made out of the collector's sight: it lives as long as the process."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 5, 400)
+
+
+def _return_large_blocks() -> None:
+    """What is large goes back to the kernel when it is free: glibc would learn from the first
+    tokenizer that is looked at to keep such blocks, 6 MB of them."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not every C library has it
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)

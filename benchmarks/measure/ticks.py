@@ -1,6 +1,5 @@
 """How long the autoscaler's ticks take over a large fleet, from a take-over on."""
 
-import gc
 import math
 import random
 import time
@@ -18,6 +17,7 @@ from control_plane.fleet.node import Node
 from control_plane.fleet.reconciler import Reconciler
 from control_plane.fleet.replica import Replica
 from control_plane.fleet.state import Fleet
+from control_plane.process import settle_collector
 from infra.contracts.base import NodeId, ReplicaId
 from infra.contracts.node import ReplicaReport
 from infra.contracts.revision import ReplicaState, Revision
@@ -78,7 +78,7 @@ async def measure_ticks(
     """
     bench = _Bench(shape)
     await bench.deploy()
-    _settle_memory()
+    settle_collector()
     phases = {
         "after a take-over": bench.tick(take_over, each_time=bench.come_back),
         "steady": bench.tick(steady),
@@ -86,13 +86,6 @@ async def measure_ticks(
     }
     await bench.close()
     return phases
-
-
-def _settle_memory() -> None:
-    """As control_plane.process does when it has started."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 5, 400)
 
 
 class _Bench:

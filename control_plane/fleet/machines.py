@@ -282,7 +282,7 @@ class Machines:
         try:
             node_id, was_stopped = await self._find(need, token)
         except PlatformError as error:
-            log.info("machine.refused", token=token, detail=error.detail, **error.facts)
+            log.info("machine.refused", token=token, detail=error.detail, facts=error.facts)
             self._refuse(token, error)
         except Exception:  # a provider's own failure must not leave the request pending
             log.exception("machine.launch-failed", token=token)

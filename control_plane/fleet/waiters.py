@@ -89,8 +89,9 @@ class Waiters:
 
 
 def _told(error: PlatformError) -> tuple[type[PlatformError], str]:
-    """What tenants hear: a provider that refuses for good names accounts and roles, in our log."""
+    """What tenants hear: a provider that refuses for good, with a code of its own, names accounts
+    and roles, which stay in our log."""
     if isinstance(error, NoCapacity | ProviderUnavailable):
         return type(error), error.detail
-    codes = [pool["code"] for pool in error.facts.get("tried", [error.facts]) if "code" in pool]
-    return NoCapacity, " ".join(["no machine can be started", *codes[-1:]])
+    codes = [pool["code"] for pool in error.facts.get("tried") or [error.facts] if "code" in pool]
+    return NoCapacity, f"no machine can be started: {codes[-1]}" if codes else error.detail

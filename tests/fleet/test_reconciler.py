@@ -174,6 +174,7 @@ def test_who_waits_for_a_class_of_gpu_that_no_machine_has_is_told_what_there_is(
             [(name, error), *_] = world.told
             assert name == revision.name and isinstance(error, NoCapacity)
             assert "needs 1 h100 GPU" in error.detail and "the nodes have 2 l4" in error.detail
+            assert "no machine has a h100 GPU" in error.detail
 
     run(main())
 

@@ -53,7 +53,6 @@ class PeerServer:
         """`fetch_s`: how long a node that asks waits for what is fetched. Raises OSError where it
         cannot listen.
         """
-        assert bearer, "whoever may ask must be able to say so"
         self.cap = UploadCap(upload_bytes_per_s)
         self.neighbourhood: Neighbourhood | None = None  # until then nothing is fetched for others
         self._shared = shared

@@ -39,6 +39,7 @@ def bearer_of(token: str) -> str:
     """What is shown instead of the token: who may write to the directory has it shown to himself,
     and is not to sign what the token signs.
     """
+    assert token, "whoever may ask must be able to say so"
     return hmac.digest(token.encode(), _PURPOSE, "sha256").hex()
 
 
