@@ -297,7 +297,9 @@ def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
             deadline_s=deadline_s,
         )
         layout = Layout(settings.fs_dir)
-        DataProcess(layout, descriptor, opener, opener.verbs(), opener.close).serve()
+        verbs = opener.verbs()
+        process = DataProcess(layout, descriptor, opener, verbs, opener.close, retry_s=deadline_s)
+        process.serve()
 
     return serve
 

@@ -2,24 +2,24 @@
 
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from contextlib import nullcontext
 from typing import Any, Final
 
 import structlog
 
-from infra.errors import Invalid, PlatformError
+from infra.errors import Invalid
 from infra.json_socket import JsonServer, Verb
 from snapshotter.fs.catalog import Catalog
 from snapshotter.fs.fuse_server import FuseServer
 from snapshotter.fs.layout import Layout
+from snapshotter.fs.openings import Openings
 from snapshotter.fs.ports import OpenFile, ServedFile
 from snapshotter.fs.served_files import ServedFiles
 
 log = structlog.get_logger()
 
 _RESTORE_S: Final = 10.0  # well within the time after which a keeper counts as silent
-_MOST_AT_ONCE: Final = 64
 
 
 class DataProcess:
@@ -37,13 +37,17 @@ class DataProcess:
         open_file: OpenFile,
         further: Mapping[str, Verb] | None = None,
         on_removed: Callable[[str], None] = lambda name: None,
+        *,
+        retry_s: float,
     ) -> None:
+        """`retry_s`: how long readers of what was served before wait while its origin is away."""
         self._open_file = open_file
         self._on_removed = on_removed
         self._catalog = Catalog(layout.catalog)
         self._files = ServedFiles()
-        self._late = self._restored()
-        self._server = FuseServer(descriptor, self._files)
+        self._openings = Openings(self._opened, self._files, retry_s=retry_s)
+        self._server = FuseServer(descriptor, self._files, self._openings)
+        self._restore()
         verbs: dict[str, Verb] = {
             "add": self._add,
             "remove": self._remove,
@@ -57,38 +61,21 @@ class DataProcess:
     def serve(self) -> None:
         """Returns when the folder is unmounted; raises what ended the service otherwise."""
         self._server.start()
-        for restored in self._late.values():
-            restored.add_done_callback(lambda _: self._server.added())
         self._control.start()
         self._server.wait()
 
-    def _restored(self) -> dict[str, Future[None]]:
+    def _restore(self) -> None:
         """Opens what was served before. What takes long, as where an index has to be made anew, is
-        returned: it is served when it is there, and nobody else's readers wait for it.
+        served when it is there: its readers wait for it, and nobody else's do.
         """
-        pool = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="restore")
-        restored = {
-            name: pool.submit(self._restore, name, spec)
-            for name, spec in self._catalog.all().items()
-        }
-        late = wait(restored.values(), timeout=_RESTORE_S).not_done
-        pool.shutdown(wait=False)
-        return {name: restoring for name, restoring in restored.items() if restoring in late}
-
-    def _restore(self, name: str, spec: Mapping[str, Any]) -> None:
-        """A file that cannot be opened now is an error to its readers, and to nobody else's."""
-        try:
-            self._files.add(self._opened(name, spec))
-        except PlatformError as error:
-            log.error("file.not_restored", file=name, error=error.detail)
-        except Exception:
-            log.exception("file.not_restored", file=name)
+        catalog = self._catalog.all().items()
+        wait([self._openings.begin(name, spec) for name, spec in catalog], timeout=_RESTORE_S)
 
     def _add(self, question: Mapping[str, Any]) -> int:
         name, spec = _name_of(question), question.get("spec")
         if not isinstance(spec, dict):
             raise Invalid("the spec is no JSON object")
-        self._await_restored(name)
+        self._openings.settle(name)
         if (present := self._files.find(name)) is not None:
             return present[1].head_bytes
         file = self._opened(name, spec)
@@ -100,16 +87,12 @@ class DataProcess:
 
     def _remove(self, question: Mapping[str, Any]) -> None:
         name = _name_of(question)
-        self._await_restored(name)
+        self._openings.settle(name)
         self._catalog.remove(name)
         if self._files.remove(name):
             self._server.forget(name)
             self._on_removed(name)
             log.info("file.removed", file=name)
-
-    def _await_restored(self, name: str) -> None:
-        if (restored := self._late.get(name)) is not None:
-            restored.result()
 
     def _opened(self, name: str, spec: Mapping[str, Any]) -> ServedFile:
         file = self._open_file(name, spec)

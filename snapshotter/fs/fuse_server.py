@@ -21,10 +21,12 @@ import structlog
 from infra.errors import PlatformError
 from snapshotter.fs import fuse_wire
 from snapshotter.fs.fuse_wire import Buffers, Op, Request
+from snapshotter.fs.late_requests import LateRequests
 from snapshotter.fs.layer_trees import SUFFIX as TREE_SUFFIX
 from snapshotter.fs.layer_trees import LayerTree, key_of
+from snapshotter.fs.openings import Openings
 from snapshotter.fs.ports import ServedFile
-from snapshotter.fs.served_files import ServedFiles
+from snapshotter.fs.served_files import NotServedYet, ServedFiles
 from snapshotter.fs.waiting_reads import WaitingReads
 
 log = structlog.get_logger()
@@ -42,10 +44,14 @@ class FuseServer:
     clone would fail when this process dies, what was read from the shared one is asked again.
     """
 
-    def __init__(self, descriptor: int, files: ServedFiles) -> None:
+    def __init__(self, descriptor: int, files: ServedFiles, openings: Openings) -> None:
+        """`openings` has the files that are still to come to `files`."""
         self._descriptor = descriptor
         self._files = files
+        self._openings = openings
         self._waiting = WaitingReads()
+        self._late = LateRequests(self._waiting, openings.is_under_way, self._handle_late)
+        self._late_counts: Counter[str] = Counter()
         self._fetchers = ThreadPoolExecutor(NUM_FETCHERS, thread_name_prefix="fuse-fetch")
         self._ended: Future[None] = Future()
         self._counts: list[Counter[str]] = []  # of each reader its own
@@ -57,6 +63,9 @@ class FuseServer:
         except OSError as error:  # before Linux 6.9; the keeper knows what to do then
             log.info("fuse.no_resend", error=error.strerror)
         self._waiting.start()
+        self._late.start()
+        self._counts.append(self._late_counts)
+        self._openings.subscribe(self._settled)
         for number in range(NUM_READERS):
             counts: Counter[str] = Counter()
             self._counts.append(counts)
@@ -123,8 +132,22 @@ class FuseServer:
                     counts["other"] += 1
                     body = answer(request, self._files)
                     self._send(fuse_wire.reply(request.unique, body))
+        except NotServedYet as late:
+            self._openings.again(late.name)
+            self._late.add(request, late.name)
         except Exception as error:
             self._send(fuse_wire.refusal(request.unique, _errno_of(error)))
+
+    def _handle_late(self, request: Request, name: str) -> None:
+        """The file that it waited for is there, or did not come; the next one may wait again."""
+        if self._files.awaits(name):
+            self._send(fuse_wire.refusal(request.unique, errno.EIO))
+        else:
+            self._handle(request, self._late_counts)
+
+    def _settled(self) -> None:
+        self.added()
+        self._late.settled()
 
     def _read(self, request: Request, counts: Counter[str]) -> None:
         file, begin, file_size = _place_of(request.node, self._files)

@@ -165,7 +165,7 @@ def test_a_layer_that_takes_long_to_be_opened_again_keeps_nobody_from_the_others
 
     monkeypatch.setattr(data_process, "wait", wait_for_others)
     with Path(os.devnull).open("r+b") as fuse:
-        served = DataProcess(layout, fuse.fileno(), open_file)
+        served = DataProcess(layout, fuse.fileno(), open_file, retry_s=0)
         served.serve()
         control = ControlClient(layout.control)
         assert control.ask("list") == sorted(others, key=node_id)

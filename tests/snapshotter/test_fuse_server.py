@@ -7,18 +7,23 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from queue import Queue
+from typing import Any
 
 import pytest
 
-from infra.errors import Conflict, Invalid, SourceUnavailable
+from infra.errors import Conflict, ImageInvalid, Invalid, SourceUnavailable
 from snapshotter.fs.fuse_server import NUM_FETCHERS, NUM_READERS, FuseServer
-from snapshotter.fs.fuse_wire import ROOT, Op
+from snapshotter.fs.fuse_wire import ROOT, Op, Request
+from snapshotter.fs.late_requests import LateRequests
 from snapshotter.fs.layer_file import LayerFile
 from snapshotter.fs.local_bytes import MemoryBytes
+from snapshotter.fs.openings import Openings
+from snapshotter.fs.ports import OpenFile
 from snapshotter.fs.served_files import ServedFiles, node_id
-from snapshotter.fs.waiting_reads import is_dying
+from snapshotter.fs.waiting_reads import WaitingReads, is_dying
 
 NAME = "sha256:aa"
 DATA = bytes(range(256)) * 16
@@ -77,6 +82,12 @@ class Kernel:
         assert length == len(received)
         return Answer(unique, -error, received[16:])
 
+    def reply(self) -> Answer:
+        """The next answer that is no notification of ours."""
+        while not (answer := self.answer()).unique:
+            pass
+        return answer
+
     def close(self) -> None:
         self._socket.close()
 
@@ -88,9 +99,19 @@ def kernel() -> Iterator[Kernel]:
     kernel.close()  # the other end stays open: the server's threads may still read it
 
 
-def started(kernel: Kernel, *files: LayerFile) -> tuple[FuseServer, ServedFiles]:
+def refuse(name: str, spec: Mapping[str, Any]) -> LayerFile:
+    raise ImageInvalid(f"{name} is nothing that was served before")
+
+
+def started(
+    kernel: Kernel, *files: LayerFile, open_file: OpenFile = refuse, late: Sequence[str] = ()
+) -> tuple[FuseServer, ServedFiles]:
+    """`late`: names of what is still to be opened."""
     all_files = ServedFiles(files)
-    server = FuseServer(kernel.descriptor, all_files)
+    openings = Openings(open_file, all_files, retry_s=0)
+    for name in late:
+        openings.begin(name, {})
+    server = FuseServer(kernel.descriptor, all_files, openings)
     server.start()
     assert kernel.answer() == Answer(0, -7, b"")  # a notification: FUSE_NOTIFY_RESEND
     return server, all_files
@@ -277,6 +298,96 @@ def test_an_interrupt_that_overtook_its_read_is_sent_again(kernel: Kernel) -> No
     unique = interrupt(kernel, 4242)
 
     assert kernel.answer() == Answer(unique, errno.EAGAIN, b"")
+
+
+class Opens:
+    """Opens what is late when the gate is open, or raises."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.gate = threading.Event()
+        self.asked: list[str] = []
+
+    def __call__(self, name: str, spec: Mapping[str, Any]) -> LayerFile:
+        self.asked.append(name)
+        assert self.gate.wait(60)
+        if self.error is not None:
+            raise self.error
+        return served(name, MemoryBytes(DATA))
+
+
+def test_readers_of_a_layer_that_is_still_being_opened_wait_for_it_and_hold_up_nobody(
+    kernel: Kernel,
+) -> None:
+    opens = Opens()
+    started(kernel, served(NAME, MemoryBytes(DATA)), open_file=opens, late=["late"])
+    late = {kernel.read("late", i, 1): i for i in range(NUM_FETCHERS + NUM_READERS + 1)}
+    asked = kernel.ask(Op.GETATTR, node_id("late"))
+
+    here = kernel.read(NAME, 0, 10)
+    assert kernel.reply() == Answer(here, 0, DATA[:10])
+    opens.gate.set()
+
+    answers = {answer.unique: answer for answer in (kernel.reply() for _ in range(len(late) + 1))}
+    assert answers.pop(asked).error == 0
+    assert {unique: answer.body for unique, answer in answers.items()} == {
+        unique: DATA[i : i + 1] for unique, i in late.items()
+    }
+    assert opens.asked == ["late"]
+
+
+def test_a_layer_whose_origin_was_away_is_opened_for_whoever_reads_it_next(
+    kernel: Kernel,
+) -> None:
+    opens = Opens(SourceUnavailable("the registry is away"))
+    started(kernel, open_file=opens, late=["late"])
+    unique = kernel.read("late", 0, 10)
+    opens.gate.set()
+    assert kernel.reply() == Answer(unique, errno.EIO, b"")
+
+    opens.error = None
+    unique = kernel.read("late", 0, 10)
+
+    assert kernel.reply() == Answer(unique, 0, DATA[:10])
+
+
+def test_a_layer_that_can_never_be_opened_is_gone_to_its_readers(kernel: Kernel) -> None:
+    opens = Opens(ImageInvalid("no index can be made of it"))
+    started(kernel, open_file=opens, late=["late"])
+    waiting = kernel.read("late", 0, 10)
+    opens.gate.set()
+
+    assert kernel.reply() == Answer(waiting, errno.ESTALE, b"")
+    unique = kernel.read("late", 0, 10)
+    assert kernel.reply() == Answer(unique, errno.ESTALE, b"")
+    assert opens.asked == ["late"]
+
+
+def test_a_program_that_is_killed_waits_for_no_layer_that_is_being_opened(kernel: Kernel) -> None:
+    opens = Opens()
+    started(kernel, open_file=opens, late=["late"])
+    unique = kernel.read("late", 0, 10, thread_id=2**22 + 1)  # of a thread that is gone
+    kernel.ask(Op.STATFS)
+    kernel.reply()
+
+    interrupt(kernel, unique)
+
+    answer = kernel.reply()
+    assert answer.error in {errno.EINTR, errno.EAGAIN}  # EAGAIN: it overtook its read
+    opens.gate.set()
+
+
+def test_nobody_waits_for_ever_for_a_layer_that_is_being_opened() -> None:
+    told: Queue[tuple[int, str]] = Queue()
+    waiting = WaitingReads()
+    requests = LateRequests(
+        waiting, lambda _: True, lambda late, name: told.put((late.unique, name)), patience_s=0
+    )
+    requests.start()
+
+    requests.add(Request(Op.READ, 42, node_id("late"), 0, b""), "late")
+
+    assert told.get(timeout=60) == (42, "late")
 
 
 def test_a_name_has_one_content_and_cannot_leave_the_folder() -> None:

@@ -174,7 +174,7 @@ def _main() -> int:
     layout, held = Layout(Path(sys.argv[1])), [int(argument) for argument in sys.argv[2:]]
 
     def serve(descriptor: int) -> None:
-        DataProcess(layout, descriptor, open_distant).serve()
+        DataProcess(layout, descriptor, open_distant, retry_s=30).serve()
 
     return keep(layout, serve, *held)
 
