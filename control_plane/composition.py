@@ -210,6 +210,7 @@ class ControlPlane:
             RegistryImages(
                 self.settings.image,
                 allowed=self.settings.image_sources,
+                may_be_private=lambda: not self.keys.asks_for_keys,
                 plain_http=self.settings.plain_http,
             ),
         )

@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     image_sources: frozenset[str] | None = Field(
         default=None,
         description="JSON list of registries or repositories of which models may name images; "
-        "unset: all.",
+        "unset: all on the internet, and where no key is asked for those of private networks, too.",
     )
     index_images: bool | None = Field(
         default=None,

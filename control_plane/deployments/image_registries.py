@@ -1,11 +1,12 @@
 """Pins images by asking their registries: what a tag means now, and whether it could be run."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from infra.addresses import is_public
 from infra.contracts.image import ResolvedImage
 from infra.errors import (
     Forbidden,
@@ -19,7 +20,7 @@ from infra.errors import (
 from infra.json_file import parse_json_object
 from infra.registry.authorization import Authorization, docker_logins
 from infra.registry.client import Registry
-from infra.registry.connections import Connections
+from infra.registry.connections import AddressForbidden, Connections, MayReach, anywhere
 from infra.registry.manifest import LISTS, Descriptor, Manifest
 from infra.registry.reference import Reference, is_this_machine
 
@@ -30,7 +31,8 @@ _MOST_CONFIG_BYTES: Final = 4 << 20
 
 class RegistryImages:
     """See ImageResolver. `default` is the platform's own image, if it has one; `allowed` are the
-    registries and repositories of which models may name images, None: all.
+    registries and repositories of which models may name images. None: all on the internet, and
+    where `may_be_private` says so those of private networks and of this machine, too.
 
     Logins are those of `docker login`. Registries on this machine are spoken to without TLS, and
     those of `plain_http`.
@@ -41,11 +43,13 @@ class RegistryImages:
         default: str | None,
         *,
         allowed: frozenset[str] | None = None,
+        may_be_private: Callable[[], bool] = lambda: False,
         plain_http: frozenset[str] = frozenset(),
         docker_config: Path = DOCKER_CONFIG,
     ) -> None:
         self._default = default
         self._allowed = allowed
+        self._may_be_private = may_be_private
         self._plain_http = plain_http
         self._docker_config = docker_config
 
@@ -66,7 +70,8 @@ class RegistryImages:
             self._check_allowed(reference)
         digest = reference.digest
         if digest is None or is_asked_for:
-            with self._asking(reference) as registry:
+            may_reach = self._may_reach(reference) if is_asked_for else anywhere
+            with self._asking(reference, may_reach) as registry:
                 manifest = registry.manifest(reference)
                 _check_runs(registry, reference, manifest)
                 digest = manifest.descriptor.digest
@@ -86,16 +91,27 @@ class RegistryImages:
             param="image",
         )
 
+    def _may_reach(self, image: Reference) -> MayReach:
+        """Whoever deploys must not ask by us what is in networks that only we reach."""
+        is_named = self._allowed is not None or image.host in self._plain_http
+        return anywhere if is_named or self._may_be_private() else is_public
+
     @contextmanager
-    def _asking(self, image: Reference) -> Iterator[Registry]:
+    def _asking(self, image: Reference, may_reach: MayReach) -> Iterator[Registry]:
         """What the client raises becomes what deploying raises; no connection stays open."""
-        connections = Connections(is_plain=self._is_plain)
+        connections = Connections(is_plain=self._is_plain, may_reach=may_reach)
         logins = docker_logins(self._docker_config.expanduser())
         try:
             yield Registry(connections, Authorization(connections, logins))
         except NotFound as error:
             raise ImageInvalid(
                 f"{image} is not in its registry", hint="check repository and tag", param="image"
+            ) from error
+        except AddressForbidden as error:
+            raise Forbidden(
+                f"models may not name images of {image.host}: {error.detail}",
+                hint="the operator may allow that: PLATFORM_IMAGE_SOURCES",
+                param="image",
             ) from error
         except (Unauthorized, Forbidden) as error:
             raise ImageUnavailable(

@@ -9,9 +9,9 @@ from urllib.parse import SplitResult
 
 import httptools
 
-from control_plane.queue.addresses import is_public
 from control_plane.queue.webhook_client import WebhookFailed
 from control_plane.queue.webhook_url import parsed
+from infra.addresses import is_public
 from infra.errors import Invalid
 
 CALL_S = 10.0

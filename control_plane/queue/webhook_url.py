@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
-from control_plane.queue.addresses import is_public
+from infra.addresses import is_public
 from infra.errors import Invalid
 
 CheckUrl = Callable[[str], None]

@@ -2,17 +2,18 @@
 
 import http.client
 import select
+import socket
 import ssl
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import IO, Final
 from urllib.parse import urljoin, urlsplit
 
-from infra.errors import SourceUnavailable
+from infra.errors import Forbidden, SourceUnavailable
 
 _READ_BYTES: Final = 256 << 10
 _MOST_IDLE: Final = 16
@@ -23,6 +24,17 @@ _LEAST_BYTES_PER_S: Final = 50_000  # slower than this is an answer that never e
 
 Body = bytes | IO[bytes] | None
 Sink = Callable[[bytes], object]
+MayReach = Callable[[str], bool]
+"""Whether an address (no name) may be connected to."""
+
+
+class AddressForbidden(Forbidden):
+    """A name leads where whoever chose it has no business."""
+
+
+def anywhere(address: str) -> bool:
+    """For registries that the operator named."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -97,13 +109,16 @@ class Connections:
         stall_s: float = 10.0,
         connect_s: float = 10.0,
         is_plain: Callable[[str], bool],
+        may_reach: MayReach = anywhere,
     ) -> None:
         """`stall_s`: longest silence, once there is a connection; `connect_s`: until there is one;
-        `is_plain(host)`: whether to speak HTTP without TLS.
+        `is_plain(host)`: whether to speak HTTP without TLS. What `may_reach` refuses is never
+        connected to, wherever it comes from: the image, a redirect, a token service.
         """
         self._stall_s = stall_s
         self._connect_s = connect_s
         self._is_plain = is_plain
+        self._may_reach = may_reach
         self._tls = ssl.create_default_context()
         self._lock = Lock()  # guards the lists of idle connections
         self._idle: defaultdict[str, list[http.client.HTTPConnection]] = defaultdict(list)
@@ -198,15 +213,37 @@ class Connections:
 
     def _connect(self, origin: str) -> http.client.HTTPConnection:
         split = urlsplit(origin)
-        host, port = split.hostname or "", split.port
+        host, is_plain = split.hostname or "", split.scheme == "http"
         connection = (
-            http.client.HTTPConnection(host, port, timeout=self._connect_s)
-            if split.scheme == "http"
-            else http.client.HTTPSConnection(host, port, timeout=self._connect_s, context=self._tls)
+            http.client.HTTPConnection(host, split.port)
+            if is_plain
+            else http.client.HTTPSConnection(host, split.port, context=self._tls)
         )
-        connection.connect()
+        opened = self._opened(host, connection.port)
+        connection.sock = (
+            opened if is_plain else self._tls.wrap_socket(opened, server_hostname=host)
+        )
+        connection.auto_open = 0  # it leads where it was checked to lead, or nowhere
         connection.sock.settimeout(self._stall_s)
         return connection
+
+    def _opened(self, host: str, port: int) -> socket.socket:
+        """A name is resolved once: it cannot mean one address here and another when it is called.
+        All that it means has to be allowed.
+        """
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = [str(address[0]) for *_, address in found]
+        if not all(self._may_reach(address) for address in addresses):
+            raise AddressForbidden(f"{host} is not on the internet")
+        for address in addresses[:-1]:
+            with suppress(OSError):
+                return self._dialled(address, port)
+        return self._dialled(addresses[-1], port)
+
+    def _dialled(self, address: str, port: int) -> socket.socket:
+        opened = socket.create_connection((address, port), self._connect_s)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return opened
 
     def close(self) -> None:
         """Closes what is idle."""

@@ -1,6 +1,7 @@
 """Images are pinned at deploy: what registries say, what is told of them, what a revision holds."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def push(server: RegistryServer, tag: str, config: Any = CONFIG) -> str:
 
 
 def images(tmp_path: Path, default: str | None = None) -> RegistryImages:
-    return RegistryImages(default, docker_config=tmp_path / "config.json")
+    config = tmp_path / "config.json"
+    return RegistryImages(default, may_be_private=lambda: True, docker_config=config)
 
 
 async def test_a_tag_is_pinned_to_what_it_means_now(server, tmp_path):
@@ -193,3 +195,31 @@ async def test_the_operator_says_of_which_registries_models_may_name_images(serv
         assert (error.slug, error.hint) == ("forbidden", f"those of {source} may be named")
     assert (await refusal(allowing(), named)).hint == "leave out `image`"
     assert await allowing().resolve(None) is not None
+
+
+async def test_who_deploys_with_a_key_asks_nothing_of_private_networks_by_us(
+    server, tmp_path, monkeypatch
+):
+    push(server, "one")
+    config, port = tmp_path / "config.json", server.server_address[1]
+    named, inside = f"{server.address}/worker:one", f"registry.test:{port}/worker:one"
+    real = socket.getaddrinfo
+    found = {"registry.test": "127.0.0.1", "metadata.test": "169.254.169.254"}
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **how: real(found.get(host, host), *rest, **how)
+    )
+    guarded, asked_before = RegistryImages(named, docker_config=config), len(server.requests)
+
+    for image in (named, inside, "metadata.test/w:1", "10.0.0.7:5000/w:1", "127.0.0.1:1/w:1"):
+        error = await refusal(guarded, image)
+        assert (error.slug, error.param) == ("forbidden", "image")
+        assert error.hint is not None and "PLATFORM_IMAGE_SOURCES" in error.hint
+    assert len(server.requests) == asked_before
+
+    assert await guarded.resolve(None) is not None, "the platform's own is the operator's"
+    plain = frozenset({f"registry.test:{port}"})
+    for allowing in (
+        RegistryImages(None, allowed=plain, plain_http=plain, docker_config=config),
+        RegistryImages(None, plain_http=plain, docker_config=config),
+    ):
+        assert await allowing.resolve(inside) is not None

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from control_plane.queue.addresses import is_public
 from control_plane.queue.http_webhooks import MOST_ANSWER_BYTES, HttpWebhooks
 from control_plane.queue.webhook_client import WebhookFailed
+from infra.addresses import is_public
 from tests.support.processes import require
 
 HEADERS = {"webhook-id": "job_1.1"}

@@ -279,6 +279,19 @@ def test_a_login_does_not_follow_a_redirect_to_another_host(server, image, clien
         assert server.seen_authorization[1] is not None
 
 
+def test_what_may_not_be_reached_is_not_connected_to_though_a_redirect_leads_there(server, image):
+    from infra.registry.connections import AddressForbidden, Connections
+
+    connections = Connections(is_plain=lambda host: True, may_reach="127.0.0.1".__eq__)
+    inside = f"http://127.0.0.2:{server.server_address[1]}/v2/"
+    server.fail("GET", status(307, {"Location": inside}))
+
+    with pytest.raises(AddressForbidden, match=r"127\.0\.0\.2"):
+        connections.ask("GET", f"http://{server.address}/v2/", most_bytes=1000)
+    assert len(server.requests) == 1
+    connections.close()
+
+
 def test_redirects_end(server, image, client):
     loop = status(302, {"Location": f"http://{server.address}/v2/a/manifests/latest"})
     server.fail("GET", *[loop] * 100)
