@@ -11,3 +11,11 @@ fail() {
   [ -n "${2:-}" ] && printf 'hint: %s\n' "$2" >&2
   exit 1
 }
+
+# What a run of the tests wants of its environment.
+test_settings() {
+  # Where cores are few, a thread that spins while others run costs seconds: see worker/DESIGN.md.
+  export GOMP_SPINCOUNT=5000
+  # Pytest rewrites the assertions of every file: half of a start, if it may not keep them.
+  unset PYTHONDONTWRITEBYTECODE
+}

@@ -1,8 +1,11 @@
-"""Fixtures of every area: the real model and a real platform."""
+"""Fixtures of every area: the real model and a real platform; and what is collected, quickly."""
 
+import gc
 import os
+import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,48 @@ ROOT = Path(__file__).parent.parent
 # Machines here are noisy: how long an example takes says nothing.
 settings.register_profile("noisy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("noisy")
+
+
+ALL_REAL = re.compile(r"^pytestmark = .*\bmark\.real\b", re.M)
+SOME_REAL = re.compile(r"\bmark\.real\b")
+
+
+@cache
+def says(path: Path, what: re.Pattern[str]) -> bool:
+    return path.exists() and what.search(path.read_text()) is not None
+
+
+def may_be_real(path: Path) -> bool:
+    """Whether a file of tests may have real ones: it says so, or its folder's fixtures do."""
+    return says(path, SOME_REAL) or says(path.with_name("conftest.py"), SOME_REAL)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Who runs one kind of tests does not import the files of the other: most of a start."""
+    if collection_path.match("test_*.py"):
+        match config.getoption("markexpr"):
+            case "real" if not may_be_real(collection_path):
+                return True
+            case "not real" if says(collection_path, ALL_REAL):
+                return True
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("real") and not may_be_real(item.path):
+            raise pytest.UsageError(f"{item.path} has a real test and does not say mark.real")
+
+
+def pytest_collection() -> None:
+    """What is collected lives to the end: looking through it again and again finds nothing."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
