@@ -2,7 +2,9 @@
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,16 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return load_model(write_model(folder, torch_dtype=request.param))
 
 
+@cache
+def _alone(model: CausalModel, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
+    return tuple(greedy_alone(model, prompt, count))
+
+
+def alone(model: CausalModel, prompt: Sequence[int], count: int) -> list[int]:
+    """The oracle's tokens, computed once for all the ways that are compared with it."""
+    return list(_alone(model, tuple(prompt), count))
+
+
 def prompts(count: int, *, longest: int = 60, seed: int = 1) -> list[list[int]]:
     chance = random.Random(seed)
     return [chance.choices(LETTERS, k=chance.randint(1, longest)) for _ in range(count)]
@@ -65,7 +77,7 @@ def test_greedy_output_is_that_of_a_plain_loop_whatever_else_runs(
     tiny: CausalModel, settings: dict[str, Any], every: int
 ) -> None:
     asked = [request(f"r{index}", prompt, 12) for index, prompt in enumerate(prompts(6))]
-    expected = [greedy_alone(tiny, each.prompt_token_ids, 12) for each in asked]
+    expected = [alone(tiny, each.prompt_token_ids, 12) for each in asked]
 
     engine = make_engine(tiny, **settings)
     got = run(engine, asked, every=every)
@@ -88,7 +100,7 @@ def test_a_pool_too_small_for_all_preempts_and_still_gives_the_same_tokens(
 
     assert engine.stats().preemptions > 0
     for each in asked:
-        assert got[each.request_id].token_ids == greedy_alone(tiny, each.prompt_token_ids, 40)
+        assert got[each.request_id].token_ids == alone(tiny, each.prompt_token_ids, 40)
 
 
 @pytest.mark.parametrize(
@@ -110,9 +122,7 @@ def test_what_is_shared_of_prompts_changes_no_token(
         request(f"r{index}", [*common[:length], 97 + index % 3], 30)
         for index, length in enumerate([60, 60, 47, 64, 60, 33])
     ]
-    expected = {
-        each.prompt_token_ids: greedy_alone(tiny, each.prompt_token_ids, 30) for each in asked
-    }
+    expected = {each.prompt_token_ids: alone(tiny, each.prompt_token_ids, 30) for each in asked}
 
     engine = make_engine(tiny, **settings)
     got = run(engine, asked, every=every)
@@ -122,7 +132,7 @@ def test_what_is_shared_of_prompts_changes_no_token(
         expected[each.prompt_token_ids] for each in asked
     ]
     text = [*asked[0].prompt_token_ids, *got["r0"].token_ids]
-    assert answered["next"].token_ids == greedy_alone(tiny, text, 9)
+    assert answered["next"].token_ids == alone(tiny, text, 9)
     stats = engine.stats()
     told = sum(each.outputs[0].cached_tokens for each in (got | answered).values())
     assert stats.cached_prompt_tokens == told
@@ -133,7 +143,7 @@ def test_what_is_shared_of_prompts_changes_no_token(
 
 def test_sequences_across_several_key_tiles_agree_too(tiny: CausalModel) -> None:
     asked = [request(f"r{i}", p, 6) for i, p in enumerate(prompts(3, longest=700, seed=4))]
-    expected = [greedy_alone(tiny, each.prompt_token_ids, 6) for each in asked]
+    expected = [alone(tiny, each.prompt_token_ids, 6) for each in asked]
 
     got = run(make_engine(tiny, kv_cache_tokens=3072, token_budget=100), asked)
 
@@ -203,12 +213,12 @@ def test_urgent_requests_change_when_tokens_come_and_not_which(tiny: CausalModel
 
     assert engine.stats().preemptions > 0
     for each in asked:
-        assert got[each.request_id].token_ids == greedy_alone(tiny, each.prompt_token_ids, 20)
+        assert got[each.request_id].token_ids == alone(tiny, each.prompt_token_ids, 20)
 
 
 def test_the_end_token_ends_a_text_and_is_not_part_of_it(tiny: CausalModel) -> None:
     prompt = prompts(1)[0]
-    plain = greedy_alone(tiny, prompt, 20)
+    plain = alone(tiny, prompt, 20)
     end = next(token for token in plain if token != plain[0])
     engine = make_engine(tiny, LetterTokenizer(frozenset([end])))
 
@@ -228,7 +238,7 @@ def test_max_tokens_ends_with_length(tiny: CausalModel) -> None:
 
 def test_a_step_tells_tokens_and_why_the_last_was_the_last(tiny: CausalModel) -> None:
     prompt = prompts(1)[0]
-    plain = greedy_alone(tiny, prompt, 20)
+    plain = alone(tiny, prompt, 20)
     end = next(token for token in plain if token != plain[0])
     cut = plain.index(end) + 1
     choice = Guide("choice", '["aaa"]')
@@ -267,7 +277,7 @@ def test_a_prompt_is_scored_as_it_is_computed_and_before_its_answer(tiny: Causal
 
 def test_stop_strings_are_none_of_the_engines_business(tiny: CausalModel) -> None:
     prompt = prompts(1)[0]
-    plain = greedy_alone(tiny, prompt, 20)
+    plain = alone(tiny, prompt, 20)
     engine = make_engine(tiny)
     engine.submit(request("r", prompt, 20, stop=(chr(plain[5]),)))
 
@@ -282,7 +292,7 @@ def test_stop_strings_are_none_of_the_engines_business(tiny: CausalModel) -> Non
 
 def test_a_stop_string_ends_the_text_before_it(tiny: CausalModel) -> None:
     prompt = prompts(1)[0]
-    plain = "".join(map(chr, greedy_alone(tiny, prompt, 20)))
+    plain = "".join(map(chr, alone(tiny, prompt, 20)))
     stop = plain[5:8]
 
     got = run(make_engine(tiny), [request("r", prompt, 20, stop=(stop, "never"))])["r"]

@@ -192,7 +192,7 @@ def attend_together(
 def test_attention_gives_a_token_the_same_bits_in_whichever_chunk(
     shape: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
-    tokens = 1300
+    tokens = 1100  # three tiles of keys
     sequence = Attended(shape, dtype, tokens)
     table = range(tokens // BLOCK + 1)
     cache = sequence.cache()
@@ -200,13 +200,11 @@ def test_attention_gives_a_token_the_same_bits_in_whichever_chunk(
     kept = [layer.clone() for layer in cache.layers]
 
     chance = random.Random(0)
-    counts = [1, 1, 1, 2, 3, 5, 11, 16, 17, 31, 32, 33, 43, 64, 65, 100, 128, 192, 256, 300]
-    for _ in range(60):
-        count = chance.choice(counts)
+    for count in [1, 2, 3, 5, 11, 16, 17, 31, 32, 33, 43, 64, 65, 100, 128, 192, 256, 300]:
         first = chance.randrange(tokens - count)
         again = sequence.attend(cache, first, count, table)
         assert torch.equal(again, whole[first : first + count]), (first, count)
-    for first in range(0, tokens, 29):
+    for first in range(0, tokens, 61):
         assert torch.equal(sequence.attend(cache, first, 1, table)[0], whole[first]), first
     assert all(torch.equal(*each) for each in zip(cache.layers, kept, strict=True))
 
