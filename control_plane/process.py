@@ -15,7 +15,7 @@ from typing import cast
 import structlog
 import uvicorn
 
-from control_plane.api.app import create_edge
+from control_plane.api.app import Edge, create_edge
 from control_plane.composition import ControlPlane
 from control_plane.settings import Settings, inherited_environment
 from infra.errors import Conflict
@@ -42,20 +42,7 @@ async def serve(settings: Settings) -> None:
         url = _url(settings.host, listener)
         async with ControlPlane(settings, url=url, environment=inherited_environment()) as plane:
             edge = create_edge(plane.services())
-            server = _Server(
-                uvicorn.Config(
-                    edge.app,
-                    loop="none",
-                    http=cast(type[asyncio.Protocol], edge.connection),
-                    ws="none",
-                    lifespan="off",
-                    access_log=False,
-                    log_config=None,
-                    server_header=False,
-                    proxy_headers=False,
-                    timeout_graceful_shutdown=_LAST_WORDS_S,
-                )
-            )
+            server = _Server(http_config(edge, keep_alive_s=settings.keep_alive_s))
             settle_collector()
             _return_large_blocks()
             await plane.start()  # what dials meanwhile waits in the listener's backlog
@@ -71,6 +58,23 @@ async def serve(settings: Settings) -> None:
                 await plane.activator.drain(within_s=settings.drain_s)
                 await plane.retire()
                 server.should_exit = True
+
+
+def http_config(edge: Edge, *, keep_alive_s: int) -> uvicorn.Config:
+    """How connections are served, and for how long one is kept on which nothing is asked."""
+    return uvicorn.Config(
+        edge.app,
+        loop="none",
+        http=cast(type[asyncio.Protocol], edge.connection),
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=keep_alive_s,
+        timeout_graceful_shutdown=_LAST_WORDS_S,
+    )
 
 
 def settle_collector() -> None:

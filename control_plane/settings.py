@@ -138,6 +138,12 @@ class Settings(BaseSettings):
     drain_s: float = Field(
         default=10, ge=0, le=3600, description="Seconds running requests get when stopping."
     )
+    keep_alive_s: int = Field(
+        default=75,
+        ge=1,
+        le=4100,
+        description="Seconds an idle connection is kept: more than proxies before it keep theirs.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe event that is logged."
     )

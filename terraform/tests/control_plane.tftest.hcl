@@ -89,6 +89,11 @@ run "tasks_that_wait_are_not_ended_for_it" {
     condition     = toset([for it in jsondecode(aws_ecs_task_definition.this.container_definitions)[0].secrets : it.name]) == toset(["PLATFORM_API_KEY", "PLATFORM_NODE_TOKEN", "PLATFORM_REDIS_URL"])
     error_message = "What is secret comes from Secrets Manager."
   }
+
+  assert {
+    condition     = one([for it in jsondecode(aws_ecs_task_definition.this.container_definitions)[0].environment : tonumber(it.value) if it.name == "PLATFORM_KEEP_ALIVE_S"]) > aws_lb.api.idle_timeout
+    error_message = "The balancer is the one who closes a connection."
+  }
 }
 
 run "what_nobody_could_call_or_trust_is_refused" {

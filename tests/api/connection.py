@@ -7,11 +7,12 @@ from urllib.parse import quote
 
 import httptools
 import orjson
-import uvicorn
 from uvicorn.server import ServerState
 
 from control_plane.api.app import Edge
+from control_plane.process import http_config
 
+KEEP_ALIVE_S = 90
 _HIGH_WATER = 64 << 10
 _SAFE = "/?&=%,:@+"
 
@@ -21,7 +22,7 @@ class Server:
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
-        self._config = uvicorn.Config(edge.app, log_config=None, lifespan="off", ws="none")
+        self._config = http_config(edge, keep_alive_s=KEEP_ALIVE_S)
         self._config.load()
         self._state = ServerState()
 

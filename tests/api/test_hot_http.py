@@ -10,7 +10,7 @@ from control_plane.activator.replica_client import ReplicaRequest
 from control_plane.api.hot_request import SMALL_BYTES
 from infra import bounded_http
 from tests.activator.world import says, streams
-from tests.api.connection import Client
+from tests.api.connection import KEEP_ALIVE_S, Client
 from tests.api.world import CHAT, EdgeWorld, scenario
 
 BODY = orjson.dumps(CHAT)
@@ -197,7 +197,7 @@ def test_a_connection_that_is_not_used_again_is_closed(first: bytes) -> None:
 
         await client.ended_connection.wait()
 
-        assert edge.world.clock.now() - began_at == pytest.approx(5, abs=0.1)
+        assert edge.world.clock.now() - began_at == pytest.approx(KEEP_ALIVE_S, abs=0.1)
 
     check()
 

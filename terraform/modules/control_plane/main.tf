@@ -20,6 +20,7 @@ locals {
       PLATFORM_REDIS_DURABLE  = tostring(var.state.is_durable)
       PLATFORM_RESULTS_URL    = "s3://${var.results_bucket.name}/results"
       PLATFORM_DRAIN_S        = tostring(local.drain_s)
+      PLATFORM_KEEP_ALIVE_S   = tostring(var.idle_timeout_s + 15) # else a balancer asks as we close
       PLATFORM_LOG_FORMAT     = "json"
       AWS_DEFAULT_REGION      = local.region
     },
