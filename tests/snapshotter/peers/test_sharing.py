@@ -14,6 +14,7 @@ from snapshotter.blob.flight import Priority
 from snapshotter.blob.peers.directory import Announcement, MemoryDirectory
 from snapshotter.blob.peers.peer import Peer
 from snapshotter.blob.peers.placement import home_of
+from snapshotter.blob.peers.upload_cap import Rate
 from snapshotter.blob.peers.wire import bearer_of
 from tests.snapshotter.makers import raw_blob
 from tests.snapshotter.peers.conftest import DATA, NUM_CHUNKS, REF, TOKEN
@@ -418,3 +419,18 @@ def test_a_node_fetches_for_others_only_what_it_is_the_home_of(make_node, direct
     status, body = ask(node, path_of(own, own, ref.digest, "?fetch"), table=identity)
     assert (status, body) == (200, data[ref.table[own].offset : ref.table[own].end])
     assert origin.requests == [[own]]
+
+
+def test_uploads_share_one_rate_whoever_asks(make_node):
+    node = make_node("a")
+    node.open(REF, ScriptedSource(DATA)).read(0, 2500)
+    ask(node, path_of(0, 1))
+    assert node.peering.server.cap.uploaded_bytes == REF.table[1].end
+
+    rate = Rate(1000)
+    assert [rate.delay_s(size, now=now) for size, now in ((500, 0), (1000, 0), (100, 1))] == [
+        0,
+        0.5,
+        0.5,
+    ]
+    assert rate.delay_s(100, now=10) == 0, "what was not given is not owed"
