@@ -259,6 +259,7 @@ def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
     from infra.json_socket import JsonServer
     from infra.sources.sources import Sources
     from snapshotter.blob.fetcher import Fetcher
+    from snapshotter.blob.freed_memory import keep_freed_memory
     from snapshotter.blob.starts import Starts, ignore_trace
     from snapshotter.blob.store import ChunkStore
     from snapshotter.blob.weights.open_weights import OpenWeights
@@ -275,6 +276,7 @@ def _data_process(settings: SnapshotterSettings) -> Callable[[int], None]:
         # a layer's tree has no garbage, and a pull waits for 200,000 objects of it
         gc.freeze()
         gc.set_threshold(100_000)
+        keep_freed_memory()
         store = ChunkStore(
             settings.chunks_dir, capacity_bytes=settings.cache_bytes, boot_id=boot_id()
         )

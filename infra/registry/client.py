@@ -70,6 +70,10 @@ class Registry:
         """Closes what is idle."""
         self._connections.close()
 
+    def make_ready(self, image: Reference, count: int) -> None:
+        """So many requests will leave together in a moment: connections cost round trips."""
+        self._connections.make_ready(image.endpoint, count)
+
     def manifest(self, image: Reference) -> Manifest:
         """The manifest or list of manifests; its digest was compared with what was asked for."""
         path = f"/v2/{image.repository}/manifests/{image.wanted}"

@@ -9,11 +9,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, Thread
 from typing import IO, Final
 from urllib.parse import urljoin, urlsplit
 
-from infra.errors import Forbidden, SourceUnavailable
+from infra.errors import Forbidden, PlatformError, SourceUnavailable
 
 _READ_BYTES: Final = 256 << 10
 _MOST_IDLE: Final = 16
@@ -127,6 +127,29 @@ class Connections:
         """`http://host` or `https://host`."""
         return f"http://{host}" if self._is_plain(host) else f"https://{host}"
 
+    def make_ready(self, host: str, count: int) -> None:
+        """Has so many connections idle in a moment, for requests that will leave together; whoever
+        sends those hears what is wrong.
+        """
+        origin = self.origin(host)
+        with self._lock:
+            num_idle = len(self._idle[origin])
+        for _ in range(count - num_idle):
+            Thread(target=self._open_idle, args=(origin,), name="connect", daemon=True).start()
+
+    def _open_idle(self, origin: str) -> None:
+        with suppress(PlatformError):
+            with _said_of(origin):
+                connection = self._connect(origin)
+            self._keep_idle(origin, connection)
+
+    def _keep_idle(self, origin: str, connection: http.client.HTTPConnection) -> None:
+        with self._lock:
+            if len(self._idle[origin]) < _MOST_IDLE:
+                self._idle[origin].append(connection)
+                return
+        connection.close()
+
     def ask(
         self,
         method: str,
@@ -205,11 +228,7 @@ class Connections:
         except BaseException:
             connection.close()
             raise
-        with self._lock:
-            if len(self._idle[origin]) < _MOST_IDLE:
-                self._idle[origin].append(connection)
-                return
-        connection.close()
+        self._keep_idle(origin, connection)
 
     def _connect(self, origin: str) -> http.client.HTTPConnection:
         split = urlsplit(origin)

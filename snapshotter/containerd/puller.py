@@ -28,6 +28,7 @@ from snapshotter.registry.image import (
     layers_of,
 )
 
+_NUM_TOGETHER: Final = 3  # requests besides one, once the manifest is here: see `Lookups`
 _LEASE_S: Final = 3600.0  # what a killed pull left is collected after that
 
 OnLayer = Callable[[int, int, str], None]
@@ -84,6 +85,7 @@ class Puller:
         """
         if image.tag is None and image.digest is None:
             image = replace(image, tag="latest")
+        self._registry.make_ready(image, _NUM_TOGETHER)
         with ThreadPoolExecutor(1) as pool:
             found = pool.submit(self._manifests, image)
             with self._lease() as lease:

@@ -15,6 +15,7 @@ from tests.snapshotter.registry_server import (
     status,
     truncated,
 )
+from tests.support.processes import until
 
 CONTENT = bytes(range(256)) * 20
 
@@ -161,6 +162,23 @@ def test_a_connection_that_the_registry_closed_meanwhile_is_not_used(server, ima
     server.fail("GET", last)
     for _ in range(3):
         assert read(blob, 0, 10) == CONTENT[:10]
+
+
+def test_connections_for_requests_that_leave_together_are_made_before(server, image, client):
+    registry = client()
+    server.add_manifest("latest", {"mediaType": MANIFEST})
+    registry.make_ready(image, 2)
+    for connecting in [it for it in threading.enumerate() if it.name == "connect"]:
+        connecting.join()
+
+    registry.make_ready(image, 1)
+    registry.manifest(image)
+
+    until(lambda: len(server.open_sockets) == 2, seconds=60, what="there are the two and no third")
+    nobody = Reference("127.0.0.1:1", "a")
+    registry.make_ready(nobody, 1)
+    with pytest.raises(SourceUnavailable):
+        registry.manifest(nobody)
 
 
 def test_a_blob_is_verified_and_bounded(server, image, client):
