@@ -1,12 +1,13 @@
 // A group of 32 inputs added to a tile's sums, and how tokens are coded for it.
 //
 // Each instruction set has its own code for a token's numbers, and three functions over them:
-// `add_bf16_group`, `add_int8_group` and `add_int4_group` take a block's weights of one group, the
-// tile's vectors from `first` on, its tokens from `token` on, and add to its sums. A token's sums
-// add up in the same order in tiles of every size.
+// `add_int8_group` and `add_int4_group` take a block's weights of one group, `add_bf16_groups` those
+// of all, the tile's vectors from `first` on, its tokens from `token` on, and add to its sums. A
+// token's sums add up in the same order in tiles of every size.
 #pragma once
 
 #include "linear.h"
+#include "linear_tiles.h"
 #include "simd.h"
 
 namespace firstlight {

@@ -12,15 +12,6 @@ namespace {
 
 using Bf16Code = float;
 
-// Tokens of a tile, so that its sums stay in 16 registers beside weights and a token: twelve sums of
-// floats, or eight of whole numbers. More than two tokens are multiplied with one vector of a block
-// after the other.
-template <Kind KIND>
-constexpr int kMostRows = KIND == Kind::kBf16 ? 6 : 4;
-constexpr int kMostRowsOfWholeBlocks = 2;
-// Tokens whose codes stay in the second-level cache while blocks of weights pass by.
-constexpr int64_t kRowsAtOnce = 48;
-
 inline void write_bf16_codes(Bf16Code* to, Floats x) {
   const __m256i upper = _mm256_set1_epi32(int32_t(0xffff0000));
   store(to, {_mm256_castsi256_ps(_mm256_and_si256(rounded_to_bf16(x.low), upper)),
@@ -45,29 +36,41 @@ inline void add_input(const __m256 (&numbers)[HALVES], const float* codes, int64
   }
 }
 
+// Bytes before a number is needed that a tile which reads its block alone asks for it.
+constexpr int64_t kBytesAhead = 1024;
+
+// All groups of a block. Twelve sums are too many to be kept in memory between groups: they stay in
+// registers from the first input to the last.
 template <int VECTORS, int ROWS>
-__attribute__((noinline)) void add_bf16_group(const uint8_t* weights, int first,
-                                              const Tokens& tokens, int64_t token, int64_t group,
-                                              Accumulators<VECTORS, ROWS>& sums) {
+__attribute__((noinline)) void add_bf16_groups(const uint8_t* weights, int first,
+                                               const Tokens& tokens, int64_t token,
+                                               const Ahead& ahead,
+                                               Accumulators<VECTORS, ROWS>& sums) {
   constexpr int kHalves = 2 * VECTORS;
-  const int64_t stride = tokens.groups * kGroup;
-  const float* codes = static_cast<const float*>(tokens.codes) + token * stride + group * kGroup;
-  __m256 halves[kHalves][ROWS];
-#pragma GCC unroll 12
-  for (int i = 0; i < VECTORS * ROWS; ++i) {
-    halves[i / ROWS * 2][i % ROWS] = sums[i / ROWS][i % ROWS].low;
-    halves[i / ROWS * 2 + 1][i % ROWS] = sums[i / ROWS][i % ROWS].high;
-  }
+  const int64_t stride = tokens.groups * kGroup, lines = ahead.lines_per_group;
+  const float* codes = static_cast<const float*>(tokens.codes) + token * stride;
+  const float* last = codes + stride;
+  const uint8_t* pairs = weights + first * 64;
+  const uint8_t* coming = ahead.from;
+  __m256 halves[kHalves][ROWS] = {};
 #pragma GCC unroll 1
-  for (int pair = 0; pair < kGroup / 2; ++pair) {
-    const uint8_t* pairs = weights + pair * 128 + first * 64;
-    __m256 numbers[kHalves];
+  for (; codes < last; coming += lines * kLine) {
+#pragma GCC unroll 1
+    for (int pair = 0; pair < kGroup / 2; ++pair, pairs += 128, codes += 2) {
+      if constexpr (VECTORS == kBlock / 16) {
+        fetch_soon(pairs + kBytesAhead);
+        fetch_soon(pairs + kBytesAhead + kLine);
+      } else if (pair < lines) {
+        fetch(coming + pair * kLine);
+      }
+      __m256 numbers[kHalves];
 #pragma GCC unroll 4
-    for (int half = 0; half < kHalves; ++half) numbers[half] = even(load_half(pairs + half * 32));
-    add_input<kHalves, ROWS>(numbers, codes + pair * 2, stride, halves);
+      for (int half = 0; half < kHalves; ++half) numbers[half] = even(load_half(pairs + half * 32));
+      add_input<kHalves, ROWS>(numbers, codes, stride, halves);
 #pragma GCC unroll 4
-    for (int half = 0; half < kHalves; ++half) numbers[half] = odd(load_half(pairs + half * 32));
-    add_input<kHalves, ROWS>(numbers, codes + pair * 2 + 1, stride, halves);
+      for (int half = 0; half < kHalves; ++half) numbers[half] = odd(load_half(pairs + half * 32));
+      add_input<kHalves, ROWS>(numbers, codes + 1, stride, halves);
+    }
   }
 #pragma GCC unroll 12
   for (int i = 0; i < VECTORS * ROWS; ++i) {

@@ -6,14 +6,6 @@ namespace {
 
 using Bf16Code = uint16_t;
 
-// Tokens of a tile, so that its sums stay in 32 registers beside weights and a token: 24 sums of
-// floats, or 12 of these and 12 of whole numbers.
-template <Kind KIND>
-constexpr int kMostRows = KIND == Kind::kBf16 ? 12 : 6;
-constexpr int kMostRowsOfWholeBlocks = 12;
-// Tokens whose codes stay in the second-level cache while blocks of weights pass by.
-constexpr int64_t kRowsAtOnce = 96;
-
 inline void write_bf16_codes(Bf16Code* to, Floats x) { store_bf16(to, x); }
 
 template <int VECTORS, int ROWS>
@@ -37,6 +29,16 @@ inline void add_bf16_group(const uint8_t* weights, int first, const Tokens& toke
         sums[vector][row] = dot(sums[vector][row], numbers[vector], both);
       }
     }
+  }
+}
+
+template <int VECTORS, int ROWS>
+inline void add_bf16_groups(const uint8_t* weights, int first, const Tokens& tokens, int64_t token,
+                            const Ahead& ahead, Accumulators<VECTORS, ROWS>& sums) {
+  for (int64_t group = 0; group < tokens.groups; ++group) {
+    if constexpr (ROWS >= kFewestRowsBesideOthers<Kind::kBf16>) ahead.fetch(group);
+    const uint8_t* here = weights + group * group_bytes(Kind::kBf16);
+    add_bf16_group<VECTORS, ROWS>(here, first, tokens, token, group, sums);
   }
 }
 

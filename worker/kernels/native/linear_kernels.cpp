@@ -15,25 +15,8 @@ namespace firstlight {
 namespace {
 
 constexpr int kVectors = kBlock / 16;
-// Of a tile that shares its block with other tiles: 13 tokens go as 7 and 6.
-template <Kind KIND>
-constexpr int kFewestRowsBesideOthers = (kMostRows<KIND> + 1) / 2;
-constexpr int64_t kLine = 64;  // bytes that memory is read by
 // Rows of logits, of so many tokens, are larger than a core's caches: they are written past them.
 constexpr int64_t kFewestLogits = 1 << 15, kFewestRowsOfLogits = 8;
-
-// A tile's share of the next block of weights: it is asked for while this block is multiplied, so
-// that memory and arithmetic do not wait for each other. Null where nothing is to be fetched.
-struct Ahead {
-  const uint8_t* from = nullptr;
-  int64_t lines_per_group = 0;
-
-  void fetch(int64_t group) const {
-    if (from == nullptr) return;
-    const uint8_t* line = from + group * lines_per_group * kLine;
-    for (int64_t i = 0; i < lines_per_group; ++i) firstlight::fetch(line + i * kLine);
-  }
-};
 
 // Where a block's outputs go: from its first one of the first token on. Gates, where given, are
 // those of the same places, in rows of kBlock.
@@ -59,15 +42,17 @@ void multiply_vectors(const uint8_t* weights, int first, const Tokens& tokens, i
   for (auto& vector : sums) {
     for (Floats& sum : vector) sum = all(0.0f);
   }
-  for (int64_t group = 0; group < tokens.groups; ++group) {
-    const uint8_t* here = weights + group * group_bytes(KIND);
-    if constexpr (ROWS >= kFewestRowsBesideOthers<KIND>) ahead.fetch(group);
-    if constexpr (KIND == Kind::kBf16) {
-      add_bf16_group<VECTORS, ROWS>(here, first, tokens, token, group, sums);
-    } else if constexpr (KIND == Kind::kInt8) {
-      add_int8_group<VECTORS, ROWS>(here, first, tokens, token, group, sums);
-    } else {
-      add_int4_group<VECTORS, ROWS>(here, first, tokens, token, group, sums);
+  if constexpr (KIND == Kind::kBf16) {
+    add_bf16_groups<VECTORS, ROWS>(weights, first, tokens, token, ahead, sums);
+  } else {
+    for (int64_t group = 0; group < tokens.groups; ++group) {
+      const uint8_t* here = weights + group * group_bytes(KIND);
+      if constexpr (ROWS >= kFewestRowsBesideOthers<KIND>) ahead.fetch(group);
+      if constexpr (KIND == Kind::kInt8) {
+        add_int8_group<VECTORS, ROWS>(here, first, tokens, token, group, sums);
+      } else {
+        add_int4_group<VECTORS, ROWS>(here, first, tokens, token, group, sums);
+      }
     }
   }
 #pragma GCC unroll 2
@@ -110,7 +95,9 @@ void multiply_tile(const uint8_t* weights, const Tokens& tokens, int64_t token, 
                                            ahead);
   } else {
     multiply_vectors<KIND, ROWS, 1>(weights, 0, tokens, token, block, outputs, target, ahead);
-    multiply_vectors<KIND, ROWS, 1>(weights, 1, tokens, token, block, outputs, target, {});
+    Ahead more = ahead;
+    more.advance(tokens.groups);
+    multiply_vectors<KIND, ROWS, 1>(weights, 1, tokens, token, block, outputs, target, more);
   }
 }
 
@@ -134,14 +121,22 @@ void multiply_block(const uint8_t* weights, const uint8_t* next_weights, const T
                     const Target& target) {
   // Tiles of about equal height: 14 tokens go as 7 and 7, not as 12 and 2.
   int64_t tiles = whole(last - first, kMostRows<KIND>);
-  // One tile alone waits for memory only, which the processor reads ahead better by itself.
-  Ahead ahead = {tiles > 1 ? next_weights : nullptr, whole(group_bytes(KIND) / kLine, tiles)};
+  const int64_t passes_per_tile =
+      kMostRows<KIND> > kMostRowsOfWholeBlocks && whole(last - first, tiles) > kMostRowsOfWholeBlocks
+          ? kVectors
+          : 1;
+  const int64_t passes = tiles * passes_per_tile;
+  // One pass alone waits for memory only, and is best read ahead as it goes.
+  Ahead ahead;
+  if (passes > 1 && next_weights != nullptr) {
+    ahead = {next_weights, whole(group_bytes(KIND) / kLine, passes)};
+  }
   for (int64_t token = first; token < last; --tiles) {
     const int64_t rows = whole(last - token, tiles);
     multiply_rows<KIND, kMostRows<KIND>>(rows, weights, tokens, token, block, outputs,
                                          target.from(token - first), ahead);
     token += rows;
-    if (ahead.from != nullptr) ahead.from += tokens.groups * ahead.lines_per_group * kLine;
+    ahead.advance(passes_per_tile * tokens.groups);
   }
 }
 

@@ -36,6 +36,11 @@ inline void fetch(const void* line) {
   _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T1);
 }
 
+// Into the first level: what is needed at once.
+inline void fetch_soon(const void* line) {
+  _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T0);
+}
+
 // Fills whole vectors: up to 15 numbers more than `count`.
 inline void fill(float* to, float x, int64_t count) {
   for (int64_t i = 0; i < count; i += 16) store(to + i, all(x));
