@@ -73,15 +73,16 @@ def show_verdicts(ticks: Mapping[str, Ticks], worst: float) -> bool:
 
 
 def show_ticks(ticks: Mapping[str, Ticks], models: int, replicas: int) -> None:
-    """`held` is for how long at most a request that came during a tick had to wait for it."""
+    """`held` is for how long at most a request that came during a tick had to wait for it, `late`
+    how long at most a decision that no request waits for was put off."""
     how = "compiled" if IS_COMPILED else "interpreted"
     table = Table(
         title=f"a tick in ms, {how}, {models:,} models and {replicas:,} replicas (p99 <= 50)"
     )
-    for column in ("fleet", "ticks", "p50", "p99", "max", "held"):
+    for column in ("fleet", "ticks", "p50", "p99", "max", "held", "late"):
         table.add_column(column, justify="right" if column != "fleet" else "left")
     for name, it in ticks.items():
-        times = (it.quantile(0.5), it.quantile(0.99), max(it.seconds), it.held_s)
+        times = (it.quantile(0.5), it.quantile(0.99), max(it.seconds), it.held_s, it.late_s)
         row = [f"{seconds * 1000:.1f}" for seconds in times]
         table.add_row(name, str(len(it.seconds)), *row)
     Console(width=120).print(table)

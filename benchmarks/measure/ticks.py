@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from control_plane.autoscaler.demand_table import DemandTable
@@ -26,6 +26,7 @@ from infra.supervise import TaskSet
 from tests.fleet.makers import SOURCE, a_registration, a_source, a_spec, some_facts
 
 LEASE_S = 10.0
+PAUSE_S = 0.05  # of `Autoscaler.run`, before it goes on with what it put off
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,12 @@ class FleetShape:
 
 @dataclass
 class Ticks:
-    """How long each tick of a phase took, and the longest time for which one held the loop."""
+    """How long each tick of a phase took, with those between that catch up, and the longest time
+    for which one held the loop; `late_s` is how long a decision was put off at most."""
 
     seconds: list[float] = field(default_factory=list)
     held_s: float = 0.0
+    late_s: float = 0.0
 
     def quantile(self, part: float) -> float:
         """So many of them took so long at most."""
@@ -147,15 +150,19 @@ class _Bench:
         for number in range(ticks):
             each_time(number)
             self._serve()
-            self._clock.at += self._dice.uniform(0.99, 1.01)
-            began = last = time.perf_counter()
-            for _ in self._autoscaler.ticking(self._clock.now()):
-                now = time.perf_counter()
-                measured.held_s, last = max(measured.held_s, now - last), now
-            ended = time.perf_counter()
-            measured.held_s = max(measured.held_s, ended - last)
-            measured.seconds.append(ended - began)
+            next_at = self._clock.at + self._dice.uniform(0.99, 1.01)
+            measured.late_s = max(measured.late_s, self._catch_up(measured))
+            self._clock.at = max(self._clock.at, next_at)
+            _measure(measured, self._autoscaler.ticking(self._clock.now()))
         return measured
+
+    def _catch_up(self, measured: Ticks) -> float:
+        """Makes the decisions that the last tick put off; how long that took, with the pauses."""
+        began_at = self._clock.at
+        while self._autoscaler.is_behind:
+            self._clock.at += PAUSE_S
+            self._clock.at += _measure(measured, self._autoscaler.catching_up(self._clock.now()))
+        return self._clock.at - began_at
 
     def come_back(self, _: int) -> None:
         """Agents find the new control plane, and tell it what they run."""
@@ -212,6 +219,18 @@ class _Bench:
             self._starting.append(after)
         elif after.state is ReplicaState.DRAINING:
             self._draining.append(after)
+
+
+def _measure(measured: Ticks, work: Iterator[None]) -> float:
+    """Does it, as the loop would; how long that took."""
+    began = last = time.perf_counter()
+    for _ in work:
+        now = time.perf_counter()
+        measured.held_s, last = max(measured.held_s, now - last), now
+    ended = time.perf_counter()
+    measured.held_s = max(measured.held_s, ended - last)
+    measured.seconds.append(ended - began)
+    return ended - began
 
 
 def _an_adopted(replica_id: ReplicaId, revision: Revision, node_id: NodeId, now: float) -> Replica:

@@ -8,13 +8,14 @@ from control_plane.autoscaler.demand import Demand
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Constants of the decision; seconds and ratios as in Knative's defaults."""
+    """Constants of decisions; seconds and ratios as in Knative's defaults."""
 
     stable_s: float = 60.0
     panic_s: float = 6.0
     panic_threshold: float = 2.0  # wanted over started
     most_growth: float = 1000.0  # times what was started, a decision
     most_shrink: float = 2.0  # divides ready, a decision
+    most_work: int = 12_000  # of a tick, in looks; what nobody waits for is put off beyond it
 
 
 class Panic(NamedTuple):

@@ -23,14 +23,15 @@ DecisionListener = Callable[[DecisionRecord], None]
 
 # What a look at a revision costs beside one that leaves it as it is.
 LOOKED: Final = 1
-DECIDED: Final = 4
-STARTED: Final = 50  # or another decision
+DECIDED: Final = 8
+STARTED: Final = 100  # or ended
 
 
 class Judge:
     """Owns the agenda: which revisions the next tick looks at, and when it is time for others.
 
-    `ticked_at` is when the last tick was over: what had changed before, it looked at.
+    `ticked_at` is when the last tick was over: what had changed before, it looked at. What it
+    found no time to decide is `put_off`, in the order in which it was.
     """
 
     def __init__(self, fleet: Fleet, reconciler: Reconciler, *, tuning: Tuning) -> None:
@@ -41,6 +42,7 @@ class Judge:
         self._listeners: list[DecisionListener] = []
         self.agenda = Agenda[RevisionName]()
         self.ticked_at: float | None = None
+        self.put_off: dict[RevisionName, None] = {}
 
     def watch(self, demand: DemandSource) -> None:
         """See Autoscaler.watch."""
@@ -69,8 +71,13 @@ class Judge:
 
     # -- looking -------------------------------------------------------------------------------
 
-    def look(self, tracked: Tracked, *, now: float) -> int:
-        """Decides, unless it is certain to be as before; what that cost beside other looks."""
+    def look(self, tracked: Tracked, *, now: float, is_late: bool = False) -> int:
+        """Decides, unless it is certain to be as before; what that cost beside other looks.
+
+        `is_late`: a decision that nobody waits for is put off.
+        """
+        if self.put_off:
+            self.put_off.pop(tracked.name, None)
         demand = self.read(tracked.name)
         if tracked.band is None and self._is_asleep(tracked, demand, now=now):
             self._let_sleep(tracked)
@@ -78,6 +85,9 @@ class Judge:
         tracked.heed(demand, now=now, quiet_until=self.ticked_at)
         if demand is not None and tracked.stays(demand, now=now):
             self.agenda.add(tracked.name)  # its windows move on
+            return LOOKED
+        if is_late and (demand is None or demand.waiting == 0):
+            self.put_off[tracked.name] = None
             return LOOKED
         return self._decide(tracked, demand, now=now)
 
@@ -90,6 +100,11 @@ class Judge:
         if tracked.scheduled(now=now) or tracked.warm(now=now):
             return False
         return self._fleet.counts(tracked.name).all == 0
+
+    def forget(self, revision: RevisionName) -> None:
+        """Nothing is left of it to decide about."""
+        self.agenda.forget(revision)
+        self.put_off.pop(revision, None)
 
     def _let_sleep(self, tracked: Tracked) -> None:
         tracked.is_looked_after = False
@@ -107,6 +122,7 @@ class Judge:
     def _decide(
         self, tracked: Tracked, demand: Demand | None, *, now: float, is_contended: bool = False
     ) -> int:
+        self.put_off.pop(tracked.name, None)
         if tracked.is_deleted:
             return LOOKED
         observed = self._observe(tracked, demand, now=now, is_contended=is_contended)
@@ -127,7 +143,7 @@ class Judge:
             decision.reason,
             abandon_loading=observed.is_superseded and decision.replicas == 0,
         )
-        return STARTED if is_news else DECIDED
+        return DECIDED if decision.replicas == observed.desired else STARTED
 
     def _observe(
         self, tracked: Tracked, demand: Demand | None, *, now: float, is_contended: bool

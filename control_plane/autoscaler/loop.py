@@ -10,7 +10,7 @@ from control_plane.autoscaler.decision import Tuning
 from control_plane.autoscaler.demand import DemandSource
 from control_plane.autoscaler.experience_store import MemoryExperienceStore
 from control_plane.autoscaler.explain import Explanation
-from control_plane.autoscaler.judge import STARTED, DecisionListener, Judge
+from control_plane.autoscaler.judge import LOOKED, STARTED, DecisionListener, Judge
 from control_plane.autoscaler.memory import Memory
 from control_plane.autoscaler.roster import Roster
 from control_plane.autoscaler.standby_keeper import StandbyKeeper
@@ -32,6 +32,8 @@ from infra.errors import PlatformError
 log = structlog.get_logger()
 
 _SLICE = 250  # others get their turn after so many looks' worth of a tick: a millisecond or two
+_PASSES = 20  # a tick's time has room for: decisions that were put off do not wait for the next
+_LEAST_PART = 12  # of a tick's work that is for decisions, however many it looks at
 
 
 class Autoscaler:
@@ -139,23 +141,38 @@ class Autoscaler:
     async def run(self) -> None:
         """Ticks until cancelled."""
         while True:
-            await asyncio.sleep(self._tick_s)
-            try:
-                for _ in self.ticking(self._clock.now()):
-                    await asyncio.sleep(0)  # requests do not wait for all of it
-            except Exception:
-                log.exception("autoscaler.tick-failed")
+            await self._catch_up()
+            await self._in_turns(self.ticking(self._clock.now()))
+
+    async def _catch_up(self) -> None:
+        """Until the next tick is due, makes the decisions that were put off."""
+        for passed in range(_PASSES):
+            if not self.is_behind:
+                await asyncio.sleep(self._tick_s * (1 - passed / _PASSES))
+                return
+            await asyncio.sleep(self._tick_s / _PASSES)
+            await self._in_turns(self.catching_up(self._clock.now()))
+
+    async def _in_turns(self, work: Iterator[None]) -> None:
+        try:
+            for _ in work:
+                await asyncio.sleep(0)  # requests do not wait for all of it
+        except Exception:
+            log.exception("autoscaler.tick-failed")
 
     def ticking(self, now: float) -> Iterator[None]:
         """A tick, which can be left to do something else every so often: decides for every
         revision whose last decision may not be made again.
 
         That is one whose demand or replicas changed since the last tick, or whose windows still
-        see that they did, or whose time has come: see `horizon`.
+        see that they did, or whose time has come: see `horizon`. When that is the case of many at
+        once (after a take-over, at the end of its panic), decisions that no request waits for are
+        put off as soon as the tick has done its work: `catching_up` goes on with them.
         """
         judge = self._judge
         if not self._is_leading():
             judge.ticked_at = None
+            judge.put_off.clear()
             return
         if judge.ticked_at is not None and now < judge.ticked_at:
             self._step_back(now)
@@ -166,13 +183,18 @@ class Autoscaler:
         if is_long:
             yield
         due = judge.agenda.take(now=now)
+        due.update(judge.put_off)
         if is_long:
             yield
+        most = self._tuning.most_work
+        left = max(most - len(due), most // _LEAST_PART)
         done = 0
         for tracked in self._roster.these(due):
             if tracked.name in changed:
                 tracked.changed_at = now
-            done += self._look(tracked, now=now)
+            cost = self._look(tracked, now=now, is_late=left <= 0)
+            left -= cost - LOOKED
+            done += cost
             if done >= _SLICE:
                 done = 0
                 yield
@@ -180,6 +202,31 @@ class Autoscaler:
         if is_long:
             yield
         self._standby.tick(now)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether decisions were put off; `run` makes them well before the next tick."""
+        return bool(self._judge.put_off)
+
+    def catching_up(self, now: float) -> Iterator[None]:
+        """Goes on where a tick's work was done, until so much is done again; can be left as that
+        can."""
+        judge = self._judge
+        if not self._is_leading() or judge.ticked_at is None or now < judge.ticked_at:
+            return  # the next tick looks at all
+        left, done = self._tuning.most_work, 0
+        for name in tuple(judge.put_off):
+            tracked = self._roster.get(name)
+            if left <= 0:
+                return
+            if tracked is None or name not in judge.put_off:  # decided meanwhile
+                continue
+            cost = self._look(tracked, now=now)
+            left -= cost
+            done += cost
+            if done >= _SLICE:
+                done = 0
+                yield
 
     def image_settled(self) -> None:
         """Workers may be parked with an image from now on."""
@@ -198,10 +245,10 @@ class Autoscaler:
         for tracked in self._roster:
             tracked.step_back(now=now, calm_s=self._tuning.stable_s)
 
-    def _look(self, tracked: Tracked, *, now: float) -> int:
+    def _look(self, tracked: Tracked, *, now: float, is_late: bool = False) -> int:
         cost = STARTED
         try:
-            cost = self._judge.look(tracked, now=now)
+            cost = self._judge.look(tracked, now=now, is_late=is_late)
             self._forget_if_gone(tracked)
         except Exception:  # the others must not wait for it, and it is not to be forgotten
             log.exception("autoscaler.look-failed", revision=tracked.name)
@@ -242,7 +289,7 @@ class Autoscaler:
             self._judge.agenda.add(tracked.name)
             return
         self._roster.drop(tracked.name)
-        self._judge.agenda.forget(tracked.name)
+        self._judge.forget(tracked.name)
         self._reconciler.forget(tracked.name)
 
     def _replica_changed(self, before: Replica | None, after: Replica) -> None:

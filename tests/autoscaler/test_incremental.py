@@ -27,7 +27,7 @@ from infra.contracts.stage import Stage
 from infra.errors import NoCapacity
 from tests.fleet.makers import a_revision
 from tests.fleet.test_replica import a_replica
-from tests.fleet.world import World, run
+from tests.fleet.world import SLOW, World, run
 
 MODELS = tuple(f"m{number}" for number in range(6))
 History = list[tuple[object, ...]]
@@ -49,6 +49,7 @@ class Decisions:
 
     def __init__(self, world: World) -> None:
         self.made = 0
+        self.last_for: RevisionName | None = None
         self.fails_for: RevisionName | None = None
         self.failures = 0
         self._set_desired = world.reconciler.set_desired
@@ -58,7 +59,7 @@ class Decisions:
         if revision.name == self.fails_for:
             self.failures += 1
             raise ZeroDivisionError
-        self.made += 1
+        self.made, self.last_for = self.made + 1, revision.name
         self._set_desired(revision, *arguments, **options)
 
 
@@ -334,7 +335,7 @@ def test_a_long_tick_lets_others_run_and_leaves_nobody_out():
             for _ in world.autoscaler.ticking(world.now() + 1):
                 await asyncio.sleep(0)
             busy.cancel()
-            assert 63 in turns and decisions.made == 300
+            assert 32 in turns and decisions.made == 300
             await asyncio.sleep(40)
             assert world.fleet.replicas() == ()
 
@@ -349,8 +350,56 @@ def test_a_tick_that_decides_much_lets_others_run_more_often():
             await asyncio.gather(*(world.request(f"m{number}") for number in range(60)))
             await asyncio.sleep(5)
             calm = sum(1 for _ in world.autoscaler.ticking(world.now() + 1))
-            assert sum(1 for _ in world.autoscaler.ticking(world.now() + 30)) == calm + 12
+            assert sum(1 for _ in world.autoscaler.ticking(world.now() + 30)) == calm + 20
             assert len(world.moves(ReplicaState.DRAINING)) == 60
+
+    run(main())
+
+
+def test_a_tick_with_too_much_to_decide_puts_off_what_nobody_waits_for_and_catches_up_soon():
+    async def main() -> None:
+        shape, tuning = MachineShape(memory_bytes=1 << 50), Tuning(most_work=240)
+        async with World(shape=shape, script=SLOW, tuning=tuning) as world:
+            for number in range(60):
+                await world.deploy(f"m{number}", scaling={"grace": 20, "sleep": 0})
+            await world.deploy("late")
+            await asyncio.gather(*(world.request(f"m{number}") for number in range(60)))
+            await asyncio.sleep(19)
+            held = world.request("late")
+            await asyncio.sleep(0)
+            decisions, began_at = Decisions(world), world.now()
+            for _ in world.autoscaler.ticking(world.now() + 3):
+                pass
+            assert 0 < decisions.made < 10  # of 60 whose grace is over
+            assert decisions.last_for == "late@1"  # its request waits, though it is the last
+            assert world.autoscaler.is_behind
+            await world.until(lambda: len(world.moves(ReplicaState.DRAINING)) == 60, every_s=0.1)
+            assert world.now() - began_at < 5 and not world.autoscaler.is_behind
+            await held
+
+    run(main())
+
+
+def test_a_take_over_that_is_decided_bit_by_bit_keeps_all_that_runs():
+    async def main() -> None:
+        tuning = Tuning(most_work=240)
+        shape = MachineShape(memory_bytes=1 << 50)
+        async with World(shape=shape, tuning=tuning, most=2) as world:
+            node_id = NodeId("old")
+            world.capacity.add(node_id)
+            machine = world.capacity.machine(node_id)
+            for number in range(60):
+                revision = await world.deploy(f"m{number}", scaling={"grace": 20, "max": 3})
+                for place in range(2):
+                    replica_id = ReplicaId(f"m{number}-{place}")
+                    replica = a_replica(replica_id=replica_id, revision=revision, node_id=node_id)
+                    machine.restore(replica.assignment())
+            await asyncio.sleep(10)
+            assert not world.autoscaler.is_behind
+            assert world.started() == 120 and world.moves(ReplicaState.DRAINING) == []
+            for number in range(60):
+                records = world.autoscaler.decisions(RevisionName(f"m{number}@1"))
+                assert [it.decision.replicas for it in records] == [0, 2]
 
     run(main())
 
