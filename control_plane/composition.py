@@ -33,12 +33,14 @@ from control_plane.deployments.image_registries import RegistryImages
 from control_plane.deployments.index_program import IndexProgram
 from control_plane.deployments.redis_store import RedisDeploymentStore
 from control_plane.deployments.service import Deployments
+from control_plane.fleet.census import Census
 from control_plane.fleet.chronicle import Chronicle
 from control_plane.fleet.leases import Leader, LeaderLease, MemoryLeaderLease
 from control_plane.fleet.logbook import Logbook
 from control_plane.fleet.machines import Machines
 from control_plane.fleet.node_sessions import NodeSessions
 from control_plane.fleet.reconciler import Reconciler
+from control_plane.fleet.redis_census import RedisCensusStore
 from control_plane.fleet.redis_store import RedisLeaderLease, RedisTimelineStore
 from control_plane.fleet.standby import StandbyLimits
 from control_plane.fleet.state import Fleet
@@ -114,6 +116,7 @@ class ControlPlane:
             ("machine standby", self.machine_keeper.run()),
             ("keys", self.keys.run()),
             ("memory", self.memory.run()),
+            ("census", self.census.run()),
             ("usage", self.usage.run()),
             ("indexing", self.indexing.run()),
             ("metrics", drop_counts_of_the_deleted(self.metrics, self.deployments)),
@@ -166,6 +169,7 @@ class ControlPlane:
         with suppress(StoreUnavailable):
             await self.usage.write()
             await self.memory.write()
+            await self.census.write()
 
     async def _store_answers(self) -> None:
         with store_errors():
@@ -219,6 +223,9 @@ class ControlPlane:
         self.deployments.subscribe(self.indexing.deployment_changed)
         self.memory = Memory(RedisExperienceStore(self.redis), clock=clock)
         self.fleet = Fleet()
+        self.census = Census(
+            *(RedisCensusStore(self.redis), self.fleet), clock=clock, is_leading=self._is_in_charge
+        )
         self.sessions = NodeSessions(
             self.fleet,
             clock=clock,
@@ -229,6 +236,7 @@ class ControlPlane:
         )
         self.capacity = self._capacity()
         self.capacity.subscribe(self.sessions.heard)
+        self.capacity.subscribe(self.census.heard)
         machines = Machines(
             *(self.capacity, self.fleet),
             clock=clock,
@@ -241,7 +249,10 @@ class ControlPlane:
             most=self.settings.standby_machines_max,
             is_leading=self._is_in_charge,
         )
-        self.reconciler = Reconciler(self.fleet, machines, clock=clock, token=token)
+        self.reconciler = Reconciler(
+            *(self.fleet, machines), clock=clock, token=token, expected=self.census.expected
+        )
+        self.census.subscribe(self.reconciler.expect_less)
         self.autoscaler = Autoscaler(
             self.deployments,
             self.fleet,
@@ -275,7 +286,7 @@ class ControlPlane:
         relay = Relay(replicas, lines, self.ledger, self.clock)
         self.lines = lines
         self.succession = Succession(
-            self.leader, self.deployments, lines, self.autoscaler, self.tasks
+            self.leader, self.deployments, lines, self.autoscaler, self.census, self.tasks
         )
         self.activator = Activator(
             *(lines, self.fleet, replicas, relay, meters, self.clock),

@@ -7,6 +7,7 @@ import structlog
 from control_plane.activator.lines import Lines
 from control_plane.autoscaler.loop import Autoscaler
 from control_plane.deployments.service import Deployments
+from control_plane.fleet.census import Census
 from control_plane.fleet.leases import Leader, Standing
 from infra.errors import NotLeader, StoreUnavailable
 from infra.supervise import TaskSet
@@ -18,8 +19,8 @@ _RETRY_AFTER_S = 2
 
 
 class Succession:
-    """Requests are taken while we lead, with what is deployed, and what the one before us learnt,
-    read anew when that begins.
+    """Requests are taken while we lead, with what is deployed, what the one before us learnt, and
+    where its replicas ran, read anew when that begins.
 
     Who begins to follow sends its waiting requests away and ends its replicas when their requests
     have ended; the one that leads has machines of its own. While the store does not say who leads,
@@ -32,12 +33,14 @@ class Succession:
         deployments: Deployments,
         lines: Lines,
         autoscaler: Autoscaler,
+        census: Census,
         tasks: TaskSet,
     ) -> None:
         self._leader = leader
         self._deployments = deployments
         self._lines = lines
         self._autoscaler = autoscaler
+        self._census = census
         self._tasks = tasks
         self._reign: int | None = None  # the last one in which what is deployed was read
 
@@ -46,6 +49,7 @@ class Succession:
         self._leader.subscribe(self._changed)
         reign = self._leader.fence
         await self._deployments.load()
+        await self._census.load()
         self._reign = reign
 
     def is_in_charge(self) -> bool:
@@ -77,6 +81,7 @@ class Succession:
             try:
                 await self._deployments.load()
                 await self._autoscaler.recall()
+                await self._census.load()
                 self._reign = reign
                 log.info("leader.took-over", models=len(self._deployments.all()))
             except StoreUnavailable as error:

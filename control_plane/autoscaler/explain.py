@@ -70,6 +70,8 @@ def _explain(situation: Situation, now: float, zone: tzinfo | None) -> tuple[Mod
         return ModelState.STARTING, _starting(climb) + _last_failure(standing)
     if standing.refused is not None:
         return ModelState.FAILING, f"no machine: {standing.refused}; next request tries again"
+    if standing.desired and standing.expected:
+        return ModelState.STARTING, f"{_count(standing.expected)} expected: a node is not back yet"
     if standing.desired and standing.blocked is not None:
         return ModelState.STARTING, f"waiting for room: {standing.blocked}"
     if standing.desired:

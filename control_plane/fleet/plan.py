@@ -20,6 +20,7 @@ class Standing:
     crash: CrashLoop = CrashLoop()  # noqa: RUF009 - frozen value
     blocked: str | None = None  # waits for room
     refused: str | None = None  # there was none to be had, and its waiters were told
+    expected: int = 0  # replicas, on nodes that are not back yet
 
 
 class Plan:
@@ -44,10 +45,10 @@ class Plan:
     def name(self) -> RevisionName:
         return self.revision.name
 
-    def standing(self) -> Standing:
+    def standing(self, *, expected: int = 0) -> Standing:
         """The part that others may know."""
         blocked = None if self.no_room is None else self.no_room.reason
-        return Standing(self.desired, self.reason, self.crash, blocked, self.refused)
+        return Standing(self.desired, self.reason, self.crash, blocked, self.refused, expected)
 
     def is_backing_off(self, *, now: float) -> bool:
         """Its replicas failed so often that the next one has to wait."""

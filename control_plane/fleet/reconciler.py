@@ -39,7 +39,8 @@ class Reconciler:
     """Owns one plan a revision; every change of a plan or of the fleet converges it at once.
 
     Growing: a free place on a node gets the replica within the call that wished for it; where
-    there is none, machines are asked for and the plan waits in line for room.
+    there is none, machines are asked for and the plan waits in line for room. What nodes had that
+    are not back yet, after a take-over, is not started beside it.
 
     Shrinking: of more READY replicas than are wanted the youngest drain; they may take as long as
     a request may, so none is cut off. A replica that loads is let load, even if one is then
@@ -57,7 +58,9 @@ class Reconciler:
         patience: Patience = Patience(),  # noqa: B008 - frozen value
         policy: CrashPolicy = CrashPolicy(),  # noqa: B008 - frozen value
         new_id: Callable[[], str] = lambda: secrets.token_hex(4),
+        expected: Callable[[RevisionName], int] = lambda revision: 0,
     ) -> None:
+        """`expected`: how many replicas nodes have that are not back yet (see `Census`)."""
         self._fleet = fleet
         self._machines = machines
         self._clock = clock
@@ -65,6 +68,7 @@ class Reconciler:
         self._patience = patience
         self._policy = policy
         self._new_id = new_id
+        self._expected = expected
         self._plans: dict[RevisionName, Plan] = {}
         self._blocked: dict[RevisionName, Plan] = {}  # in the order they began to wait
         self._vigil = Vigil(fleet, patience=patience, policy=policy, has_failed=self._has_failed)
@@ -124,7 +128,14 @@ class Reconciler:
     def standing(self, revision: RevisionName) -> Standing:
         """Where a revision stands; one never heard of wants nothing."""
         plan = self._plans.get(revision)
-        return Standing() if plan is None else plan.standing()
+        return Standing() if plan is None else plan.standing(expected=self._expected(revision))
+
+    def expect_less(self, revision: RevisionName) -> None:
+        """What nodes had that were not back yet is told by them now, or given up: what is still
+        missing starts."""
+        plan, counts = self._plans.get(revision), self._fleet.counts(revision)
+        if plan is not None and counts.ready + counts.loading < plan.desired:
+            self._converge(plan)
 
     def forget(self, revision: RevisionName) -> None:
         """Drops the plan of a revision that is gone for good and has no replica left."""
@@ -193,8 +204,10 @@ class Reconciler:
             self._unblock(plan)
         if surplus > 0:
             self._shrink(plan, kept, surplus)
+        elif (missing := -surplus - self._expected(plan.name)) > 0:
+            self._grow(plan, missing, is_probing=any(it.is_loading for it in kept))
         elif surplus < 0:
-            self._grow(plan, -surplus, is_probing=any(it.is_loading for it in kept))
+            self._unblock(plan)
         if self._fleet.leaving():
             self._empty_leaving(plan)
 

@@ -86,7 +86,7 @@ async def control_plane(
         edge = EdgeWorld(world)
         leader = Leader(lease, name, clock=world.clock, ttl_s=LEASE_S)
         succession = Succession(
-            leader, world.deployments, edge.lines, world.autoscaler, world.tasks
+            *(leader, world.deployments, edge.lines, world.autoscaler, world.census, world.tasks)
         )
         world.autoscaler._is_leading = succession.is_in_charge
         edge.check_lead = succession.check

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from control_plane.fleet.census import CensusStore, MemoryCensusStore
 from control_plane.fleet.leases import LeaderLease, Leadership, MemoryLeaderLease
+from control_plane.fleet.redis_census import RedisCensusStore
 from control_plane.fleet.redis_store import RedisLeaderLease, RedisTimelineStore
 from control_plane.fleet.timeline import MemoryTimelineStore, TimelineStore
 from infra.clock import SystemClock
-from infra.contracts.base import ModelName, RequestId
+from infra.contracts.base import ModelName, NodeId, RequestId, RevisionName
 from infra.contracts.stage import ColdStartReport, Rung
 from infra.redis import Connection, EmbeddedRedis, connect
 
@@ -37,6 +39,13 @@ def lease(request: pytest.FixtureRequest) -> LeaderLease:
     if request.param == "memory":
         return MemoryLeaderLease(SystemClock.start())
     return RedisLeaderLease(request.getfixturevalue("redis"))
+
+
+@pytest.fixture(params=BOTH)
+def census(request: pytest.FixtureRequest) -> CensusStore:
+    if request.param == "memory":
+        return MemoryCensusStore()
+    return RedisCensusStore(request.getfixturevalue("redis"))
 
 
 def a_report(number: int, model: str = "chat") -> ColdStartReport:
@@ -101,3 +110,15 @@ async def test_who_gets_it_again_has_its_old_fence_unless_another_had_it(lease: 
     assert await lease.acquire("b", ttl_s=0.02) == Leadership("b", 2)
     await asyncio.sleep(0.04)
     assert await lease.acquire("a", ttl_s=30) == Leadership("a", 3)
+
+
+async def test_a_census_keeps_what_is_there_and_forgets_what_is_not(census: CensusStore):
+    here, there = (NodeId("a node"), RevisionName("chat@1")), (NodeId("n2"), RevisionName("m@12"))
+    await census.write({here: 2, there: 1})
+    await census.write({here: 3, there: 0})
+    await census.write({})
+    assert await census.read() == {here: 3}
+    if isinstance(census, RedisCensusStore):
+        for field, record in {"chat@1": "1", "n chat@1": "many", "n2 chat@1": "-1"}.items():
+            await census._redis.hset("{firstlight}:census", field, record)
+        assert await census.read() == {here: 3}

@@ -28,6 +28,7 @@ from control_plane.deployments.memory_store import MemoryDeploymentStore
 from control_plane.deployments.resolver import KnownSources
 from control_plane.deployments.service import Deployments
 from control_plane.deployments.store import Change
+from control_plane.fleet.census import Census, CensusStore, MemoryCensusStore
 from control_plane.fleet.chronicle import Chronicle
 from control_plane.fleet.crash_loop import CrashPolicy
 from control_plane.fleet.logbook import Logbook
@@ -211,6 +212,7 @@ class World:
         cloud: SimulatedCloud | None = None,
         idle_s: float = 300.0,
         standby_machines: int = 0,
+        census: CensusStore | None = None,
     ) -> None:
         self.clock = clock or LoopClock()
         self.tasks = TaskSet()
@@ -218,6 +220,7 @@ class World:
         self.sources = KnownSources({SOURCE: (a_source(), some_facts())})
         self.deployments = Deployments(self.store, self.sources)
         self.fleet = Fleet()
+        self.census = Census(census or MemoryCensusStore(), self.fleet, clock=self.clock)
         self.logbook = Logbook()
         token = replica_tokens(b"secret")
         self.sessions = NodeSessions(
@@ -252,7 +255,9 @@ class World:
             token=token,
             patience=patience,
             policy=policy,
+            expected=self.census.expected,
         )
+        self.census.subscribe(self.reconciler.expect_less)
         self.machine_keeper = MachineKeeper(
             self.deployments,
             self.machines,
@@ -276,6 +281,7 @@ class World:
         self.deployments.subscribe(self.gateway.deployment_changed)
         self.reconciler.subscribe_failed(self.gateway.failed)
         self.capacity.subscribe(self.sessions.heard)
+        self.capacity.subscribe(self.census.heard)
         chronicle = Chronicle(self.logbook, self.clock)
         self.fleet.subscribe(chronicle.replica_changed)
         self.deployments.subscribe(chronicle.deployment_changed)
@@ -288,10 +294,12 @@ class World:
         await self.memory.load()
         if self.has_memory:
             self.tasks.start(self.memory.run(), name="memory")
+        await self.census.load()
         self.capacity.add(LOCAL)
         self.tasks.start(self.sessions.watch_leases(), name="leases")
         self.tasks.start(self.reconciler.run(), name="reconciler")
         self.tasks.start(self.autoscaler.run(), name="autoscaler")
+        self.tasks.start(self.census.run(), name="census")
         self.tasks.start(self.machine_keeper.run(), name="machine standby")
         await asyncio.sleep(0)
         return self
