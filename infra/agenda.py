@@ -47,10 +47,17 @@ class Agenda(Generic[Key]):
         self._now.discard(key)
         self._times.pop(key, None)
 
-    def take(self, *, now: float) -> set[Key]:
-        """What is due; it is off the agenda until it is added again."""
+    def is_due(self, *, now: float) -> bool:
+        """Whether somebody's time has come."""
+        return bool(self._heap) and self._heap[0][0] <= now
+
+    def take(self, *, now: float, most: int | None = None) -> set[Key]:
+        """What is due, of those whose time has come `most`; it is off the agenda until it is added
+        again."""
         due, self._now = self._now, set()
-        while self._heap and self._heap[0][0] <= now:
+        left = len(self._heap) if most is None else most
+        while left > 0 and self._heap and self._heap[0][0] <= now:
+            left -= 1
             at, _, key = heappop(self._heap)
             if self._times.get(key) == at:
                 due.add(key)

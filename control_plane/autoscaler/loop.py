@@ -32,6 +32,7 @@ from infra.errors import PlatformError
 log = structlog.get_logger()
 
 _SLICE = 250  # others get their turn after so many looks' worth of a tick: a millisecond or two
+_TAKEN = 2000  # of those whose time has come, likewise
 _PASSES = 20  # a tick's time has room for: decisions that were put off do not wait for the next
 _LEAST_PART = 12  # of a tick's work that is for decisions, however many it looks at
 
@@ -182,7 +183,10 @@ class Autoscaler:
         is_long = len(changed) > _SLICE
         if is_long:
             yield
-        due = judge.agenda.take(now=now)
+        due = judge.agenda.take(now=now, most=_TAKEN)
+        while judge.agenda.is_due(now=now):
+            yield
+            due |= judge.agenda.take(now=now, most=_TAKEN)
         due.update(judge.put_off)
         if is_long:
             yield

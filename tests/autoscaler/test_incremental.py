@@ -472,3 +472,13 @@ def test_a_revision_is_on_the_agenda_once_at_the_last_time_that_was_named():
     agenda.add_by(chat, 70)
     assert agenda.take(now=55) == {chat}
     assert agenda.take(now=99) == set()
+
+
+def test_those_whose_time_has_come_can_be_taken_some_at_a_time():
+    agenda = Agenda[int]()
+    for key in range(5):
+        agenda.add_at(key, 10 + key)
+    agenda.add_at(0, 30)
+    assert agenda.take(now=14, most=2) == {1} and agenda.is_due(now=14)
+    assert agenda.take(now=14, most=9) == {2, 3, 4} and not agenda.is_due(now=14)
+    assert agenda.take(now=30) == {0}
