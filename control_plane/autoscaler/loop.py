@@ -10,9 +10,10 @@ from control_plane.autoscaler.decision import Tuning
 from control_plane.autoscaler.demand import DemandSource
 from control_plane.autoscaler.experience_store import MemoryExperienceStore
 from control_plane.autoscaler.explain import Explanation
-from control_plane.autoscaler.judge import LOOKED, STARTED, DecisionListener, Judge
+from control_plane.autoscaler.judge import DecisionListener, Judge
 from control_plane.autoscaler.memory import Memory
 from control_plane.autoscaler.roster import Roster
+from control_plane.autoscaler.rounds import Rounds
 from control_plane.autoscaler.standby_keeper import StandbyKeeper
 from control_plane.autoscaler.status import Status
 from control_plane.autoscaler.tracked import DecisionRecord, Tracked
@@ -31,10 +32,7 @@ from infra.errors import PlatformError
 
 log = structlog.get_logger()
 
-_SLICE = 250  # others get their turn after so many looks' worth of a tick: a millisecond or two
-_TAKEN = 2000  # of those whose time has come, likewise
 _PASSES = 20  # a tick's time has room for: decisions that were put off do not wait for the next
-_LEAST_PART = 12  # of a tick's work that is for decisions, however many it looks at
 
 
 class Autoscaler:
@@ -66,6 +64,11 @@ class Autoscaler:
         self._standby = StandbyKeeper(deployments, fleet, limits=standby, is_settled=is_settled)
         self._roster = Roster(memory or Memory(MemoryExperienceStore(), clock=clock), tuning=tuning)
         self._judge = Judge(fleet, reconciler, tuning=tuning)
+        self._rounds = Rounds(
+            *(self._roster, self._judge, self._standby),
+            tuning=tuning,
+            has_looked=self._forget_if_gone,
+        )
         self._status = Status(self._roster, self._judge, fleet, reconciler, zone=zone)
         deployments.subscribe(self._deployment_changed)
         fleet.subscribe(self._replica_changed)
@@ -170,67 +173,20 @@ class Autoscaler:
         once (after a take-over, at the end of its panic), decisions that no request waits for are
         put off as soon as the tick has done its work: `catching_up` goes on with them.
         """
-        judge = self._judge
-        if not self._is_leading():
-            judge.ticked_at = None
-            judge.put_off.clear()
-            return
-        if judge.ticked_at is not None and now < judge.ticked_at:
-            self._step_back(now)
-        if judge.ticked_at is None:
-            self.look_everywhere()
-        changed = judge.changed()
-        is_long = len(changed) > _SLICE
-        if is_long:
-            yield
-        due = judge.agenda.take(now=now, most=_TAKEN)
-        while judge.agenda.is_due(now=now):
-            yield
-            due |= judge.agenda.take(now=now, most=_TAKEN)
-        due.update(judge.put_off)
-        if is_long:
-            yield
-        most = self._tuning.most_work
-        left = max(most - len(due), most // _LEAST_PART)
-        done = 0
-        for tracked in self._roster.these(due):
-            if tracked.name in changed:
-                tracked.changed_at = now
-            cost = self._look(tracked, now=now, is_late=left <= 0)
-            left -= cost - LOOKED
-            done += cost
-            if done >= _SLICE:
-                done = 0
-                yield
-        judge.ticked_at = now
-        if is_long:
-            yield
-        self._standby.tick(now)
+        if self._is_leading():
+            return self._rounds.ticking(now)
+        self._rounds.interrupt()
+        return iter(())
 
     @property
     def is_behind(self) -> bool:
         """Whether decisions were put off; `run` makes them well before the next tick."""
-        return bool(self._judge.put_off)
+        return self._rounds.is_behind
 
     def catching_up(self, now: float) -> Iterator[None]:
         """Goes on where a tick's work was done, until so much is done again; can be left as that
         can."""
-        judge = self._judge
-        if not self._is_leading() or judge.ticked_at is None or now < judge.ticked_at:
-            return  # the next tick looks at all
-        left, done = self._tuning.most_work, 0
-        for name in tuple(judge.put_off):
-            tracked = self._roster.get(name)
-            if left <= 0:
-                return
-            if tracked is None or name not in judge.put_off:  # decided meanwhile
-                continue
-            cost = self._look(tracked, now=now)
-            left -= cost
-            done += cost
-            if done >= _SLICE:
-                done = 0
-                yield
+        return self._rounds.catching_up(now) if self._is_leading() else iter(())
 
     def image_settled(self) -> None:
         """Workers may be parked with an image from now on."""
@@ -239,25 +195,7 @@ class Autoscaler:
 
     def look_everywhere(self) -> None:
         """The next tick decides for every revision, as if it had not done so before."""
-        self._judge.agenda.add_all(self._roster.names())
-        for tracked in self._roster:
-            tracked.band = None
-
-    def _step_back(self, now: float) -> None:
-        """The clock did: what was to be looked at later would wait for it."""
-        self._judge.ticked_at = None
-        for tracked in self._roster:
-            tracked.step_back(now=now, calm_s=self._tuning.stable_s)
-
-    def _look(self, tracked: Tracked, *, now: float, is_late: bool = False) -> int:
-        cost = STARTED
-        try:
-            cost = self._judge.look(tracked, now=now, is_late=is_late)
-            self._forget_if_gone(tracked)
-        except Exception:  # the others must not wait for it, and it is not to be forgotten
-            log.exception("autoscaler.look-failed", revision=tracked.name)
-            self._judge.agenda.add(tracked.name)
-        return cost
+        self._rounds.look_everywhere()
 
     def _decide_again(self, revision: RevisionName) -> None:
         tracked = self._roster.get(revision)

@@ -40,7 +40,7 @@ HOT_MODULES = (
         f"control_plane.autoscaler.{name}"
         for name in (
             *("backlog", "decider", "decision", "demand", "demand_table", "experience"),
-            *("horizon", "judge", "keep_alive", "loop", "roster", "tracked", "window"),
+            *("horizon", "judge", "keep_alive", "loop", "roster", "rounds", "tracked", "window"),
         )
     ),
     "control_plane.deployments.release",
