@@ -138,12 +138,14 @@ class FuseServer:
         except Exception as error:
             self._send(fuse_wire.refusal(request.unique, _errno_of(error)))
 
-    def _handle_late(self, request: Request, name: str) -> None:
+    def _handle_late(self, request: Request, name: str, is_interrupted: bool) -> None:
         """The file that it waited for is there, or did not come; the next one may wait again."""
         if self._files.awaits(name):
             self._send(fuse_wire.refusal(request.unique, errno.EIO))
-        else:
-            self._handle(request, self._late_counts)
+            return
+        self._handle(request, self._late_counts)
+        if is_interrupted:  # the kernel does not say it twice
+            self._waiting.interrupt(request.unique, on_death=self._abandon)
 
     def _settled(self) -> None:
         self.added()

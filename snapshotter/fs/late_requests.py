@@ -28,12 +28,12 @@ class LateRequests:
         self,
         waiting: WaitingReads,
         is_under_way: Callable[[str], bool],
-        handle: Callable[[Request, str], None],
+        handle: Callable[[Request, str, bool], None],
         *,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        """`handle` answers a request, or refuses it where its file is still not there. Whoever
-        takes a request out of `waiting` answers it.
+        """`handle` answers a request, or refuses it where its file is still not there; it hears
+        whether who waits was interrupted. Whoever takes a request out of `waiting` answers it.
         """
         self._waiting = waiting
         self._is_under_way = is_under_way
@@ -62,8 +62,9 @@ class LateRequests:
                 while not (due := self._taken_due()):
                     self._changed.wait(self._most_s())
             for late in due:
+                is_interrupted = self._waiting.is_interrupted(late.request.unique)
                 if self._waiting.take(late.request.unique):
-                    self._handle(late.request, late.name)
+                    self._handle(late.request, late.name, is_interrupted)
 
     def _taken_due(self) -> list[_Late]:
         now = time.monotonic()

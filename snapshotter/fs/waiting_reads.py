@@ -42,6 +42,11 @@ class WaitingReads:
             self._interrupted.pop(unique, None)
             return self._reads.pop(unique, None) is not None
 
+    def is_interrupted(self, unique: int) -> bool:
+        """Whether who waits for the read is watched."""
+        with self._changed:
+            return unique in self._interrupted
+
     def interrupt(self, unique: int, *, on_death: Callable[[int], None]) -> bool:
         """Watches who waits for the read; False if there is no such read.
 

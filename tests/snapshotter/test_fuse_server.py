@@ -377,17 +377,40 @@ def test_a_program_that_is_killed_waits_for_no_layer_that_is_being_opened(kernel
     opens.gate.set()
 
 
+def late_request(unique: int) -> Request:
+    return Request(Op.READ, unique, node_id("late"), 0, b"")
+
+
 def test_nobody_waits_for_ever_for_a_layer_that_is_being_opened() -> None:
-    told: Queue[tuple[int, str]] = Queue()
-    waiting = WaitingReads()
+    told: Queue[tuple[int, str, bool]] = Queue()
     requests = LateRequests(
-        waiting, lambda _: True, lambda late, name: told.put((late.unique, name)), patience_s=0
+        WaitingReads(),
+        lambda _: True,
+        lambda *late: told.put((late[0].unique, *late[1:])),
+        patience_s=0,
     )
     requests.start()
 
-    requests.add(Request(Op.READ, 42, node_id("late"), 0, b""), "late")
+    requests.add(late_request(42), "late")
 
-    assert told.get(timeout=60) == (42, "late")
+    assert told.get(timeout=60) == (42, "late", False)
+
+
+def test_who_was_interrupted_while_a_layer_was_being_opened_is_watched_afterwards_too() -> None:
+    told: Queue[tuple[int, bool]] = Queue()
+    waiting, is_open = WaitingReads(), threading.Event()
+    requests = LateRequests(
+        waiting, lambda _: not is_open.is_set(), lambda late, _, was: told.put((late.unique, was))
+    )
+    requests.start()
+    for unique in (42, 44):
+        requests.add(late_request(unique), "late")
+    waiting.interrupt(42, on_death=lambda _: None)
+
+    is_open.set()
+    requests.settled()
+
+    assert [told.get(timeout=60), told.get(timeout=60)] == [(42, True), (44, False)]
 
 
 def test_a_name_has_one_content_and_cannot_leave_the_folder() -> None:
