@@ -61,12 +61,12 @@ def test_a_warm_request_is_not_reported_as_cold(platform: RunningPlatform) -> No
     assert len(platform.cold_starts("chat")) == before
 
 
-def test_of_fifty_requests_at_zero_every_one_that_waited_adds_up(
+def test_of_thirty_requests_at_zero_every_one_that_waited_adds_up(
     platform: RunningPlatform,
 ) -> None:
     already = len(platform.cold_starts("chat"))
     waited = 0
-    for _ in range(5):
+    for _ in range(3):
         platform.until_idle("chat")
         platform.until_standby()
         with concurrent.futures.ThreadPoolExecutor(10) as pool:
@@ -76,7 +76,7 @@ def test_of_fifty_requests_at_zero_every_one_that_waited_adds_up(
 
     reports = platform.cold_starts("chat", last=200)
 
-    assert len(reports) - already == waited >= 5  # a model that sleeps wakes before some are sent
+    assert len(reports) - already == waited >= 3  # a model that sleeps wakes before some are sent
     for report in reports:
         assert_adds_up(report)
 

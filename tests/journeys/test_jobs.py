@@ -17,8 +17,9 @@ ASKED = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0}
 OVER = {"succeeded", "failed", "cancelled", "expired"}
 
 
-@pytest.fixture
-def fresh(environment: dict[str, str], smollm2_dir: Path) -> Iterator[RunningPlatform]:
+@pytest.fixture(scope="module")
+def harmed(environment: dict[str, str], smollm2_dir: Path) -> Iterator[RunningPlatform]:
+    """One platform that lives through all of it."""
     with running_platform(environment) as running:
         running.deploy("chat", smollm2_dir, scaling={"grace": 1})
         yield running
@@ -61,42 +62,42 @@ def kill(platform: RunningPlatform, name: str) -> None:
 
 
 @pytest.mark.parametrize("victim", ["fl-replica", "fl-node", "redis"])
-def test_jobs_live_through_the_death_of(victim: str, fresh: RunningPlatform) -> None:
-    ids = [leave(fresh) for _ in range(12)]
-    until(lambda: any(state(fresh, it) == "running" for it in ids), seconds=60, what="one runs")
+def test_jobs_live_through_the_death_of(victim: str, harmed: RunningPlatform) -> None:
+    ids = [leave(harmed) for _ in range(12)]
+    until(lambda: any(state(harmed, it) == "running" for it in ids), seconds=60, what="one runs")
     time.sleep(0.5)  # noqa: TID251 - let it decode for real
 
-    kill(fresh, victim)
+    kill(harmed, victim)
 
-    until(fresh.is_ready, seconds=60, what="the store is back")
-    all_succeed(fresh, ids)
-    fresh.until_idle("chat")
+    until(harmed.is_ready, seconds=60, what="the store is back")
+    all_succeed(harmed, ids)
+    harmed.until_idle("chat")
 
 
-def test_jobs_live_through_kills_of_the_platform(fresh: RunningPlatform) -> None:
+def test_jobs_live_through_kills_of_the_platform(harmed: RunningPlatform) -> None:
     ids = []
-    for number in range(3):
-        ids += [leave(fresh, f"key-{number}-{each}") for each in range(4)]
-        time.sleep(number * 1.5)  # noqa: TID251 - another stage each time
-        fresh.stop(signal.SIGKILL)
-        fresh.start()
-        assert leave(fresh, f"key-{number}-0") == ids[-4], "its key is known after the kill"
+    for number in range(2):
+        ids += [leave(harmed, f"key-{number}-{each}") for each in range(4)]
+        time.sleep(number * 3)  # noqa: TID251 - another stage each time
+        harmed.stop(signal.SIGKILL)
+        harmed.start()
+        assert leave(harmed, f"key-{number}-0") == ids[-4], "its key is known after the kill"
 
-    all_succeed(fresh, ids)
+    all_succeed(harmed, ids)
 
 
-def test_a_cancelled_job_leaves_the_replica_at_once(fresh: RunningPlatform) -> None:
+def test_a_cancelled_job_leaves_the_replica_at_once(harmed: RunningPlatform) -> None:
     body = {"prompt": "Once upon a time", "max_tokens": 1500, "temperature": 0, "ignore_eos": True}
-    response = fresh.client.post(
+    response = harmed.client.post(
         "/v1/models/chat/invoke", json=body, headers={"prefer": "respond-async"}
     )
     job_id = response.json()["id"]
-    until(lambda: fresh.status("chat")["in_flight"] == 1, seconds=30, what="it runs")
-    [replica] = fresh.named("fl-replica")
+    until(lambda: harmed.status("chat")["in_flight"] == 1, seconds=30, what="it runs")
+    [replica] = harmed.named("fl-replica")
     until(lambda: not rests(replica), seconds=30, what="it decodes")
 
-    cancelled = fresh.client.delete(f"/v1/jobs/{job_id}")
+    cancelled = harmed.client.delete(f"/v1/jobs/{job_id}")
 
     assert cancelled.json()["state"] == "cancelled"
-    assert fresh.status("chat")["in_flight"] == 0
+    assert harmed.status("chat")["in_flight"] == 0
     until(lambda: rests(replica), seconds=8, what="the replica rests")

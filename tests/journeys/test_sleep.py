@@ -44,7 +44,7 @@ def test_a_request_wakes_the_model_that_sleeps_and_gets_the_same_answer(
 def test_a_request_that_comes_while_the_model_falls_asleep_is_served(
     platform: RunningPlatform,
 ) -> None:
-    for _ in range(6):
+    for _ in range(3):
         ask(platform)
         until(lambda: platform.status("chat")["state"] != "ready", seconds=30, what="it is leaving")
 

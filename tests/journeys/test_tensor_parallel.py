@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
 BODY = {"prompt": "The capital of France is", "max_tokens": 12, "temperature": 0}
 ENGINE = {"tensor_parallel": 2, "dtype": "float32"}
-LONG = {"prompt": "Once upon a time", "max_tokens": 150, "temperature": 0, "ignore_eos": True}
+LONG = {"prompt": "Once upon a time", "max_tokens": 60, "temperature": 0, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,12 @@ INVOKE = "/v1/models/chat/invoke"
 LEASE_S = 10.0
 
 
-@pytest.fixture
-def redis_url(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     require(shutil.which("redis-server"), "redis-server")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    folder = tmp_path / "redis"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("redis")
     options = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
     server = subprocess.Popen(
         ["redis-server", "--port", str(port), "--dir", folder, *options], stdout=subprocess.DEVNULL
@@ -38,20 +37,32 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
     server.wait()
 
 
-@pytest.fixture
-def pair(
-    redis_url: str, environment: dict[str, str], smollm2_dir: Path, tmp_path: Path
-) -> Iterator[tuple[RunningPlatform, RunningPlatform]]:
-    """Who leads and who follows; the model is deployed while the follower runs."""
+@pytest.fixture(scope="module")
+def both(
+    redis_url: str,
+    environment: dict[str, str],
+    smollm2_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[list[RunningPlatform]]:
+    """Two, of whom one leads; the model is deployed while the other follows."""
     shared = environment | {"PLATFORM_REDIS_URL": redis_url}
-    first = RunningPlatform(tmp_path / "first", shared)
-    second = RunningPlatform(tmp_path / "second", shared)
+    folder = tmp_path_factory.mktemp("both")
+    first = RunningPlatform(folder / "first", shared)
+    second = RunningPlatform(folder / "second", shared)
     first.start()
     second.start(until_ready=False)
     first.deploy("chat", smollm2_dir, scaling={"grace": 1})
-    yield first, second
+    yield [first, second]
     for platform in (first, second):
         platform.stop()
+
+
+@pytest.fixture
+def pair(both: list[RunningPlatform]) -> tuple[RunningPlatform, RunningPlatform]:
+    """Who leads now and who follows."""
+    follower, leader = sorted(both, key=RunningPlatform.is_ready)
+    assert leader.is_ready() and not follower.is_ready()
+    return leader, follower
 
 
 def test_who_follows_answers_a_typed_error_at_once(
@@ -70,6 +81,27 @@ def test_who_follows_answers_a_typed_error_at_once(
         assert "/readyz" in answer.json()["hint"] and answer.headers["retry-after"]
     assert follower.client.get("/readyz").status_code == 503
     assert follower.client.get("/healthz").status_code == 200
+
+
+def test_a_leader_that_stalls_finds_itself_followed_and_gives_up_its_replicas(
+    pair: tuple[RunningPlatform, RunningPlatform],
+) -> None:
+    leader, follower = pair
+    client = httpx.Client(base_url=leader.url, timeout=60)
+    with client, client.stream("POST", INVOKE, json=LONG | {"stream": True}) as answer:
+        events = answer.iter_lines()
+        heard = [next(it for it in events if it.startswith("data:"))]
+
+        leader.process.send_signal(signal.SIGSTOP)
+        until(follower.is_ready, seconds=60, what="the follower leads")
+        leader.process.send_signal(signal.SIGCONT)
+
+        until(lambda: follows(leader), seconds=60, what="it has heard of it")
+        heard += [it for it in events if it]
+    assert not [it for it in heard if "/problems/" in it], "what ran when it lost the lead ends"
+    assert '"completion_tokens":400' in heard[-1], "with its last word"
+    until(lambda: not busy(leader), seconds=30, what="its replicas have ended")
+    assert follower.client.post(INVOKE, json=ASKED).status_code == 200
 
 
 def test_a_killed_leaders_jobs_and_models_are_the_followers_within_its_lease(
@@ -96,27 +128,6 @@ def test_a_killed_leaders_jobs_and_models_are_the_followers_within_its_lease(
     assert len(texts) == 1
     leader.start(until_ready=False)
     assert follows(leader)
-
-
-def test_a_leader_that_stalls_finds_itself_followed_and_gives_up_its_replicas(
-    pair: tuple[RunningPlatform, RunningPlatform],
-) -> None:
-    leader, follower = pair
-    client = httpx.Client(base_url=leader.url, timeout=60)
-    with client, client.stream("POST", INVOKE, json=LONG | {"stream": True}) as answer:
-        events = answer.iter_lines()
-        heard = [next(it for it in events if it.startswith("data:"))]
-
-        leader.process.send_signal(signal.SIGSTOP)
-        until(follower.is_ready, seconds=60, what="the follower leads")
-        leader.process.send_signal(signal.SIGCONT)
-
-        until(lambda: follows(leader), seconds=60, what="it has heard of it")
-        heard += [it for it in events if it]
-    assert not [it for it in heard if "/problems/" in it], "what ran when it lost the lead ends"
-    assert '"completion_tokens":400' in heard[-1], "with its last word"
-    until(lambda: not busy(leader), seconds=30, what="its replicas have ended")
-    assert follower.client.post(INVOKE, json=ASKED).status_code == 200
 
 
 def follows(platform: RunningPlatform) -> bool:

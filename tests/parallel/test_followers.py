@@ -26,13 +26,11 @@ from infra.sources.patience import Patience
 from infra.sources.port import Remote, WeightStream
 from infra.sources.shared_files import SharedFiles
 from infra.sources.stream import open_source
-from tests.engine.test_embeddings import alone, embedding, run, vector_of
-from tests.engine.tiny import greedy_alone, load_model, make_engine, write_model
+from tests.engine.tiny import greedy_alone, load_model, write_model
 from tests.support.processes import running, runs, until
 from tests.support.range_server import Asked, range_server
 from worker.boot.followers import Part, ProcessFollowers
 from worker.boot.ranks import Rank
-from worker.engine.request import Pooling
 from worker.models.config import read_config
 from worker.models.led import LedModel
 from worker.models.registry import build_model
@@ -45,11 +43,6 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 SETTINGS = EngineSettings(tensor_parallel=2)
 PROMPT = list(range(20, 60))
 NAME = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("led") / "tiny", torch_dtype="float32")
 
 
 def start(
@@ -112,12 +105,6 @@ def led(
             dist.destroy_process_group()
 
 
-def test_two_processes_write_what_one_does(folder: Path, tmp_path: Path) -> None:
-    with led(folder, tmp_path) as (model, _, rank):
-        assert greedy_alone(model, PROMPT, 30) == greedy_alone(load_model(folder), PROMPT, 30)
-    assert not rank.is_running()
-
-
 def test_ranks_share_weights_that_are_on_their_way(tmp_path: Path) -> None:
     whole = write_model(tmp_path / "whole", torch_dtype="float32", vocab_size=8192)
     content = (whole / NAME).read_bytes()
@@ -177,16 +164,6 @@ def a_child_follows() -> bool:
     return False
 
 
-def test_ranks_sleep_give_their_memory_back_and_wake(folder: Path, tmp_path: Path) -> None:
-    with led(folder, tmp_path) as (model, followers, _):
-        before = greedy_alone(model, PROMPT, 30)
-        for _ in range(3):
-            model.to_host()
-            followers.until_asleep()
-            model.to_device()
-            assert greedy_alone(model, PROMPT, 30) == before
-
-
 def test_a_rank_that_dies_instead_of_falling_asleep_is_named(folder: Path, tmp_path: Path) -> None:
     with led(folder, tmp_path) as (model, followers, rank):
         rank.suspend()
@@ -196,9 +173,22 @@ def test_a_rank_that_dies_instead_of_falling_asleep_is_named(folder: Path, tmp_p
             followers.until_asleep()
 
 
-def test_two_threads_may_ask_at_once_how_a_rank_ended(folder: Path, tmp_path: Path) -> None:
-    """The engine's, whose step broke off, and the event loop, which watches."""
-    with led(folder, tmp_path) as (_, followers, rank), ThreadPoolExecutor(2) as threads:
+def test_every_rank_keeps_what_it_packed(tmp_path: Path) -> None:
+    """The next start of the same model finds each rank's part."""
+    half = write_model(tmp_path / "half", torch_dtype="bfloat16")
+    packed = tmp_path / "packed"
+    with led(half, packed) as (_, _, rank):
+        until(lambda: list(packed.rglob("*.safetensors")), seconds=100, what="rank 1 has packed")
+    assert not rank.is_running()
+
+
+def test_a_rank_that_dies_is_named_by_the_next_step(folder: Path, tmp_path: Path) -> None:
+    """And to two threads that ask at once: the engine's, whose step broke off, and the event
+    loop, which watches."""
+    with (
+        led(folder, tmp_path, wait_s=600) as (model, followers, rank),  # it would outlast the test
+        ThreadPoolExecutor(2) as threads,
+    ):
         [process] = followers._processes
         both_ask = threading.Barrier(3)
 
@@ -211,35 +201,20 @@ def test_two_threads_may_ask_at_once_how_a_rank_ended(folder: Path, tmp_path: Pa
         rank.kill()
 
         assert [each.result() for each in told] == ["rank 1 of 2 was ended by SIGKILL"] * 2
+        with pytest.raises(ReplicaFailed, match="rank 1 of 2 was ended by SIGKILL"):
+            greedy_alone(model, PROMPT, 30)
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_two_processes_make_the_vector_that_one_does(
-    folder: Path, tmp_path: Path, pooling: Pooling
+async def test_the_death_of_an_idle_rank_is_told_and_named_by_the_next_step(
+    folder: Path, tmp_path: Path
 ) -> None:
-    with led(folder, tmp_path) as (model, _, _):
-        engine = make_engine(model, pooling=pooling, token_budget=16)
-        told = run(engine, [embedding("e", list(PROMPT))])["e"]
-
-    expected = list(alone(load_model(folder), list(PROMPT), pooling))
-    assert list(vector_of(told)) == pytest.approx(expected, abs=1e-5)
-
-
-def test_every_rank_keeps_what_it_packed(tmp_path: Path) -> None:
-    """The next start of the same model finds each rank's part."""
-    half = write_model(tmp_path / "half", torch_dtype="bfloat16")
-    packed = tmp_path / "packed"
-    with led(half, packed):
-        until(lambda: list(packed.rglob("*.safetensors")), seconds=100, what="rank 1 has packed")
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_rank_that_dies_is_named_by_the_next_step(
-    folder: Path, tmp_path: Path, how: signal.Signals
-) -> None:
-    with led(folder, tmp_path, wait_s=600) as (model, _, rank):  # it would outlast the test
-        rank.send_signal(how)
-        with pytest.raises(ReplicaFailed, match=f"rank 1 of 2 was ended by {how.name}"):
+    with led(folder, tmp_path, wait_s=600) as (model, followers, rank):
+        told: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        followers.watch(told.set_result)
+        rank.send_signal(signal.SIGSEGV)
+        error = await asyncio.wait_for(told, 100)
+        assert str(error) == "rank 1 of 2 was ended by SIGSEGV"
+        with pytest.raises(ReplicaFailed, match="rank 1 of 2 was ended by SIGSEGV"):
             greedy_alone(model, PROMPT, 30)
 
 
@@ -261,15 +236,6 @@ def test_a_rank_that_hangs_is_waited_for_so_long_and_no_longer(
         with pytest.raises(ReplicaFailed, match="rank 0 of 2 lost the others"):
             greedy_alone(model, PROMPT, 30)
         assert time.monotonic() - began > 1
-
-
-async def test_the_death_of_an_idle_rank_is_told(folder: Path, tmp_path: Path) -> None:
-    with led(folder, tmp_path) as (_, followers, rank):
-        told: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        followers.watch(told.set_result)
-        rank.kill()
-        error = await asyncio.wait_for(told, 100)
-    assert str(error) == "rank 1 of 2 was ended by SIGKILL"
 
 
 def test_a_rank_that_dies_while_it_starts_is_named(folder: Path, tmp_path: Path) -> None:
@@ -324,7 +290,11 @@ time.sleep(60)
 """
 
 
-def test_a_meeting_that_nobody_comes_to_ends(tmp_path: Path) -> None:
+def test_a_meeting_that_nobody_comes_to_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Torch counts a group that failed, too: who comes after it would be waited for elsewhere.
+    monkeypatch.setattr(dist.distributed_c10d._world, "group_count", 0)
     with pytest.raises(PlatformError, match="did not meet the others"):
         TorchGroup.join(tmp_path / "meeting", 0, 2, backend="gloo", wait_s=1)
 
