@@ -197,16 +197,10 @@ def test_a_client_who_comes_just_when_the_replica_has_gone_costs_twice_at_most()
     run(main())
 
 
-def test_two_days_of_24_models():
-    live(days=2, models=24, tick_s=5, gib=ROOMY, every=2)
-
-
-def test_half_a_day_of_24_models_that_have_no_room_for_all():
-    live(days=0.5, models=24, tick_s=5, gib=TIGHT, every=4)
-
-
-@pytest.mark.real
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("gib", [ROOMY, TIGHT])
-def test_four_days_of_48_models(gib: int):
-    live(days=4, models=48, tick_s=2, gib=gib)
+@pytest.mark.parametrize(
+    ("gib", "days", "every"),
+    [pytest.param(ROOMY, 4, 1, id="roomy"), pytest.param(TIGHT, 1, 2, id="tight")],
+)
+def test_days_of_48_models(gib: int, days: float, every: int):
+    live(days=days, models=48, tick_s=4, gib=gib, every=every)

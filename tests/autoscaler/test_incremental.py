@@ -162,9 +162,9 @@ def history_of(
 @pytest.mark.parametrize(
     ("seed", "turns", "longest_s"),
     [
-        *((seed, 60, 400) for seed in range(3)),
-        *(pytest.param(seed, 80, 400, marks=pytest.mark.real) for seed in range(3, 7)),
-        pytest.param(99, 150, 6 * 3600, marks=pytest.mark.real),
+        *((seed, 60, 400) for seed in range(2)),
+        *(pytest.param(seed, 80, 400, marks=pytest.mark.real) for seed in range(2, 5)),
+        pytest.param(99, 100, 6 * 3600, marks=pytest.mark.real),
     ],
 )
 def test_a_tick_decides_as_a_full_scan_would(
@@ -319,7 +319,7 @@ def test_a_revision_that_cannot_be_decided_for_delays_no_other_and_is_not_forgot
 def test_a_long_tick_lets_others_run_and_leaves_nobody_out():
     async def main() -> None:
         async with World(shape=MachineShape(memory_bytes=1 << 50)) as world:
-            names = [f"m{number}" for number in range(300)]
+            names = [f"m{number}" for number in range(130)]
             for name in names:
                 await world.deploy(name, scaling={"grace": 20, "sleep": 0})
             await asyncio.gather(*(world.request(name) for name in names))
@@ -335,7 +335,7 @@ def test_a_long_tick_lets_others_run_and_leaves_nobody_out():
             for _ in world.autoscaler.ticking(world.now() + 1):
                 await asyncio.sleep(0)
             busy.cancel()
-            assert 32 in turns and decisions.made == 300
+            assert 32 in turns and decisions.made == 130
             await asyncio.sleep(40)
             assert world.fleet.replicas() == ()
 

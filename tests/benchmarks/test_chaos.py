@@ -140,14 +140,14 @@ Traceback (most recent call last):
 
 @pytest.mark.real
 @pytest.mark.timeout(600)
-def test_a_minute_of_chaos_breaks_no_promise(
+def test_half_a_minute_of_chaos_breaks_no_promise(
     environment: dict[str, str], smollm2_dir: Path, tmp_path: Path
 ) -> None:
     told: list[str] = []
     model = tiny_model(tmp_path / "tiny", smollm2_dir)
-    run = Run(model, environment, seed=3, say=told.append)
+    run = Run(model, environment, seed=7, say=told.append)
 
-    run.go(seconds=60, keep=None)
+    run.go(seconds=30, keep=None)
 
     assert run.broken == [], "\n".join(told)
-    assert len(run.records.seen) > 50 and len(run.records.jobs) > 5
+    assert len(run.records.seen) > 25 and len(run.records.jobs) > 3

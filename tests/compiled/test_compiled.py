@@ -12,6 +12,8 @@ from control_plane.compiled import library
 SAME_TESTS = (
     *("tests/activator", "tests/api", "tests/tenancy", "tests/museum", "tests/queue"),
     *("tests/deployments", "tests/fleet/test_timeline.py", "tests/autoscaler"),
+    # Of these no line is compiled.
+    *("--ignore=tests/queue/test_objects.py", "--ignore=tests/deployments/test_images.py"),
 )
 
 

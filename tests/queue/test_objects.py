@@ -64,10 +64,10 @@ async def test_what_a_put_that_was_cut_short_left_is_listed_and_deleted(tmp_path
     assert list((tmp_path / "jobs").iterdir()) == []
 
 
-@pytest.mark.parametrize("key", ["../x", "a/../b", "/etc/passwd", "a//b", "a/.", "", "A", "a/..b/"])
-async def test_keys_that_lead_elsewhere_are_defects(objects: ObjectStore, key: str):
-    with pytest.raises(AssertionError):
-        await objects.put(key, b"")
+async def test_keys_that_lead_elsewhere_are_defects(objects: ObjectStore):
+    for key in ("../x", "a/../b", "/etc/passwd", "a//b", "a/.", "", "A", "a/..b/"):
+        with pytest.raises(AssertionError):
+            await objects.put(key, b"")
 
 
 async def test_a_folder_keeps_values_to_itself_and_leaves_no_halves(tmp_path: Path):

@@ -9,10 +9,6 @@ from tests.terraform.tool import ROOT, Terraform
 
 pytestmark = pytest.mark.real
 
-FOLDERS = sorted(
-    it.relative_to(ROOT) for kind in ("modules", "examples") for it in ROOT.glob(f"{kind}/*/")
-)
-
 
 def test_every_file_has_the_canonical_format(terraform: Terraform) -> None:
     assert terraform("fmt", "-check", "-recursive", "-diff") == ""
@@ -26,9 +22,17 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=str)
-def test_it_is_valid(folder: Path, terraform: Terraform, copy: Path, tmp_path: Path) -> None:
-    here = terraform.inside(copy / folder, tmp_path)
+def test_the_complete_example_has_every_module() -> None:
+    said = (ROOT / "examples/complete/main.tf").read_text()
+    for module in ROOT.glob("modules/*/"):
+        assert f'"../../modules/{module.name}"' in said
+
+
+@pytest.mark.parametrize("example", ["complete", "spot_failover"])  # the minimal one is applied
+def test_it_is_valid_with_all_its_modules(
+    example: str, terraform: Terraform, copy: Path, tmp_path: Path
+) -> None:
+    here = terraform.inside(copy / "examples" / example, tmp_path)
     here.init()
 
     assert "Success!" in here("validate")
