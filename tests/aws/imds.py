@@ -104,7 +104,7 @@ def serving(imds: Imds) -> Iterator[Imds]:
             return
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, daemon=True)
+    thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     imds.url = f"http://127.0.0.1:{server.server_port}"
     try:
