@@ -61,18 +61,18 @@ def prompts(count: int, *, longest: int = 60, seed: int = 1) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "every"),
     [
-        pytest.param({}, id="roomy"),
-        pytest.param({"token_budget": 16, "max_batch_size": 4}, id="chunks of 16"),
-        pytest.param({"token_budget": 37}, id="odd chunks"),
-        pytest.param({"block_size": 64}, id="large blocks"),
-        pytest.param({"kv_cache_tokens": 96}, id="preempting"),
-        pytest.param({"kv_cache_tokens": 96, "token_budget": 17}, id="preempting in chunks"),
-        pytest.param({"max_batch_size": 1}, id="one at a time"),
+        pytest.param({}, 0, id="roomy, at once"),
+        pytest.param({}, 3, id="roomy"),
+        pytest.param({"token_budget": 16, "max_batch_size": 4}, 0, id="chunks of 16, at once"),
+        pytest.param({"token_budget": 37}, 3, id="odd chunks"),
+        pytest.param({"block_size": 64}, 3, id="large blocks"),
+        pytest.param({"kv_cache_tokens": 96}, 0, id="preempting, at once"),
+        pytest.param({"kv_cache_tokens": 96, "token_budget": 17}, 3, id="preempting in chunks"),
+        pytest.param({"max_batch_size": 1}, 3, id="one at a time"),
     ],
 )
-@pytest.mark.parametrize("every", [0, 3])
 def test_greedy_output_is_that_of_a_plain_loop_whatever_else_runs(
     tiny: CausalModel, settings: dict[str, Any], every: int
 ) -> None:
@@ -104,16 +104,16 @@ def test_a_pool_too_small_for_all_preempts_and_still_gives_the_same_tokens(
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "every"),
     [
-        pytest.param({}, id="shared"),
-        pytest.param({"prefix_cache": False}, id="off"),
-        pytest.param({"token_budget": 16, "max_batch_size": 4}, id="in chunks"),
-        pytest.param({"block_size": 32, "token_budget": 37}, id="larger blocks"),
-        pytest.param({"kv_cache_tokens": 144}, id="preempting"),
+        pytest.param({}, 0, id="shared, at once"),
+        pytest.param({}, 2, id="shared"),
+        pytest.param({"prefix_cache": False}, 2, id="off"),
+        pytest.param({"token_budget": 16, "max_batch_size": 4}, 0, id="in chunks, at once"),
+        pytest.param({"block_size": 32, "token_budget": 37}, 2, id="larger blocks"),
+        pytest.param({"kv_cache_tokens": 144}, 2, id="preempting"),
     ],
 )
-@pytest.mark.parametrize("every", [0, 2])
 def test_what_is_shared_of_prompts_changes_no_token(
     tiny: CausalModel, settings: dict[str, Any], every: int
 ) -> None:
