@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -49,9 +50,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that may take longest come first: of several workers none is left alone with one."""
+    longest: dict[Path, float] = defaultdict(float)
     for item in items:
         if item.get_closest_marker("real") and not may_be_real(item.path):
             raise pytest.UsageError(f"{item.path} has a real test and does not say mark.real")
+        if timeout := item.get_closest_marker("timeout"):
+            longest[item.path] = max(longest[item.path], timeout.args[0])
+    items.sort(key=lambda item: -longest[item.path])
 
 
 def pytest_collection() -> None:

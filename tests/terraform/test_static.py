@@ -7,7 +7,7 @@ import pytest
 
 from tests.terraform.tool import ROOT, Terraform
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
 
 def test_every_file_has_the_canonical_format(terraform: Terraform) -> None:

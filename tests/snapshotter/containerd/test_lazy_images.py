@@ -29,7 +29,7 @@ from tests.support.registry import RunningRegistry
 from tests.support.snapshotter import RunningSnapshotter, running_snapshotter
 from worker.node.container.pull_service import PullService
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
 FILE_BYTES = 6 << 20  # more than a span of gzip
 NUM_FILES = 4
