@@ -15,7 +15,7 @@ class Tuning:
     panic_threshold: float = 2.0  # wanted over started
     most_growth: float = 1000.0  # times what was started, a decision
     most_shrink: float = 2.0  # divides ready, a decision
-    most_work: int = 12_000  # of a tick, in looks; what nobody waits for is put off beyond it
+    most_work: int = 9_000  # of a tick, in looks; what nobody waits for is put off beyond it
 
 
 class Panic(NamedTuple):
