@@ -1,12 +1,13 @@
 """After a take-over nothing is started beside what nodes have that are not back yet."""
 
 import asyncio
+from collections.abc import Mapping
 
 import pytest
 
 from control_plane.capacity.port import Ended
-from control_plane.fleet.census import RETURN_S, MemoryCensusStore
-from infra.contracts.base import NodeId, ReplicaId, RevisionName
+from control_plane.fleet.census import RETURN_S, MemoryCensusStore, Place
+from infra.contracts.base import NodeId, ReplicaId
 from infra.contracts.revision import ReplicaState, Revision
 from infra.errors import StoreUnavailable
 from tests.fleet.test_replica import a_replica
@@ -132,7 +133,7 @@ def test_what_could_not_be_written_is_written_when_the_store_is_back():
     class Fickle(MemoryCensusStore):
         is_away = True
 
-        async def write(self, counts: dict[tuple[NodeId, RevisionName], int]) -> None:  # type: ignore[override]
+        async def write(self, counts: Mapping[Place, int]) -> None:
             if self.is_away:
                 raise StoreUnavailable("away")
             await super().write(counts)
