@@ -103,6 +103,10 @@ __attribute__((noinline)) void add_int8_group(const uint8_t* weights, int first,
   const uint8_t* quads = weights + first * 64;
 #pragma GCC unroll 1
   for (int quad = 0; quad < kGroup / 4; ++quad, quads += 128, codes += 4) {
+    if constexpr (VECTORS == kBlock / 16) {
+      fetch_soon(quads + kBytesAhead);
+      fetch_soon(quads + kBytesAhead + kLine);
+    }
     __m256i numbers[kHalves];
 #pragma GCC unroll 4
     for (int half = 0; half < kHalves; ++half) {  // without the surplus of 128
@@ -151,6 +155,11 @@ __attribute__((noinline)) void add_int4_group(const uint8_t* weights, int first,
   const int64_t stride = tokens.groups * kGroup;
   const int8_t* codes = static_cast<const int8_t*>(tokens.codes) + token * stride + group * kGroup;
   Products<kHalves, ROWS> products = {};
+  if constexpr (VECTORS == kBlock / 16) {
+    for (int64_t byte = 0; byte < group_bytes(Kind::kInt4); byte += kLine) {
+      fetch_soon(weights + kBytesAhead + byte);
+    }
+  }
 #pragma GCC unroll 1
   for (int quad = 0; quad < kGroup / 8; ++quad, codes += 4) {
     const uint8_t* from = weights + first * 256 + quad * 64;
