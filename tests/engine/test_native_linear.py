@@ -103,6 +103,22 @@ def test_products_are_those_of_the_textbook(outputs: int, inputs: int, kind: int
 
 
 @pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_groups_sums_hold_the_largest_numbers(sign: int) -> None:
+    outputs, inputs, ops = 40, 64, torch.ops.firstlight
+    ones = torch.ones(outputs, inputs // 32)
+    x = sign * torch.ones(5, inputs)  # every code is 127
+    eights = ops.pack_int8(torch.full((outputs, inputs), -128, dtype=torch.int8))
+    got = ops.linear(
+        x, eights, 8, outputs, torch.ones(outputs), None, NONE, None, 1e-5, NO_GATE, None
+    )
+    torch.testing.assert_close(got, torch.full((5, outputs), -128.0 * inputs * sign))
+    fours = ops.pack_int4(torch.full((outputs, inputs), 15, dtype=torch.uint8), ones, 0 * ones)
+    got = ops.linear(x, fours, 4, outputs, None, None, NONE, None, 1e-5, NO_GATE, None)
+    torch.testing.assert_close(got, torch.full((5, outputs), 15.0 * inputs * sign))
+
+
+@pytest.mark.usefixtures("instruction_set")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("inputs", [576, 40])
 def test_what_goes_before_and_after_a_product(inputs: int, kind: int) -> None:

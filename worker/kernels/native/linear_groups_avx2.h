@@ -2,7 +2,8 @@
 //
 // It has no dot product of bfloat16: tokens are kept as floats that bfloat16 holds exactly, and
 // weights become floats in registers, once for all tokens of a tile. Nor does it sum up four products
-// of bytes: two add up to 16 bits, which weights of magnitude 128 just fit.
+// of bytes: two add up to 16 bits, which weights of magnitude 128 just fit. Of weights of 4 bits the
+// products of a whole group do.
 //
 // Groups are not inlined: beside what surrounds them the compiler keeps half of the sums in memory.
 #pragma once
@@ -78,7 +79,8 @@ __attribute__((noinline)) void add_bf16_groups(const uint8_t* weights, int first
   }
 }
 
-// Sums of products of whole numbers, one a register: 8 outputs of a token.
+// Sums of products of whole numbers, one a register: of 8 outputs of a token, 4-bit ones in two
+// halves of 16 bits each.
 template <int HALVES, int ROWS>
 using Products = __m256i[HALVES][ROWS];
 
@@ -134,7 +136,8 @@ __attribute__((noinline)) void add_int8_group(const uint8_t* weights, int first,
   }
 }
 
-// Adds the products of nibbles, of the quads at `codes` of each token.
+// Adds the products of nibbles, of the quads at `codes` of each token, to sums of 16 bits: a group
+// gives one of them 16 products, of at most 15 * 127.
 template <int HALVES, int ROWS>
 inline void add_nibbles(const __m256i (&numbers)[HALVES], const int8_t* codes, int64_t stride,
                         Products<HALVES, ROWS>& products) {
@@ -142,7 +145,11 @@ inline void add_nibbles(const __m256i (&numbers)[HALVES], const int8_t* codes, i
   for (int row = 0; row < ROWS; ++row) {
     const __m256i four = all_pairs(codes + row * stride).low;
 #pragma GCC unroll 4
-    for (int half = 0; half < HALVES; ++half) add_quads(products[half][row], numbers[half], four);
+    for (int half = 0; half < HALVES; ++half) {
+      __m256i& sum = products[half][row];
+      sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(numbers[half], four));
+      asm("" : "+x"(sum));  // as in add_quads
+    }
   }
 }
 
@@ -176,11 +183,13 @@ __attribute__((noinline)) void add_int4_group(const uint8_t* weights, int first,
     }
     add_nibbles<kHalves, ROWS>(numbers, codes + kGroup / 2, stride, products);
   }
+  const __m256i ones = _mm256_set1_epi16(1);
   Sums whole[VECTORS][ROWS];
 #pragma GCC unroll 12
   for (int i = 0; i < VECTORS * ROWS; ++i) {
     const int vector = i / ROWS, row = i % ROWS;
-    whole[vector][row] = {products[2 * vector][row], products[2 * vector + 1][row]};
+    whole[vector][row] = {_mm256_madd_epi16(products[2 * vector][row], ones),
+                          _mm256_madd_epi16(products[2 * vector + 1][row], ones)};
   }
   add_scaled_int4<VECTORS, ROWS>(weights, first, tokens, token * tokens.groups + group, whole,
                                  sums);
