@@ -100,11 +100,11 @@ static inline Partial partial_at(float* memory, int64_t rows) {
   return {memory, memory + whole_tiles(rows), memory + 2 * whole_tiles(rows)};
 }
 
-// Floats that a thread lends to `attend` and `merge` for units of `rows` queries: queries, scores,
-// weights, two partials and the bfloat16 form of one part's tiles.
+// Floats that a thread lends to `attend` and `merge` for units of `rows` queries, at most: queries,
+// scores, weights, two partials and the bfloat16 form of one part's tiles.
 static inline int64_t scratch_floats(int64_t rows, int64_t dim) {
-  return whole_tiles(rows * dim / 2) + rows * kPart + rows * kPart / 2 +
-         2 * partial_floats(rows, dim) + kPart * dim / 2;
+  return whole_tiles(rows * dim) + 2 * rows * kPart + 2 * partial_floats(rows, dim) +
+         kPart * dim / 2;
 }
 
 struct AttentionKernels {

@@ -17,9 +17,9 @@ constexpr int kMostRowsThatFetch = 16;
 // ---- parts -------------------------------------------------------------------------------------
 
 struct Scratch {
-  uint16_t* queries;   // [rows][DIM]
+  Bf16Code* queries;   // [rows][DIM]
   float* scores;       // [rows][kPart]
-  uint16_t* weights;   // [rows][kPart]
+  Bf16Code* weights;   // [rows][kPart]
   Partial part;        // what a part gives
   Partial merged;      // what the parts up to now have given
   uint16_t* expanded;  // one part's tiles
@@ -32,16 +32,18 @@ Scratch scratch_at(float* memory, int64_t rows, int64_t dim) {
     memory += count;
     return taken;
   };
-  scratch.queries = reinterpret_cast<uint16_t*>(take(whole_tiles(rows * dim / 2)));
+  constexpr int kCodesOfFloat = sizeof(float) / sizeof(Bf16Code);
+  scratch.queries =
+      reinterpret_cast<Bf16Code*>(take(whole_tiles(rows * dim / kCodesOfFloat)));
   scratch.scores = take(rows * kPart);
-  scratch.weights = reinterpret_cast<uint16_t*>(take(rows * kPart / 2));
+  scratch.weights = reinterpret_cast<Bf16Code*>(take(rows * kPart / kCodesOfFloat));
   scratch.part = partial_at(take(partial_floats(rows, dim)), rows);
   scratch.merged = partial_at(take(partial_floats(rows, dim)), rows);
   scratch.expanded = reinterpret_cast<uint16_t*>(take(kPart * dim / 2));
   return scratch;
 }
 
-void prepare_queries(const AttentionStep& step, const AttentionUnit& unit, uint16_t* queries) {
+void prepare_queries(const AttentionStep& step, const AttentionUnit& unit, Bf16Code* queries) {
   const int group = group_of(step);
   const int dim = step.layout.dim;
   const int64_t width = int64_t(step.heads + 2 * step.kv_heads) * step.head_dim;
@@ -54,7 +56,9 @@ void prepare_queries(const AttentionStep& step, const AttentionUnit& unit, uint1
     for (int i = 0; i < group; ++i, queries += dim) {
       prepare_head(step, from + i * step.head_dim, step.query_norm, unit.tile.position + token,
                    head);
-      for (int j = 0; j < dim; j += 16) store_bf16(queries + j, multiply(load(head + j), factor));
+      for (int j = 0; j < dim; j += 16) {
+        write_bf16_codes(queries + j, multiply(load(head + j), factor));
+      }
     }
   }
 }

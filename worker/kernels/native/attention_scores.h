@@ -14,8 +14,8 @@ constexpr int kVectorsAtOnce = 4;
 constexpr int kRowsAtOnce = 4;
 constexpr int kVectorsAtOnce = 4;
 #else
-constexpr int kRowsAtOnce = 2;
-constexpr int kVectorsAtOnce = 2;
+constexpr int kRowsAtOnce = 6;
+constexpr int kVectorsAtOnce = 1;
 #endif
 
 constexpr float kLog2E = 1.44269504088896340736f;
@@ -44,25 +44,25 @@ inline void for_runs_of_rows(int rows, Block block) {
     switch (count) {
       case 1: block(row, Constant<1>()); break;
       case 2: block(row, Constant<2>()); break;
-#if defined(__AVX512F__)
       case 3: block(row, Constant<3>()); break;
       case 4: block(row, Constant<4>()); break;
       case 5: block(row, Constant<5>()); break;
       case 6: block(row, Constant<6>()); break;
-#endif
     }
     row += count;
   }
 }
 
-// Calls `block(first, Constant)` for runs of 4, 2 or 1 vectors.
+// Calls `block(first, Constant)` for runs of 4, 2 or 1 vectors, kVectorsAtOnce at most.
 template <class Block>
 inline void for_runs_of_vectors(int first, int last, Block block) {
   if constexpr (kVectorsAtOnce >= 4) {
     for (; first + 4 <= last; first += 4) block(first, Constant<4>());
   }
-  for (; first + 2 <= last; first += 2) block(first, Constant<2>());
-  if (first < last) block(first, Constant<1>());
+  if constexpr (kVectorsAtOnce >= 2) {
+    for (; first + 2 <= last; first += 2) block(first, Constant<2>());
+  }
+  for (; first < last; ++first) block(first, Constant<1>());
 }
 
 // How the numbers of tiles come: as bfloat16, as that while others are fetched, or as bytes while
@@ -95,7 +95,7 @@ inline void for_source(Source source, Block block) {
 
 // Scores of ROWS queries with VECTORS tiles from `tile` on.
 template <int ROWS, int VECTORS, Source SOURCE>
-inline void score(const uint16_t* queries, int dim, const Tiles& keys, int tile,
+inline void score(const Bf16Code* queries, int dim, const Tiles& keys, int tile,
                   const uint8_t* const* ahead, float* scores) {
   Floats sums[ROWS][VECTORS];
 #pragma GCC unroll 8
@@ -109,14 +109,7 @@ inline void score(const uint16_t* queries, int dim, const Tiles& keys, int tile,
     for (int vector = 0; vector < VECTORS; ++vector) {
       key[vector] = load_from<SOURCE>(keys.at[tile + vector], ahead[tile + vector], i * kTile);
     }
-#pragma GCC unroll 8
-    for (int row = 0; row < ROWS; ++row) {
-      const Pairs query = all_pairs(queries + row * dim + i);
-#pragma GCC unroll 4
-      for (int vector = 0; vector < VECTORS; ++vector) {
-        sums[row][vector] = dot(sums[row][vector], key[vector], query);
-      }
-    }
+    add_pairs<ROWS, VECTORS>(key, queries + i, dim, sums);
   }
 #pragma GCC unroll 8
   for (int row = 0; row < ROWS; ++row) {
@@ -136,7 +129,7 @@ Source source_of_row(Source source, int row) {
   return source == Source::kBf16Fetching && row > 0 ? Source::kBf16 : source;
 }
 
-void score_all(const uint16_t* queries, int rows, int dim, const Tiles& keys, Source source,
+void score_all(const Bf16Code* queries, int rows, int dim, const Tiles& keys, Source source,
                const uint8_t* const* ahead, float* scores) {
   for_runs_of_vectors(keys.first, keys.last, [&](int tile, auto vectors) {
     for_runs_of_rows(rows, [&](int row, auto count) {
@@ -204,22 +197,22 @@ float largest_score(float* scores, const Seen& seen) {
   return largest(tops);
 }
 
-void write_no_weights(uint16_t* weights, int first_tile, int last_tile) {
+void write_no_weights(Bf16Code* weights, int first_tile, int last_tile) {
   for (int tile = first_tile; tile < last_tile; ++tile) {
-    store_bf16(weights + tile * kTile, all(0.0f));
+    write_bf16_codes(weights + tile * kTile, all(0.0f));
   }
 }
 
 // Weights 2^(score - top) of one query; returns their sum. A hidden key weighs exactly zero,
 // whatever its score was. Scales are laid on the weights instead of on the values.
 float weigh(const float* scores, const Seen& seen, float top, const Tiles& values,
-            uint16_t* weights) {
+            Bf16Code* weights) {
   Floats sums = all(0.0f);
   for (int tile = seen.first_tile; tile < seen.last_tile; ++tile) {
     Floats weight = power_of_two(subtract(load(scores + tile * kTile), all(top)));
     sums = add(sums, weight);
     if (values.scales[tile] != nullptr) weight = multiply(weight, load(values.scales[tile]));
-    store_bf16(weights + tile * kTile, weight);
+    write_bf16_codes(weights + tile * kTile, weight);
   }
   if (seen.first == seen.last) {
     write_no_weights(weights, values.first, values.last);
@@ -232,7 +225,7 @@ float weigh(const float* scores, const Seen& seen, float top, const Tiles& value
 
 // All queries of a unit, in two loops: no sum waits for its own maximum.
 void weigh_all(const AttentionStep& step, const QueryTile& tile, int part, const Tiles& values,
-               float* scores, const Partial& given, uint16_t* weights) {
+               float* scores, const Partial& given, Bf16Code* weights) {
   const int group = group_of(step);
   for (int token = 0; token < tile.count; ++token) {
     const Seen seen = seen_of_part(step, tile.position + token, part);
@@ -251,7 +244,7 @@ void weigh_all(const AttentionStep& step, const QueryTile& tile, int part, const
 
 // Weighted values of ROWS queries: VECTORS vectors of dims from `vector` on.
 template <int ROWS, int VECTORS, Source SOURCE>
-inline void mix(const uint16_t* weights, int dim, const Tiles& values, int first,
+inline void mix(const Bf16Code* weights, int dim, const Tiles& values, int first,
                 const uint8_t* const* ahead, float* mixed) {
   Floats sums[ROWS][VECTORS];
 #pragma GCC unroll 8
@@ -268,14 +261,7 @@ inline void mix(const uint16_t* weights, int dim, const Tiles& values, int first
         const int64_t index = key * dim + (first + vector) * 2 * 16;
         value[vector] = load_from<SOURCE>(values.at[tile], ahead[tile], index);
       }
-#pragma GCC unroll 8
-      for (int row = 0; row < ROWS; ++row) {
-        const Pairs weight = all_pairs(weights + row * kPart + tile * kTile + key);
-#pragma GCC unroll 4
-        for (int vector = 0; vector < VECTORS; ++vector) {
-          sums[row][vector] = dot(sums[row][vector], value[vector], weight);
-        }
-      }
+      add_pairs<ROWS, VECTORS>(value, weights + tile * kTile + key, kPart, sums);
     }
   }
 #pragma GCC unroll 8
@@ -287,10 +273,16 @@ inline void mix(const uint16_t* weights, int dim, const Tiles& values, int first
   }
 }
 
-void mix_all(const uint16_t* weights, int rows, int dim, const Tiles& values, Source source,
+void mix_all(const Bf16Code* weights, int rows, int dim, const Tiles& values, Source source,
              const uint8_t* const* ahead, float* mixed) {
+#if defined(__AVX512F__)
   for_runs_of_vectors(0, dim / 16, [&](int vector, auto vectors) {
     for_runs_of_rows(rows, [&](int row, auto count) {
+#else
+  // One vector of all values is too spread for the first cache: rather some rows' weights stay there.
+  for_runs_of_rows(rows, [&](int row, auto count) {
+    for_runs_of_vectors(0, dim / 16, [&](int vector, auto vectors) {
+#endif
       for_source(source_of_row(source, row), [&](auto from) {
         mix<count.value, vectors.value, Source(from.value)>(
             weights + row * kPart, dim, values, vector, ahead, mixed + row * dim);

@@ -11,14 +11,6 @@
 namespace firstlight {
 namespace {
 
-using Bf16Code = float;
-
-inline void write_bf16_codes(Bf16Code* to, Floats x) {
-  const __m256i upper = _mm256_set1_epi32(int32_t(0xffff0000));
-  store(to, {_mm256_castsi256_ps(_mm256_and_si256(rounded_to_bf16(x.low), upper)),
-             _mm256_castsi256_ps(_mm256_and_si256(rounded_to_bf16(x.high), upper))});
-}
-
 inline __m256i load_half(const uint8_t* from) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }

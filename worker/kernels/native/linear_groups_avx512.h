@@ -4,10 +4,6 @@
 namespace firstlight {
 namespace {
 
-using Bf16Code = uint16_t;
-
-inline void write_bf16_codes(Bf16Code* to, Floats x) { store_bf16(to, x); }
-
 template <int VECTORS, int ROWS>
 inline void add_bf16_group(const uint8_t* weights, int first, const Tokens& tokens, int64_t token,
                            int64_t group, Accumulators<VECTORS, ROWS>& sums) {

@@ -122,15 +122,45 @@ inline void store_bf16(void* to, Floats x) {
   _mm256_storeu_si256(static_cast<__m256i*>(to),
                       _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8));
 }
+// Numbers that bfloat16 holds, as they are multiplied with many pairs: floats, whose conversion is
+// not repeated.
+using Bf16Code = float;
+
+inline void write_bf16_codes(Bf16Code* to, Floats x) {
+  const __m256i upper = _mm256_set1_epi32(int32_t(0xffff0000));
+  store(to, {_mm256_castsi256_ps(_mm256_and_si256(rounded_to_bf16(x.low), upper)),
+             _mm256_castsi256_ps(_mm256_and_si256(rounded_to_bf16(x.high), upper))});
+}
 inline __m256 even(__m256i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
 inline __m256 odd(__m256i x) {
   return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(int32_t(0xffff0000))));
 }
-inline __m256 dot(__m256 sum, __m256i a, __m256i b) {
-  return _mm256_fmadd_ps(odd(a), odd(b), _mm256_fmadd_ps(even(a), even(b), sum));
+template <int ROWS, int VECTORS>
+inline void add_numbers(const Floats (&numbers)[VECTORS], const Bf16Code* codes, int64_t stride,
+                        Floats (&sums)[ROWS][VECTORS]) {
+#pragma GCC unroll 8
+  for (int row = 0; row < ROWS; ++row) {
+    const Floats code = all(codes[row * stride]);
+#pragma GCC unroll 4
+    for (int vector = 0; vector < VECTORS; ++vector) {
+      sums[row][vector] = multiply_add(numbers[vector], code, sums[row][vector]);
+    }
+  }
 }
-inline Floats dot(Floats sum, Pairs a, Pairs b) {
-  return {dot(sum.low, a.low, b.low), dot(sum.high, a.high, b.high)};
+template <int ROWS, int VECTORS>
+inline void add_pairs(const Pairs (&pairs)[VECTORS], const Bf16Code* codes, int64_t stride,
+                      Floats (&sums)[ROWS][VECTORS]) {
+  Floats numbers[VECTORS];
+#pragma GCC unroll 4
+  for (int vector = 0; vector < VECTORS; ++vector) {
+    numbers[vector] = {even(pairs[vector].low), even(pairs[vector].high)};
+  }
+  add_numbers<ROWS, VECTORS>(numbers, codes, stride, sums);
+#pragma GCC unroll 4
+  for (int vector = 0; vector < VECTORS; ++vector) {
+    numbers[vector] = {odd(pairs[vector].low), odd(pairs[vector].high)};
+  }
+  add_numbers<ROWS, VECTORS>(numbers, codes + 1, stride, sums);
 }
 inline Floats load_bytes(const void* from) {
   const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(from));

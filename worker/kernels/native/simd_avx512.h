@@ -89,6 +89,24 @@ inline Floats dot(Floats sum, Pairs a, Pairs b) {
 }
 #endif
 
+// Numbers that bfloat16 holds, as they are multiplied with many pairs.
+using Bf16Code = uint16_t;
+
+inline void write_bf16_codes(Bf16Code* to, Floats x) { store_bf16(to, x); }
+// Adds to each row's sums the products of pairs with its two codes, the first ones first.
+template <int ROWS, int VECTORS>
+inline void add_pairs(const Pairs (&pairs)[VECTORS], const Bf16Code* codes, int64_t stride,
+                      Floats (&sums)[ROWS][VECTORS]) {
+#pragma GCC unroll 8
+  for (int row = 0; row < ROWS; ++row) {
+    const Pairs both = all_pairs(codes + row * stride);
+#pragma GCC unroll 4
+    for (int vector = 0; vector < VECTORS; ++vector) {
+      sums[row][vector] = dot(sums[row][vector], pairs[vector], both);
+    }
+  }
+}
+
 // 16 signed bytes as numbers.
 inline Floats load_bytes(const void* from) {
   return _mm512_cvtepi32_ps(
