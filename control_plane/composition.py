@@ -63,6 +63,7 @@ from infra.objectstore.folder import FolderObjects
 from infra.objectstore.port import ObjectStore
 from infra.objectstore.s3 import S3Objects
 from infra.redis import Connection, EmbeddedRedis, connect, durability_doubt, store_errors
+from infra.registry.reach import Reach
 from infra.sources.sources import Sources, ThreadedResolver
 from infra.supervise import TaskSet
 
@@ -208,14 +209,19 @@ class ControlPlane:
         self.quotas = Quotas()
         self.usage = UsageLedger(RedisUsageStore(self.redis), clock=clock)
         self.leader = Leader(self._lease(), secrets.token_hex(8), clock=clock)
+        plain_http, image_sources = self.settings.plain_http, self.settings.image_sources
+        reach = Reach(
+            plain_http | (image_sources or frozenset()),
+            may_be_private=lambda: not self.keys.asks_for_keys,
+        )
         self.deployments = Deployments(
             RedisDeploymentStore(self.redis),
-            ThreadedResolver(Sources(plain_http=self.settings.plain_http)),
+            ThreadedResolver(Sources(plain_http=plain_http, reach=reach)),
             RegistryImages(
                 self.settings.image,
-                allowed=self.settings.image_sources,
-                may_be_private=lambda: not self.keys.asks_for_keys,
-                plain_http=self.settings.plain_http,
+                allowed=image_sources,
+                reach=reach,
+                plain_http=plain_http,
             ),
         )
         self.indexing = self._indexing()

@@ -67,7 +67,9 @@ class Settings(BaseSettings):
     image_sources: frozenset[str] | None = Field(
         default=None,
         description="JSON list of registries or repositories of which models may name images; "
-        "unset: all on the internet, and where no key is asked for those of private networks, too.",
+        "unset: all on the internet, and where no key is asked for those of private networks, too. "
+        "Weights of oci:// may come of those listed, in private networks or not, "
+        "and of others as if it were unset.",
     )
     index_images: bool | None = Field(
         default=None,

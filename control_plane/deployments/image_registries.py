@@ -1,12 +1,11 @@
 """Pins images by asking their registries: what a tag means now, and whether it could be run."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from infra.addresses import is_public
 from infra.contracts.image import ResolvedImage
 from infra.errors import (
     Forbidden,
@@ -22,6 +21,7 @@ from infra.registry.authorization import Authorization, docker_logins
 from infra.registry.client import Registry
 from infra.registry.connections import AddressForbidden, Connections, MayReach, anywhere
 from infra.registry.manifest import LISTS, Descriptor, Manifest
+from infra.registry.reach import REACH_HINT, Reach, lies_in
 from infra.registry.reference import Reference, is_this_machine
 
 DOCKER_CONFIG: Final = Path("~/.docker/config.json")
@@ -31,8 +31,8 @@ _MOST_CONFIG_BYTES: Final = 4 << 20
 
 class RegistryImages:
     """See ImageResolver. `default` is the platform's own image, if it has one; `allowed` are the
-    registries and repositories of which models may name images. None: all on the internet, and
-    where `may_be_private` says so those of private networks and of this machine, too.
+    registries and repositories of which models may name images. None: all that `reach` lets us
+    read.
 
     Logins are those of `docker login`. Registries on this machine are spoken to without TLS, and
     those of `plain_http`.
@@ -43,13 +43,13 @@ class RegistryImages:
         default: str | None,
         *,
         allowed: frozenset[str] | None = None,
-        may_be_private: Callable[[], bool] = lambda: False,
+        reach: Reach,
         plain_http: frozenset[str] = frozenset(),
         docker_config: Path = DOCKER_CONFIG,
     ) -> None:
         self._default = default
         self._allowed = allowed
-        self._may_be_private = may_be_private
+        self._reach = reach
         self._plain_http = plain_http
         self._docker_config = docker_config
 
@@ -70,7 +70,7 @@ class RegistryImages:
             self._check_allowed(reference)
         digest = reference.digest
         if digest is None or is_asked_for:
-            may_reach = self._may_reach(reference) if is_asked_for else anywhere
+            may_reach = self._reach.of(reference) if is_asked_for else anywhere
             with self._asking(reference, may_reach) as registry:
                 manifest = registry.manifest(reference)
                 _check_runs(registry, reference, manifest)
@@ -78,10 +78,7 @@ class RegistryImages:
         return ResolvedImage(reference=str(reference.at(digest)), is_asked_for=is_asked_for)
 
     def _check_allowed(self, image: Reference) -> None:
-        repository = f"{image.host}/{image.repository}/"
-        if self._allowed is None or any(
-            repository.startswith(f"{allowed.rstrip('/')}/") for allowed in self._allowed
-        ):
+        if self._allowed is None or lies_in(image, self._allowed):
             return
         raise Forbidden(
             f"models may not name images of {image.host}/{image.repository}",
@@ -90,11 +87,6 @@ class RegistryImages:
             else "leave out `image`",
             param="image",
         )
-
-    def _may_reach(self, image: Reference) -> MayReach:
-        """Whoever deploys must not ask by us what is in networks that only we reach."""
-        is_named = self._allowed is not None or image.host in self._plain_http
-        return anywhere if is_named or self._may_be_private() else is_public
 
     @contextmanager
     def _asking(self, image: Reference, may_reach: MayReach) -> Iterator[Registry]:
@@ -110,7 +102,7 @@ class RegistryImages:
         except AddressForbidden as error:
             raise Forbidden(
                 f"models may not name images of {image.host}: {error.detail}",
-                hint="the operator may allow that: PLATFORM_IMAGE_SOURCES",
+                hint=REACH_HINT,
                 param="image",
             ) from error
         except (Unauthorized, Forbidden) as error:

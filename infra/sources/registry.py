@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +19,9 @@ from infra.errors import (
 )
 from infra.registry.authorization import Authorization, docker_logins
 from infra.registry.client import Registry
-from infra.registry.connections import Connections
+from infra.registry.connections import AddressForbidden, Connections, MayReach
 from infra.registry.manifest import LISTS, Descriptor
+from infra.registry.reach import ANYWHERE, REACH_HINT, Reach
 from infra.registry.reference import Reference, is_this_machine
 from infra.sources.digests import content_digest
 from infra.sources.http_ranges import HttpRanges, Location
@@ -42,7 +43,7 @@ class RegistrySource:
     """Layers that are files as they are, each with its SHA-256.
 
     Logins are those of `docker login`. Registries on this machine are spoken to without TLS, and
-    those of `plain_http`.
+    those of `plain_http`. What `reach` keeps from being read is Forbidden.
     """
 
     def __init__(
@@ -50,15 +51,17 @@ class RegistrySource:
         docker_config: Path = DOCKER_CONFIG,
         *,
         plain_http: frozenset[str] = frozenset(),
+        reach: Reach = ANYWHERE,
         patience: Patience = PATIENT,
     ) -> None:
         self._docker_config = docker_config
         self._plain_http = plain_http
+        self._reach = reach
         self._patience = patience
+        self._registry = cache(self._open)  # one for each reach: its connections serve no other
 
-    @cached_property
-    def _registry(self) -> Registry:
-        connections = Connections(is_plain=self._is_plain)
+    def _open(self, may_reach: MayReach) -> Registry:
+        connections = Connections(is_plain=self._is_plain, may_reach=may_reach)
         logins = docker_logins(self._docker_config.expanduser())
         return Registry(connections, Authorization(connections, logins))
 
@@ -67,7 +70,7 @@ class RegistrySource:
 
     def resolve(self, uri: str) -> tuple[ResolvedSource, ModelFacts]:
         asked = _parsed(uri)
-        with self._asking(uri) as registry:
+        with self._asking(asked) as registry:
             manifest = registry.manifest(asked)
             if manifest.descriptor.media_type in LISTS:
                 raise SourceInvalid(f"{uri} is a list of manifests and not a model")
@@ -96,12 +99,12 @@ class RegistrySource:
         model = _parsed(resolved.uri)
 
         def bring(file: SourceFile, path: Path, on_bytes: OnBytes) -> None:
-            with self._asking(resolved.uri) as registry:
+            with self._asking(model) as registry:
                 path.write_bytes(_read(registry, model, _layer(file)))
             on_bytes(file.size)
 
         def locate(file: SourceFile, *, again: bool) -> Location:
-            with self._asking(resolved.uri) as registry:
+            with self._asking(model) as registry:
                 place = registry.blob_place(model, _digest(file), is_checked=again)
             return Location(place.url, place.headers)
 
@@ -111,12 +114,18 @@ class RegistrySource:
         return Remote(bring, open_reader, self._patience, came_from=lambda: "registry")
 
     @contextmanager
-    def _asking(self, uri: str) -> Iterator[Registry]:
+    def _asking(self, model: Reference) -> Iterator[Registry]:
         """What the client raises becomes what sources raise; no connection stays open."""
+        uri, registry = f"{SCHEME}{model}", self._registry(self._reach.of(model))
         try:
-            yield self._registry
+            yield registry
         except NotFound as error:
             raise SourceInvalid(f"{uri} does not exist", hint="check repository and tag") from error
+        except AddressForbidden as error:
+            raise Forbidden(
+                f"models may not have weights of {model.host}: {error.detail}",
+                hint=REACH_HINT,
+            ) from error
         except (Unauthorized, Forbidden) as error:
             raise SourceUnavailable(error.detail, hint=error.hint) from error
         except SourceInvalid:
@@ -124,7 +133,7 @@ class RegistrySource:
         except Invalid as error:
             raise SourceInvalid(f"{uri}: {error.detail}", hint=error.hint) from error
         finally:
-            self._registry.close()
+            registry.close()
 
 
 def _parsed(uri: str) -> Reference:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from infra.contracts.revision import ModelFacts, ResolvedSource
 from infra.errors import SourceInvalid
+from infra.registry.reach import ANYWHERE, Reach
 from infra.sources.fetched import FetchedSource
 from infra.sources.file import FileSource
 from infra.sources.hub import HubSource
@@ -31,15 +32,16 @@ class Sources:
         hub_token: str | None = None,
         s3_endpoint: str | None = None,
         plain_http: frozenset[str] = frozenset(),
+        reach: Reach = ANYWHERE,
         share: Share = unshared,
     ) -> None:
-        """`plain_http`: registries without TLS, as `host:port`. `share`: where else than at its
-        origin a model may be found.
+        """`plain_http`: registries without TLS, as `host:port`. `reach`: where registries that
+        callers name may lead. `share`: where else than at its origin a model may be found.
         """
         self._remote = {
             "hf": FetchedSource(HubSource(hub_endpoint, hub_token), share),
             "s3": FetchedSource(S3Source(s3_endpoint), share),
-            "oci": FetchedSource(RegistrySource(plain_http=plain_http), share),
+            "oci": FetchedSource(RegistrySource(plain_http=plain_http, reach=reach), share),
         }
         self._by_scheme: dict[str, ModelSource] = {"file": FileSource(), **self._remote}
 

@@ -16,6 +16,7 @@ from control_plane.deployments.store import spec_digest
 from infra.contracts.image import ResolvedImage
 from infra.errors import ImageInvalid, ImageUnavailable, PlatformError, SpecInvalid
 from infra.registry.manifest import INDEX, MANIFEST
+from infra.registry.reach import ANYWHERE, Reach
 from infra.spec_file import load_spec
 from tests.deployments.test_service import KNOWN
 from tests.fleet.makers import CHAT, a_spec, an_image
@@ -40,7 +41,7 @@ def push(server: RegistryServer, tag: str, config: Any = CONFIG) -> str:
 
 def images(tmp_path: Path, default: str | None = None) -> RegistryImages:
     config = tmp_path / "config.json"
-    return RegistryImages(default, may_be_private=lambda: True, docker_config=config)
+    return RegistryImages(default, reach=ANYWHERE, docker_config=config)
 
 
 async def test_a_tag_is_pinned_to_what_it_means_now(server, tmp_path):
@@ -186,7 +187,9 @@ async def test_the_operator_says_of_which_registries_models_may_name_images(serv
     named, config = f"{server.address}/team/worker:one", tmp_path / "config.json"
 
     def allowing(*sources: str) -> RegistryImages:
-        return RegistryImages(named, allowed=frozenset(sources), docker_config=config)
+        allowed = frozenset(sources)
+        reach = Reach(allowed)
+        return RegistryImages(named, allowed=allowed, reach=reach, docker_config=config)
 
     for source in (server.address, f"{server.address}/team", f"{server.address}/team/worker"):
         assert await allowing(source).resolve(named) is not None
@@ -208,7 +211,10 @@ async def test_who_deploys_with_a_key_asks_nothing_of_private_networks_by_us(
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda host, *rest, **how: real(found.get(host, host), *rest, **how)
     )
-    guarded, asked_before = RegistryImages(named, docker_config=config), len(server.requests)
+    guarded, asked_before = (
+        RegistryImages(named, reach=Reach(), docker_config=config),
+        len(server.requests),
+    )
 
     for image in (named, inside, "metadata.test/w:1", "10.0.0.7:5000/w:1", "127.0.0.1:1/w:1"):
         error = await refusal(guarded, image)
@@ -218,8 +224,8 @@ async def test_who_deploys_with_a_key_asks_nothing_of_private_networks_by_us(
 
     assert await guarded.resolve(None) is not None, "the platform's own is the operator's"
     plain = frozenset({f"registry.test:{port}"})
-    for allowing in (
-        RegistryImages(None, allowed=plain, plain_http=plain, docker_config=config),
-        RegistryImages(None, plain_http=plain, docker_config=config),
-    ):
+    for allowed in (plain, None):
+        allowing = RegistryImages(
+            None, allowed=allowed, reach=Reach(plain), plain_http=plain, docker_config=config
+        )
         assert await allowing.resolve(inside) is not None

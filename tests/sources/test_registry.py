@@ -2,12 +2,14 @@
 
 import base64
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
-from infra.errors import SourceInvalid, SourceUnavailable, WeightsUnavailable
+from infra.errors import Forbidden, SourceInvalid, SourceUnavailable, WeightsUnavailable
 from infra.registry.manifest import INDEX
+from infra.registry.reach import Reach
 from infra.sources.fetched import FetchedSource
 from infra.sources.port import UNREACHED
 from infra.sources.registry import RegistrySource
@@ -152,6 +154,34 @@ def test_a_registry_elsewhere_is_spoken_to_without_tls_only_where_that_is_allowe
     allowed = frozenset({world.server.address})
     world.source = FetchedSource(RegistrySource(world.login, plain_http=allowed))
     assert fetched(world, uri, tmp_path / "cache") == WEIGHTS
+
+
+def test_who_deploys_with_a_key_reads_no_weights_of_private_networks_by_us(
+    world: RegistryWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, port = world.put(model_files()), world.server.server_address[1]
+    inside = f"oci://registry.test:{port}/org/model:v1"
+    real = socket.getaddrinfo
+    found = {"registry.test": "127.0.0.1", "metadata.test": "169.254.169.254"}
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **how: real(found.get(host, host), *rest, **how)
+    )
+    plain, asked_before = frozenset({f"registry.test:{port}"}), len(world.server.requests)
+    guarded = RegistrySource(world.login, reach=Reach())
+    named = RegistrySource(world.login, plain_http=plain, reach=Reach(plain))
+
+    for source in (uri, inside, "oci://metadata.test/m:1", "oci://10.0.0.7:5000/m:1"):
+        with pytest.raises(Forbidden, match="models may not have weights of") as refused:
+            guarded.resolve(source)
+        assert refused.value.hint is not None and "PLATFORM_IMAGE_SOURCES" in refused.value.hint
+    with pytest.raises(Forbidden):
+        named.resolve(uri)
+    assert len(world.server.requests) == asked_before
+
+    resolved, _ = named.resolve(inside)
+    assert resolved.uri.startswith(f"oci://registry.test:{port}/org/model@sha256:")
+    with pytest.raises(Forbidden):
+        named.resolve(uri)  # what is named left no connection for what is not
 
 
 @pytest.mark.parametrize(
