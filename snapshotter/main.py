@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "pull", help="bring an image into containerd, as lazily as it can be"
     )
     pull.add_argument("reference")
+    pull.add_argument("--index", type=_digest, help="mount layers by this one only, of that digest")
     listing = programs.add_parser("ls", help="list the images that containerd has")
     remove = programs.add_parser("rm", help="take an image from containerd")
     remove.add_argument("name")
@@ -85,6 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _digest(said: str) -> str:
+    """Raises ValueError for what is none."""
+    from infra.registry.reference import DIGEST
+
+    if not DIGEST.fullmatch(said):
+        raise ValueError("sha256:… is a digest")
+    return said
+
+
 def _pull(arguments: argparse.Namespace) -> None:
     from infra.registry.reference import Reference
     from snapshotter.containerd.pull_report import JsonPullReport, PullReport
@@ -94,14 +104,14 @@ def _pull(arguments: argparse.Namespace) -> None:
     report = JsonPullReport(sys.stdout) if arguments.json else PullReport(sys.stdout, sys.stderr)
     with _containerd(settings, arguments) as containerd:
         puller = _puller(containerd, _registry(settings), arguments.snapshotter or settings.name)
-        report.finish(puller.pull(image, report.layer))
+        report.finish(puller.pull(image, report.layer, index=arguments.index))
 
 
 def _puller(
     containerd: "Containerd",
     registry: "Registry",
     snapshotter: str,
-    on_image: Callable[["Reference"], None] | None = None,
+    on_image: Callable[["Reference", str | None], None] | None = None,
 ) -> "Puller":
     from infra.clock import SystemClock
     from snapshotter.containerd.puller import Puller, ignore_image
@@ -236,7 +246,7 @@ def _serve(arguments: argparse.Namespace) -> None:
             expect = layers.expect if order.snapshotter == settings.name else None
             with _connected(order.containerd, order.namespace) as containerd:
                 puller = _puller(containerd, registry, order.snapshotter, expect)
-                report.finish(puller.pull(image, report.layer))
+                report.finish(puller.pull(image, report.layer, index=order.index))
 
         pulls = PullServer(settings.pull_socket, pull)
         server = SnapshotsServer(snapshotter, settings.socket)

@@ -1,10 +1,12 @@
-"""Labels of snapshots by which a node agent and the snapshotter speak of a container's start.
+"""Labels of snapshots by which pulls, node agents and the snapshotter speak of images and starts.
 
 containerd hands a snapshotter only labels of this prefix.
 """
 
 from typing import Final
 
+# Digest of the only index by which layers may be mounted; unset: whichever lies beside the image.
+INDEX: Final = "containerd.io/snapshot/firstlight.index"
 # What a container runs, as one line of a shell: starts of equal programs are alike.
 ENTRYPOINT: Final = "containerd.io/snapshot/firstlight.entrypoint"
 # Set once the container serves.

@@ -15,6 +15,7 @@ IMAGE_PATTERN: Final = re.compile(
     r"(@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
 MOST_IMAGE_CHARACTERS: Final = 512
+DIGEST_PATTERN: Final = r"^sha256:[0-9a-f]{64}$"
 
 
 def checked_image(image: str) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from infra.contracts.base import Contract
+from infra.contracts.image import DIGEST_PATTERN
 
 
 class PullOrder(Contract):
@@ -15,6 +16,11 @@ class PullOrder(Contract):
     containerd: Path = Field(description="The socket of the containerd to pull it into.")
     namespace: str = Field(max_length=76, description="Of containerd's.")
     snapshotter: str = Field(max_length=64, description="Its name in containerd's configuration.")
+    index: str | None = Field(
+        default=None,
+        pattern=DIGEST_PATTERN,
+        description="The only index by which layers may be mounted; unset: whichever lies beside.",
+    )
 
 
 class PullProgress(Contract):

@@ -24,13 +24,14 @@ class IndexMaker:
         self._registry = registry
         self._lock = Lock()  # one at a time: a layer takes its size of disk, and a core
 
-    def make(self, image: Reference, layer: str) -> bytes:
+    def make(self, image: Reference, layer: str, *, is_pinned: bool = False) -> bytes:
         """The index beside the image, if it has been indexed again, else one of the layer itself,
-        which is downloaded for it and not kept. `image` is pinned to its manifest.
+        which is downloaded for it and not kept. `image` is pinned to its manifest. `is_pinned`:
+        what lies beside the image may be anybody's, and is not taken.
 
         Raises what the registry raises, and ImageInvalid.
         """
-        packed, made_of = self._beside(image, layer), "registry"
+        packed, made_of = None if is_pinned else self._beside(image, layer), "registry"
         if packed is None or is_of_another_version(packed):
             with self._lock:
                 packed, made_of = self._of_layer(image, layer), "layer"

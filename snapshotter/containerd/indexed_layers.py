@@ -50,13 +50,14 @@ class IndexedLayers:
             clock=clock,
         )
 
-    def expect(self, image: Reference) -> None:
-        """Layers of the image, which is pinned to its manifest, are about to be looked for."""
-        self._lookups.of(image)
+    def expect(self, image: Reference, pin: str | None) -> None:
+        """Layers of the image, which is pinned to its manifest, are about to be looked for, by that
+        index if one is pinned, too."""
+        self._lookups.of(image, pin)
 
     def find(self, wanted: WantedLayer) -> FoundLayer | None:
         self._check_keeper()
-        found = self._lookups.of(wanted.image).layer(wanted.layer)
+        found = self._lookups.of(wanted.image, wanted.index).layer(wanted.layer)
         if found is not None:
             self._files.sync(found.name)  # a restart mounts it without network
         return found

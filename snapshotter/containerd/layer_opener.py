@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from threading import Lock
@@ -99,7 +99,7 @@ class LayerOpener:
 
     def __call__(self, name: str, spec: Mapping[str, Any]) -> ServedFile:
         image, layer = Reference.parse(_text(spec, "image")), _text(spec, "layer")
-        read = self._read.take(name, layer, _size(spec), partial(self._maker.make, image, layer))
+        read = self._read.take(name, layer, _size(spec), self._remake(image, layer, spec))
         origin = Decoded(RegistryBlob(self._registry, image, layer), read.codec)
         ref = BlobRef(layer, read.table)
         blob = Blob(
@@ -166,7 +166,10 @@ class LayerOpener:
             is_open = name in self._open
         if not is_open:
             image, layer = Reference.parse(_text(spec, "image")), _text(spec, "layer")
-            self._read.expect(name, layer, _size(spec), partial(self._maker.make, image, layer))
+            self._read.expect(name, layer, _size(spec), self._remake(image, layer, spec))
+
+    def _remake(self, image: Reference, layer: str, spec: Mapping[str, Any]) -> Callable[[], bytes]:
+        return partial(self._maker.make, image, layer, is_pinned="pin" in spec)
 
     def _kept_bytes(self, question: Mapping[str, Any]) -> int:
         with self._lock:

@@ -14,6 +14,7 @@ import grpc
 from infra.containerd.client import CallFailed, Containerd
 from infra.containerd.methods import Diff, Snapshots
 from infra.containerd.protos import diff_pb2, snapshots_pb2, types_pb2
+from infra.containerd.snapshot_names import snapshot_name
 from infra.errors import ImageInvalid, SourceUnavailable
 from infra.registry.client import Registry
 from infra.registry.reference import Reference
@@ -44,22 +45,24 @@ class LayerPuller:
     snapshotter: str
     image: Reference
     manifest: str  # digest
+    index: str | None  # digest of the only index by which layers may be mounted
     contents: Contents
     lease: str
 
     def pull(self, layer: ImageLayer) -> How:
-        """Afterwards there is a committed snapshot by the name of its chain.
+        """Afterwards there is a committed snapshot by the name of its chain (`snapshot_name`).
 
         Raises PlatformError and CallFailed.
         """
         if self._is_there(layer):
             return How.PRESENT
-        wanted = WantedLayer(str(self.image), self.manifest, layer.blob.digest)
-        labels = {TARGET: layer.chain_id, **wanted.labels()}
+        wanted = WantedLayer(str(self.image), self.manifest, layer.blob.digest, self.index)
+        name = self._name(layer.chain_id)
+        labels = {TARGET: name, **wanted.labels()}
         for _ in range(_TRIES):
-            key = f"extract-{secrets.token_hex(8)} {layer.chain_id}"
+            key = f"extract-{secrets.token_hex(8)} {name}"
             try:
-                mounts = self._prepare(key, layer.parent, labels)
+                mounts = self._prepare(key, self._name(layer.parent), labels)
             except CallFailed as failed:
                 if failed.code is not grpc.StatusCode.ALREADY_EXISTS:
                     raise
@@ -68,11 +71,15 @@ class LayerPuller:
                 continue
             self._unpack(layer, key, mounts, labels)
             return How.UNPACKED
-        raise SourceUnavailable(f"{layer.chain_id} is there and is not: somebody removes it")
+        raise SourceUnavailable(f"{name} is there and is not: somebody removes it")
+
+    def _name(self, chain_id: str) -> str:
+        """Of a snapshot; none stays none."""
+        return snapshot_name(chain_id, self.index) if chain_id else ""
 
     def _is_there(self, layer: ImageLayer) -> bool:
         request = snapshots_pb2.StatSnapshotRequest(
-            snapshotter=self.snapshotter, key=layer.chain_id
+            snapshotter=self.snapshotter, key=self._name(layer.chain_id)
         )
         try:
             self.containerd.call(Snapshots.STAT, request, lease=self.lease)
@@ -132,6 +139,6 @@ class LayerPuller:
 
     def _commit(self, layer: ImageLayer, key: str, labels: Mapping[str, str]) -> None:
         request = snapshots_pb2.CommitSnapshotRequest(
-            snapshotter=self.snapshotter, name=layer.chain_id, key=key, labels=labels
+            snapshotter=self.snapshotter, name=labels[TARGET], key=key, labels=labels
         )
         self.containerd.call(Snapshots.COMMIT, request, lease=self.lease)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from infra.containerd.labels import INDEX
 from infra.contracts.stage import Moved
 from infra.registry.reference import Reference
 
@@ -20,12 +21,16 @@ class WantedLayer:
     reference: str  # host/repository:tag, as it was pulled
     manifest: str  # digest
     layer: str  # digest
+    index: str | None = None  # digest of the only index by which it may be mounted
 
     @classmethod
     def of(cls, labels: Mapping[str, str]) -> Self | None:
         """What containerd's CRI plugin, and our own client, say of the layer they want."""
-        said = [labels.get(name, "") for name in (IMAGE_REFERENCE, MANIFEST_DIGEST, LAYER_DIGEST)]
-        return cls(*said) if all(said) else None
+        names = IMAGE_REFERENCE, MANIFEST_DIGEST, LAYER_DIGEST
+        reference, manifest, layer = (labels.get(name, "") for name in names)
+        if not (reference and manifest and layer):
+            return None
+        return cls(reference, manifest, layer, labels.get(INDEX) or None)
 
     @property
     def image(self) -> Reference:
@@ -33,11 +38,12 @@ class WantedLayer:
         return Reference.parse(self.reference).at(self.manifest)
 
     def labels(self) -> dict[str, str]:
-        return {
+        labels = {
             IMAGE_REFERENCE: self.reference,
             MANIFEST_DIGEST: self.manifest,
             LAYER_DIGEST: self.layer,
         }
+        return labels if self.index is None else {**labels, INDEX: self.index}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from infra.registry.manifest import Descriptor
 from infra.registry.reference import Reference
 from snapshotter.containerd.index_files import IndexFiles
 from snapshotter.containerd.layers import FoundLayer
-from snapshotter.index.image_index import ImageIndex, find_index
-from snapshotter.registry.referrers import listed_beside
+from snapshotter.index.image_index import ARTIFACT_TYPE, ImageIndex, find_index, read_index
+from snapshotter.registry.referrers import listed_beside, of_type
 from snapshotter.trace.files import TraceFiles
 from snapshotter.trace.shared import fetch_traces
 
@@ -35,8 +35,9 @@ class Lookup:
     several; who waits for one thing does not wait for the others.
     """
 
-    def __init__(self, image: Reference, *, since: float) -> None:
+    def __init__(self, image: Reference, pin: str | None, *, since: float) -> None:
         self.image = image
+        self.pin = pin
         self.since = since
         self.index: Future[ImageIndex | None] = Future()
         self.layers: dict[str, Future[FoundLayer]] = {}  # by layer digest, once there is an index
@@ -79,17 +80,21 @@ class Lookups:
         self._on_layer = on_layer
         self._clock = clock
         self._lock = Lock()  # guards what is known
-        self._known: OrderedDict[Reference, Lookup] = OrderedDict()
+        self._known: OrderedDict[tuple[Reference, str | None], Lookup] = OrderedDict()
 
-    def of(self, image: Reference) -> Lookup:
-        """The look-up of an image that is pinned to its manifest, begun if need be."""
+    def of(self, image: Reference, pin: str | None = None) -> Lookup:
+        """The look-up of an image that is pinned to its manifest, begun if need be.
+
+        `pin`: the digest of the only index that it may have; None: that which is listed beside it.
+        """
+        key = image, pin
         now = self._clock.now()
         with self._lock:
-            known = self._known.get(image)
+            known = self._known.get(key)
             if known is not None and known.is_of_use(self._files) and now - known.since < _KNOWN_S:
                 return known
-            lookup = self._known[image] = Lookup(image, since=now)
-            self._known.move_to_end(image)
+            lookup = self._known[key] = Lookup(image, pin, since=now)
+            self._known.move_to_end(key)
             while len(self._known) > _MOST_KNOWN:
                 self._known.popitem(last=False)
         Thread(target=self._run, args=(lookup,), name="lookup", daemon=True).start()
@@ -102,7 +107,7 @@ class Lookups:
                 sizing = pool.submit(self._sizes, image)
                 listed = listed_beside(self._registry, image, manifest)
                 is_traced = pool.submit(self._bring_traces, image, listed)
-                index = find_index(self._registry, image, manifest, listed)
+                index = self._index(lookup, listed)
                 sizes = sizing.result()
             except Exception as error:
                 lookup.index.set_exception(error)
@@ -111,7 +116,7 @@ class Lookups:
                 lookup.index.set_result(None)
                 return
             for layer in index.layers.keys() & sizes.keys():
-                fetched = pool.submit(self._bring_layer, index, layer, sizes[layer])
+                fetched = pool.submit(self._bring_layer, lookup, index, layer, sizes[layer])
                 fetched.add_done_callback(self._hear)
                 lookup.layers[layer] = fetched
             lookup.index.set_result(index)
@@ -119,19 +124,31 @@ class Lookups:
             if is_traced.result():
                 self._on_image(image, index)
 
+    def _index(self, lookup: Lookup, listed: list[Descriptor]) -> ImageIndex | None:
+        """That which is pinned, if one is: what others have put beside the image is of no use."""
+        image, manifest = lookup.image, str(lookup.image.digest)
+        if lookup.pin is None:
+            return find_index(self._registry, image, manifest, listed)
+        others = {it.digest for it in of_type(listed, ARTIFACT_TYPE)} - {lookup.pin}
+        if others:
+            log.warning("index.refused", image=str(image), pin=lookup.pin, found=sorted(others)[:3])
+        return read_index(self._registry, image, manifest, lookup.pin)
+
     def _sizes(self, image: Reference) -> dict[str, int]:
         """Of the image's layers, by digest: an index claims no more than its layer holds."""
         listed = self._registry.manifest(image).content.get("layers")
         layers = [Descriptor.parse(each) for each in listed] if isinstance(listed, list) else []
         return {layer.digest: layer.size for layer in layers}
 
-    def _bring_layer(self, index: ImageIndex, layer: str, size: int) -> FoundLayer:
+    def _bring_layer(self, lookup: Lookup, index: ImageIndex, layer: str, size: int) -> FoundLayer:
         name = index.layers[layer].digest
         if not self._files.has(name):
             packed = index.packed(self._registry, layer)
             assert packed is not None, "it is described"
             self._files.keep(name, packed)
         spec = {"image": str(index.image), "layer": layer, "index": name, "size": size}
+        if lookup.pin is not None:
+            spec["pin"] = lookup.pin
         return FoundLayer(name, spec)
 
     def _hear(self, fetched: Future[FoundLayer]) -> None:

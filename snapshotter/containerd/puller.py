@@ -14,6 +14,7 @@ from infra.clock import Clock
 from infra.containerd.client import CallFailed, Containerd
 from infra.containerd.methods import Images, Leases
 from infra.containerd.protos import images_pb2, leases_pb2, types_pb2
+from infra.containerd.snapshot_names import snapshot_name
 from infra.json_file import parse_json_object
 from infra.registry.client import Registry
 from infra.registry.manifest import LISTS, Descriptor, Manifest
@@ -32,10 +33,10 @@ _NUM_TOGETHER: Final = 3  # requests besides one, once the manifest is here: see
 _LEASE_S: Final = 3600.0  # what a killed pull left is collected after that
 
 OnLayer = Callable[[int, int, str], None]
-OnImage = Callable[[Reference], None]
+OnImage = Callable[[Reference, str | None], None]
 
 
-def ignore_image(image: Reference) -> None:
+def ignore_image(image: Reference, index: str | None) -> None:
     """Nobody gets ready for it."""
 
 
@@ -70,7 +71,7 @@ class Puller:
         clock: Clock,
         on_image: OnImage = ignore_image,
     ) -> None:
-        """`on_image` hears which manifest an image has that is not here yet."""
+        """`on_image` hears which manifest an image has that is not here yet, and which index."""
         self._containerd = containerd
         self._registry = registry
         self._snapshotter = snapshotter
@@ -78,9 +79,11 @@ class Puller:
         self._clock = clock
         self._on_image = on_image
 
-    def pull(self, image: Reference, on_layer: OnLayer) -> PulledImage:
+    def pull(self, image: Reference, on_layer: OnLayer, *, index: str | None = None) -> PulledImage:
         """May be repeated: what is there is not fetched again.
 
+        `index`: the digest of the only index by which layers may be mounted, which otherwise are
+        unpacked; None: whichever lies beside the image.
         `on_layer` hears before each layer how many are done, of how many, and its digest.
         """
         if image.tag is None and image.digest is None:
@@ -89,7 +92,7 @@ class Puller:
         with ThreadPoolExecutor(1) as pool:
             found = pool.submit(self._manifests, image)
             with self._lease() as lease:
-                return self._pull(image, *found.result(), lease, on_layer)
+                return self._pull(image, *found.result(), index, lease, on_layer)
 
     def _manifests(self, image: Reference) -> tuple[Manifest, Manifest]:
         """What the image's name stands for, and what this machine takes of it."""
@@ -104,12 +107,13 @@ class Puller:
         image: Reference,
         named: Manifest,
         manifest: Manifest,
+        index: str | None,
         lease: str,
         on_layer: OnLayer,
     ) -> PulledImage:
         contents = Contents(self._containerd, lease)
         if not contents.has(manifest.descriptor.digest):
-            self._on_image(image.at(manifest.descriptor.digest))
+            self._on_image(image.at(manifest.descriptor.digest), index)
         config = configuration_of(manifest.content)
         raw_config = self._registry.blob(image, config, most_bytes=MOST_CONFIG_BYTES)
         configuration = parse_json_object(raw_config, name=f"the configuration of {image}")
@@ -121,7 +125,7 @@ class Puller:
             contents.write(named.descriptor, named.raw, origin | keeps)
         keeps = _keeps(config, layers)
         contents.write(manifest.descriptor, manifest.raw, origin | keeps)
-        keeps = {f"containerd.io/gc.ref.snapshot.{self._snapshotter}": layers[-1].chain_id}
+        keeps = self._keeps_snapshot(layers[-1].chain_id, index)
         contents.write(config, raw_config, origin | keeps)
         puller = LayerPuller(
             self._containerd,
@@ -129,6 +133,7 @@ class Puller:
             self._snapshotter,
             image,
             manifest.descriptor.digest,
+            index,
             contents,
             lease,
         )
@@ -139,6 +144,13 @@ class Puller:
             pulled.append(PulledLayer(layer.blob.digest, layer.blob.size, how))
         self._name(image, named.descriptor, lease)
         return PulledImage(str(image), named.descriptor.digest, tuple(pulled))
+
+    def _keeps_snapshot(self, chain_id: str, index: str | None) -> dict[str, str]:
+        """A label for each pin: what follows the slash, containerd does not look at."""
+        label = f"containerd.io/gc.ref.snapshot.{self._snapshotter}"
+        if index is not None:
+            label = f"{label}/{index.rpartition(':')[2][:16]}"
+        return {label: snapshot_name(chain_id, index)}
 
     def _name(self, image: Reference, target: Descriptor, lease: str) -> None:
         """The image's name stands for what was pulled, whatever it stood for."""

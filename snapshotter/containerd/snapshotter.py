@@ -9,7 +9,7 @@ import structlog
 
 from infra.clock import Clock
 from infra.containerd.labels import ENTRYPOINT, READ, READY
-from infra.errors import PlatformError
+from infra.errors import Conflict, PlatformError
 from snapshotter.containerd.filters import parse_filters
 from snapshotter.containerd.folders import Folders
 from snapshotter.containerd.layers import ContainerStart, FoundLayer, Layers, WantedLayer
@@ -162,7 +162,7 @@ class Snapshotter:
             return False
         self._find_parent(parent)
         try:
-            found = self._store.layer_of(wanted.layer) or self._layers.find(wanted)
+            found = self._found(wanted)
             if found is None:
                 log.info("snapshot.unpacked", layer=wanted.layer, reason="it has no index")
                 return False
@@ -173,6 +173,12 @@ class Snapshotter:
         log.info("snapshot.mounted", layer=wanted.layer, image=wanted.reference)
         return True
 
+    def _found(self, wanted: WantedLayer) -> FoundLayer | None:
+        """What is here was found by any index: whose index is pinned has that one looked up."""
+        if wanted.index is not None:
+            return self._layers.find(wanted)
+        return self._store.layer_of(wanted.layer) or self._layers.find(wanted)
+
     def _mount_as(
         self,
         target: str,
@@ -182,6 +188,9 @@ class Snapshotter:
         found: FoundLayer,
     ) -> None:
         with self._mounting:
+            there = self._store.layer_of(wanted.layer)
+            if there is not None and there.name != found.name:
+                raise Conflict(f"it is mounted by another index, {there.name}")
             self._store.keep_layer(wanted.layer, found)
             try:
                 folder = self._layers.mount(found)

@@ -49,7 +49,12 @@ def find_index(
         return None
     # several that are as good: all nodes are to take the same one
     artifact = min(found, key=lambda each: each.digest)
-    content = registry.manifest(image.at(artifact.digest)).content
+    return read_index(registry, image, manifest, artifact.digest)
+
+
+def read_index(registry: Registry, image: Reference, manifest: str, artifact: str) -> ImageIndex:
+    """The index of that digest, whatever is listed; raises NotFound, and what `find_index` does."""
+    content = registry.manifest(image.at(artifact)).content
     subject = Descriptor.parse(content.get("subject"))
     if subject.digest != manifest:
         raise ImageInvalid(f"the index of {image} is beside another image")
@@ -65,4 +70,4 @@ def find_index(
     num_bytes = sum(blob.size for blob in layers.values())
     if num_bytes > MOST_IMAGE_BYTES:  # a node fetches them all at once
         raise ImageInvalid(f"the index of {image} has {num_bytes} bytes", limit=MOST_IMAGE_BYTES)
-    return ImageIndex(image, artifact.digest, layers)
+    return ImageIndex(image, artifact, layers)

@@ -222,6 +222,42 @@ def test_an_index_is_fetched_of_layers_of_its_image_only_and_with_their_size(wor
     assert lookup.layer(world.layers[1]) is None
 
 
+def put_another_index_beside(world: World) -> str:
+    """As whoever may push can: the layers' indexes, each for the other layer; its digest."""
+    beside = index_beside(world.clients(), world.image, str(world.image.digest))
+    assert beside is not None
+    one, other = world.layers
+    swapped = [
+        replace(beside.layers[one], annotations={LAYER: other}),
+        replace(beside.layers[other], annotations={LAYER: one}),
+    ]
+    subject = world.clients().manifest(world.image).descriptor
+    pushed = attach(
+        world.clients(), world.image, subject, artifact_type=ARTIFACT_TYPE, blobs=swapped
+    )
+    return pushed.digest
+
+
+def test_whose_index_is_pinned_has_that_one_whatever_lies_beside_the_image(world: World) -> None:
+    beside = index_beside(world.clients(), world.image, str(world.image.digest))
+    assert beside is not None
+    pin = beside.artifact
+    named = {layer: described.digest for layer, described in beside.layers.items()}
+    other = put_another_index_beside(world)
+    lookups = world.lookups()
+
+    for layer in world.layers:
+        pinned = lookups.of(world.image, pin).layer(layer)
+        assert pinned is not None and (pinned.name, pinned.spec["pin"]) == (named[layer], pin)
+        by_other = lookups.of(world.image, other).layer(layer)
+        assert by_other is not None and by_other.name != named[layer]
+
+    for key in (pin, *(key for key in world.server.manifests if key.endswith(f"@{pin}"))):
+        world.server.manifests.pop(key, None)
+    with pytest.raises(PlatformError):
+        world.lookups().of(world.image, pin).layer(world.layers[0])
+
+
 # -- after an upgrade ------------------------------------------------------------------------------
 
 
@@ -269,6 +305,16 @@ def index_of(world: World, layer: str) -> LayerIndex:
     path = world.files._folder.parent / "layer"
     path.write_bytes(world.server.blobs[layer])
     return index_layer(path, layer=layer, media_type=GZIP_LAYER)
+
+
+def test_of_a_layer_whose_index_was_pinned_nothing_beside_the_image_is_taken(world: World) -> None:
+    layer = world.layers[0]
+    world.asked()
+
+    made = IndexMaker(world.clients()).make(world.image, layer, is_pinned=True)
+
+    assert made == index_of(world, layer).packed()
+    assert not any("referrers" in path or "sha256-" in path for _, path in world.server.requests)
 
 
 def test_an_index_that_cannot_be_made_anew_now_is_tried_again(world: World) -> None:

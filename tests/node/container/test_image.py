@@ -23,6 +23,7 @@ from worker.node.container.pull_program import PullProgram
 from worker.node.container.pull_service import PullService
 from worker.node.container.spec import Program
 
+INDEX = f"sha256:{'1' * 64}"
 IMAGE = Image("registry/worker:1", "sha256:chain", Program(("worker",), {}))
 PULLED = Pulled(digest="sha256:manifest", bytes=1000, source="origin")
 
@@ -34,14 +35,18 @@ class Registry:
     is_here: bool = False
     fails: bool = False
     pulls: int = 0
+    pulled_by: str | None = None  # index
     has_begun: asyncio.Event = field(default_factory=asyncio.Event)
     may_end: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def find(self, reference: str) -> Image | None:
-        return IMAGE if self.is_here else None
+    def find(self, reference: str, index: str | None) -> Image | None:
+        return IMAGE if self.is_here and index == self.pulled_by else None
 
-    async def pull(self, reference: str, on_progress: OnProgress) -> Pulled:
+    async def pull(
+        self, reference: str, on_progress: OnProgress, *, index: str | None = None
+    ) -> Pulled:
         self.pulls += 1
+        self.pulled_by = index
         on_progress(0.5)
         self.has_begun.set()
         await self.may_end.wait()
@@ -270,11 +275,13 @@ async def test_images_are_brought_apart_and_the_nodes_own_is_one_of_them() -> No
     one, other = Registry(), Registry(is_here=True)
 
     class Both:
-        def find(self, reference: str) -> Image | None:
-            return (other if reference == "r/other" else one).find(reference)
+        def find(self, reference: str, index: str | None) -> Image | None:
+            return (other if reference == "r/other" else one).find(reference, index)
 
-        async def pull(self, reference: str, on_progress: OnProgress) -> Pulled:
-            return await one.pull(reference, on_progress)
+        async def pull(
+            self, reference: str, on_progress: OnProgress, *, index: str | None = None
+        ) -> Pulled:
+            return await one.pull(reference, on_progress, index=index)
 
     keepers = ImageKeepers(IMAGE.reference, Both(), Both(), Clock())
     waiting = asyncio.create_task(keepers.of(None).ensure(lambda message: None))
@@ -285,6 +292,30 @@ async def test_images_are_brought_apart_and_the_nodes_own_is_one_of_them() -> No
     assert keepers.of(None) is keepers.of(IMAGE.reference)
     await keepers.close()
     assert waiting.done() or waiting.cancelling() or await asyncio.wait({waiting})
+
+
+async def test_an_image_whose_index_is_pinned_is_pulled_by_that_one_though_it_is_here() -> None:
+    registry = Registry(is_here=True)
+    registry.may_end.set()
+    keepers = ImageKeepers(IMAGE.reference, registry, registry, Clock())
+    before = keepers.of("r/other")
+    await before.ensure(lambda message: None)
+    assert (registry.pulls, before.is_here) == (0, True)
+
+    keepers.pin({"r/other": INDEX, IMAGE.reference: INDEX})
+    assert not keepers.of("r/other").is_here
+    await keepers.of("r/other").ensure(lambda message: None)
+
+    assert (registry.pulls, registry.pulled_by) == (1, INDEX)
+    assert keepers.of("r/other").is_here
+    assert keepers.of(None) is not keepers.of(IMAGE.reference), "a node's own has no pin"
+
+
+async def test_a_program_that_pulls_is_told_the_pinned_index() -> None:
+    script = "import json, sys; sys.stderr.write(' '.join(sys.argv[1:])); sys.exit(1)"
+    program = PullProgram((sys.executable, "-I", "-S", "-c", script), {})
+    with pytest.raises(ImageUnavailable, match=f"--index {INDEX} r/other"):
+        await program.pull("r/other", lambda fraction: None, index=INDEX)
 
 
 def test_a_node_remembers_only_so_many_images() -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 import random
+import shlex
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,17 +15,30 @@ import pytest
 from infra.containerd.client import CallFailed, Containerd
 from infra.containerd.methods import Content, CriImages
 from infra.containerd.protos import content_pb2, cri_pb2
+from infra.containerd.snapshot_names import snapshot_name
 from infra.errors import ImageUnavailable
 from infra.redis import EmbeddedRedis
 from infra.registry.authorization import Authorization, no_login
 from infra.registry.client import Registry
 from infra.registry.connections import Connections
 from infra.registry.reference import Reference
+from snapshotter.index.build import index_layer
+from snapshotter.index.image_index import ARTIFACT_TYPE, LAYER
+from snapshotter.index.layer_index import MEDIA_TYPE
 from snapshotter.index.publish import Publisher
-from snapshotter.registry.image import this_architecture
+from snapshotter.registry.image import chain_ids, this_architecture
+from snapshotter.registry.referrers import attach
 from tests.support.containerd import SNAPSHOTTER, RunningContainerd, running_containerd
 from tests.support.mounts import mounts_below
-from tests.support.oci import LayerWriter, PushedImage, base_layer, push_image
+from tests.support.oci import (
+    GZIP_LAYER,
+    Layer,
+    LayerWriter,
+    PushedImage,
+    base_layer,
+    digest_of,
+    push_image,
+)
 from tests.support.processes import alive, until
 from tests.support.registry import RunningRegistry
 from tests.support.snapshotter import RunningSnapshotter, running_snapshotter
@@ -57,12 +72,25 @@ def image(registry: RunningRegistry) -> LazyImage:
         contents.append(source.randbytes(FILE_BYTES // 2).hex())
         writer.file(f"data/{number}", contents[-1].encode())
     pushed = push_image(registry.address, "lazy", [base_layer(), writer.layer()])
+    with registry_client() as client:
+        publish(client, Reference.parse(pushed.reference))
+    return LazyImage(pushed, tuple(contents))
+
+
+@contextmanager
+def registry_client() -> Iterator[Registry]:
     connections = Connections(is_plain=lambda host: True)
     client = Registry(connections, Authorization(connections, no_login))
-    publisher = Publisher(client, architecture=this_architecture(), least_layer_bytes=1)
-    publisher.index(Reference.parse(pushed.reference))
+    yield client
     client.close()
-    return LazyImage(pushed, tuple(contents))
+
+
+def publish(client: Registry, image: Reference) -> str:
+    """Its index's digest."""
+    publisher = Publisher(client, architecture=this_architecture(), least_layer_bytes=1)
+    index = publisher.index(image).index
+    assert index is not None
+    return index
 
 
 @pytest.fixture
@@ -103,6 +131,16 @@ def has_blob(containerd: RunningContainerd, digest: str) -> bool:
     return True
 
 
+def service_of(node: RunningSnapshotter) -> PullService:
+    """What a node agent pulls by."""
+    return PullService(
+        node.state_dir / "pull.sock",
+        containerd=node.containerd.socket,
+        namespace=node.containerd.namespace,
+        snapshotter=SNAPSHOTTER,
+    )
+
+
 def layer_mounts(node: RunningSnapshotter) -> list[str]:
     return mounts_below(node.state_dir / "fs/layers")
 
@@ -110,12 +148,7 @@ def layer_mounts(node: RunningSnapshotter) -> list[str]:
 def test_the_snapshotter_pulls_for_a_node_agent_that_asks(
     node: RunningSnapshotter, image: LazyImage
 ) -> None:
-    service = PullService(
-        node.state_dir / "pull.sock",
-        containerd=node.containerd.socket,
-        namespace=node.containerd.namespace,
-        snapshotter=SNAPSHOTTER,
-    )
+    service = service_of(node)
     heard: list[float] = []
 
     first = asyncio.run(service.pull(image.name, heard.append))
@@ -127,6 +160,64 @@ def test_the_snapshotter_pulls_for_a_node_agent_that_asks(
     assert heard == [0, 0.5, 0, 0.5]
     with pytest.raises(ImageUnavailable, match="is not in the registry"):
         asyncio.run(service.pull(f"{image.name}-other", heard.append))
+
+
+def data_layer(word: str, *more: str) -> Layer:
+    writer = LayerWriter()
+    writer.folder("data")
+    for name in ("word", *more):
+        writer.file(f"data/{name}", word.encode())
+    return writer.layer()
+
+
+def test_an_index_that_was_pushed_after_the_pinned_one_is_not_mounted(
+    node: RunningSnapshotter, registry: RunningRegistry, tmp_path: Path
+) -> None:
+    layers = [base_layer(), data_layer("right", "size")]
+    pushed = push_image(registry.address, "pinned", layers)
+    chain = chain_ids([digest_of(layer.tar) for layer in layers])[-1]
+    reference = Reference.parse(f"{pushed.reference}@{pushed.digest}")
+    with registry_client() as client:
+        pin = publish(client, reference)
+        lie = tmp_path / "wrong"
+        lie.write_bytes(data_layer("wrong").blob)
+        packed = index_layer(lie, layer=pushed.layers[1], media_type=GZIP_LAYER).packed()
+        blob = client.push_blob(reference, packed, MEDIA_TYPE)
+        described = replace(blob, annotations={LAYER: pushed.layers[1]})
+        subject = client.manifest(reference).descriptor
+        attach(client, reference, subject, artifact_type=ARTIFACT_TYPE, blobs=[described])
+
+    def said(index: str | None) -> tuple[int, str]:
+        """Of a program on the image that was pulled so."""
+        asyncio.run(service_of(node).pull(str(reference), lambda done: None, index=index))
+        return run_on(node, snapshot_name(chain, index), "/bin/cat", "/data/word")
+
+    nowhere = f"sha256:{'0' * 64}"
+    assert said(None) != (0, "right"), "without a pin what was pushed is believed"
+    assert len(layer_mounts(node)) == 1
+    assert said(pin) == (0, "right"), "one layer is mounted, one unpacked: the lie is mounted"
+    assert said(nowhere) == (0, "right"), "all are unpacked"
+    assert len(layer_mounts(node)) == 2
+    assert {line["pin"] for line in node.logged("index.refused")} == {pin, nowhere}
+    assert len(node.logged("snapshot.unpacked")) == 4
+
+
+def run_on(node: RunningSnapshotter, snapshot: str, *command: str) -> tuple[int, str]:
+    """A program on a snapshot that `ctr run` does not find: its exit code, and what it said."""
+    ctr = ("snapshots", "--snapshotter", SNAPSHOTTER)
+    root = node.containerd.folder / "root"
+    root.mkdir(exist_ok=True)
+    node.containerd.ctr(*ctr, "prepare", "look", snapshot)
+    mount = node.containerd.ctr(*ctr, "mounts", str(root), "look")
+    subprocess.run(shlex.split(mount), check=True)
+    try:
+        done = subprocess.run(
+            ("chroot", str(root), *command), capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout
+    finally:
+        subprocess.run(("umount", str(root)), check=True)
+        node.containerd.ctr(*ctr, "rm", "look")
 
 
 def test_a_container_survives_the_end_of_everything_that_serves_its_files(

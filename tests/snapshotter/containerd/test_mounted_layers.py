@@ -113,6 +113,32 @@ def test_a_layer_is_mounted_once_and_until_its_last_snapshot_is_removed(
     assert layer.is_dir()
 
 
+def test_a_layer_that_is_mounted_by_another_index_than_the_pinned_one_is_unpacked(
+    tmp_path: Path, layers: FolderLayers
+) -> None:
+    class Indexed(FolderLayers):
+        def find(self, wanted: WantedLayer) -> FoundLayer | None:
+            folder = str(self.known[wanted.layer])
+            return FoundLayer(wanted.index or "listed", {"folder": folder})
+
+    def pinned(target: str, index: str) -> dict[str, str]:
+        return {TARGET: target, **WantedLayer(REFERENCE, MANIFEST, LAYER, index).labels()}
+
+    indexed = Indexed(known=layers.known)
+    with serving(tmp_path, indexed) as asked:
+        assert unpack(asked, "by anything") is StatusCode.ALREADY_EXISTS
+        mount = asked.prepare_labelled("extract", "", pinned("by one", "one"))
+        assert mount.type == "bind"
+        assert set(indexed.mounted) == {"listed"}
+
+        asked.remove("by anything")
+        by_one = pinned("again by one", "one")
+        assert refusal(asked.prepare_labelled, "e", "", by_one) is StatusCode.ALREADY_EXISTS
+        assert unpack(asked, "by anything") is StatusCode.ALREADY_EXISTS, "it takes what is there"
+        assert asked.prepare_labelled("f", "", pinned("by two", "two")).type == "bind"
+        assert set(indexed.mounted) == {"one"}
+
+
 def test_what_is_there_is_taken_by_another_namespace(asked: Asked) -> None:
     unpack(asked, "chain")
     assert unpack(asked, "chain") is StatusCode.ALREADY_EXISTS

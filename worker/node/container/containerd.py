@@ -21,6 +21,7 @@ from infra.containerd.protos import (
     snapshots_pb2,
     tasks_pb2,
 )
+from infra.containerd.snapshot_names import snapshot_name
 from infra.contracts.stage import Moved
 from infra.errors import ImageUnavailable
 from worker.node.container.containers import ContainerFailed
@@ -74,7 +75,7 @@ class ContainerdContainers:
             snapshots_pb2.PrepareSnapshotRequest(
                 snapshotter=self._snapshotter,
                 key=name,
-                parent=image.chain_id,
+                parent=image.snapshot,
                 labels={labels.ENTRYPOINT: _entrypoint(spec)},
             ),
         )
@@ -169,9 +170,9 @@ class ContainerdImages:
         self._containerd = containerd
         self._snapshotter = snapshotter
 
-    def find(self, reference: str) -> Image | None:
+    def find(self, reference: str, index: str | None) -> Image | None:
         try:
-            return self._find(reference)
+            return self._find(reference, index)
         except CallFailed as error:
             if error.code is grpc.StatusCode.NOT_FOUND:
                 return None
@@ -179,7 +180,7 @@ class ContainerdImages:
         except (ValueError, KeyError, TypeError) as error:
             raise ImageUnavailable(f"{reference} is no image that can be run: {error}") from error
 
-    def _find(self, reference: str) -> Image:
+    def _find(self, reference: str, index: str | None) -> Image:
         named = images_pb2.GetImageRequest(name=reference)
         target = self._containerd.call(methods.Images.GET, named).image.target
         manifest = self._document(target.digest)
@@ -188,7 +189,7 @@ class ContainerdImages:
         if manifest["config"]["mediaType"] not in CONFIGS:
             raise ValueError("its config is of an unknown kind")
         config = self._document(manifest["config"]["digest"])
-        chain = chain_id(config["rootfs"]["diff_ids"])
+        chain = snapshot_name(chain_id(config["rootfs"]["diff_ids"]), index)
         self._containerd.call(
             methods.Snapshots.STAT,
             snapshots_pb2.StatSnapshotRequest(snapshotter=self._snapshotter, key=chain),

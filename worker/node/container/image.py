@@ -15,19 +15,26 @@ class Image:
     """An image that is on this machine, unpacked or mounted."""
 
     reference: str
-    chain_id: str  # of its layers together, as the snapshotter knows them
+    snapshot: str  # of its layers together, as the snapshotter knows them
     program: Program
 
 
 class Images(Protocol):
     """The images of this machine; blocks."""
 
-    def find(self, reference: str) -> Image | None:
-        """None where it has to be pulled. Raises ImageUnavailable for one that cannot be run."""
+    def find(self, reference: str, index: str | None) -> Image | None:
+        """None where it has to be pulled, with that index. Raises ImageUnavailable for one that
+        cannot be run.
+        """
 
 
 class Puller(Protocol):
     """Brings an image to this machine."""
 
-    async def pull(self, reference: str, on_progress: OnProgress) -> Pulled:
-        """Until it can be started. Raises ImageUnavailable. May be repeated, and cancelled."""
+    async def pull(
+        self, reference: str, on_progress: OnProgress, *, index: str | None = None
+    ) -> Pulled:
+        """Until it can be started. Raises ImageUnavailable. May be repeated, and cancelled.
+
+        `index`: the digest of the only index by which its layers may be mounted.
+        """

@@ -1,7 +1,7 @@
 """Sees to it that an image is here before a container is started: one pull for all who wait."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -27,8 +27,18 @@ class _Here:
 class ImageKeeper:
     """Belongs to the event loop."""
 
-    def __init__(self, reference: str, images: Images, puller: Puller, clock: Clock) -> None:
+    def __init__(
+        self,
+        reference: str,
+        images: Images,
+        puller: Puller,
+        clock: Clock,
+        *,
+        index: str | None = None,
+    ) -> None:
+        """`index`: the digest of the only one by which layers may be mounted."""
         self._reference = reference
+        self._index = index
         self._images = images
         self._puller = puller
         self._clock = clock
@@ -67,14 +77,14 @@ class ImageKeeper:
             await asyncio.wait({self._coming})
 
     async def _bring(self) -> _Here:
-        image = await asyncio.to_thread(self._images.find, self._reference)
+        image = await asyncio.to_thread(self._images.find, self._reference, self._index)
         pulled = None
         if image is None:
             self.is_here = False
-            log.info("image.pulling", image=self._reference)
-            pulled = await self._puller.pull(self._reference, self._on_progress)
+            log.info("image.pulling", image=self._reference, index=self._index)
+            pulled = await self._puller.pull(self._reference, self._on_progress, index=self._index)
             log.info("image.pulled", image=self._reference, mib=pulled.bytes >> 20)
-            image = await asyncio.to_thread(self._images.find, self._reference)
+            image = await asyncio.to_thread(self._images.find, self._reference, self._index)
             if image is None:
                 raise ImageUnavailable(f"{self._reference} was pulled and is not here")
         self.is_here = True
@@ -99,21 +109,31 @@ class ImageKeepers:
     """One for each image that workers of this node run; belongs to the event loop."""
 
     def __init__(self, own: str, images: Images, puller: Puller, clock: Clock) -> None:
-        """`own` is what workers run that are not told otherwise."""
+        """`own` is what workers run that are not told otherwise; its layers may be mounted by
+        whichever index lies beside it.
+        """
         self._own = own
         self._images = images
         self._puller = puller
         self._clock = clock
-        self._keepers: dict[str, ImageKeeper] = {}
+        self._keepers: dict[tuple[str, str | None], ImageKeeper] = {}
+        self._indexes: Mapping[str, str] = {}
+
+    def pin(self, indexes: Mapping[str, str]) -> None:
+        """By image, the digest of the only index by which it may be mounted from now on."""
+        self._indexes = indexes
 
     def of(self, image: str | None) -> ImageKeeper:
         """The image's; None: that of our own."""
         reference = image or self._own
-        if reference not in self._keepers:
+        index = None if image is None else self._indexes.get(image)
+        key = reference, index
+        if key not in self._keepers:
             self._forget_some()
-            keeper = ImageKeeper(reference, self._images, self._puller, self._clock)
-            self._keepers[reference] = keeper
-        return self._keepers[reference]
+            self._keepers[key] = ImageKeeper(
+                reference, self._images, self._puller, self._clock, index=index
+            )
+        return self._keepers[key]
 
     async def close(self) -> None:
         """Ends all pulls that are under way."""
@@ -123,6 +143,4 @@ class ImageKeepers:
     def _forget_some(self) -> None:
         """Those that are asked for next find their image as if they had never looked."""
         if len(self._keepers) >= MOST_KEEPERS:
-            self._keepers = {
-                reference: keeper for reference, keeper in self._keepers.items() if keeper.is_busy
-            }
+            self._keepers = {key: keeper for key, keeper in self._keepers.items() if keeper.is_busy}

@@ -13,7 +13,9 @@ class PullProgram:
         self._command = command
         self._environment = environment
 
-    async def pull(self, reference: str, on_progress: OnProgress) -> Pulled:
+    async def pull(
+        self, reference: str, on_progress: OnProgress, *, index: str | None = None
+    ) -> Pulled:
         pulled: Pulled | None = None
 
         def hear(line: bytes) -> None:
@@ -26,8 +28,9 @@ class PullProgram:
                 case PullFailed(detail=detail):  # only the service says it so
                     raise ValueError(detail)
 
+        pinned = () if index is None else ("--index", index)
         try:
-            end = await run_heard((*self._command, reference), self._environment, hear)
+            end = await run_heard((*self._command, *pinned, reference), self._environment, hear)
         except ValueError as error:
             raise ImageUnavailable(f"{reference}: {error}") from error
         if end.status == 0 and pulled is not None:

@@ -28,12 +28,15 @@ class PullService:
         self._namespace = namespace
         self._snapshotter = snapshotter
 
-    async def pull(self, reference: str, on_progress: OnProgress) -> Pulled:
+    async def pull(
+        self, reference: str, on_progress: OnProgress, *, index: str | None = None
+    ) -> Pulled:
         order = PullOrder(
             reference=reference,
             containerd=self._containerd,
             namespace=self._namespace,
             snapshotter=self._snapshotter,
+            index=index,
         )
         try:
             reader, writer = await asyncio.open_unix_connection(self._path, limit=LONGEST_LINE)
