@@ -29,8 +29,10 @@ from control_plane.capacity.local import LocalAgent, LocalCapacity
 from control_plane.capacity.port import CapacityProvider
 from control_plane.capacity.static import StaticCapacity
 from control_plane.deployments.image_indexing import ImageIndexing
+from control_plane.deployments.image_pins import ImagePins
 from control_plane.deployments.image_registries import RegistryImages
 from control_plane.deployments.index_program import IndexProgram
+from control_plane.deployments.redis_pins import RedisPinStore
 from control_plane.deployments.redis_store import RedisDeploymentStore
 from control_plane.deployments.service import Deployments
 from control_plane.fleet.census import Census
@@ -224,11 +226,13 @@ class ControlPlane:
                 plain_http=plain_http,
             ),
         )
+        self.pins = ImagePins(RedisPinStore(self.redis))
+        self.deployments.load_before(self.pins.load)
         self.indexing = self._indexing()
         self.deployments.subscribe_pinned(self.indexing.pinned)
         self.deployments.subscribe(self.indexing.deployment_changed)
         self.memory = Memory(RedisExperienceStore(self.redis), clock=clock)
-        self.fleet = Fleet()
+        self.fleet = Fleet(index_of=self.pins.of)
         self.census = Census(
             *(RedisCensusStore(self.redis), self.fleet), clock=clock, is_leading=self._is_in_charge
         )
@@ -332,7 +336,7 @@ class ControlPlane:
         if settings.indexes_images:
             scratch = settings.state_dir / "indexing"
             indexer = IndexProgram(self._environment, scratch, plain_http=settings.plain_http)
-        return ImageIndexing(indexer, is_leading=self._is_in_charge)
+        return ImageIndexing(indexer, self.pins, is_leading=self._is_in_charge)
 
     def _job_owner(self) -> str:
         """With the embedded Redis there is one owner at a time: what the last one ran when it

@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     index = programs.add_parser("index", help="push an index beside an image: it is lazy then")
     index.add_argument("reference")
     index.add_argument("--background", action="store_true", help="last of all, in lines of JSON")
+    index.add_argument("--index", type=_digest, help="in the background: the only one to find")
     convert = programs.add_parser("convert", help="push an image in chunks of zstd, with an index")
     convert.add_argument("reference")
     convert.add_argument("target")
@@ -160,7 +161,9 @@ def _index_in_background(arguments: argparse.Namespace) -> None:
 
     def index(on_progress: Callable[[float], None]) -> "Published":
         with _publisher(arguments, on_progress) as publisher:
-            return publisher.find_or_index(Reference.parse(arguments.reference))
+            return publisher.find_or_index(
+                Reference.parse(arguments.reference), pin=arguments.index
+            )
 
     if not run_in_background(index, sys.stdout):
         sys.exit(1)

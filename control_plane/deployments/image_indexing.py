@@ -9,12 +9,13 @@ from typing import Final, Never
 import structlog
 
 from control_plane.deployments.image_indexer import ImageIndexer
+from control_plane.deployments.image_pins import ImagePins
 from control_plane.deployments.store import Change
 from infra.backoff import Backoff
 from infra.contracts.image import ImageState, ImageStatus, ResolvedImage
 from infra.contracts.image_index import ImageIndexed
 from infra.contracts.revision import Revision
-from infra.errors import PlatformError, SourceUnavailable
+from infra.errors import PlatformError, SourceUnavailable, StoreUnavailable
 
 log = structlog.get_logger()
 
@@ -52,12 +53,14 @@ class ImageIndexing:
     def __init__(
         self,
         indexer: ImageIndexer | None,
+        pins: ImagePins,
         *,
         is_leading: Callable[[], bool] = lambda: True,
         again: Backoff = AGAIN,
     ) -> None:
-        """Without an indexer nothing is indexed."""
+        """Without an indexer nothing is indexed. `pins` hears of each index that is there."""
         self._indexer = indexer
+        self._pins = pins
         self._is_leading = is_leading
         self._again = again
         self._known: dict[str, _Known] = {}
@@ -139,7 +142,10 @@ class ImageIndexing:
             self._known[image] = replace(known, detail=said, fraction=fraction)
 
         try:
-            indexed = await self._indexer.index(image, on_progress)
+            pin = self._pins.of(image)
+            indexed = await self._indexer.index(image, on_progress, pin=pin)
+            if indexed.index is not None:
+                await self._pins.pin(image, indexed.index)
         except PlatformError as error:
             self._failed(image, known, error)
         except Exception as error:  # the next image must not wait for what is wrong with us
@@ -155,7 +161,7 @@ class ImageIndexing:
         detail = f"its layers are downloaded whole: {error.detail}"
         whole = _Known(ImageState.WHOLE, detail, hint=error.hint, tries=known.tries)
         self._settle(image, whole)
-        if isinstance(error, SourceUnavailable) and known.tries < MOST_TRIES:
+        if isinstance(error, SourceUnavailable | StoreUnavailable) and known.tries < MOST_TRIES:
             wait_s = self._again.delay_s(known.tries)
             asyncio.get_running_loop().call_later(wait_s, self._put, image)
 

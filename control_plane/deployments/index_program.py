@@ -47,16 +47,16 @@ class IndexProgram:
         self._scratch = scratch
         self._command = command
 
-    async def index(self, image: str, on_progress: OnProgress) -> ImageIndexed:
+    async def index(self, image: str, on_progress: OnProgress, *, pin: str | None) -> ImageIndexed:
         try:
             async with asyncio.timeout(MOST_S):
-                return await self._run(image, on_progress)
+                return await self._run(image, on_progress, pin)
         except TimeoutError as error:
             raise ImageUnavailable(f"its index was not made in {MOST_S / 3600:g} h") from error
         finally:
             await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
 
-    async def _run(self, image: str, on_progress: OnProgress) -> ImageIndexed:
+    async def _run(self, image: str, on_progress: OnProgress, pin: str | None) -> ImageIndexed:
         outcome: ImageIndexed | IndexFailed | None = None
 
         def hear(line: bytes) -> None:
@@ -70,7 +70,8 @@ class IndexProgram:
         await asyncio.to_thread(self._scratch.mkdir, parents=True, exist_ok=True)
         environment = {**self._environment, "TMPDIR": str(self._scratch)}
         try:
-            end = await run_heard((*self._command, image), environment, hear)
+            pinned = () if pin is None else ("--index", pin)
+            end = await run_heard((*self._command, *pinned, image), environment, hear)
         except ValueError as error:
             raise ImageUnavailable(f"the program that indexes: {error}") from error
         match outcome:

@@ -1,7 +1,7 @@
 """Deployed models: a spec becomes an immutable revision, and everybody concerned hears of it."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import structlog
 
@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 ChangeListener = Callable[[Change], None]
 ImageListener = Callable[[ResolvedImage], None]
+Loader = Callable[[], Awaitable[None]]
 RecordChange = Callable[[Record], Record]
 
 _MOST_TRIES = 5
@@ -50,6 +51,7 @@ class Deployments:
         self._live: dict[RevisionName, Revision] = {}
         self._listeners: list[ChangeListener] = []
         self._pinned_listeners: list[ImageListener] = []
+        self._loaders: list[Loader] = []
         # Guards the order of changes: listeners hear them in the order the store made them.
         self._changing = asyncio.Lock()
 
@@ -57,6 +59,8 @@ class Deployments:
         """Reads what is deployed, once every listener has subscribed, and again when another
         process may have changed it."""
         async with self._changing:
+            for load in self._loaders:
+                await load()
             found = {
                 record.model: release_of(record, revisions)
                 for record, revisions in await self._store.load()
@@ -220,6 +224,10 @@ class Deployments:
         """Calls the listener with the image of every revision that is about to be published; it
         must not raise."""
         self._pinned_listeners.append(listener)
+
+    def load_before(self, loader: Loader) -> None:
+        """Has what listeners need to know of revisions read before they hear of them."""
+        self._loaders.append(loader)
 
     # -- how -----------------------------------------------------------------------------------
 

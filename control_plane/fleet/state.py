@@ -14,6 +14,7 @@ from control_plane.fleet.replica_table import ReplicaTable
 from control_plane.fleet.rooms import Rooms
 from control_plane.fleet.standby import within
 from infra.contracts.base import NodeId, ReplicaId, RevisionName
+from infra.contracts.image import ImagePin
 from infra.contracts.node import DesiredState, Leaving, NodeReport, ReplicaReport
 from infra.contracts.revision import ReplicaState, Revision
 from infra.contracts.stage import Rung, StageTiming
@@ -30,7 +31,11 @@ class Fleet:
     order the changes were made, also when a listener makes further changes.
     """
 
-    def __init__(self, *, remembered: int = 1000) -> None:
+    def __init__(
+        self, *, remembered: int = 1000, index_of: Callable[[str], str | None] = lambda image: None
+    ) -> None:
+        """`index_of`: the digest of the only index by which nodes may mount an image."""
+        self._index_of = index_of
         self._nodes: dict[NodeId, Node] = {}
         self._leaving: dict[NodeId, Leaving] = {}
         self._replicas = ReplicaTable(remembered=remembered)
@@ -103,12 +108,16 @@ class Fleet:
     def desired_state(self, node_id: NodeId) -> DesiredState:
         """What a registered node should look like; raises KeyError for another."""
         node, replicas = self._nodes[node_id], self.on_node(node_id)
+        assignments = tuple(it.assignment(node.image_for(it.revision)) for it in replicas)
+        images = {it.image for it in assignments} | {it.image for it in node.standby.pools}
+        pins = ((image, self._index_of(image)) for image in sorted(filter(None, images)))
         return DesiredState(
             version=node.version,
             standby=node.standby.workers,
             pools=node.standby.pools,
             prepare=node.standby.prepare,
-            replicas=tuple(it.assignment(node.image_for(it.revision)) for it in replicas),
+            pins=tuple(ImagePin(image=image, index=it) for image, it in pins if it is not None),
+            replicas=assignments,
             sleep=within(node.standby.sleep, room_on(node, replicas)),
         )
 

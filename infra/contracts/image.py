@@ -49,6 +49,13 @@ class ImagePool(Contract):
     workers: int = Field(ge=0, le=1000)
 
 
+class ImagePin(Contract):
+    """The only index by which layers of an image may be mounted."""
+
+    image: str = Field(max_length=1024, description="As ResolvedImage.reference.")
+    index: str = Field(pattern=DIGEST_PATTERN, description="Its digest.")
+
+
 class ImageState(StrEnum):
     """How a node gets the layers of an image that it does not have."""
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from infra.contracts.base import Contract
+from infra.contracts.image import DIGEST_PATTERN
 
 
 class IndexProgress(Contract):
@@ -18,7 +19,9 @@ class ImageIndexed(Contract):
     """The index is beside the image, made now or before; the last line."""
 
     kind: Literal["indexed"] = "indexed"
-    index: str | None = Field(max_length=200, description="Its digest; null: no layer has one.")
+    index: str | None = Field(
+        pattern=DIGEST_PATTERN, description="Its digest; null: no layer has one."
+    )
     layers: int = Field(ge=0, description="Layers of the image.")
     lazy: int = Field(ge=0, description="Those that have an index.")
     why_not: str | None = Field(

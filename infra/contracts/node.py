@@ -12,7 +12,7 @@ from infra.contracts.base import (
     ReplicaId,
     RevisionName,
 )
-from infra.contracts.image import ImagePool
+from infra.contracts.image import ImagePin, ImagePool
 from infra.contracts.model_spec import EngineSettings, Resources
 from infra.contracts.revision import ReplicaState, ResolvedSource
 from infra.contracts.stage import Rung, StageProgress, StageTiming
@@ -94,6 +94,9 @@ class DesiredState(Contract):
         default=(), description="Beside those, of other images than the node's own."
     )
     replicas: tuple[ReplicaAssignment, ...]
+    pins: tuple[ImagePin, ...] = Field(
+        default=(), description="Indexes of images above; of others, whichever lies beside them."
+    )
     prepare: tuple[ResolvedSource, ...] = Field(
         default=(),
         description="Likely to be started next: standby workers read what is small of them.",

@@ -170,7 +170,7 @@ class Snapshotter:
         except PlatformError as error:
             log.warning("snapshot.unpacked", layer=wanted.layer, reason=error.detail)
             return False
-        log.info("snapshot.mounted", layer=wanted.layer, image=wanted.reference)
+        log.info("snapshot.mounted", layer=wanted.layer, image=wanted.reference, pin=wanted.index)
         return True
 
     def _found(self, wanted: WantedLayer) -> FoundLayer | None:

@@ -55,6 +55,8 @@ def find_index(
 def read_index(registry: Registry, image: Reference, manifest: str, artifact: str) -> ImageIndex:
     """The index of that digest, whatever is listed; raises NotFound, and what `find_index` does."""
     content = registry.manifest(image.at(artifact)).content
+    if content.get("artifactType") != ARTIFACT_TYPE:
+        raise ImageInvalid(f"{artifact} is no index of {image} that this version reads")
     subject = Descriptor.parse(content.get("subject"))
     if subject.digest != manifest:
         raise ImageInvalid(f"the index of {image} is beside another image")

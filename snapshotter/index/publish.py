@@ -6,13 +6,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from infra.errors import ImageInvalid
+from infra.errors import ImageInvalid, NotFound
 from infra.json_file import parse_json_object
 from infra.registry.client import Registry
 from infra.registry.manifest import LISTS, MANIFEST, Descriptor, Manifest
 from infra.registry.reference import Reference
 from snapshotter.index.build import index_layer, unpack_tar
-from snapshotter.index.image_index import ARTIFACT_TYPE, LAYER, find_index
+from snapshotter.index.image_index import ARTIFACT_TYPE, LAYER, ImageIndex, find_index, read_index
 from snapshotter.index.layer_index import MEDIA_TYPE, LayerIndex
 from snapshotter.index.zstd_frames import cuts, write_frames
 from snapshotter.registry.image import (
@@ -79,13 +79,14 @@ class Publisher:
         manifest, _, layers = self._image(image)
         return self._index(image, manifest, layers)
 
-    def find_or_index(self, image: Reference) -> Published:
-        """The same, unless an index is beside the image already.
+    def find_or_index(self, image: Reference, *, pin: str | None = None) -> Published:
+        """The same, unless an index is beside the image already: that of the digest `pin`, where
+        there is one, since others may be anybody's.
 
         Raises Unauthorized or Forbidden where none may be pushed, before any layer is read.
         """
         manifest, _, layers = self._image(image)
-        found = self._find(image, manifest.descriptor.digest, layers)
+        found = self._find(image, manifest.descriptor.digest, layers, pin)
         if found is not None:
             return found
         if any(layer.blob.size >= self._least_layer_bytes for layer in layers):
@@ -93,13 +94,12 @@ class Publisher:
         return self._index(image, manifest, layers)
 
     def _find(
-        self, image: Reference, manifest: str, layers: tuple[ImageLayer, ...]
+        self, image: Reference, manifest: str, layers: tuple[ImageLayer, ...], pin: str | None
     ) -> Published | None:
         """What is damaged is made anew, as what is missing."""
         try:
-            listed = listed_beside(self._registry, image, manifest)
-            found = find_index(self._registry, image, manifest, listed)
-        except ImageInvalid:
+            found = self._index_beside(image, manifest, pin)
+        except (ImageInvalid, NotFound):
             return None
         if found is None:
             return None
@@ -114,6 +114,12 @@ class Publisher:
             for described in [found.layers.get(layer.blob.digest)]
         ]
         return Published(_named(image, manifest), found.artifact, tuple(reports))
+
+    def _index_beside(self, image: Reference, manifest: str, pin: str | None) -> ImageIndex | None:
+        if pin is not None:
+            return read_index(self._registry, image, manifest, pin)
+        listed = listed_beside(self._registry, image, manifest)
+        return find_index(self._registry, image, manifest, listed)
 
     def _why_none(self, layer: ImageLayer) -> str:
         is_small = layer.blob.size < self._least_layer_bytes

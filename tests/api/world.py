@@ -18,6 +18,7 @@ from control_plane.api.app import create_edge
 from control_plane.api.auth import KeyRing
 from control_plane.api.services import Services
 from control_plane.deployments.image_indexing import ImageIndexing
+from control_plane.deployments.image_pins import ImagePins, MemoryPinStore
 from control_plane.fleet.replica import Replica
 from control_plane.fleet.timeline import MemoryTimelineStore
 from control_plane.queue.memory_store import MemoryJobStore
@@ -78,7 +79,7 @@ class EdgeWorld:
             lines=self.lines,
             activator=self.activator,
             autoscaler=world.autoscaler,
-            indexing=ImageIndexing(None),
+            indexing=ImageIndexing(None, ImagePins(MemoryPinStore())),
             sessions=world.sessions,
             ledger=self.ledger,
             jobs=self.jobs.jobs,

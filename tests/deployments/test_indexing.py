@@ -4,23 +4,26 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from control_plane.autoscaler.standby_keeper import StandbyKeeper
 from control_plane.deployments.image_indexer import FakeImageIndexer
 from control_plane.deployments.image_indexing import MOST_TRIES, ImageIndexing
+from control_plane.deployments.image_pins import ImagePins, MemoryPinStore, PinStore
 from control_plane.deployments.images import KnownImages
 from control_plane.deployments.index_program import IndexProgram
 from control_plane.deployments.memory_store import MemoryDeploymentStore
+from control_plane.deployments.redis_pins import RedisPinStore
 from control_plane.deployments.service import Deployments
 from control_plane.fleet.node import Node
 from control_plane.fleet.standby import StandbyLimits
 from control_plane.fleet.state import Fleet
 from control_plane.settings import Settings
-from infra.contracts.image import ImageState, ImageStatus, ResolvedImage
+from infra.contracts.image import ImagePin, ImageState, ImageStatus, ResolvedImage
 from infra.contracts.image_index import ImageIndexed
 from infra.errors import (
     DependencyMissing,
@@ -30,11 +33,13 @@ from infra.errors import (
     PlatformError,
     SourceUnavailable,
 )
+from infra.redis import EmbeddedRedis, connect
 from infra.virtual_time import run_virtual
 from tests.deployments.test_service import KNOWN
 from tests.fleet.makers import N1, a_registration, a_revision, a_spec, an_image, with_image
 
 ONE, TWO = an_image("one"), an_image("two")
+INDEX = f"sha256:{'1' * 64}"
 REFUSED = Forbidden("r.io/one does not allow us to POST", hint="log in")
 
 
@@ -60,9 +65,15 @@ def status(indexing: ImageIndexing, image: ResolvedImage = ONE) -> ImageStatus:
     return found
 
 
+def indexing_by(
+    indexer: FakeImageIndexer | None, store: PinStore | None = None, **terms: Any
+) -> ImageIndexing:
+    return ImageIndexing(indexer, ImagePins(store or MemoryPinStore()), **terms)
+
+
 async def test_images_are_indexed_in_turn_and_say_how_far_they_are():
     indexer = FakeImageIndexer()
-    indexing = ImageIndexing(indexer)
+    indexing = indexing_by(indexer)
     async with running(indexing):
         for image in (ONE, TWO, ONE):
             indexing.pinned(image)
@@ -91,9 +102,9 @@ async def test_images_are_indexed_in_turn_and_say_how_far_they_are():
 @pytest.mark.parametrize(
     ("indexed", "state", "detail"),
     [
-        (ImageIndexed(index="x", layers=2, lazy=2), "lazy", "2 of 2 layers are mounted"),
+        (ImageIndexed(index=INDEX, layers=2, lazy=2), "lazy", "2 of 2 layers are mounted"),
         (
-            ImageIndexed(index="x", layers=2, lazy=1, why_not="it is hostile"),
+            ImageIndexed(index=INDEX, layers=2, lazy=1, why_not="it is hostile"),
             "lazy",
             "1 of 2 layers are mounted; another one has no index: it is hostile",
         ),
@@ -107,7 +118,7 @@ async def test_images_are_indexed_in_turn_and_say_how_far_they_are():
 async def test_what_is_lazy_of_an_image_is_told(indexed, state, detail):
     indexer = FakeImageIndexer(indexed)
     indexer.may_end.set()
-    indexing = ImageIndexing(indexer)
+    indexing = indexing_by(indexer)
     async with running(indexing):
         indexing.pinned(ONE)
         await turns()
@@ -117,7 +128,7 @@ async def test_what_is_lazy_of_an_image_is_told(indexed, state, detail):
 async def test_an_index_that_may_not_be_made_is_told_and_tried_again_at_the_next_deploy_only():
     indexer = FakeImageIndexer(REFUSED)
     indexer.may_end.set()
-    indexing = ImageIndexing(indexer)
+    indexing = indexing_by(indexer)
     async with running(indexing):
         indexing.pinned(ONE)
         await turns()
@@ -126,7 +137,7 @@ async def test_an_index_that_may_not_be_made_is_told_and_tried_again_at_the_next
         assert "downloaded whole: r.io/one does not allow us" in whole.detail
         assert indexing.is_settled(ONE.reference)
 
-        indexer.result = ImageIndexed(index="x", layers=1, lazy=1)
+        indexer.result = ImageIndexed(index=INDEX, layers=1, lazy=1)
         indexing.pinned(ONE)
         assert indexing.is_settled(ONE.reference), "workers that are parked stay so"
         await turns()
@@ -138,7 +149,7 @@ def test_a_registry_that_is_away_is_asked_again_for_a_while_and_then_no_more():
     async def story() -> None:
         indexer = FakeImageIndexer(SourceUnavailable("r.io does not answer"))
         indexer.may_end.set()
-        indexing = ImageIndexing(indexer)
+        indexing = indexing_by(indexer)
         async with running(indexing):
             indexing.pinned(ONE)
             await asyncio.sleep(40)
@@ -153,7 +164,7 @@ def test_a_registry_that_is_away_is_asked_again_for_a_while_and_then_no_more():
 async def test_what_breaks_with_one_image_does_not_keep_the_next_one_waiting():
     indexer = FakeImageIndexer(RuntimeError("ours"))
     indexer.may_end.set()
-    indexing = ImageIndexing(indexer)
+    indexing = indexing_by(indexer)
     async with running(indexing):
         indexing.pinned(ONE)
         indexing.pinned(TWO)
@@ -166,7 +177,7 @@ def test_who_does_not_lead_indexes_nothing_until_it_does():
     async def story() -> None:
         leads = False
         indexer = FakeImageIndexer()
-        indexing = ImageIndexing(indexer, is_leading=lambda: leads)
+        indexing = indexing_by(indexer, is_leading=lambda: leads)
         async with running(indexing):
             indexing.pinned(ONE)
             await asyncio.sleep(10)
@@ -179,7 +190,7 @@ def test_who_does_not_lead_indexes_nothing_until_it_does():
 
 
 async def test_without_an_indexer_nothing_is_known_and_nothing_waits():
-    indexing = ImageIndexing(None)
+    indexing = indexing_by(None)
     indexing.pinned(ONE)
     assert status(indexing).state is ImageState.UNKNOWN
     assert indexing.is_settled(ONE.reference)
@@ -188,10 +199,13 @@ async def test_without_an_indexer_nothing_is_known_and_nothing_waits():
 
 async def test_workers_are_parked_when_the_index_is_there_and_stay_after_a_restart():
     store, known = MemoryDeploymentStore(), KnownImages({"r.io/one:1": ONE.reference})
+    pinned = MemoryPinStore()
 
     def platform(indexer: FakeImageIndexer) -> tuple[Deployments, ImageIndexing, Fleet]:
-        deployments, fleet = Deployments(store, KNOWN, known), Fleet()
-        indexing = ImageIndexing(indexer)
+        pins = ImagePins(pinned)
+        deployments, fleet = Deployments(store, KNOWN, known), Fleet(index_of=pins.of)
+        deployments.load_before(pins.load)
+        indexing = ImageIndexing(indexer, pins)
         limits = StandbyLimits()
         keeper = StandbyKeeper(deployments, fleet, limits=limits, is_settled=indexing.is_settled)
         deployments.subscribe_pinned(indexing.pinned)
@@ -214,6 +228,7 @@ async def test_workers_are_parked_when_the_index_is_there_and_stay_after_a_resta
         indexer.may_end.set()
         await turns()
         assert parked(fleet) == [(ONE.reference, 1)]
+        assert fleet.desired_state(N1).pins == (ImagePin(image=ONE.reference, index=INDEX),)
 
     again = FakeImageIndexer()
     deployments, indexing, fleet = platform(again)
@@ -221,7 +236,34 @@ async def test_workers_are_parked_when_the_index_is_there_and_stay_after_a_resta
         await deployments.load()
         await turns()
         assert again.asked == [ONE.reference], "it is found again"
+        assert again.pins == [INDEX], "and no other"
         assert parked(fleet) == [(ONE.reference, 1)]
+
+
+@pytest.mark.parametrize("kind", ["memory", pytest.param("redis", marks=pytest.mark.real)])
+async def test_the_index_of_an_image_stays_pinned_until_another_had_to_be_made(kind, tmp_path):
+    async with AsyncExitStack() as stack:
+        store: PinStore = MemoryPinStore()
+        if kind == "redis":
+            redis = connect((await stack.enter_async_context(EmbeddedRedis(tmp_path))).url)
+            stack.push_async_callback(redis.aclose)
+            store = RedisPinStore(redis)
+        made, other = INDEX, f"sha256:{'2' * 64}"
+        indexer = FakeImageIndexer()
+        indexer.may_end.set()
+        for pinned, found in ((None, made), (made, made), (made, other), (other, None)):
+            pins = ImagePins(store)
+            await pins.load()
+            assert pins.of(ONE.reference) == pinned
+            indexer.result = ImageIndexed(index=found, layers=1, lazy=0 if found is None else 1)
+            indexing = ImageIndexing(indexer, pins)
+            is_settled = asyncio.Event()
+            indexing.subscribe(is_settled.set)
+            async with running(indexing):
+                indexing.pinned(ONE)
+                await is_settled.wait()
+            assert indexer.pins[-1] == pinned
+        assert pins.of(TWO.reference) is None
 
 
 # -- the program -----------------------------------------------------------------------------------
@@ -244,18 +286,20 @@ async def test_the_program_is_heard_and_its_folder_goes_with_it(tmp_path):
         "open(os.environ['TMPDIR'] + '/layer', 'w').write('x')\n"
         "print(json.dumps({'kind': 'progress', 'fraction': 0.5}))\n"
         "secret = [name for name in os.environ if name.startswith('PLATFORM_')]\n"
-        "said = ' '.join([sys.argv[-1], *sorted(secret)])\n"
-        "print(json.dumps({'kind': 'indexed', 'index': said, 'layers': 2, 'lazy': 1}))\n"
+        "said = ' '.join([*sys.argv[1:], *sorted(secret)])\n"
+        "none = {'kind': 'indexed', 'index': None, 'layers': 2, 'lazy': 0, 'why_not': said}\n"
+        "print(json.dumps(none))\n"
     )
     indexer = program(
         tmp_path, script, PLATFORM_API_KEY="secret", PLATFORM_SNAPSHOTTER_DOCKER_CONFIG="x"
     )
     heard: list[float] = []
 
-    indexed = await indexer.index("r.io/one", heard.append)
+    indexed = await indexer.index("r.io/one", heard.append, pin=INDEX)
 
     names = "PLATFORM_SNAPSHOTTER_DOCKER_CONFIG PLATFORM_SNAPSHOTTER_PLAIN_HTTP"
-    assert indexed == ImageIndexed(index=f"r.io/one {names}", layers=2, lazy=1)
+    said = f"--index {INDEX} r.io/one {names}"
+    assert indexed == ImageIndexed(index=None, layers=2, lazy=0, why_not=said)
     assert heard == [0.5]
     assert not (tmp_path / "scratch").exists()
 
@@ -291,7 +335,7 @@ async def test_the_program_is_heard_and_its_folder_goes_with_it(tmp_path):
 )
 async def test_however_the_program_ends_it_is_one_of_our_errors(tmp_path, script, kind, why):
     with pytest.raises(PlatformError, match=why) as failed:
-        await program(tmp_path, script).index("r.io/one", lambda fraction: None)
+        await program(tmp_path, script).index("r.io/one", lambda fraction: None, pin=None)
     assert type(failed.value) is kind
     assert not (tmp_path / "scratch").exists()
 
@@ -304,7 +348,7 @@ async def test_who_no_longer_waits_ends_the_program(tmp_path):
     )
     begun = asyncio.Event()
     indexing = asyncio.create_task(
-        program(tmp_path, script).index("r.io/one", lambda fraction: begun.set())
+        program(tmp_path, script).index("r.io/one", lambda fraction: begun.set(), pin=None)
     )
     await begun.wait()
     indexing.cancel()

@@ -78,7 +78,7 @@ def test_a_deploy_pins_the_image_and_has_it_indexed(contained: RunningPlatform) 
 
 
 def test_a_request_at_zero_mounts_the_image_starts_a_container_and_is_answered(
-    contained: RunningPlatform,
+    contained: RunningPlatform, node: RunningSnapshotter
 ) -> None:
     response = invoke(contained)
 
@@ -94,6 +94,8 @@ def test_a_request_at_zero_mounts_the_image_starts_a_container_and_is_answered(
     assert image["seconds"] > 0
     runtime = next(share for share in report["shares"] if share["stage"] == "runtime")
     assert runtime["source"] == "container"
+    pins = {line["pin"] for line in node.logged("snapshot.mounted")}
+    assert pins - {None}, "the index that was made at deploy is the only one for its nodes"
 
 
 def test_a_replica_that_is_ready_ends_the_recording_of_its_start(

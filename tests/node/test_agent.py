@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from infra.contracts.base import NodeId, ReplicaId
-from infra.contracts.image import ImagePool
+from infra.contracts.image import ImagePin, ImagePool
 from infra.contracts.node import Failure, ReplicaAssignment, ReplicaReport
 from infra.contracts.revision import ReplicaState, ResolvedSource
 from infra.contracts.stage import Rung, Stage, StageProgress, StageTiming
@@ -730,6 +730,7 @@ def _check_starts(node: Node) -> None:
         assert node.agent.gpu_table.owned_by(worker_id) == gpus
 
 
+INDEX = f"sha256:{'1' * 64}"
 IMAGE, BROKEN = "r.io/own@sha256:1", "r.io/broken@sha256:2"
 
 
@@ -737,7 +738,8 @@ def test_an_image_whose_workers_die_rests_alone_and_others_are_parked_and_told_o
     async def story(node: Node) -> None:
         node.launcher.runs_images = True
         pools = tuple(ImagePool(image=image, workers=1) for image in (IMAGE, BROKEN))
-        node.control_plane.want(desired().model_copy(update={"pools": pools}))
+        pins = (ImagePin(image=IMAGE, index=INDEX),)
+        node.control_plane.want(desired().model_copy(update={"pools": pools, "pins": pins}))
         began_at = asyncio.get_running_loop().time()
         deaths = 0
         while asyncio.get_running_loop().time() < began_at + 60:
@@ -748,6 +750,7 @@ def test_an_image_whose_workers_die_rests_alone_and_others_are_parked_and_told_o
                     node.launcher.lose(worker_id, Exit(1))
 
         assert 2 < deaths < 30
+        assert node.launcher.pins == {IMAGE: INDEX}
         assert node.agent.pools_ready() == (ImagePool(image=IMAGE, workers=1),)
         assert node.agent.standby_ready() == 0
         assert node.control_plane.reports[-1].pools_ready == node.agent.pools_ready()

@@ -20,6 +20,7 @@ from tests.snapshotter.makers import digest_of
 from tests.snapshotter.registry_server import Clients, registry_server, status
 from tests.snapshotter.tars import END, file, layer_tar, noise, words
 
+INDEX = f"sha256:{'1' * 64}"
 BASE = layer_tar({"bin/sh": words(200_000)})
 TOP = layer_tar({"lib/big.so": noise(1_200_000), "app.py": b"import torch"})
 
@@ -243,6 +244,19 @@ def test_an_index_that_is_there_is_found_and_nothing_is_read_or_pushed(server, r
     assert not [path for _, path in server.requests if path.endswith(tuple(layers))]
 
 
+def test_an_index_that_is_not_the_pinned_one_is_not_found_but_made(server, registry):
+    image = add_image(server, [BASE, TOP])
+    subject = registry.manifest(image).descriptor
+    made = publisher(registry).find_or_index(image)
+    attach(registry, image, subject, artifact_type=ARTIFACT_TYPE, blobs=[])
+
+    found = publisher(registry).find_or_index(image, pin=made.index)
+    assert found.index == made.index
+    old = attach(registry, image, subject, artifact_type=f"{ARTIFACT_TYPE}.old", blobs=[])
+    for gone in (f"sha256:{'0' * 64}", str(image.digest), old.digest):
+        assert publisher(registry).find_or_index(image, pin=gone).index == made.index
+
+
 def test_who_may_not_push_is_told_before_any_layer_is_read(server, registry):
     image = add_image(server, [BASE, TOP])
     server.fail("POST .*/uploads/", status(403))
@@ -281,13 +295,13 @@ def test_a_program_says_in_lines_of_json_what_came_of_an_image():
 
     def index(on_progress) -> Published:
         on_progress(0.5)
-        return Published("r.io/x", "sha256:1", layers)
+        return Published("r.io/x", INDEX, layers)
 
     progress, indexed = in_background(index)
     assert progress == {"kind": "progress", "fraction": 0.5}
     assert indexed == {
         "kind": "indexed",
-        "index": "sha256:1",
+        "index": INDEX,
         "layers": 3,
         "lazy": 1,
         "why_not": "it is hostile",

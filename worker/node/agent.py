@@ -67,6 +67,7 @@ class Agent:
     def apply(self, desired: DesiredState) -> None:
         """The desired state from now on."""
         self._desired = desired
+        self._launcher.pin({pin.image: pin.index for pin in desired.pins})
         self._refill.keep_only({pool.image for pool in desired.pools})
         self._advance()
         if self._ahead.expect(desired.prepare):

@@ -1,6 +1,7 @@
 """A launcher without processes, for tests: workers that do as they are told."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class FakeLauncher:
     ranks: dict[WorkerId, int] = field(default_factory=dict)
     images: dict[WorkerId, str | None] = field(default_factory=dict)
     runs_images: bool = False
+    pins: dict[str, str] = field(default_factory=dict)
     parked: set[WorkerId] = field(default_factory=set)
     sent: list[tuple[WorkerId, ToWorker]] = field(default_factory=list)
     killed: list[WorkerId] = field(default_factory=list)
@@ -33,6 +35,9 @@ class FakeLauncher:
 
     def listen(self, listener: Listener) -> None:
         self._listener = listener
+
+    def pin(self, indexes: Mapping[str, str]) -> None:
+        self.pins = dict(indexes)
 
     def climbs_from(self, origin: Origin, *, image: str | None = None) -> tuple[Rung, str]:
         return Rung.NODE, origin.value

@@ -1,6 +1,7 @@
 """Where worker processes come from: the port."""
 
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -53,6 +54,9 @@ class Launcher(Protocol):
         """Names the one listener; before anything else."""
 
     runs_images: bool  # workers are containers; else nobody may be asked for one of an image
+
+    def pin(self, indexes: Mapping[str, str]) -> None:
+        """By image, the digest of the only index by which it may be mounted from now on."""
 
     def climbs_from(self, origin: Origin, *, image: str | None = None) -> tuple[Rung, str]:
         """The rung that a worker launched now starts from, and what the report calls its source."""

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +83,9 @@ class ProcessLauncher:
 
     def listen(self, listener: Listener) -> None:
         self._listener = listener
+
+    def pin(self, indexes: Mapping[str, str]) -> None:
+        """Processes run no image."""
 
     def climbs_from(self, origin: Origin, *, image: str | None = None) -> tuple[Rung, str]:
         return Rung.NODE, origin.value

@@ -18,6 +18,7 @@ from worker.node.machine import open_files
 from worker.settings import NodeSettings, container_environment, pull_environment
 
 CGROUP = "/firstlight"
+UNPACKS = "overlayfs"  # containerd's own, which mounts no layer by an index
 AWAY_S = 5.0  # containerd, before a call to it has failed
 
 
@@ -31,7 +32,10 @@ def container_launcher(settings: NodeSettings, clock: NodeClock) -> ContainerLau
     images = ContainerdImages(containerd, **where)
     return ContainerLauncher(
         ContainerdContainers(containerd, node=settings.id, **where),
-        ImageKeepers(settings.image, images, _puller(settings), clock),
+        ImageKeepers(
+            *(settings.image, images, _puller(settings), clock),
+            mounts=settings.snapshotter != UNPACKS,
+        ),
         Furnishing(
             Sources(plain_http=settings.plain_http, share=share_through(settings.weights_socket)),
             settings.cache_dir,

@@ -108,10 +108,13 @@ class ImageKeeper:
 class ImageKeepers:
     """One for each image that workers of this node run; belongs to the event loop."""
 
-    def __init__(self, own: str, images: Images, puller: Puller, clock: Clock) -> None:
+    def __init__(
+        self, own: str, images: Images, puller: Puller, clock: Clock, *, mounts: bool = True
+    ) -> None:
         """`own` is what workers run that are not told otherwise; its layers may be mounted by
-        whichever index lies beside it.
+        whichever index lies beside it. `mounts`: layers may be; else pins are of no use.
         """
+        self._mounts = mounts
         self._own = own
         self._images = images
         self._puller = puller
@@ -121,7 +124,7 @@ class ImageKeepers:
 
     def pin(self, indexes: Mapping[str, str]) -> None:
         """By image, the digest of the only index by which it may be mounted from now on."""
-        self._indexes = indexes
+        self._indexes = indexes if self._mounts else {}
 
     def of(self, image: str | None) -> ImageKeeper:
         """The image's; None: that of our own."""

@@ -77,6 +77,9 @@ class ContainerLauncher:
     def listen(self, listener: Listener) -> None:
         self._listener = listener
 
+    def pin(self, indexes: Mapping[str, str]) -> None:
+        self._images.pin(indexes)
+
     def climbs_from(self, origin: Origin, *, image: str | None = None) -> tuple[Rung, str]:
         return (Rung.IMAGE if self._images.of(image).is_here else Rung.NODE), SOURCE
 
