@@ -55,10 +55,12 @@ class Registry:
     is_pulling: asyncio.Event = field(default_factory=asyncio.Event)
     may_fail: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def find(self, reference: str) -> Image | None:
+    def find(self, reference: str, index: str | None) -> Image | None:
         return IMAGE if self.is_here else None
 
-    async def pull(self, reference: str, on_progress: OnProgress) -> Pulled:
+    async def pull(
+        self, reference: str, on_progress: OnProgress, *, index: str | None = None
+    ) -> Pulled:
         self.is_pulling.set()
         await self.may_fail.wait()
         raise ImageUnavailable(f"{reference} is nowhere")
