@@ -1,25 +1,33 @@
-"""`platform up` with workers in containers of an image that nobody has downloaded."""
+"""Containers of what the Dockerfiles make, which nobody has downloaded: workers of `platform up`,
+and a control plane in one of its own."""
 
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from benchmarks.image_build.image import WORKER
+from infra.tether import tethered
 from tests.journeys.test_cold_start import PROMPT, assert_adds_up, invoke
+from tests.support.built_images import ImageBuilder, image_builder
 from tests.support.containerd import SNAPSHOTTER, running_containerd
 from tests.support.platform import RunningPlatform, running_platform
 from tests.support.processes import until
 from tests.support.pushed_model import push_model
-from tests.support.registry import running_registry
+from tests.support.registry import RunningRegistry
 from tests.support.snapshotter import RunningSnapshotter, running_snapshotter
-from tests.support.worker_image import push
+from worker.node.container.spec import USER
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 
 SCALING = {"standby": 0, "sleep": 0, "grace": 1}
+KEY, NODE_TOKEN = "a-key-of-the-operator", "a-key-of-node-agents"
 
 
 @pytest.fixture(scope="module")
@@ -33,34 +41,50 @@ def node(environment: dict[str, str]) -> Iterator[RunningSnapshotter]:
 
 
 @pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageBuilder]:
+    with image_builder(tmp_path_factory.mktemp("images")) as builder:
+        yield builder
+
+
+@pytest.fixture(scope="module")
+def worker_image(images: ImageBuilder, registry: RunningRegistry) -> str:
+    """In a registry, nowhere else, and without an index; by its tag."""
+    return images.push("worker", registry.address)
+
+
+@pytest.fixture(scope="module")
+def far(registry: RunningRegistry, smollm2_dir: Path) -> str:
+    """The real model in that registry; its source."""
+    files = {path.name: path for path in smollm2_dir.iterdir() if path.is_file()}
+    return push_model(files, registry.address, "far")
+
+
+@pytest.fixture(scope="module")
 def contained(
     environment: dict[str, str],
     node: RunningSnapshotter,
+    worker_image: str,
     smollm2_dir: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    far: str,
 ) -> Iterator[RunningPlatform]:
-    """The real model deployed with an image of its own, by its tag. That is in a registry, nowhere
-    else, and has no index before."""
-    with running_registry(tmp_path_factory.mktemp("registry")) as registry:
-        image = push(WORKER, registry.address, "worker")
-        settings = {
-            "PLATFORM_RUNTIME": "container",
-            "PLATFORM_IMAGE": image,
-            "PLATFORM_CONTAINERD": str(node.containerd.socket),
-            "PLATFORM_CONTAINERD_NAMESPACE": node.containerd.namespace,
-            "PLATFORM_SNAPSHOTTER": SNAPSHOTTER,
-            "PLATFORM_PULL_SOCKET": str(node.state_dir / "pull.sock"),
-            "PLATFORM_WEIGHTS_SOCKET": str(node.state_dir / "weights.sock"),
-        }
-        with running_platform(environment | settings) as platform:
-            platform.client.timeout = httpx.Timeout(200)
-            platform.deploy("chat", smollm2_dir, scaling=SCALING, image=image)
-            until(lambda: not is_being_indexed(platform), seconds=120, what="the image is indexed")
-            files = {path.name: path for path in smollm2_dir.iterdir() if path.is_file()}
-            deployed = {"name": "far", "source": push_model(files, registry.address, "far")}
-            response = platform.client.put("/v1/models/far", json=deployed | {"scaling": SCALING})
-            assert response.status_code == 202, response.text
-            yield platform
+    """The real model, deployed with an image of its own, and from afar."""
+    settings = {
+        "PLATFORM_RUNTIME": "container",
+        "PLATFORM_IMAGE": worker_image,
+        "PLATFORM_CONTAINERD": str(node.containerd.socket),
+        "PLATFORM_CONTAINERD_NAMESPACE": node.containerd.namespace,
+        "PLATFORM_SNAPSHOTTER": SNAPSHOTTER,
+        "PLATFORM_PULL_SOCKET": str(node.state_dir / "pull.sock"),
+        "PLATFORM_WEIGHTS_SOCKET": str(node.state_dir / "weights.sock"),
+    }
+    with running_platform(environment | settings) as platform:
+        platform.client.timeout = httpx.Timeout(200)
+        platform.deploy("chat", smollm2_dir, scaling=SCALING, image=worker_image)
+        until(lambda: not is_being_indexed(platform), seconds=240, what="the image is indexed")
+        deployed = {"name": "far", "source": far, "scaling": SCALING}
+        response = platform.client.put("/v1/models/far", json=deployed)
+        assert response.status_code == 202, response.text
+        yield platform
 
 
 def is_being_indexed(platform: RunningPlatform) -> bool:
@@ -126,3 +150,90 @@ def test_weights_of_a_container_come_by_way_of_the_nodes_store_and_stay_there(
 
         contained.until_idle("far")
         shutil.rmtree(contained.state_dir / "node/models")
+
+
+@pytest.fixture
+def control_plane(
+    images: ImageBuilder, registry: RunningRegistry, node: RunningSnapshotter, tmp_path: Path
+) -> Iterator[httpx.Client]:
+    """One in a container of its image, which may write nothing but its state."""
+    containerd, name = node.containerd, "control-plane"
+    image = images.push(name, registry.address)
+    containerd.ctr("images", "pull", "--plain-http", image)
+    port = free_port()
+    state = tmp_path / "state"
+    state.mkdir(0o700)
+    os.chown(state, USER, USER)
+    settings = {"PLATFORM_PORT": port, "PLATFORM_API_KEY": KEY, "PLATFORM_NODE_TOKEN": NODE_TOKEN}
+    containerd.ctr(
+        *("run", "--detach", "--net-host", "--read-only"),
+        *("--mount", f"type=bind,src={state},dst=/state,options=rbind:rw"),
+        *("--mount", "type=tmpfs,dst=/tmp,options=mode=1777"),
+        *(word for each in settings.items() for word in ("--env", "=".join(map(str, each)))),
+        *(image, name),
+    )
+    headers = {"authorization": f"Bearer {KEY}"}
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=200) as client:
+        until(lambda: is_ready(client), seconds=60, what="the control plane is ready")
+        yield client
+    containerd.end_container(name)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture
+def agent(
+    environment: dict[str, str],
+    control_plane: httpx.Client,
+    node: RunningSnapshotter,
+    worker_image: str,
+    registry: RunningRegistry,
+    tmp_path: Path,
+) -> Iterator[None]:
+    """Of this machine, whose workers are containers."""
+    settings = {
+        "CONTROL_PLANE_URL": str(control_plane.base_url),
+        "TOKEN": NODE_TOKEN,
+        "STATE_DIR": str(tmp_path / "node"),
+        "RUNTIME": "container",
+        "IMAGE": worker_image,
+        "CONTAINERD": str(node.containerd.socket),
+        "CONTAINERD_NAMESPACE": node.containerd.namespace,
+        "SNAPSHOTTER": SNAPSHOTTER,
+        "PULL_SOCKET": str(node.state_dir / "pull.sock"),
+        "WEIGHTS_SOCKET": str(node.state_dir / "weights.sock"),
+    }
+    command = tethered(sys.executable, "-m", "control_plane.main", "node")
+    told = {f"PLATFORM_NODE_{name}": value for name, value in settings.items()}
+    process = subprocess.Popen(command, env=environment | told)
+    yield
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.usefixtures("agent")
+def test_a_control_plane_in_its_container_has_a_model_served_in_another(
+    control_plane: httpx.Client, far: str
+) -> None:
+    deployed = {"name": "far", "source": far, "scaling": SCALING}
+    response = control_plane.put("/v1/models/far", json=deployed)
+    assert response.status_code == 202, response.text
+
+    answer = control_plane.post("/v1/models/far/invoke", json=PROMPT | {"max_tokens": 4})
+
+    assert answer.status_code == 200, answer.text
+    (report,) = control_plane.get("/v1/models/far/coldstarts").json()["data"]
+    assert_adds_up(report)
+    runtime = next(share for share in report["shares"] if share["stage"] == "runtime")
+    assert runtime["source"] == "container"
