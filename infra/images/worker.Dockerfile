@@ -3,6 +3,8 @@
 ARG PYTHON=3.11.14-slim-bookworm
 
 FROM python:${PYTHON} AS build
+# Debian keeps no older versions to pin.
+# hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends g++ \
  && rm -rf /var/lib/apt/lists/*

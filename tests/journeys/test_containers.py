@@ -1,6 +1,7 @@
 """Containers of what the Dockerfiles make, which nobody has downloaded: workers of `platform up`,
 and a control plane in one of its own."""
 
+import json
 import os
 import shutil
 import signal
@@ -164,7 +165,12 @@ def control_plane(
     state = tmp_path / "state"
     state.mkdir(0o700)
     os.chown(state, USER, USER)
-    settings = {"PLATFORM_PORT": port, "PLATFORM_API_KEY": KEY, "PLATFORM_NODE_TOKEN": NODE_TOKEN}
+    settings = {
+        "PLATFORM_PORT": port,
+        "PLATFORM_API_KEY": KEY,
+        "PLATFORM_NODE_TOKEN": NODE_TOKEN,
+        "PLATFORM_PLAIN_HTTP": json.dumps([registry.address]),
+    }
     containerd.ctr(
         *("run", "--detach", "--net-host", "--read-only"),
         *("--mount", f"type=bind,src={state},dst=/state,options=rbind:rw"),
