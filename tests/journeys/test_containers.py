@@ -42,8 +42,10 @@ def node(environment: dict[str, str]) -> Iterator[RunningSnapshotter]:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageBuilder]:
-    with image_builder(tmp_path_factory.mktemp("images")) as builder:
+def images(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ImageBuilder]:
+    with image_builder(tmp_path_factory.mktemp("images"), environment) as builder:
         yield builder
 
 
@@ -69,16 +71,7 @@ def contained(
     far: str,
 ) -> Iterator[RunningPlatform]:
     """The real model, deployed with an image of its own, and from afar."""
-    settings = {
-        "PLATFORM_RUNTIME": "container",
-        "PLATFORM_IMAGE": worker_image,
-        "PLATFORM_CONTAINERD": str(node.containerd.socket),
-        "PLATFORM_CONTAINERD_NAMESPACE": node.containerd.namespace,
-        "PLATFORM_SNAPSHOTTER": SNAPSHOTTER,
-        "PLATFORM_PULL_SOCKET": str(node.state_dir / "pull.sock"),
-        "PLATFORM_WEIGHTS_SOCKET": str(node.state_dir / "weights.sock"),
-    }
-    with running_platform(environment | settings) as platform:
+    with running_platform(environment | containers("PLATFORM", node, worker_image)) as platform:
         platform.client.timeout = httpx.Timeout(200)
         platform.deploy("chat", smollm2_dir, scaling=SCALING, image=worker_image)
         until(lambda: not is_being_indexed(platform), seconds=240, what="the image is indexed")
@@ -86,6 +79,19 @@ def contained(
         response = platform.client.put("/v1/models/far", json=deployed)
         assert response.status_code == 202, response.text
         yield platform
+
+
+def containers(prefix: str, node: RunningSnapshotter, image: str) -> dict[str, str]:
+    """Settings of who starts workers as containers of that image."""
+    return {
+        f"{prefix}_RUNTIME": "container",
+        f"{prefix}_IMAGE": image,
+        f"{prefix}_CONTAINERD": str(node.containerd.socket),
+        f"{prefix}_CONTAINERD_NAMESPACE": node.containerd.namespace,
+        f"{prefix}_SNAPSHOTTER": SNAPSHOTTER,
+        f"{prefix}_PULL_SOCKET": str(node.state_dir / "pull.sock"),
+        f"{prefix}_WEIGHTS_SOCKET": str(node.state_dir / "weights.sock"),
+    }
 
 
 def is_being_indexed(platform: RunningPlatform) -> bool:
@@ -204,24 +210,16 @@ def agent(
     control_plane: httpx.Client,
     node: RunningSnapshotter,
     worker_image: str,
-    registry: RunningRegistry,
     tmp_path: Path,
 ) -> Iterator[None]:
     """Of this machine, whose workers are containers."""
-    settings = {
-        "CONTROL_PLANE_URL": str(control_plane.base_url),
-        "TOKEN": NODE_TOKEN,
-        "STATE_DIR": str(tmp_path / "node"),
-        "RUNTIME": "container",
-        "IMAGE": worker_image,
-        "CONTAINERD": str(node.containerd.socket),
-        "CONTAINERD_NAMESPACE": node.containerd.namespace,
-        "SNAPSHOTTER": SNAPSHOTTER,
-        "PULL_SOCKET": str(node.state_dir / "pull.sock"),
-        "WEIGHTS_SOCKET": str(node.state_dir / "weights.sock"),
+    told = {
+        "PLATFORM_NODE_CONTROL_PLANE_URL": str(control_plane.base_url),
+        "PLATFORM_NODE_TOKEN": NODE_TOKEN,
+        "PLATFORM_NODE_STATE_DIR": str(tmp_path / "node"),
+        **containers("PLATFORM_NODE", node, worker_image),
     }
     command = tethered(sys.executable, "-m", "control_plane.main", "node")
-    told = {f"PLATFORM_NODE_{name}": value for name, value in settings.items()}
     process = subprocess.Popen(command, env=environment | told)
     yield
     process.send_signal(signal.SIGTERM)

@@ -22,7 +22,7 @@ _BUILD_S = 1200
 class ImageBuilder:
     """Builds images into a folder of its own, and pushes them to a registry of this machine."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         require(os.geteuid() == 0, "root, which building images needs,")
         for program in ("buildah", "mmdebstrap"):
             require(shutil.which(program), program)
@@ -32,9 +32,7 @@ class ImageBuilder:
             f'[storage]\ndriver = "overlay"\n'
             f'runroot = "{folder / "run"}"\ngraphroot = "{folder / "images"}"\n'
         )
-        self._environment = dict(os.environ) | {  # noqa: TID251 - what children inherit
-            "CONTAINERS_STORAGE_CONF": str(storage)
-        }
+        self._environment = environment | {"CONTAINERS_STORAGE_CONF": str(storage)}
         self._settings = folder / "pip.conf"
         self._mounts = _pip_settings(self._settings)
 
@@ -89,9 +87,9 @@ class ImageBuilder:
 
 
 @contextmanager
-def image_builder(folder: Path) -> Iterator[ImageBuilder]:
+def image_builder(folder: Path, environment: dict[str, str]) -> Iterator[ImageBuilder]:
     """One that has the base; nothing of it is left at the end but what was pushed."""
-    builder = ImageBuilder(folder)
+    builder = ImageBuilder(folder, environment)
     try:
         builder.make_base()
         yield builder

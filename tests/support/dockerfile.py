@@ -11,6 +11,8 @@ from pathlib import Path
 from tests.support.processes import require
 
 _SECRET_FILE = re.compile(r"(^|/)(\.env|\.netrc|\.aws|\.docker|\.ssh|id_rsa|.*\.pem)(/|$)")
+_INSTALLS = re.compile(r"\bpip3? install\b")
+_HELD = re.compile(r"(-c|--constraint) constraints\.txt")
 _PINNED = re.compile(r"(@sha256:[0-9a-f]{64}|:[0-9]+\.[0-9]+\.[0-9]+[A-Za-z0-9.-]*)$")
 
 
@@ -118,9 +120,8 @@ def _of_base(base: Instruction, arguments: dict[str, str], names: set[str]) -> l
 def _of(instruction: Instruction, root: Path) -> Iterator[str]:
     match instruction.name:
         case "RUN":
-            if re.search(
-                r"\bpip3? install\b(?!.*(-c|--constraint) constraints\.txt)", instruction.text
-            ):
+            installs = [it for it in instruction.text.split("&&") if _INSTALLS.search(it)]
+            if not all(_HELD.search(it) for it in installs):
                 yield "installs versions that are not pinned: --constraint constraints.txt"
         case "COPY" if "--from=" not in instruction.text:
             yield from _of_copy(instruction.words(), root)
